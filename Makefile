@@ -1,0 +1,52 @@
+# Two commands do everything from a fresh clone: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
+
+# Tests run in two processes, so each takes one thread unless told otherwise.
+TEST_THREADS ?= 1
+TEST_PROCESSES ?= 2
+
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: demo test lint docs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/scgpt-tools demo
+
+test: export OMP_NUM_THREADS := $(TEST_THREADS)
+test: export MPLBACKEND := agg
+test: lint
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
+	@$(MAKE) --no-print-directory docs
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) docs/_build docs/api/generated
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Expected Python 3.11 or newer, found " + sys.version)'
+	@echo "Creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing scgpt-tools; torch is large, so the first time takes some minutes ..."
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "Installing the tools that tests and documentation need ..."
+	@$(PIP) install -c constraints.txt -e . --group test --group typecheck --group doc
+	@touch $@

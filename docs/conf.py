@@ -1,0 +1,112 @@
+"""Configuration of the documentation; builds offline."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from datetime import date
+from importlib import import_module
+from importlib.metadata import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+# Sphinx announces a change to the authors of this extension, who are not the readers of our log.
+warnings.filterwarnings("ignore", module="sphinx_autodoc_typehints")
+
+info = metadata("scgpt-tools")
+project = info["Name"]
+author = "scgpt-tools developers"
+copyright = f"{date.today():%Y}, {author}"
+version = release = info["Version"]
+repository = "https://github.com/scgpt-tools/scgpt-tools"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxcontrib.bibtex",
+    "scanpydoc.definition_list_typed_field",
+    "scanpydoc.elegant_typehints",
+]
+
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+# The first one is what autosummary writes.
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
+suppress_warnings = ["etoc.toctree"]
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_theme_options = {"repository_url": repository, "use_repository_button": True, "path_to_docs": "docs"}
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+# Notebooks are committed with their output; the tests run them.
+nb_execution_mode = "off"
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_google_docstring = False
+napoleon_use_rtype = True
+napoleon_use_param = True
+typehints_defaults = "braces"
+always_use_bars_union = True
+
+# Links to other projects need the network, so they are made where the pages are published.
+if os.environ.get("READTHEDOCS") == "True":
+    intersphinx_mapping = {
+        "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+        "mudata": ("https://mudata.readthedocs.io/stable/", None),
+        "numpy": ("https://numpy.org/doc/stable/", None),
+        "pandas": ("https://pandas.pydata.org/docs/", None),
+        "python": ("https://docs.python.org/3/", None),
+        "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
+        "scipy": ("https://docs.scipy.org/doc/scipy/", None),
+        "torch": ("https://docs.pytorch.org/docs/stable/", None),
+    }
+
+nitpicky = True
+# A name of our own must resolve; one of another project can only with the network.
+nitpick_ignore_regex = [("py:.*", r"(?!scgpt_tools)[\w]+(\..*)?")]
+# Bounds of type variables, of no use to a reader.
+nitpick_ignore = [("py:class", "scgpt_tools.config.Dataclass")]
+
+
+def public_paths() -> dict[tuple[str, str], str]:
+    """Where each public class is documented, by where it is defined; annotations name the latter."""
+    paths = {}
+    for package in ("datasets", "metrics", "models", "pl", "pp", "tl", "tokens", "train"):
+        module = import_module(f"scgpt_tools.{package}")
+        for name in getattr(module, "__all__", ()):
+            thing = getattr(module, name)
+            if isinstance(thing, type):
+                path = f"scgpt_tools.{package}.{name}"
+                paths["py:class", f"{thing.__module__}.{name}"] = ("py:class", path)
+    paths["py:class", "scgpt_tools.vocabulary.Vocabulary"] = ("py:class", "scgpt_tools.Vocabulary")
+    return paths
+
+
+qualname_overrides = public_paths()
+
+
+def keep_colons(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from reading the words before a colon as the type of an attribute; our types are annotations."""
+    if what in ("attribute", "data", "property") and lines:
+        lines[:0] = ["..", ""]  # an empty comment: napoleon looks at the first line only
+
+
+def setup(app: Sphinx) -> None:
+    # 500 is napoleon's place
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)

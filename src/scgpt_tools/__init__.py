@@ -1,0 +1,49 @@
+"""Single-cell foundation models of the scGPT family for AnnData and MuData.
+
+Importing the package only defines names; torch, scanpy and the rest are loaded when a sub-package is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+# Eager, because the submodule `settings` would otherwise take the place of the object of the same name.
+from scgpt_tools.settings import settings
+
+if TYPE_CHECKING:
+    from scgpt_tools import datasets, metrics, models, pl, pp, tl, tokens, train
+    from scgpt_tools.models import CellModel
+    from scgpt_tools.vocabulary import Vocabulary
+
+__all__ = [
+    "CellModel",
+    "Vocabulary",
+    "datasets",
+    "metrics",
+    "models",
+    "pl",
+    "pp",
+    "settings",
+    "tl",
+    "tokens",
+    "train",
+]
+
+__version__ = version("scgpt-tools")
+
+_HOMES = {"CellModel": "scgpt_tools.models", "Vocabulary": "scgpt_tools.vocabulary"}
+_PACKAGES = ("datasets", "metrics", "models", "pl", "pp", "tl", "tokens", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,52 @@
+"""Paragraphs that several docstrings share.
+
+A line of a docstring that holds nothing but ``{name}`` becomes the paragraph of that name.
+"""
+
+from __future__ import annotations
+
+import re
+from textwrap import indent
+from typing import TYPE_CHECKING, TypeVar
+
+from scgpt_tools._lookup import lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Function = TypeVar("Function", bound=Callable[..., object])
+
+PARAGRAPHS = {
+    "layer": """\
+layer
+    Key of ``layers`` to read; ``None`` takes ``X``.""",
+    "genes": """\
+genes
+    Column of ``var`` with the gene names that the vocabulary holds; ``None`` takes ``var_names``.""",
+    "modality": """\
+modality
+    Which modality to read; needed for MuData only.""",
+    "rng": """\
+rng
+    Seed for sampling genes of long cells and for ties between bins.  The draws of a cell depend on the seed and its
+    name only, never on batch size or order.""",
+    "show_progress": """\
+show_progress
+    Draw a progress bar; ``None`` follows :data:`scgpt_tools.settings`.""",
+    "copy": """\
+copy
+    Return a changed copy and leave the input alone.""",
+}
+
+_PLACE = re.compile(r"^([ \t]*)\{(\w+)\}[ \t]*$", flags=re.MULTILINE)
+
+
+def shared_docs(function: Function) -> Function:
+    """Decorator that fills the places for shared paragraphs."""
+    if function.__doc__ is not None:  # stripped under ``python -OO``
+        function.__doc__ = _PLACE.sub(_paragraph, function.__doc__)
+    return function
+
+
+def _paragraph(place: re.Match[str]) -> str:
+    return indent(lookup(PARAGRAPHS, place[2], "shared paragraph"), place[1])

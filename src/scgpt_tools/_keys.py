@@ -1,0 +1,146 @@
+"""Where each task writes in AnnData; every key is named here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TokenizeKeys:
+    """What :func:`scgpt_tools.pp.tokenize` writes."""
+
+    key: str = "X_binned"
+
+    @property
+    def layer(self) -> str:
+        """Binned values, sparse."""
+        return self.key
+
+    @property
+    def var(self) -> str:
+        """Token id of each gene, -1 for genes outside the vocabulary."""
+        return f"{self.key}_token_id"
+
+    @property
+    def obs(self) -> str:
+        """Number of expressed genes with a token in each cell."""
+        return f"{self.key}_n_tokens"
+
+    @property
+    def uns(self) -> str:
+        """Settings and provenance."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class PreprocessKeys:
+    """What :func:`scgpt_tools.pp.preprocess` writes; the names are scGPT's."""
+
+    normed: str = "X_normed"
+    """Layer of normalised values."""
+    log1p: str = "X_log1p"
+    """Layer of their logarithms."""
+    binned: str = "X_binned"
+    """Layer of bins."""
+
+
+@dataclass(frozen=True)
+class EmbedKeys:
+    """What :func:`scgpt_tools.tl.embed` writes."""
+
+    key: str = "X_scGPT"
+
+    @property
+    def obsm(self) -> str:
+        """One row per cell."""
+        return self.key
+
+    @property
+    def uns(self) -> str:
+        """Settings and provenance."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class EmbedGenesKeys:
+    """What :func:`scgpt_tools.tl.embed_genes` writes."""
+
+    key: str = "X_scGPT_genes"
+
+    @property
+    def varm(self) -> str:
+        """One row per gene."""
+        return self.key
+
+    @property
+    def uns(self) -> str:
+        """Settings and provenance."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class ConditionKeys:
+    """What :func:`scgpt_tools.pp.parse_conditions` writes."""
+
+    key: str = "condition"
+
+    @property
+    def obs(self) -> str:
+        """Condition of each cell in GEARS' spelling."""
+        return self.key
+
+    @property
+    def uns(self) -> str:
+        """How the labels were read, and which genes are perturbed."""
+        return f"{self.key}_perturbed"
+
+
+@dataclass(frozen=True)
+class PairKeys:
+    """What :func:`scgpt_tools.pp.pair_controls` writes."""
+
+    key: str = "ctrl_indices"
+
+    @property
+    def obsm(self) -> str:
+        """Rows of the paired controls."""
+        return self.key
+
+    @property
+    def uns(self) -> str:
+        """Settings, and a checksum of the cells that the rows belong to."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class SplitKeys:
+    """What :func:`scgpt_tools.pp.perturbation_split` and :func:`scgpt_tools.pp.cell_split` write."""
+
+    key: str = "split"
+
+    @property
+    def obs(self) -> str:
+        """``"train"``, ``"val"`` or ``"test"``; missing where a cell is in no part."""
+        return self.key
+
+    @property
+    def obs_subgroup(self) -> str:
+        """Of held-out conditions: how much of them training saw."""
+        return f"{self.key}_subgroup"
+
+    @property
+    def uns(self) -> str:
+        """Settings, conditions of every part, and their hashes."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class RankingKeys:
+    """What :func:`scgpt_tools.pp.perturbation_de` writes."""
+
+    key: str = "perturbation_de"
+
+    @property
+    def uns(self) -> str:
+        """Ranking in scanpy's structure."""
+        return self.key

@@ -1,0 +1,53 @@
+"""Read a table by name, with an error that lists what exists and the nearest spelling."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Value = TypeVar("Value")
+
+# Error messages stay readable when the table is `var` of an atlas.
+_SHOWN = 20
+
+
+def lookup(table: Mapping[str, Value], name: str, kind: str, *, error: type[Exception] = ValueError) -> Value:
+    """Value of ``table[name]``.
+
+    Parameters
+    ----------
+    table
+        What exists.
+    name
+        What was asked for.
+    kind
+        What an entry is called in the message, for example ``"head"``.
+    error
+        Exception to raise: :class:`ValueError` for a choice, :class:`KeyError` for data that should be there.
+
+    Returns
+    -------
+    The entry.
+    """
+    if name not in table:
+        raise error(absent(name, table, kind))
+    return table[name]
+
+
+def absent(name: object, choices: Iterable[object], kind: str) -> str:
+    """Message for a name that is not among the choices."""
+    names = [str(choice) for choice in choices if choice is not None]
+    close = get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"Found no {kind} {name!r}.{hint} {_listing(names)}"
+
+
+def _listing(names: list[str]) -> str:
+    if not names:
+        return "There is none."
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    more = f", ... ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
+    return f"Available: {shown}{more}."

@@ -1,0 +1,29 @@
+"""Choices and aliases that more than one room names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Attention: TypeAlias = Literal["sdpa", "varlen", "flash", "eager"]
+"""How attention is computed; all give the same numbers, and only ``eager`` returns its weights."""
+
+Genes: TypeAlias = Literal["expressed", "all"]
+"""Which genes of a cell become tokens."""
+
+Values: TypeAlias = Literal["binned", "log1p", "raw"]
+"""What stands for the expression of a gene."""
+
+Ties: TypeAlias = Literal["left", "random"]
+"""Bin of a value that sits on several equal edges: the last of the bins between them, or one drawn by seed."""
+
+Overflow: TypeAlias = Literal["sample", "first"]
+"""What to keep of a cell with more genes than the longest sequence allows."""
+
+Expects: TypeAlias = Literal["counts", "log1p", "any"]
+"""Unit of expression that a tokenizer was made for."""
+
+RngLike: TypeAlias = "int | np.random.Generator | None"
+"""A seed, a generator, or ``None`` for fresh entropy."""

@@ -1,0 +1,214 @@
+"""Frozen dataclasses to plain dictionaries and back, strictly.
+
+An unknown key is refused with the nearest valid one, a value of the wrong kind with its place (``encoder.layers``).
+Nothing is guessed: an integer passes for a float, a list for a tuple, a string for a path, and that is all.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from scgpt_tools._lookup import absent
+
+
+class Dataclass(Protocol):
+    """Any instance of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Config = TypeVar("Config", bound=Dataclass)
+
+
+def from_dict(cls: type[Config], mapping: Mapping[str, Any], *, where: str = "") -> Config:
+    """Build a configuration from plain values.
+
+    Parameters
+    ----------
+    cls
+        A dataclass; its fields may be dataclasses, optional, ``Literal``, ``tuple``, ``list`` and ``dict``.
+    mapping
+        Values by field name.
+    where
+        Dotted place of ``mapping`` in a larger configuration, for messages.
+
+    Returns
+    -------
+    The configuration.
+
+    Raises
+    ------
+    ValueError
+        For an unknown or missing key, or a value outside its choices.
+    TypeError
+        For a value of the wrong kind.
+    """
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"Expected `{where or cls.__name__}` to be a mapping, found {mapping!r}.")
+    known = {field.name: field for field in fields(cls) if field.init}
+    for name in mapping:
+        if name not in known:
+            raise ValueError(absent(name, known, f"field of {cls.__name__} named"))
+    missing = [name for name, field in known.items() if name not in mapping and _is_required(field)]
+    if missing:
+        raise ValueError(f"Expected {cls.__name__} to be given {missing}, found only {list(mapping)}.")
+    hints = _hints(cls)
+    values = {name: _convert(hints[name], value, _join(where, name)) for name, value in mapping.items()}
+    return cls(**values)
+
+
+def to_dict(config: Dataclass) -> dict[str, Any]:
+    """Plain values of a configuration, as JSON and YAML can hold them.
+
+    Parameters
+    ----------
+    config
+        A dataclass instance.
+
+    Returns
+    -------
+    Values by field name; nested configurations are dictionaries, tuples are lists and paths are strings.
+    """
+    return {field.name: _plain(getattr(config, field.name)) for field in fields(config) if field.init}
+
+
+def from_yaml(cls: type[Config], path: str | Path) -> Config:
+    """Read a configuration from a YAML file; see :func:`from_dict`.
+
+    Parameters
+    ----------
+    cls
+        A dataclass.
+    path
+        File to read.
+
+    Returns
+    -------
+    The configuration.
+    """
+    content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    return from_dict(cls, {} if content is None else content)
+
+
+def to_yaml(config: Dataclass, path: str | Path) -> None:
+    """Write a configuration to a YAML file.
+
+    Parameters
+    ----------
+    config
+        A dataclass instance.
+    path
+        File to write.
+    """
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where ``1e-4`` is a number, as in Python; PyYAML alone reads it as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _join(where: str, name: object) -> str:
+    return f"{where}.{name}" if where else str(name)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the type ``hint``, or an error that names the place."""
+    hint = _member(hint, value)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"Expected `{where}` to be one of {arguments}, found {value!r}.")
+        return value
+    if not _fits(hint, value):
+        raise TypeError(f"Expected `{where}` to be {_name(hint)}, found {value!r}.")
+    if is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else from_dict(hint, value, where=where)
+    if origin is tuple:
+        return _tuple(arguments, value, where)
+    if origin is list:
+        return [_convert(arguments[0], entry, f"{where}[{place}]") for place, entry in enumerate(value)]
+    if origin in (dict, Mapping):
+        return {key: _convert(arguments[1], entry, _join(where, key)) for key, entry in value.items()}
+    return hint(value) if hint in (float, Path) else value
+
+
+def _tuple(arguments: tuple[Any, ...], value: Sequence[Any], where: str) -> tuple[Any, ...]:
+    hints = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+    if len(hints) != len(value):
+        raise ValueError(f"Expected `{where}` to have {len(hints)} entries, found {len(value)}.")
+    return tuple(
+        _convert(hint, entry, f"{where}[{i}]") for i, (hint, entry) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _member(hint: Any, value: Any) -> Any:
+    """The member of a union that takes the value; a type that is no union is its own only member."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    members = get_args(hint)
+    fitting = [member for member in members if _fits(member, value)]
+    if fitting:
+        return fitting[0]
+    # With one member besides None, its own message says best what was expected.
+    real = [member for member in members if member is not types.NoneType]
+    return real[0] if len(real) == 1 else hint
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value looks like a type, without going into its entries."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(member, value) for member in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint is Any:
+        return True
+    if is_dataclass(hint) and isinstance(hint, type):
+        return isinstance(value, Mapping | hint)
+    if isinstance(value, bool):
+        return hint is bool
+    accepted: dict[Any, Any] = {
+        float: (int, float),
+        Path: (str, Path),
+        tuple: (list, tuple),
+        list: (list, tuple),
+        dict: Mapping,
+    }
+    kind = origin or hint
+    return isinstance(value, accepted.get(kind, kind))
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

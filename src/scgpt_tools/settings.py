@@ -1,0 +1,109 @@
+"""The only global state: choices of the machine and the session, never of the science."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from tqdm.auto import tqdm
+
+from scgpt_tools._lookup import absent
+from scgpt_tools._types import Attention
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Item = TypeVar("Item")
+
+
+@dataclass(slots=True)
+class Settings:
+    """Defaults that functions take where an argument is ``None``.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> sct.settings.device = "cpu"
+    >>> with sct.settings.override(show_progress=False):
+    ...     sct.settings.show_progress
+    False
+    """
+
+    cache_dir: Path | None = None
+    """Folder for downloaded weights; ``None`` takes the cache of :mod:`huggingface_hub`."""
+    show_progress: bool = True
+    """Draw progress bars."""
+    attention: Attention = "sdpa"
+    """Attention backend of models that are loaded from now on."""
+    device: str = "auto"
+    """``auto`` (CUDA, else MPS, else CPU) or a name that torch knows, such as ``cuda:1``."""
+    offline: bool = False
+    """Use local files only."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, _checked(name, value))
+
+    @contextmanager
+    def override(self, **changes: Any) -> Iterator[Settings]:
+        """Change some settings for the length of a ``with`` block.
+
+        Parameters
+        ----------
+        changes
+            Settings by name.
+        """
+        # All are checked before the first is set.
+        checked = {name: _checked(name, value) for name, value in changes.items()}
+        before = {name: getattr(self, name) for name in checked}
+        try:
+            for name, value in checked.items():
+                setattr(self, name, value)
+            yield self
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def progress(
+        self, items: Iterable[Item], *, total: int | None = None, unit: str = "it", show: bool | None = None
+    ) -> tqdm[Item]:
+        """Wrap an iterable, or ``()`` for manual updates, in a progress bar.
+
+        Parameters
+        ----------
+        items
+            What to iterate over.
+        total
+            Number of steps, where the items do not know it.
+        unit
+            What one step is called.
+        show
+            ``None`` follows :attr:`show_progress`.
+
+        Returns
+        -------
+        The bar, disabled where progress is not to be shown.
+        """
+        disable = not (self.show_progress if show is None else show)
+        return tqdm(items, total=total, unit=unit, disable=disable)
+
+
+_NAMES = tuple(field.name for field in fields(Settings))
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(absent(name, _NAMES, "setting"))
+    if name == "cache_dir":
+        return None if value is None else Path(value)
+    if name == "attention" and value not in get_args(Attention):
+        raise ValueError(f"Expected `settings.attention` to be one of {get_args(Attention)}, found {value!r}.")
+    if name in ("show_progress", "offline") and not isinstance(value, bool):
+        raise TypeError(f"Expected `settings.{name}` to be True or False, found {value!r}.")
+    if name == "device" and not isinstance(value, str):
+        raise TypeError(f"Expected `settings.device` to be a name such as 'auto' or 'cuda:0', found {value!r}.")
+    return value
+
+
+settings = Settings()

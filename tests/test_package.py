@@ -1,0 +1,41 @@
+"""Importing the package is cheap, and its names are there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import scgpt_tools
+
+HEAVY = ("anndata", "lightning", "matplotlib", "mudata", "numba", "numpy", "pandas", "scanpy", "torch")
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = f"import sys, scgpt_tools; print([name for name in {HEAVY} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", scgpt_tools.__all__)
+def test_public_names_resolve(name):
+    assert name in dir(scgpt_tools)
+    assert getattr(scgpt_tools, name) is not None
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'tools'"):
+        _ = scgpt_tools.tools
+
+
+def test_version_is_the_one_of_the_project_file():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert scgpt_tools.__version__ == project["project"]["version"]
+
+
+def test_types_are_shipped():
+    assert (files("scgpt_tools") / "py.typed").is_file()
