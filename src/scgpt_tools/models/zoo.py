@@ -1,0 +1,267 @@
+"""Released weights: where each comes from, what it was trained on, under which licence, and how to cite it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import asdict, dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import pandas as pd
+
+from scgpt_tools._lookup import absent
+from scgpt_tools.models.folders import VOCABULARY, check_folder
+from scgpt_tools.models.hub import Repository
+from scgpt_tools.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+# Travels in the wheel.
+DEMO_FOLDER = Path(__file__).parent / "demo"
+
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", flags=re.ASCII)
+
+
+class HasVocabulary(Protocol):
+    """A model, as far as its vocabulary goes."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Tokens of the model."""
+
+
+VocabularySource: TypeAlias = Vocabulary | HasVocabulary | str | PathLike[str]
+"""A vocabulary, a model, a ``vocab.json``, or whatever :func:`fetch` takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedModel:
+    """One set of published weights."""
+
+    name: str
+    """What :meth:`~scgpt_tools.CellModel.from_pretrained` takes."""
+    repository: str | None
+    """Where it is downloaded from, on the Hugging Face Hub; ``None`` for what this package ships."""
+    family: str
+    """Kind of model."""
+    training_data: str
+    """Cells that it saw."""
+    recommended_for: str
+    """What its authors suggest it for."""
+    code_licence: str
+    """Licence of the code that trained it."""
+    weights_licence: str
+    """Licence of the weights, as far as it is stated."""
+    citation: str
+    """What to cite."""
+    source: str
+    """Where its authors published it."""
+
+
+def _scgpt(name: str, training_data: str, recommended_for: str, drive_folder: str) -> ReleasedModel:
+    """The facts that all of scGPT's checkpoints share; see the table "Pretrained scGPT Model Zoo" of its README."""
+    return ReleasedModel(
+        name=name,
+        repository=f"perturblab/{name}",
+        family="scgpt",
+        training_data=training_data,
+        recommended_for=recommended_for,
+        code_licence="MIT",
+        weights_licence="not stated apart from the code's (MIT)",
+        citation="doi:10.1038/s41592-024-02201-0",
+        source=f"https://drive.google.com/drive/folders/{drive_folder} (see https://github.com/bowang-lab/scGPT)",
+    )
+
+
+_RELEASED = (
+    _scgpt("scgpt-human", "33 million normal human cells", "most uses", "1oWh_-ZRdhtoGQ2Fw24HP41FgLoomVo-y"),
+    _scgpt(
+        "scgpt-continual-pretrained",
+        "scgpt-human, then cell type labels of Tabula Sapiens",
+        "zero-shot cell embedding, above all across technical batches",
+        "1_GROJTzXiAV8HB4imruOTk6PEGuNOcgB",
+    ),
+    _scgpt("scgpt-brain", "13.2 million brain cells", "brain", "1vf1ijfQSk7rGdDGpBntR5bi5g6gNt-Gx"),
+    _scgpt(
+        "scgpt-blood",
+        "10.3 million blood and bone marrow cells",
+        "blood and bone marrow",
+        "1kkug5C7NjvXIwQGGaGoqXTk_Lb_pDrBU",
+    ),
+    _scgpt("scgpt-heart", "1.8 million heart cells", "heart", "1GcgXrd7apn6y4Ze_iSCncskX3UsWPY2r"),
+    _scgpt("scgpt-lung", "2.1 million lung cells", "lung", "16A1DJ30PT6bodt4bWLa4hpS7gbWZQFBG"),
+    _scgpt("scgpt-kidney", "814 thousand kidney cells", "kidney", "1S-1AR65DF120kNFpEbWCvRHPhpkGK3kK"),
+    _scgpt(
+        "scgpt-pan-cancer",
+        "5.7 million cells of various cancer types",
+        "tumours",
+        "13QzLHilYUd0v3HTwa_9n4G4yEF-hdkqa",
+    ),
+    ReleasedModel(
+        name="scgpt-demo",
+        repository=None,
+        family="scgpt",
+        training_data="a few thousand blood cells of 10x Genomics",
+        recommended_for="tests and tutorials only",
+        code_licence="MIT",
+        weights_licence="MIT",
+        citation="scgpt-tools",
+        source="this package",
+    ),
+)
+
+RELEASED: dict[str, ReleasedModel] = {model.name: model for model in _RELEASED}
+
+
+def available() -> pd.DataFrame:
+    """Models that can be loaded by name.
+
+    Returns
+    -------
+    One row per model, indexed by name: repository, family, training data, recommendation, licences of code and
+    weights, citation and source.
+    """
+    return pd.DataFrame([asdict(model) for model in RELEASED.values()]).set_index("name")
+
+
+def fetch(
+    model: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    endpoint: str | None = None,
+) -> Path:
+    """Find or download the files of a model.
+
+    Only the files that a checkpoint needs are downloaded: settings, vocabulary and one file of weights, safetensors
+    where there is a choice.
+
+    Parameters
+    ----------
+    model
+        A name in :func:`available`, a repository ``"organisation/name"``, or a folder, which is taken as it is.
+    revision
+        Branch, tag or commit of the repository.
+    cache_dir
+        Where downloads are kept; ``None`` takes ``settings.cache_dir``, then the Hub client's own default.
+    token
+        Access token; ``None`` takes the one of ``hf auth login`` if there is one, ``False`` sends none.
+    local_files_only
+        Never use the network.
+    endpoint
+        Address of another hub, such as a mirror.
+
+    Returns
+    -------
+    The folder with the files.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, repository or revision, or a file is not what it is called.
+    FileNotFoundError
+        If files are missing; the message lists what was expected and what was found.
+    ConnectionError
+        If the hub cannot be reached and the cache lacks files.
+    PermissionError
+        If the hub wants a login or permission.
+    """
+    folder = _folder(model, revision)
+    if folder is not None:
+        return check_folder(folder)
+    repository, origin = _repository(fspath(model))
+    return Repository(
+        repository,
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        endpoint=endpoint,
+        origin=origin,
+    ).checkpoint()
+
+
+def display_name(model: str | PathLike[str]) -> str:
+    """What to call a model in reports: its released name, its repository, or the name of its folder."""
+    name = fspath(model)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser().resolve().name
+    return name
+
+
+def vocabulary_of(
+    source: VocabularySource,
+    *,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
+    endpoint: str | None = None,
+) -> Vocabulary:
+    """Vocabulary of a model, without its weights.
+
+    Parameters
+    ----------
+    source
+        A vocabulary (returned as it is), a model, a ``vocab.json``, or whatever :func:`fetch` takes.
+    cache_dir, local_files_only, endpoint
+        As in :func:`fetch`.
+
+    Returns
+    -------
+    The vocabulary.
+    """
+    if isinstance(source, Vocabulary):
+        return source
+    if not isinstance(source, str | PathLike):
+        found = getattr(source, "vocabulary", None)
+        if not isinstance(found, Vocabulary):
+            raise TypeError(f"Expected a vocabulary, a model, a name or a path, found {type(source).__name__}.")
+        return found
+    if Path(source).expanduser().is_file():
+        return Vocabulary.from_file(Path(source).expanduser())
+    folder = _folder(source, None)
+    if folder is not None:
+        return Vocabulary.from_file(folder / VOCABULARY)
+    repository, origin = _repository(fspath(source))
+    remote = Repository(
+        repository, cache_dir=cache_dir, local_files_only=local_files_only, endpoint=endpoint, origin=origin
+    )
+    return Vocabulary.from_file(remote.vocabulary())
+
+
+def _folder(model: str | PathLike[str], revision: str | None) -> Path | None:
+    """The folder that is meant, if one is."""
+    name = fspath(model)
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        logger.info("Taking %s from the folder %s.", name, path.resolve())
+        found: Path | None = path
+    elif path.is_file():
+        raise ValueError(f"Expected the folder of a checkpoint, found the file {name!r}. Pass {str(path.parent)!r}.")
+    elif name in RELEASED and RELEASED[name].repository is None:
+        found = DEMO_FOLDER
+    elif not isinstance(model, str) or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
+        raise FileNotFoundError(f"Expected a folder with a checkpoint, found none at {name!r}.")
+    else:
+        found = None
+    if found is not None and revision is not None:
+        raise ValueError(
+            f"Expected `revision` with a repository only, found {revision!r} with a local folder, {name!r}."
+        )
+    return found
+
+
+def _repository(name: str) -> tuple[str, str | None]:
+    """Repository of a model, and where else it is published if that is known."""
+    released = RELEASED.get(name)
+    if released is not None and released.repository is not None:
+        return released.repository, released.source
+    if not _REPOSITORY.fullmatch(name):
+        raise ValueError(
+            f"{absent(name, RELEASED, 'released model')} A model may also be given as a folder, or as a repository "
+            "'organisation/name' of the Hugging Face Hub."
+        )
+    return name, None

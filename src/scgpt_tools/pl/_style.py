@@ -1,0 +1,62 @@
+"""What all plots share: colours, and how a figure ends.
+
+Every plot takes ``ax``, ``show`` and ``return_fig`` as scanpy's do; saving is ``figure.savefig``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import scanpy as sc
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = {
+    "blue": "#0072B2",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "orange": "#E69F00",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+    "grey": "#BBBBBB",
+    "black": "#000000",
+}
+"""Colours that colour-blind readers tell apart (Okabe and Ito, 2008), and a grey for what is absent."""
+
+
+def axes(ax: Axes | None, *, figsize: tuple[float, float]) -> Axes:
+    """The axes to draw in: the given ones, or those of a new figure."""
+    if ax is not None:
+        return ax
+    _, new = plt.subplots(figsize=figsize, layout="constrained")
+    return new
+
+
+def finish(ax: Axes, *, show: bool | None, return_fig: bool) -> Axes | Figure | None:
+    """Show a finished plot, or hand it over.
+
+    Parameters
+    ----------
+    ax
+        What was drawn in.
+    show
+        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
+    return_fig
+        Return the figure and show nothing.
+
+    Returns
+    -------
+    The figure, ``None`` after showing, else the axes.
+    """
+    if return_fig:
+        figure = ax.get_figure(root=True)
+        assert figure is not None  # noqa: S101 - axes that were drawn in belong to one
+        return figure
+    if sc.settings.autoshow if show is None else show:
+        plt.show()
+        return None
+    return ax

@@ -1,0 +1,19 @@
+"""What a model eats: features, values, orders, the tokenizer and its batches."""
+
+from __future__ import annotations
+
+from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
+from scgpt_tools.tokens.coverage import Coverage
+from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
+
+__all__ = [
+    "Coverage",
+    "FeatureTable",
+    "GenerateValues",
+    "MaskValues",
+    "TokenBatch",
+    "Tokenizer",
+    "TokenizerConfig",
+]

@@ -1,0 +1,149 @@
+"""Names of genes as data sets spell them: symbols, Ensembl ids, and tables that translate between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pandas as pd
+
+from scgpt_tools._lookup import absent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+NameTable: TypeAlias = "Mapping[str, str] | pd.Series[Any] | pd.DataFrame"
+"""Old name to new name: a mapping, a series (index to value), or a frame of one (index to value) or two columns."""
+
+# ENSG00000141510.18, ENSMUSG00000059552, ENSG00000228572.7_PAR_Y; the version counts revisions of the same gene.
+_ENSEMBL = re.compile(r"(ENS([A-Z]{0,4})G\d{11})(\.\d+)?(_PAR_Y)?", flags=re.IGNORECASE)
+_SPECIES = {"": "human", "MUS": "mouse", "RNO": "rat", "DAR": "zebrafish", "MMU": "macaque", "SSC": "pig"}
+# Enough names to tell what they are.
+_LOOKED_AT = 2000
+
+
+def column_names(var: pd.DataFrame, column: str | None = None) -> list[str | None]:
+    """Names of the genes, ``None`` where there is no name.
+
+    Parameters
+    ----------
+    var
+        One row per column of the matrix.
+    column
+        Column with the names; ``None`` takes the index.
+
+    Returns
+    -------
+    As many names as ``var`` has rows.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column.
+    """
+    if column is not None and column not in var.columns:
+        raise KeyError(absent(column, var.columns, "column of `var` named"))
+    values = var.index if column is None else var[column]
+    if getattr(values, "ndim", 1) != 1:
+        raise ValueError(f"Expected one column of `var` named {column!r}, found {values.shape[1]}.")
+    missing = pd.isna(values)
+    return [None if gone or value == "" else str(value) for value, gone in zip(values, missing, strict=True)]
+
+
+def name_pairs(table: NameTable, argument: str) -> dict[str, tuple[str, ...]]:
+    """Read a table of names; rows without one of the two names are left out.
+
+    Parameters
+    ----------
+    table
+        Old name to new name.
+    argument
+        What the caller calls the table, for messages.
+
+    Returns
+    -------
+    New names of each old name, each once, in the order of the table.
+    """
+    pairs: dict[str, dict[str, None]] = {}
+    for old, new in _rows(table, argument):
+        if _is_missing(old) or _is_missing(new):
+            continue
+        if not isinstance(old, str) or not isinstance(new, str):
+            raise TypeError(f"Expected `{argument}` to map names to names, found {old!r} to {new!r}.")
+        pairs.setdefault(old, {})[new] = None
+    return {old: tuple(new) for old, new in pairs.items()}
+
+
+def unversioned(name: str) -> str:
+    """An Ensembl id without its version; any other name as it is."""
+    found = _ENSEMBL.fullmatch(name)
+    return name if found is None else found[1]
+
+
+def describe(names: Iterable[str]) -> str:
+    """What names look like, with an example, for messages.
+
+    Parameters
+    ----------
+    names
+        Names of genes.
+
+    Returns
+    -------
+    For example ``"mouse Ensembl ids (such as 'ENSMUSG00000059552')"``.
+    """
+    sample = [name for name, _ in zip(names, range(_LOOKED_AT), strict=False)]
+    if not sample:
+        return "no names at all"
+    ensembl = [found for found in map(_ENSEMBL.fullmatch, sample) if found]
+    if _most(ensembl, sample):
+        species = _SPECIES.get(ensembl[0][2].upper(), "")
+        return f"{species} Ensembl ids (such as {ensembl[0][0]!r})".lstrip()
+    digits = [name for name in sample if name.isdigit()]
+    if _most(digits, sample):
+        return f"numbers (such as {digits[0]!r}), as row numbers or Entrez ids are"
+    mixed = [name for name in sample if name[:1].isalpha() and name[1:] != name[1:].upper()]
+    if _most(mixed, sample):
+        return f"symbols with lower-case letters (such as {mixed[0]!r}), as mouse symbols are"
+    return f"gene symbols (such as {', '.join(map(repr, sample[:3]))})"
+
+
+def text_columns(var: pd.DataFrame) -> list[str]:
+    """Columns of ``var`` that may hold names."""
+    return [
+        column
+        for column in var.columns
+        if getattr(var[column], "ndim", 1) == 1
+        and pd.api.types.infer_dtype(_values(var[column]), skipna=True) == "string"
+    ]
+
+
+def _values(column: pd.Series[Any]) -> Any:
+    return column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+
+
+def _rows(table: NameTable, argument: str) -> Iterable[tuple[Any, Any]]:
+    if isinstance(table, pd.DataFrame):
+        if table.shape[1] not in (1, 2):
+            raise ValueError(
+                f"Expected `{argument}` to have two columns, old and new name, or an index and one column, found the "
+                f"columns {list(table.columns)}."
+            )
+        old = table.index if table.shape[1] == 1 else table.iloc[:, 0]
+        return zip(old, table.iloc[:, -1], strict=True)
+    if isinstance(table, pd.Series):
+        return zip(table.index, table, strict=True)
+    if isinstance(table, Mapping):
+        return table.items()
+    raise TypeError(
+        f"Expected `{argument}` to be a mapping, a pandas Series or a DataFrame of names, found {type(table).__name__}."
+    )
+
+
+def _is_missing(name: Any) -> bool:
+    return name is None or name is pd.NA or name != name or name == ""
+
+
+def _most(part: Sequence[object], whole: Sequence[object]) -> bool:
+    return 2 * len(part) > len(whole)

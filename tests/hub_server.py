@@ -1,0 +1,232 @@
+"""A small Hugging Face hub on this machine, for the real client.
+
+It speaks what downloading needs: metadata and content of files at a branch, tag or commit, large files on a second
+server (as on the hub, where another host stores them), byte ranges, lists of files and revisions, access tokens, and
+the error codes.  It can also misbehave on request, and it remembers every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+ABSENT = (404, "EntryNotFound", "Entry not found")
+NO_REVISION = (404, "RevisionNotFound", "Invalid rev id")
+# The real hub does not tell strangers whether a repository exists.
+NO_REPOSITORY = (401, "RepoNotFound", "Repository not found")
+GATED = (403, "GatedRepo", "Access to this model is restricted")
+
+
+class Request(NamedTuple):
+    """What the client asked for."""
+
+    server: str
+    method: str
+    path: str
+    range: str | None
+    token: str | None
+
+
+@dataclass
+class Repo:
+    """Commits of one repository."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    large: set[str] = field(default_factory=set)
+    token: str | None = None
+    gated: bool = False
+
+
+class HubServer:
+    """Context manager: the servers run inside the ``with`` block and are gone after it."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.requests: list[Request] = []
+        self.cut: dict[str, int] = {}
+        """Name of a file: bytes after which the next transfer of it breaks off, once."""
+        self.instead: dict[str, bytes] = {}
+        """Name of a file: other content that is sent in its place, whatever was announced."""
+        self.failing: int | None = None
+        """Answer everything with this status."""
+        self._servers = {role: _serve(self, role) for role in ("hub", "storage")}
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the hub."""
+        return self.address("hub")
+
+    def address(self, role: str) -> str:
+        """Address of the hub or of the server that stores large files."""
+        return "http://{}:{}".format(*self._servers[role].server_address)
+
+    def add(
+        self, name: str, files: dict[str, bytes], *, branch: str = "main", large: Collection[str] = (), **access: object
+    ) -> str:
+        """Commit files to a branch; returns the hash of the commit."""
+        repo = self.repos.setdefault(name, Repo(**access))
+        commit = hashlib.sha1(repr((name, branch, sorted(files.items()))).encode()).hexdigest()
+        repo.commits[commit] = dict(files)
+        repo.branches[branch] = commit
+        repo.large |= set(large)
+        return commit
+
+    def asked(self, method: str, ending: str) -> list[Request]:
+        """Requests for one file, on the server that has its content."""
+        return [request for request in self.requests if request.method == method and request.path.endswith(ending)]
+
+    def transfers(self, content: bytes) -> list[Request]:
+        """Requests for the bytes of a large file."""
+        return self.asked("GET", f"/stored/{hashlib.sha256(content).hexdigest()}")
+
+    def __enter__(self) -> HubServer:
+        for server in self._servers.values():
+            Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for server in self._servers.values():
+            server.shutdown()
+            server.server_close()
+
+
+def _serve(hub: HubServer, role: str) -> ThreadingHTTPServer:
+    handler = type(f"{role.title()}Handler", (_HANDLERS[role],), {"hub": hub, "role": role})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    return server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request per connection, so that nothing outlives the server."""
+
+    hub: ClassVar[HubServer]
+    role: ClassVar[str]
+    answer: Callable[[str], None]
+
+    def do_GET(self) -> None:
+        self._note()
+        if self.hub.failing is not None:
+            self._error(self.hub.failing, "", "out of order")
+        else:
+            self.answer(unquote(urlsplit(self.path).path))
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the output of the tests clean."""
+
+    def _note(self) -> None:
+        token = self.headers.get("Authorization")
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(Request(self.role, self.command, path, self.headers.get("Range"), token))
+
+    def _error(self, status: int, code: str, message: str, **headers: str) -> None:
+        self._send(b"", status, {"X-Error-Code": code, "X-Error-Message": message, **headers})
+
+    def _json(self, value: object) -> None:
+        self._send(json.dumps(value).encode(), 200, {"Content-Type": "application/json"})
+
+    def _send(self, body: bytes, status: int, headers: dict[str, str], *, stop_after: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:stop_after])
+
+    def _content(self, name: str, body: bytes, headers: dict[str, str]) -> None:
+        """A file, or the part of it that the client asks for."""
+        body = self.hub.instead.get(name, body) if self.command == "GET" else body
+        start, status = 0, 200
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if wanted:
+            start, status = int(wanted[1]), 206
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        stop_after = self.hub.cut.pop(name, None) if self.command == "GET" else None
+        headers |= {"Accept-Ranges": "bytes", "Content-Disposition": f'attachment; filename="{name}";'}
+        self._send(body[start:], status, headers, stop_after=stop_after)
+
+
+class _HubHandler(_Handler):
+    def answer(self, path: str) -> None:
+        found = re.fullmatch(r"/(api/models/)?([^/]+/[^/]+)/(\w+)(?:/([^/]+))?(?:/(.+))?", path)
+        repo = self.hub.repos.get(found[2]) if found else None
+        if found is None or repo is None or not self._may_see(repo):
+            self._error(*NO_REPOSITORY)
+        elif found[1] and found[3] == "refs":
+            self._refs(repo)
+        else:
+            self._at_revision(repo, found)
+
+    def _may_see(self, repo: Repo) -> bool:
+        return repo.token is None or self.headers.get("Authorization") == f"Bearer {repo.token}"
+
+    def _refs(self, repo: Repo) -> None:
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+            for name, commit in repo.branches.items()
+        ]
+        self._json({"branches": branches, "tags": [], "converts": []})
+
+    def _at_revision(self, repo: Repo, found: re.Match[str]) -> None:
+        commit = repo.branches.get(found[4], found[4])
+        if commit not in repo.commits:
+            self._error(*NO_REVISION)
+        elif found[1]:
+            entries = [_entry(repo, name, body) for name, body in repo.commits[commit].items()]
+            self._json(entries if found[3] == "tree" else {"id": found[2], "sha": commit, "siblings": []})
+        elif repo.gated:
+            self._error(*GATED)
+        else:
+            self._resolve(repo, commit, found[5])
+
+    def _resolve(self, repo: Repo, commit: str, name: str) -> None:
+        headers = {"X-Repo-Commit": commit}
+        body = repo.commits[commit].get(name)
+        if body is None:
+            self._error(*ABSENT, **headers)
+        elif name in repo.large:
+            digest = hashlib.sha256(body).hexdigest()
+            linked = {"X-Linked-Size": str(len(body)), "X-Linked-Etag": f'"{digest}"'}
+            location = f"{self.hub.address('storage')}/stored/{digest}"
+            self._send(b"", 302, {**headers, **linked, "Location": location})
+        else:
+            self._content(name, body, {**headers, "ETag": f'"{git_hash(body)}"'})
+
+
+class _StorageHandler(_Handler):
+    def answer(self, path: str) -> None:
+        wanted = path.rpartition("/")[2]
+        for repo in self.hub.repos.values():
+            for files in repo.commits.values():
+                for name in repo.large & set(files):
+                    if hashlib.sha256(files[name]).hexdigest() == wanted:
+                        self._content(name, files[name], {"ETag": f'"{wanted}"'})
+                        return
+        self._error(404, "", "no such object")
+
+
+_HANDLERS: dict[str, type[_Handler]] = {"hub": _HubHandler, "storage": _StorageHandler}
+
+
+def git_hash(body: bytes) -> str:
+    """What git calls a file."""
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+
+
+def _entry(repo: Repo, name: str, body: bytes) -> dict[str, object]:
+    entry: dict[str, object] = {"type": "file", "path": name, "size": len(body), "oid": git_hash(body)}
+    if name in repo.large:
+        entry["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}
+    return entry
