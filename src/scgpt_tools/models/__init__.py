@@ -1,0 +1,25 @@
+"""Models as a composition of parts, and the formats of their checkpoints."""
+
+from __future__ import annotations
+
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.config import ModelConfig
+from scgpt_tools.models.families import FAMILIES
+from scgpt_tools.models.scgpt import (
+    MultiOmicTransformerModel,
+    TransformerGenerator,
+    TransformerModel,
+    load_pretrained,
+)
+from scgpt_tools.models.zoo import available
+
+__all__ = [
+    "FAMILIES",
+    "CellModel",
+    "ModelConfig",
+    "MultiOmicTransformerModel",
+    "TransformerGenerator",
+    "TransformerModel",
+    "available",
+    "load_pretrained",
+]

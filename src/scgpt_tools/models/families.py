@@ -1,0 +1,142 @@
+"""The families as configurations of the same parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgpt_tools.models.config import (
+    ContextConfig,
+    EmbedderConfig,
+    EncoderConfig,
+    ExpressionConfig,
+    FromCellConfig,
+    HeadsConfig,
+    ModelConfig,
+)
+from scgpt_tools.tokens.tokenizer import TokenizerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scgpt_tools.vocabulary import Vocabulary
+
+
+def scgpt(
+    vocabulary: Vocabulary,
+    *,
+    dim: int = 512,
+    layers: int = 12,
+    heads: int = 8,
+    hidden: int = 512,
+    dropout: float = 0.2,
+    generation: bool = True,
+    tokenizer: TokenizerConfig | None = None,
+) -> ModelConfig:
+    """Describe scGPT as it was pre-trained: expression from tokens and from the cell :cite:p:`Cui2024`.
+
+    Parameters
+    ----------
+    vocabulary
+        Genes of the model; its special tokens included.
+    dim, layers, heads, hidden, dropout
+        Sizes; the defaults are those of the released models.
+    generation
+        Have the vector that stands for values to be generated.
+    tokenizer
+        How cells become tokens; ``None`` takes 51 bins and 1200 tokens.
+    """
+    return ModelConfig(
+        family="scgpt",
+        n_tokens=len(vocabulary),
+        pad_id=vocabulary.pad_id,
+        dim=dim,
+        embedder=EmbedderConfig(generation=generation),
+        encoder=EncoderConfig(layers=layers, heads=heads, hidden=hidden, dropout=dropout),
+        heads=HeadsConfig(expression=ExpressionConfig(), expression_from_cell=FromCellConfig()),
+        tokenizer=tokenizer or TokenizerConfig(),
+    )
+
+
+def scgpt_perturbation(
+    vocabulary: Vocabulary,
+    *,
+    dim: int = 512,
+    layers: int = 12,
+    heads: int = 8,
+    hidden: int = 512,
+    dropout: float = 0.0,
+    flags: int = 3,
+    flag_pad: int = 0,
+) -> ModelConfig:
+    """Describe scGPT's generator: expression after a perturbation as an affine map of the input :cite:p:`Cui2024`.
+
+    Parameters
+    ----------
+    vocabulary
+        Genes of the model; its special tokens included.
+    dim, layers, heads, hidden, dropout
+        Sizes; dropout 0 as in the original's fine-tuning.
+    flags, flag_pad
+        Rows of the table of perturbation flags and the one that is never trained; with 0, "not perturbed" adds nothing.
+    """
+    return ModelConfig(
+        family="scgpt_perturbation",
+        n_tokens=len(vocabulary),
+        pad_id=vocabulary.pad_id,
+        dim=dim,
+        embedder=EmbedderConfig(perturbation_rows=flags, perturbation_pad=flag_pad),
+        encoder=EncoderConfig(layers=layers, heads=heads, hidden=hidden, dropout=dropout),
+        heads=HeadsConfig(expression=ExpressionConfig(style="affine")),
+        tokenizer=TokenizerConfig(
+            genes="all", values="raw", bins=None, length=None, cls=False, pad_value=0.0, expects="log1p"
+        ),
+    )
+
+
+def scgpt_multiomic(
+    vocabulary: Vocabulary,
+    *,
+    modalities: int,
+    modality_pad: int | None = None,
+    batches: int = 0,
+    dim: int = 512,
+    layers: int = 4,
+    heads: int = 8,
+    hidden: int = 512,
+    dropout: float = 0.2,
+    tokenizer: TokenizerConfig | None = None,
+) -> ModelConfig:
+    """Describe scGPT for several modalities, shown to the heads as context :cite:p:`Cui2024`.
+
+    Parameters
+    ----------
+    vocabulary
+        Features of all modalities; special tokens included.
+    modalities
+        Rows of the modality table, special ones included.
+    modality_pad
+        Row that padding reads.
+    batches
+        Number of batch labels; 0 for none.
+    dim, layers, heads, hidden, dropout
+        Sizes.
+    tokenizer
+        How cells become tokens; ``None`` takes 51 bins and 1200 tokens.
+    """
+    return ModelConfig(
+        family="scgpt_multiomic",
+        n_tokens=len(vocabulary),
+        pad_id=vocabulary.pad_id,
+        dim=dim,
+        encoder=EncoderConfig(layers=layers, heads=heads, hidden=hidden, dropout=dropout),
+        context=ContextConfig(batches=batches, modalities=modalities, modality_pad=modality_pad),
+        heads=HeadsConfig(expression=ExpressionConfig(), expression_from_cell=FromCellConfig(context_in_query=True)),
+        tokenizer=tokenizer or TokenizerConfig(),
+    )
+
+
+FAMILIES: dict[str, Callable[..., ModelConfig]] = {
+    "scgpt": scgpt,
+    "scgpt_perturbation": scgpt_perturbation,
+    "scgpt_multiomic": scgpt_multiomic,
+}

@@ -1,0 +1,189 @@
+"""scGPT's folders: ``args.json``, ``vocab.json`` and ``best_model.pt`` or ``model.pt``.
+
+Three spellings of the attention tensors are in circulation: torch's, the fused one of releases up to 0.2.4 (the released
+checkpoints) and the wrapped one of 0.2.5.  The tensors are the same, so reading and writing are renaming.  Sizes and
+parts are read off the tensors; ``args.json`` adds what tensors cannot tell, such as the number of heads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from scgpt_tools._lookup import lookup
+from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, load_tensors, replace_file
+from scgpt_tools.models.formats.rename import LoadReport, Rule, read_names, write_names
+from scgpt_tools.models.formats.scgpt_config import config_from, settings_of
+from scgpt_tools.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from scgpt_tools.models.config import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+ARGS, VOCABULARY, WEIGHTS = "args.json", "vocab.json", ("best_model.pt", "model.pt")
+
+_LAYER, _BLOCK = "transformer_encoder.layers.{i}.", "encoder.blocks.{i}."
+_QKV = tuple(f"{_BLOCK}attention.{part}." for part in ("query", "key", "value"))
+
+
+def _attention(qkv: str, out: str) -> tuple[Rule, ...]:
+    return (
+        *(Rule(f"{_LAYER}{qkv}{kind}", tuple(part + kind for part in _QKV)) for kind in ("weight", "bias")),
+        Rule(f"{_LAYER}{out}", f"{_BLOCK}attention.out."),
+    )
+
+
+ATTENTION_NAMES = {
+    "torch": _attention("self_attn.in_proj_", "self_attn.out_proj."),
+    "fused": _attention("self_attn.Wqkv.", "self_attn.out_proj."),
+    "wrapped": _attention("self_attn._impl.Wqkv.", "self_attn._impl.out_proj."),
+}
+
+_UNUSED_ZERO = "the bias decoder's zero probability, which the original computes nowhere"
+
+OTHER_NAMES = (
+    Rule("encoder.embedding.", "embedder.genes.table."),
+    Rule("encoder.enc_norm.", "embedder.genes.norm."),
+    Rule("flag_encoder.", "embedder.generation."),
+    Rule("value_encoder.linear1.", "embedder.values.first."),
+    Rule("value_encoder.linear2.", "embedder.values.second."),
+    Rule("value_encoder.embedding.", "embedder.values.table."),
+    Rule("value_encoder.enc_norm.", "embedder.values.norm."),
+    Rule("value_encoder.norm.", "embedder.values.norm."),
+    Rule("pert_encoder.", "embedder.perturbation."),
+    Rule("batch_encoder.embedding.", "context.batch.table."),
+    Rule("batch_encoder.enc_norm.", "context.batch.norm."),
+    Rule("mod_encoder.embedding.", "context.modality.table."),
+    Rule("mod_encoder.enc_norm.", "context.modality.norm."),
+    Rule("dsbn.bns.", "embedder.norm.domains."),
+    Rule("bn.", "embedder.norm."),
+    Rule(f"{_LAYER}linear1.", f"{_BLOCK}feed_forward.expand."),
+    Rule(f"{_LAYER}linear2.", f"{_BLOCK}feed_forward.contract."),
+    Rule(f"{_LAYER}norm1.", f"{_BLOCK}attention_norm."),
+    Rule(f"{_LAYER}norm2.", f"{_BLOCK}feed_forward_norm."),
+    Rule("decoder.fc.", "heads.expression.value."),
+    Rule("decoder.zero_logit.", "heads.expression.nonzero."),
+    Rule("decoder.coeff_decoder.fc.", "heads.expression.slope."),
+    Rule("decoder.coeff_decoder.zero_logit.", "heads.expression.nonzero."),
+    Rule("decoder.bias_decoder.fc.", "heads.expression.offset."),
+    Rule("decoder.bias_decoder.zero_logit.", None, _UNUSED_ZERO),
+    Rule("cls_decoder._decoder.", "heads.cell_type.hidden."),
+    Rule("cls_decoder.out_layer.", "heads.cell_type.out."),
+    Rule("mvc_decoder.gene2query.", "heads.expression_from_cell.query."),
+    Rule("mvc_decoder.W.", "heads.expression_from_cell.product."),
+    Rule("mvc_decoder.W_zero_logit.", "heads.expression_from_cell.nonzero."),
+    Rule("mvc_decoder.fc1.", "heads.expression_from_cell.expand."),
+    Rule("mvc_decoder.fc2.", "heads.expression_from_cell.contract."),
+    Rule("mvc_decoder.hidden_activation.", "heads.expression_from_cell.activation."),
+    Rule("grad_reverse_discriminator._decoder.", "heads.batch.hidden."),
+    Rule("grad_reverse_discriminator.out_layer.", "heads.batch.out."),
+)
+
+# The value encoder's norm has two foreign names, one a style; which one to write depends on the style.
+_TABLE_NORM = Rule("value_encoder.enc_norm.", "embedder.values.norm.")
+_MLP_NORM = Rule("value_encoder.norm.", "embedder.values.norm.")
+
+
+ALL_NAMES = (*(rule for rules in ATTENTION_NAMES.values() for rule in rules), *OTHER_NAMES)
+
+
+def from_scgpt(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+    """Translate a state dict of scGPT, in any spelling, to our names; see :func:`~.rename.read_names`."""
+    return read_names(weights, ALL_NAMES)
+
+
+def to_scgpt(weights: Mapping[str, Tensor], attention_names: str = "torch") -> dict[str, Tensor]:
+    """Translate our state dict to scGPT's names."""
+    affine = any(key.startswith("heads.expression.slope.") for key in weights)
+    table = "embedder.values.table.weight" in weights
+    shadowed = {"decoder.zero_logit." if affine else "decoder.coeff_decoder.zero_logit."}
+    rules = tuple(rule for rule in OTHER_NAMES if rule.theirs not in shadowed)
+    first = (*lookup(ATTENTION_NAMES, attention_names, "spelling of attention"), _TABLE_NORM if table else _MLP_NORM)
+    written = write_names(weights, (*first, *rules))
+    # The original's bias decoder owns a zero probability that it never reads, and its loader wants the tensors.
+    unread = {
+        key.replace("coeff_decoder", "bias_decoder"): tensor.clone()
+        for key, tensor in written.items()
+        if key.startswith("decoder.coeff_decoder.zero_logit.")
+    }
+    return written | unread
+
+
+def recognise(folder: Path) -> bool:
+    """Tell by ``args.json`` and a file of weights."""
+    return (folder / ARGS).is_file() and any((folder / name).is_file() for name in WEIGHTS)
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read a folder of scGPT or of the wrappers that use its layout.
+
+    Raises
+    ------
+    FileNotFoundError
+        If ``vocab.json`` is absent: without it the rows of the gene table have no names.
+    ValueError
+        If a tensor is unknown, or ``args.json`` contradicts the tensors.
+    """
+    if not (folder / VOCABULARY).is_file():
+        raise FileNotFoundError(
+            f"Expected {folder / VOCABULARY}, which says which gene each row of the model belongs to; found none. "
+            "Another vocabulary would give plausible but meaningless embeddings; get the file from where the weights "
+            "came from."
+        )
+    args = json.loads((folder / ARGS).read_text(encoding="utf-8"))
+    path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
+    weights, report = from_scgpt(load_tensors(path))
+    weights = as_float(weights)
+    vocabulary = Vocabulary.from_file(folder / VOCABULARY)
+    vocabulary = _fit(vocabulary, weights, str(path))
+    fused = any("Wqkv" in key for key in report.renamed)
+    for key, reason in report.dropped.items():
+        logger.info("Not used from %s: %s (%s).", path.name, key, reason)
+    return Checkpoint(config_from(args, weights, vocabulary, fused=fused), vocabulary, weights, report)
+
+
+def write(
+    folder: Path,
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    weights: Mapping[str, Tensor],
+    *,
+    attention_names: str = "torch",
+) -> None:
+    """Write a folder that the original loads."""
+    theirs = to_scgpt({key: tensor.detach().cpu() for key, tensor in weights.items()}, attention_names)
+    theirs = {key: tensor.contiguous() for key, tensor in theirs.items()}
+    args = settings_of(config, vocabulary, fused=attention_names != "torch")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / WEIGHTS[0], lambda path: torch.save(theirs, path))
+    replace_file(folder / VOCABULARY, vocabulary.save)
+    replace_file(folder / ARGS, lambda path: path.write_text(json.dumps(args, indent=2) + "\n", encoding="utf-8"))
+
+
+def _fit(vocabulary: Vocabulary, weights: dict[str, Tensor], source: str) -> Vocabulary:
+    """Add special tokens that the file lacks; the gene table gets rows for them where it has none."""
+    key = "embedder.genes.table.weight"
+    if key not in weights:
+        raise ValueError(f"Expected a gene table (encoder.embedding.weight) in {source}, found none.")
+    rows, whole = len(weights[key]), vocabulary.with_specials()
+    if len(vocabulary) > rows:
+        raise ValueError(
+            f"Expected at most {rows} tokens in the vocabulary, the rows of the gene table in {source}, found "
+            f"{len(vocabulary)}: the two files do not belong together."
+        )
+    if len(whole) > rows:
+        logger.warning("%s has no trained row for %s; it is zero.", source, ", ".join(whole.tokens[rows:]))
+        weights[key] = torch.cat((weights[key], torch.zeros(len(whole) - rows, weights[key].shape[1])))
+    return whole
+
+
+SCGPT = Format(recognise, read, write, f"{ARGS}, {VOCABULARY} and {' or '.join(WEIGHTS)}")

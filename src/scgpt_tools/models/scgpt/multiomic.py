@@ -1,0 +1,83 @@
+"""scGPT's model of several modalities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scgpt_tools.models.config import ContextConfig, FromCellConfig, HeadsConfig
+from scgpt_tools.models.scgpt.base import pad_id_of
+from scgpt_tools.models.scgpt.transformer import TransformerModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+
+class MultiOmicTransformerModel(TransformerModel):
+    """scGPT's model of several modalities, which the decoders are told of each token :cite:p:`Cui2024`.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for :class:`TransformerModel`.
+    use_mod
+        Show each token's modality to the decoders.
+    ntokens_mod
+        Rows of the modality table, special ones included.
+    vocab_mod
+        Mapping that knows the modality id of ``pad_token``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        use_mod: bool = False,
+        ntokens_mod: int | None = None,
+        vocab_mod: Mapping[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if use_mod and (ntokens_mod is None or vocab_mod is None):
+            raise ValueError("`use_mod` needs `ntokens_mod` and `vocab_mod`.")
+        self.use_mod = use_mod
+        config = self.cell_model.config
+        context = ContextConfig(
+            batches=config.context.batches,
+            modalities=ntokens_mod or 0 if use_mod else 0,
+            modality_pad=pad_id_of(vocab_mod, kwargs.get("pad_token", "<pad>")) if use_mod else None,
+        )
+        heads = config.heads
+        if heads.expression_from_cell is not None:
+            from_cell = FromCellConfig(
+                style=heads.expression_from_cell.style,
+                nonzero=heads.expression_from_cell.nonzero,
+                context_in_query=bool(context.batches or context.modalities),
+            )
+            heads = HeadsConfig(
+                expression=heads.expression,
+                expression_from_cell=from_cell,
+                cell_type=heads.cell_type,
+                batch=heads.batch,
+            )
+        self.cell_model = self.cell_model.adapt(family="scgpt_multiomic", context=context, heads=heads)
+
+    def forward(  # type: ignore[override]
+        self,
+        src: Tensor,
+        values: Tensor,
+        src_key_padding_mask: Tensor,
+        batch_labels: Tensor | None = None,
+        CLS: bool = False,
+        CCE: bool = False,
+        MVC: bool = False,
+        ECS: bool = False,
+        do_sample: bool = False,
+        mod_types: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Run the network as :meth:`TransformerModel.forward`; ``mod_types`` (B, S) are the tokens' modalities."""
+        if self.use_mod and mod_types is None:
+            raise ValueError("Expected `mod_types`, which this model was built with; found none.")
+        batch = self._batch(src, values, src_key_padding_mask, batch_labels)
+        batch = batch.replace(modality=mod_types if self.use_mod else None)
+        return self._run(batch, CLS=CLS, CCE=CCE, MVC=MVC, ECS=ECS, do_sample=do_sample)[1]

@@ -1,0 +1,1 @@
+"""Parts of networks: torch only, no file or table access."""

@@ -1,0 +1,186 @@
+"""Attention among the tokens of each cell, with exchangeable backends that share one set of weights.
+
+A *layout* says where the real tokens are.  Padded backends (``sdpa``, ``eager``) work on (B, L, D) with a mask; packed
+backends (``varlen``, ``flash``) on (N, D), the real tokens of all cells in a row, and never touch padding.
+
+Shape letters: B cells, L tokens (padded), N real tokens of all cells, H heads, D width, E = D / H.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scgpt_tools._lookup import lookup
+from scgpt_tools._optional import optional
+from scgpt_tools.nn.linear import Linear
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+AttentionBackend = Literal["sdpa", "varlen", "flash", "eager"]
+
+
+@dataclass(frozen=True)
+class PaddedLayout:
+    """Tokens in a (B, L) rectangle."""
+
+    mask: Tensor
+    """(B, L) True on real tokens."""
+    visible: Tensor | None
+    """(B, 1, 1 or L, L) True where a query may look at a key; None if everything is visible."""
+    generated: Tensor | None = None
+    """(B, L) True on tokens to be generated."""
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, generated: Tensor | None = None) -> PaddedLayout:
+        """Let every token see the real tokens; generated ones are seen by themselves only."""
+        # A cell without any real token would be a softmax over nothing; its output is set to zero anyway.
+        keys = mask | ~mask.any(dim=1, keepdim=True)
+        if generated is None:
+            return cls(mask, None if bool(mask.all()) else keys[:, None, None, :])
+        itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+        visible = (keys & ~generated)[:, None, None, :] | itself[None, None]
+        return cls(mask, visible, generated)
+
+    def first(self, x: Tensor) -> Tensor:
+        """Keep the first token of each cell: (B, L, D) to (B, 1, D)."""
+        return x[:, :1]
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Real tokens of all cells one after another."""
+
+    offsets: Tensor
+    """(B + 1,) int32 start of each cell among the N tokens."""
+    lengths: tuple[int, ...]
+    """Number of tokens of each cell."""
+    generated: None = None
+
+    @classmethod
+    def from_lengths(cls, lengths: tuple[int, ...], device: torch.device | str) -> PackedLayout:
+        """Lay out cells of known lengths, each at least 1."""
+        offsets = torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return cls(offsets.to(device, non_blocking=True), lengths)
+
+    def first(self, x: Tensor) -> Tensor:
+        """Keep the first token of each cell: (N, D) to (B, D)."""
+        return x[self.offsets[:-1]]
+
+
+Layout = PaddedLayout | PackedLayout
+
+
+class Attended(NamedTuple):
+    """Result of a backend."""
+
+    context: Tensor
+    """Same shape as the queries."""
+    weights: Tensor | None = None
+    """(B, H, L, L), from ``eager`` only."""
+
+
+def _heads_first(x: Tensor, heads: int) -> Tensor:
+    """(B, L, D) to (B, H, L, E), a view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    """(B, H, L, E) to (B, L, D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dropout: float) -> Attended:
+    """Torch's fused attention on padded cells, on any device."""
+    visible = layout.visible
+    if visible is not None and visible.shape[2] not in (1, q.shape[1]):
+        visible = visible[:, :, : q.shape[1]]
+    context = F.scaled_dot_product_attention(
+        _heads_first(q, heads), _heads_first(k, heads), _heads_first(v, heads), attn_mask=visible, dropout_p=dropout
+    )
+    return Attended(_merge_heads(context))
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dropout: float) -> Attended:
+    """The formula written out; the only backend that returns its weights."""
+    q, k, v = (_heads_first(x, heads) for x in (q, k, v))
+    scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    if layout.visible is not None:
+        scores = scores.masked_fill(~layout.visible[:, :, : q.shape[2]], float("-inf"))
+    weights = scores.softmax(dim=-1)
+    return Attended(_merge_heads(F.dropout(weights, dropout) @ v), weights)
+
+
+def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention within one cell, (n, D) each."""
+    q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
+    return _merge_heads(F.scaled_dot_product_attention(q, k, v)).squeeze(0)
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dropout: float) -> Attended:
+    """Packed attention: torch's ``varlen_attn`` on CUDA in half precision, elsewhere one SDPA call a cell."""
+    if dropout:
+        raise ValueError(
+            f"The 'varlen' backend has no attention dropout, found {dropout}; train with 'sdpa' or 'flash'."
+        )
+    per_cell = len(q) // len(layout.lengths) if len(q) != len(k) else None
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        # Only where it is used: older torch has no such module.
+        from torch.nn.attention.varlen import varlen_attn
+
+        offsets_q = layout.offsets if per_cell is None else torch.arange(len(layout.lengths) + 1, device=q.device).int()
+        longest = max(layout.lengths)
+        q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+        context = varlen_attn(q, k, v, offsets_q, layout.offsets, longest if per_cell is None else 1, longest)
+        return Attended(context.flatten(1))
+    queries = q.split(layout.lengths if per_cell is None else per_cell)
+    cells = zip(queries, k.split(layout.lengths), v.split(layout.lengths), strict=True)
+    return Attended(torch.cat([_one_cell(*cell, heads) for cell in cells]))
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dropout: float) -> Attended:
+    """Packed attention by the flash-attn package (extra ``flash``): CUDA, half precision, dropout allowed."""
+    kernel = optional("flash_attn", extra="flash").flash_attn_varlen_func
+    first_only = len(q) != len(k)
+    offsets_q = torch.arange(len(layout.lengths) + 1, device=q.device).int() if first_only else layout.offsets
+    longest = max(layout.lengths)
+    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+    context = kernel(q, k, v, offsets_q, layout.offsets, 1 if first_only else longest, longest, dropout_p=dropout)
+    return Attended(context.flatten(1))
+
+
+PADDED: dict[str, Callable[..., Attended]] = {"sdpa": sdpa, "eager": eager}
+PACKED: dict[str, Callable[..., Attended]] = {"varlen": varlen, "flash": flash}
+BACKENDS = PADDED | PACKED
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with separate query, key and value maps.
+
+    Separate maps let the last layer compute queries for the rows that are read only, and let adapters reach each map.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key, self.value = (Linear(dim, dim) for _ in range(3))
+        self.out = Linear(dim, dim)
+
+    def forward(self, x: Tensor, layout: Layout, backend: str, *, first_only: bool = False) -> Attended:
+        """Attend; ``first_only`` computes the first token of each cell alone."""
+        attend = lookup(BACKENDS, backend, "attention backend")
+        q = self.query(layout.first(x) if first_only else x)
+        dropout = self.dropout if self.training else 0.0
+        context, weights = attend(q, self.key(x), self.value(x), layout, self.heads, dropout)
+        projected = self.out(context)
+        if layout.generated is not None:
+            # scGPT's pre-training form uses the raw attention result for generated tokens; its checkpoints expect it.
+            projected = torch.where(layout.generated.unsqueeze(-1), context, projected)
+        return Attended(projected, weights)

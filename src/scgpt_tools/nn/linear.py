@@ -1,0 +1,42 @@
+"""Linear maps, computed by whichever of torch's kernels is fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Below this many rows the detour costs more than it saves.
+_FEW_ROWS = 64
+
+
+class Linear(nn.Linear):
+    """:class:`torch.nn.Linear` with the same numbers, sooner on CPUs.
+
+    In fp32 on a CPU a linear map goes to the BLAS library, a convolution to oneDNN.  A convolution of width one *is* a
+    linear map, and on processors that the BLAS does not know well it takes half the time (``benchmarks/linear.py``).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        if not _convolution_pays(x, self.weight):
+            return super().forward(x)
+        rows = x.reshape(1, -1, 1, x.shape[-1])
+        # Channels last, so that the rows stay where they are.
+        mapped = F.conv2d(rows.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias)
+        return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
+
+
+def _convolution_pays(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and x.numel() >= _FEW_ROWS * x.shape[-1]
+    )
