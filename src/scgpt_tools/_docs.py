@@ -26,6 +26,10 @@ genes
     "modality": """\
 modality
     Which modality to read; needed for MuData only.""",
+    "batch": """\
+batch
+    Column of ``obs`` with the technical batch of each cell; needed by models that normalise each batch by itself (as
+    fine-tuning for integration makes them), and refused by all others.""",
     "rng": """\
 rng
     Seed for sampling genes of long cells and for ties between bins.  The draws of a cell depend on the seed and its

@@ -144,3 +144,45 @@ class RankingKeys:
     def uns(self) -> str:
         """Ranking in scanpy's structure."""
         return self.key
+
+
+@dataclass(frozen=True)
+class AnnotateKeys:
+    """What :func:`scgpt_tools.tl.annotate` and :func:`scgpt_tools.tl.map_reference` write."""
+
+    key: str = "scgpt_cell_type"
+
+    @property
+    def obs(self) -> str:
+        """Class of each cell."""
+        return self.key
+
+    @property
+    def obs_confidence(self) -> str:
+        """Probability of that class, or its share of the votes."""
+        return f"{self.key}_confidence"
+
+    @property
+    def obs_distance(self) -> str:
+        """Mean squared distance to the neighbours; of the mapping only."""
+        return f"{self.key}_distance"
+
+    @property
+    def obsm(self) -> str:
+        """Probability of every class."""
+        return f"{self.key}_probabilities"
+
+    @property
+    def obsm_neighbours(self) -> str:
+        """Rows of the reference; of the mapping only."""
+        return f"{self.key}_neighbors"
+
+    @property
+    def obsm_distances(self) -> str:
+        """Squared distances to them; of the mapping only."""
+        return f"{self.key}_distances"
+
+    @property
+    def uns(self) -> str:
+        """Settings, provenance and the names of the classes."""
+        return self.key

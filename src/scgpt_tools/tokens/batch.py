@@ -64,7 +64,7 @@ class TokenBatch:
             raise ValueError(f"Expected a token batch with `{name}`, found only {filled}.")
         return tensor
 
-    def replace(self, **changes: Tensor | None) -> TokenBatch:
+    def replace(self, **changes: Any) -> TokenBatch:
         """Copy with some fields exchanged."""
         return replace(self, **changes)
 

@@ -1,0 +1,142 @@
+"""How many cells per second, against scGPT's own function and against what the machine can do.
+
+    python benchmarks/embed.py CHECKPOINT CELLS.h5ad [--peer FOLDER] [--cells 64] [--precision fp32 bf16]
+
+The ceiling is the time that the model's matrix products and attention take alone, at the same lengths, with torch's best
+kernel for each; everything else that we do counts against us.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import scgpt_tools as sct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def untied(adata: ad.AnnData, layer: str | None) -> ad.AnnData:
+    """Counts with a tiny ramp over genes: no two values of a cell are equal, so every rule of binning agrees."""
+    X = (adata.X if layer is None else adata.layers[layer]).tocsr().astype(np.float32)
+    X.data += 0.01 * (X.indices + 1) / X.shape[1]
+    return ad.AnnData(X, obs=adata.obs[[]], var=adata.var[[]])
+
+
+def flops(lengths: np.ndarray, layers: int, dim: int, hidden: int) -> tuple[float, float]:
+    """Floating point operations of linear maps and of attention, for all cells."""
+    linear = layers * 2 * lengths.sum() * (4 * dim * dim + 2 * dim * hidden)
+    return float(linear), float(layers * 4 * (lengths.astype(float) ** 2).sum() * dim)
+
+
+def ceiling(lengths: np.ndarray, layers: int, dim: int, heads: int, dtype: torch.dtype) -> float:
+    """Cells per second if only matrix products and attention took time."""
+    n = int(lengths.mean())
+    x, w = torch.randn(n, dim, dtype=dtype), torch.randn(dim, dim, dtype=dtype)
+    rows, kernel = x.view(1, n, 1, dim).permute(0, 3, 1, 2), w[:, :, None, None]
+    q = torch.randn(1, heads, n, dim // heads, dtype=dtype)
+    products = [lambda: F.linear(x, w)]
+    if dtype == torch.float32:
+        products.append(lambda: F.conv2d(rows, kernel))
+    rate_linear = 2 * n * dim * dim / min(best_of(product) for product in products)
+    rate_attention = 4 * n * n * dim / best_of(lambda: F.scaled_dot_product_attention(q, q, q))
+    linear, attention = flops(lengths, layers, dim, dim)
+    return len(lengths) / (linear / rate_linear + attention / rate_attention)
+
+
+def best_of(run: Callable[[], object], times: int = 15) -> float:
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(times):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--layer", default="counts")
+    parser.add_argument("--peer", type=Path, help="folder that holds the package scgpt")
+    parser.add_argument("--cells", type=int, default=64)
+    parser.add_argument("--length", type=int, default=1200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+    adata = untied(ad.read_h5ad(arguments.data)[: arguments.cells], arguments.layer)
+    start = time.perf_counter()
+    model = sct.CellModel.from_pretrained(arguments.checkpoint, device="cpu")
+    print(f"loading ours: {time.perf_counter() - start:.2f} s")
+
+    def ours(precision: str) -> np.ndarray:
+        sct.tl.embed(adata, model, length=arguments.length, precision=precision, show_progress=False)
+        return adata.obsm["X_scGPT"]
+
+    runs: dict[str, Callable[[], np.ndarray]] = {
+        precision: (lambda precision=precision: ours(precision)) for precision in arguments.precision
+    }
+    if arguments.peer is not None:
+        from peers import ScGPT
+
+        start = time.perf_counter()
+        peer = ScGPT(arguments.peer, arguments.checkpoint)
+        print(f"loading scGPT: {time.perf_counter() - start:.2f} s")
+        runs["scGPT"] = lambda: peer.embed(adata, length=arguments.length)
+
+    lengths = np.minimum(np.diff(adata.X.indptr) + 1, arguments.length)
+    whole = np.diff(adata.X.indptr) + 1 <= arguments.length
+    results = {name: run() for name, run in runs.items()}
+    check(results, whole)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(arguments.rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    rates = {name: len(lengths) / median(times) for name, times in seconds.items()}
+    config = model.config
+    for name, rate in rates.items():
+        line = f"{name}: {rate:.2f} cells/s"
+        if name in arguments.precision:
+            dtype = torch.bfloat16 if name == "bf16" else torch.float32
+            top = ceiling(lengths, config.encoder.layers, config.dim, config.encoder.heads, dtype)
+            line += f", {rate / top:.0%} of the ceiling of {top:.2f}"
+        if "scGPT" in rates and name != "scGPT":
+            line += f", {rate / rates['scGPT']:.1f} times scGPT"
+        print(line)
+    print(f"{len(lengths)} cells, {lengths.mean():.0f} tokens a cell, {arguments.threads} threads")
+    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def check(results: dict[str, np.ndarray], whole: np.ndarray) -> None:
+    """Cells that nobody has to subsample must agree."""
+    reference = results.get("fp32")
+    for name, embedding in results.items():
+        if reference is None or name == "fp32":
+            continue
+        cosine = (embedding * reference).sum(axis=1)[whole].min()
+        error = np.abs(embedding - reference)[whole].max()
+        print(f"{name} against fp32: largest difference {error:.1e}, smallest cosine {cosine:.6f}")
+        if name == "scGPT" and error > 1e-5:
+            raise SystemExit("scGPT and ours disagree; the times would not be comparable.")
+
+
+if __name__ == "__main__":
+    main()

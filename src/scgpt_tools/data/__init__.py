@@ -1,0 +1,1 @@
+"""Where cells come from: rows of AnnData and MuData, in memory or on disk."""

@@ -1,0 +1,152 @@
+"""Bins that are kept in a layer, with all that is needed to use them again.
+
+:func:`scgpt_tools.pp.tokenize` writes them and :func:`scgpt_tools.tl.embed` reads them; a reader is refused bins that
+its model would have made differently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgpt_tools._keys import TokenizeKeys
+from scgpt_tools._lookup import absent
+from scgpt_tools.tokens.coverage import OUTCOMES, Coverage
+from scgpt_tools.tokens.features import FeatureTable
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+    from scgpt_tools._types import Ties
+    from scgpt_tools.tokens.tokenizer import TokenizerConfig
+    from scgpt_tools.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinnedSettings:
+    """How bins were made; scalars and strings only, which every file format keeps."""
+
+    bins: int
+    ties: Ties
+    seed: int
+    """Seed of random ties."""
+    layer: str | None
+    """Where the values came from; ``None`` for ``X``."""
+    genes: str | None
+    """Column of ``var`` that named the genes; ``None`` for its index."""
+    model: str
+    """Name of the model whose vocabulary was used, empty for a bare vocabulary."""
+    vocabulary: str
+    """Checksum of the vocabulary."""
+
+
+@dataclass(frozen=True, eq=False)
+class Binned:
+    """A layer of bins, ready for a tokenizer called with ``prebinned=True``."""
+
+    layer: str
+    """Key of ``layers``."""
+    features: FeatureTable
+    """Which columns are which tokens, as they were matched when the bins were made."""
+    settings: BinnedSettings
+
+
+def write_binned(
+    adata: AnnData, key: str, bins: sp.csr_matrix, features: FeatureTable, settings: BinnedSettings
+) -> None:
+    """Write bins, token ids and settings to a table.
+
+    Parameters
+    ----------
+    adata
+        Table to change.
+    key
+        Name of the layer and beginning of the other names.
+    bins
+        (cells, genes) bins.
+    features
+        Which columns are which tokens.
+    settings
+        How the bins were made.
+    """
+    keys = TokenizeKeys(key)
+    ids = np.full(adata.n_vars, -1, dtype=np.int32)
+    ids[features.columns] = features.ids
+    adata.layers[keys.layer] = bins
+    adata.var[keys.var] = ids
+    adata.obs[keys.obs] = np.diff(bins.indptr).astype(np.int32)
+    adata.uns[keys.uns] = {
+        "params": {name: getattr(settings, name) for name in ("bins", "ties", "seed", "layer", "genes")},
+        "model": {"name": settings.model, "vocabulary": settings.vocabulary},
+        "genes": features.coverage.to_dict(),
+    }
+
+
+def read_binned(adata: AnnData, vocabulary: Vocabulary, config: TokenizerConfig, *, key: str = "X_binned") -> Binned:
+    """Find bins that fit a model.
+
+    Parameters
+    ----------
+    adata
+        Table that :func:`scgpt_tools.pp.tokenize` has written to.
+    vocabulary
+        Vocabulary of the model.
+    config
+        Tokenizer of the model.
+    key
+        Name under which the bins were written.
+
+    Returns
+    -------
+    The layer and what its columns are.
+
+    Raises
+    ------
+    KeyError
+        If there are no such bins.
+    ValueError
+        If they were made with another vocabulary, number of bins or rule for ties.
+    """
+    keys = TokenizeKeys(key)
+    for place, name in (("layers", keys.layer), ("var", keys.var), ("uns", keys.uns)):
+        if name not in getattr(adata, place):
+            message = absent(name, getattr(adata, place).keys(), f"key in `{place}`:")
+            raise KeyError(f"{message} `sct.pp.tokenize(adata, key_added={key!r})` writes it.")
+    settings = _settings(adata.uns[keys.uns])
+    wanted = {"bins": config.bins, "ties": config.ties, "vocabulary": vocabulary.checksum}
+    for name, value in wanted.items():
+        if getattr(settings, name) != value:
+            raise ValueError(
+                f"Expected bins with {name} {value!r} in {key!r}, found {getattr(settings, name)!r}. Run "
+                "`sct.pp.tokenize` with this model."
+            )
+    return Binned(keys.layer, _features(adata, keys.var, vocabulary), settings)
+
+
+def _settings(stored: dict[str, Any]) -> BinnedSettings:
+    params, model = stored["params"], stored["model"]
+    return BinnedSettings(
+        bins=int(params["bins"]),
+        ties=params["ties"],
+        seed=int(params["seed"]),
+        layer=params["layer"],
+        genes=params["genes"],
+        model=model["name"],
+        vocabulary=model["vocabulary"],
+    )
+
+
+def _features(adata: AnnData, column: str, vocabulary: Vocabulary) -> FeatureTable:
+    """The matching as it was; by which rule a name matched is no longer known."""
+    ids = np.asarray(adata.var[column], dtype=np.int64)
+    known = ids >= 0
+    tokens = np.full(adata.n_vars, None, dtype=object)
+    tokens[known] = np.asarray(vocabulary.tokens, dtype=object)[ids[known]]
+    outcomes = np.where(known, OUTCOMES.index("exact"), OUTCOMES.index("missing")).astype(np.int8)
+    names = np.asarray(adata.var_names, dtype=object)
+    n_genes = len(vocabulary) - len(vocabulary.specials)
+    coverage = Coverage(names, tokens, outcomes, known, n_vocabulary=n_genes)
+    return FeatureTable(np.flatnonzero(known), ids[known], tokens[known], adata.n_vars, coverage)

@@ -1,0 +1,240 @@
+"""Cells as rows of one matrix, whatever kind of table they come from.
+
+The table is only read.  At most a block of rows is in memory besides what the table holds there itself, values keep
+their precision, and no negative, missing or infinite value gets past this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgpt_tools._lookup import lookup
+from scgpt_tools._validate import check_integer, check_key
+from scgpt_tools.data.matrices import reader, take
+from scgpt_tools.tokens import kernels
+from scgpt_tools.tokens.values import canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import scipy.sparse as sp
+    from anndata import AnnData
+    from mudata import MuData
+    from numpy.typing import ArrayLike, NDArray
+
+# Cells that show in which unit a matrix is: some runs of neighbours from all over the table.
+_RUNS, _RUN = 8, 32
+
+
+@dataclass(frozen=True, eq=False)
+class RawBlock:
+    """Some rows of a table."""
+
+    X: sp.csr_matrix
+    """(rows, columns) values, float32 or float64, checked."""
+    index: NDArray[np.int64]
+    """(rows,) number of each row in the table."""
+
+
+class RowSource:
+    """Rows of an AnnData, or of one modality of a MuData.
+
+    Takes matrices in memory (dense, CSR, CSC), views, HDF5 and zarr files that are read on demand (dense or sparse),
+    and dask arrays.  A file in CSC works but is read once per block.
+
+    Parameters
+    ----------
+    data
+        The table.  Never changed.
+    layer
+        Key of ``layers``; ``None`` takes ``X``.
+    modality
+        Which modality; needed for MuData only.
+
+    Raises
+    ------
+    KeyError
+        If the layer or the modality is absent; the message lists what is there.
+    ValueError
+        If there is no ``X``, or no modality is named.
+    """
+
+    def __init__(self, data: AnnData | MuData, *, layer: str | None = None, modality: str | None = None) -> None:
+        self.adata = table_of(data, modality)
+        """The AnnData that the rows come from."""
+        self.layer = layer
+        base, self._rows, self._columns = _base_of(self.adata)
+        if layer is not None:
+            check_key(self.adata.layers, layer, "layers")
+        X = base.X if layer is None else base.layers[layer]
+        if X is None:
+            layers = [name for name in self.adata.layers if name is not None]
+            raise ValueError(f"Expected a matrix in `X`, found none. Pass `layer=` one of {layers}.")
+        self._read = reader(X)
+        self._base_width: int = X.shape[1]
+
+    def __len__(self) -> int:
+        return self.adata.n_obs
+
+    @property
+    def n_columns(self) -> int:
+        """Number of genes."""
+        return self.adata.n_vars
+
+    @property
+    def names(self) -> pd.Index:
+        """Names of the cells."""
+        return self.adata.obs_names
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """Columns of the cells."""
+        return self.adata.obs
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Columns of the genes."""
+        return self.adata.var
+
+    @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """(cells,) hash of each cell's name, which all its random draws start from."""
+        return row_keys(self.names)
+
+    def blocks(self, rows: int = 4096, *, columns: ArrayLike | None = None) -> Iterator[RawBlock]:
+        """Read the table from its first row to its last.
+
+        Parameters
+        ----------
+        rows
+            Rows of a block.
+        columns
+            Columns to keep; ``None`` keeps all.
+
+        Yields
+        ------
+        Blocks of checked rows.
+
+        Raises
+        ------
+        ValueError
+            If a value is negative, missing or infinite; the message names its cell and gene.
+        """
+        check_integer("rows", rows)
+        for start in range(0, len(self), rows):
+            index = np.arange(start, min(start + rows, len(self)))
+            X = self.take(index)
+            yield RawBlock(X if columns is None else canonical(X[:, np.asarray(columns)]), index)
+
+    def take(self, indices: ArrayLike) -> sp.csr_matrix:
+        """Read some rows; fastest where they are neighbours.
+
+        Parameters
+        ----------
+        indices
+            Row numbers, in any order.
+
+        Returns
+        -------
+        (rows, columns) checked values in float32 or float64, with each column once per row and in order.
+
+        Raises
+        ------
+        ValueError
+            If a value is negative, missing or infinite; the message names its cell and gene.
+        """
+        index = np.asarray(indices, dtype=np.int64)
+        X = take(self._read, index if self._rows is None else self._rows[index], self._base_width)
+        X = canonical(X if self._columns is None else X[:, self._columns])
+        self._refuse_bad(X, index)
+        return X
+
+    def check(self) -> None:
+        """Read the whole table once and refuse what :meth:`blocks` refuses, before any work begins."""
+        for _ in self.blocks():
+            pass
+
+    def sample(self) -> sp.csr_matrix:
+        """A few hundred cells from all over the table, to see what kind of values it holds.
+
+        Returns
+        -------
+        (rows, columns) checked values.
+        """
+        starts = np.linspace(0, max(len(self) - _RUN, 0), _RUNS).astype(np.int64)
+        rows = np.unique(starts[:, None] + np.arange(_RUN))
+        return self.take(rows[rows < len(self)])
+
+    def _refuse_bad(self, X: sp.csr_matrix, index: NDArray[np.int64]) -> None:
+        bad = kernels.find_bad(X.data, 0, X.data.size)
+        if bad < 0:
+            return
+        row = int(index[np.searchsorted(X.indptr, bad, side="right") - 1])
+        place = "`X`" if self.layer is None else f"layer {self.layer!r}"
+        raise ValueError(
+            f"Expected finite values that are not negative in {place}, found {X.data[bad]} in cell "
+            f"{str(self.names[row])!r}, gene {str(self.adata.var_names[X.indices[bad]])!r}. Use counts or log1p values, "
+            "not scaled ones."
+        )
+
+
+def table_of(data: AnnData | MuData, modality: str | None = None) -> AnnData:
+    """The AnnData that a task works on.
+
+    Parameters
+    ----------
+    data
+        AnnData or MuData.
+    modality
+        Key of ``mod``; needed for MuData only.
+
+    Returns
+    -------
+    The AnnData itself, or that modality of the MuData.
+    """
+    if not hasattr(data, "obs_names"):
+        raise TypeError(f"Expected an AnnData or a MuData, found {type(data).__name__}.")
+    modalities: dict[str, AnnData] | None = getattr(data, "mod", None)
+    if modalities is not None:
+        if modality is None:
+            raise ValueError(f"Expected `modality` to name one of {list(modalities)}, found None.")
+        return lookup(modalities, modality, "modality", error=KeyError)
+    if modality is not None:
+        raise ValueError(f"Expected `modality` with MuData only, found {modality!r} with an AnnData.")
+    return data
+
+
+def row_keys(names: pd.Index | ArrayLike) -> NDArray[np.uint64]:
+    """Hash the names of cells.
+
+    Parameters
+    ----------
+    names
+        Names, as objects, strings or categories.
+
+    Returns
+    -------
+    One number per name: the same in every process and for every type of index.
+    """
+    texts: NDArray[np.object_] = np.array(pd.Series(names).astype(str).to_numpy(), dtype=object)
+    return pd.util.hash_array(texts, categorize=False)
+
+
+def _base_of(adata: AnnData) -> tuple[Any, NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """The table behind a view with the rows and columns that the view shows, or the table itself.
+
+    AnnData copies the matrix of a view whole when it is asked for it, and reads all of a file, so the view is resolved
+    here; there is no public way to.
+    """
+    if not adata.is_view:
+        return adata, None, None
+    base = adata._adata_ref
+    rows = np.arange(base.n_obs)[adata._oidx].ravel()
+    columns = np.arange(base.n_vars)[adata._vidx].ravel()
+    whole = columns.size == base.n_vars and np.array_equal(columns, np.arange(base.n_vars))
+    return base, rows, None if whole else columns

@@ -1,0 +1,275 @@
+"""What is hidden from the network so that it can be asked for it: token batch in, token batch with targets out.
+
+Every corruption keeps the truth in ``target`` and marks in ``hidden`` where a prediction is scored; a value that is
+hidden is nowhere among the inputs.  B cells, L tokens a cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+import torch
+
+from scgpt_tools._validate import as_generator, check_choice, check_fraction, check_integer
+from scgpt_tools.tokens.orders import draws
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from scgpt_tools._types import RngLike
+    from scgpt_tools.tokens.batch import TokenBatch
+
+Count: TypeAlias = Literal["exact", "bernoulli"]
+"""How many values to hide: a fixed part of each cell's, or each by itself with the same probability."""
+
+# Keeps these draws apart from those of the tokenizer.
+_HIDE = 3
+
+
+class Corruption(Protocol):
+    """Anything that hides part of a batch."""
+
+    def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
+        """Hide part of a batch; the batch given is not changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskValues:
+    """Replace some values by a marker; the genes stay visible (scGPT ``random_mask_value`` and ``DataCollator``)."""
+
+    ratio: float | tuple[float, ...] = 0.4
+    """Part of the values to hide; of several, one is drawn for each batch."""
+    count: Count = "exact"
+    """``exact`` hides ``int(ratio * n)`` of the n values of a cell, ``bernoulli`` each with probability ``ratio``."""
+    mask_value: float = -1.0
+    """What the network sees instead."""
+    keep_first: int = 1
+    """Leading tokens never to hide; 0 lets the cell token be hidden too, as scGPT's fine-tuning does."""
+    zeros: bool = True
+    """Hide values of 0 as well, where the tokenizer keeps genes that are not expressed."""
+
+    def __post_init__(self) -> None:
+        _check_ratios(self.ratio)
+        check_choice("count", self.count, get_args(Count))
+        check_integer("keep_first", self.keep_first, least=0)
+
+    def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
+        """Hide values of real tokens.
+
+        Parameters
+        ----------
+        batch
+            Cells with all their values.
+        rng
+            Seed or generator.
+
+        Returns
+        -------
+        The batch with the marker in ``values``, the truth in ``target`` and its places in ``hidden``.
+        """
+        rng = as_generator(rng)
+        ratio = _draw_ratio(self.ratio, rng)
+        candidates = _candidates(batch, self.keep_first)
+        if not self.zeros:
+            candidates &= batch.values != 0
+        noise = _noise(batch, rng)
+        if self.count == "exact":
+            hidden = _smallest(noise, candidates, (candidates.sum(1).double() * ratio).long())
+        else:
+            hidden = candidates & (noise < ratio)
+        return batch.replace(
+            values=batch.values.masked_fill(hidden, self.mask_value), target=batch.values, hidden=hidden
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateValues:
+    """Split each cell into genes that are seen and genes whose values are asked for (scGPT's generative pre-training).
+
+    With W the width of the longest cell and r the ratio, the last ``int((W - keep_first) * r)`` places are for tokens
+    to be generated and the others for tokens to be perceived.  A cell of n genes sends ``int(n * r)`` of them, drawn at
+    random, to the generated side; both sides are padded on their right.
+    """
+
+    ratio: float | tuple[float, ...] = (0.25, 0.5, 0.75)
+    """Part of the genes to generate; of several, one is drawn for each batch."""
+    mask_value: float = -1.0
+    """What stands in ``values`` of generated tokens."""
+    keep_first: int = 1
+    """Leading tokens that are always perceived, such as the cell token."""
+
+    def __post_init__(self) -> None:
+        _check_ratios(self.ratio)
+        check_integer("keep_first", self.keep_first, least=0)
+
+    def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
+        """Split the cells of a batch.
+
+        Parameters
+        ----------
+        batch
+            Cells with all their values.
+        rng
+            Seed or generator.
+
+        Returns
+        -------
+        A batch of the width of the longest cell.  ``generated`` is True in the places of the generated side, padding
+        included; ``hidden`` marks its real tokens and ``target`` holds all values.
+        """
+        rng = as_generator(rng)
+        ratio = _draw_ratio(self.ratio, rng)
+        batch = _trimmed(batch)
+        candidates = _candidates(batch, self.keep_first)
+        chosen = _smallest(_noise(batch, rng), candidates, (candidates.sum(1).double() * ratio).long())
+        width = batch.genes.shape[1]
+        n_generated = int(max(width - self.keep_first, 0) * ratio)
+        split = _gathered(batch, _order(batch.mask, chosen, width - n_generated))
+        generated = (torch.arange(width, device=batch.genes.device) >= width - n_generated).expand_as(split.mask)
+        hidden = generated & split.mask
+        return split.replace(
+            values=split.values.masked_fill(hidden, self.mask_value),
+            target=split.values,
+            hidden=hidden,
+            generated=generated,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateExpression:
+    """Show some expressed genes of each cell; ask for the values of others, expressed ones and silent ones.
+
+    What makes a kind of cell is which genes it expresses at all, so half of the questions are about genes without any
+    molecule.  They are asked only: what is shown is expressed, as in cells that are embedded afterwards.  For tokenizers
+    with ``genes="all"``.
+    """
+
+    shown: int = 256
+    """Most expressed genes to show."""
+    expressed: int = 64
+    """Most expressed genes to ask for; never more than a third of the cell's."""
+    silent: int = 64
+    """Most genes without expression to ask for."""
+    mask_value: float = -1.0
+    """What stands in ``values`` of tokens to be generated."""
+    keep_first: int = 1
+    """Leading tokens that are always shown, such as the cell token."""
+
+    def __post_init__(self) -> None:
+        for name in ("shown", "expressed"):
+            check_integer(name, getattr(self, name))
+        for name in ("silent", "keep_first"):
+            check_integer(name, getattr(self, name), least=0)
+
+    def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
+        """Choose among the genes of each cell and drop the others.
+
+        Parameters
+        ----------
+        batch
+            Cells with all their genes.
+        rng
+            Seed or generator.
+
+        Returns
+        -------
+        A batch of shown tokens, followed by ``generated`` ones, which are ``hidden`` too.
+        """
+        noise = _noise(batch, as_generator(rng))
+        candidates = _candidates(batch, self.keep_first)
+        expressed = candidates & (batch.values > 0)
+        asked = _smallest(noise, expressed, (expressed.sum(1) // 3).clamp(max=self.expressed))
+        shown = _smallest(noise, expressed & ~asked, torch.full_like(batch.genes[:, 0], self.shown))
+        silent = _smallest(noise, candidates & ~expressed, torch.full_like(batch.genes[:, 0], self.silent))
+        place = torch.full_like(batch.genes, 2)
+        place[shown | (batch.mask & ~candidates)] = 0
+        place[asked | silent] = 1
+        kept = _gathered(batch.replace(mask=place < 2), place.argsort(dim=1, stable=True))
+        hidden = place.sort(dim=1, stable=True).values == 1
+        width = int(kept.mask.sum(1).max()) if len(batch) else 0
+        kept, hidden = _per_token(kept, lambda tensor: tensor[:, :width]), hidden[:, :width]
+        return kept.replace(
+            values=kept.values.masked_fill(hidden, self.mask_value), target=kept.values, hidden=hidden, generated=hidden
+        )
+
+
+CORRUPTIONS: dict[str, type[MaskValues | GenerateValues | GenerateExpression]] = {
+    "mask_values": MaskValues,
+    "generate_values": GenerateValues,
+    "generate_expression": GenerateExpression,
+}
+
+
+def _check_ratios(ratio: float | tuple[float, ...]) -> None:
+    ratios = ratio if isinstance(ratio, tuple) else (ratio,)
+    if not ratios:
+        raise ValueError("Expected `ratio` to hold at least one number, found none.")
+    for entry in ratios:
+        check_fraction("ratio", entry, zero=False, one=False)
+
+
+def _draw_ratio(ratio: float | tuple[float, ...], rng: np.random.Generator) -> float:
+    return float(rng.choice(ratio)) if isinstance(ratio, tuple) else ratio
+
+
+def _candidates(batch: TokenBatch, keep_first: int) -> Tensor:
+    """Real tokens behind the first ones."""
+    candidates = batch.mask.clone()
+    candidates[:, :keep_first] = False
+    return candidates
+
+
+def _noise(batch: TokenBatch, rng: np.random.Generator) -> Tensor:
+    """A number in [0, 1) for each token, which depends on the draw, the cell and the token only.
+
+    So a cell is treated alike whatever stands beside it in its minibatch, in this process or another.
+    """
+    if batch.index is None:
+        return torch.from_numpy(rng.random(tuple(batch.genes.shape))).to(batch.genes.device)
+    cells, tokens = batch.index.cpu().numpy()[:, None], batch.genes.cpu().numpy()
+    bits = draws(int(rng.integers(2**62)), cells, tokens, _HIDE)
+    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53).to(batch.genes.device)
+
+
+def _smallest(noise: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
+    """Mark as many candidates of each row as ``counts`` says, each set of them as likely as any other."""
+    order = noise.masked_fill(~candidates, torch.inf).argsort(dim=1, stable=True)
+    ranks = torch.empty_like(order)
+    ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous())
+    return (ranks < counts[:, None]) & candidates
+
+
+def _trimmed(batch: TokenBatch) -> TokenBatch:
+    """Without columns that are padding in every cell."""
+    width = int(batch.mask.sum(1).max()) if len(batch) else 0
+    return _per_token(batch, lambda tensor: tensor[:, :width])
+
+
+def _order(mask: Tensor, chosen: Tensor, n_perceived: int) -> Tensor:
+    """Columns in the order: perceived tokens, padding up to ``n_perceived``, generated tokens, the other padding.
+
+    The two sides of a cell and their padding are all of its row, so the split only moves tokens.
+    """
+    perceived = mask & ~chosen
+    padding = ~mask
+    left = n_perceived - perceived.sum(1, keepdim=True)
+    place = torch.full_like(mask, 0, dtype=torch.long)
+    place[chosen] = 2
+    place[padding & (padding.cumsum(1) <= left)] = 1
+    place[padding & (padding.cumsum(1) > left)] = 3
+    return place.argsort(dim=1, stable=True)
+
+
+def _gathered(batch: TokenBatch, order: Tensor) -> TokenBatch:
+    return _per_token(batch, lambda tensor: tensor.gather(1, order))
+
+
+def _per_token(batch: TokenBatch, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+    """Change every field that has one entry per token."""
+    names = ("genes", "values", "mask", "modality", "perturbed")
+    fields = {name: getattr(batch, name) for name in names}
+    return batch.replace(**{name: change(tensor) for name, tensor in fields.items() if tensor is not None})

@@ -1,0 +1,282 @@
+"""Rows of expression values to token batches: which genes, which value for each, how many, and the cell token.
+
+The order of steps is that of scGPT's ``embed_data``: genes with a token, the expressed ones among them in column order,
+bins over all of those, then the draw of a subset for cells that are too long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, get_args
+
+import numpy as np
+import torch
+
+from scgpt_tools._types import Expects, Genes, Overflow, Ties, Values
+from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools.tokens import kernels
+from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.tokens.orders import seed_of
+from scgpt_tools.tokens.values import bin_rows, bits_of, canonical, count_known, fractions_of
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from numpy.typing import ArrayLike, NDArray
+
+    from scgpt_tools._types import RngLike
+    from scgpt_tools.tokens.features import FeatureTable
+    from scgpt_tools.vocabulary import Vocabulary
+
+    Integer = TypeVar("Integer", bound=np.integer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """How a cell becomes tokens; travels with the model that was trained on it."""
+
+    genes: Genes = "expressed"
+    """Which genes become tokens: those with a value above zero, or all that the vocabulary knows."""
+    values: Values = "binned"
+    """What stands for expression: quantile bins within the cell, ``log1p`` of the value, or the value itself."""
+    bins: int | None = 51
+    """Number of bins including zero; only with ``values="binned"``."""
+    ties: Ties = "left"
+    """Bin of values that sit on several equal edges: the last between them, or one drawn by seed."""
+    length: int | None = 1200
+    """Most tokens of a cell, the cell token included; ``None`` keeps all."""
+    overflow: Overflow = "sample"
+    """What stays of a longer cell: genes drawn by seed, or the first in the order of the columns."""
+    cls: bool = True
+    """Put the cell token first."""
+    cls_value: float = -2.0
+    """Value of the cell token; scGPT's fine-tuning tutorials use 0, its embedding and pre-training the padding's."""
+    pad_value: float = -2.0
+    """Value at padding."""
+    mask_value: float = -1.0
+    """Value that hides another from the network."""
+    expects: Expects = "any"
+    """Unit that ``values`` starts from; bins depend on ranks only and take any."""
+    modalities: tuple[str, ...] = ()
+    """Names of the modality ids in their order, ``<pad>`` and ``<cls>`` among them; empty for one modality."""
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), get_args(choices))
+        if (self.values == "binned") != (self.bins is not None):
+            raise ValueError(f"`bins` goes with values='binned' only, found {self.values=} and {self.bins=}.")
+        if self.bins is not None:
+            fractions_of(self.bins)  # refuses numbers that cannot be
+        if self.length is not None:
+            check_integer("length", self.length, least=1)
+        absent = {"<pad>", "<cls>"} - set(self.modalities)
+        if self.modalities and absent:
+            raise ValueError(f"Expected `modalities` to hold '<pad>' and '<cls>', found {self.modalities}.")
+
+
+_CHOICES = {"genes": Genes, "values": Values, "ties": Ties, "overflow": Overflow, "expects": Expects}
+
+
+class Tokenizer:
+    """Turns rows of a matrix into a :class:`TokenBatch`.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    vocabulary
+        Where the ids of the padding and the cell token come from.
+    """
+
+    def __init__(self, config: TokenizerConfig, vocabulary: Vocabulary) -> None:
+        self.config = config
+        self.vocabulary = vocabulary
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.config})"
+
+    def __call__(
+        self,
+        X: sp.csr_matrix,
+        features: FeatureTable,
+        keys: ArrayLike,
+        *,
+        rng: RngLike = 0,
+        rows: ArrayLike | None = None,
+        index: ArrayLike | None = None,
+        prebinned: bool = False,
+    ) -> TokenBatch:
+        """Tokenize some cells.
+
+        Parameters
+        ----------
+        X
+            Values of the cells, none of them negative or missing.
+        features
+            Which columns are which tokens.
+        keys
+            One 64-bit hash per row of ``X``.  All draws of a cell depend on the seed, its key and the tokens only.
+        rng
+            Seed of draws.  Pass a number, not a generator, to several calls that should agree.
+        rows
+            Rows of ``X`` to take, in this order; ``None`` takes all.  Cheaper than slicing.
+        index
+            Number of each row of ``X`` in the table it comes from; ``None`` counts from 0.
+        prebinned
+            Take the values as they are, as those that :meth:`bin_rows` returned.
+
+        Returns
+        -------
+        The batch, as wide as its longest cell.  A cell without any known expressed gene has the cell token only.
+
+        Raises
+        ------
+        ValueError
+            If a value is negative, missing or infinite, or the shapes do not fit.
+        """
+        X, token_of = canonical(X), self._token_of(X, features)
+        keys = _one_per_row("keys", keys, X, np.uint64)
+        index = np.arange(X.shape[0]) if index is None else _one_per_row("index", index, X, np.int64)
+        rows = np.arange(X.shape[0]) if rows is None else _rows_of(X, rows)
+        expressed = count_known(X, rows, token_of)
+        parts = self._padded(self._lengths(expressed, features), features)
+        scratch = np.empty(max(expressed, default=0), dtype=X.data.dtype)
+        everything = self.config.genes == "all"
+        kernels.fill(
+            X.data, X.indices, X.indptr.astype(np.int64), rows, keys, seed_of(rng), token_of,
+            self._modality_of(features), np.sort(features.columns) if everything else np.empty(0, np.int64),
+            kernels.RAW if prebinned else _KINDS[self.config.values],
+            np.empty(0) if self.config.bins is None else fractions_of(self.config.bins),
+            self.config.ties == "random", everything, self._room, self.config.overflow == "sample",
+            int(self.config.cls), scratch, bits_of(scratch), parts.genes, parts.values, parts.modality,
+        )  # fmt: skip
+        return TokenBatch(
+            genes=torch.from_numpy(parts.genes),
+            values=torch.from_numpy(parts.values),
+            mask=torch.from_numpy(parts.mask),
+            index=torch.from_numpy(index[rows]),
+            modality=torch.from_numpy(parts.modality) if self._has_modality(features) else None,
+        )
+
+    def lengths(self, X: sp.csr_matrix, features: FeatureTable) -> NDArray[np.int64]:
+        """Count the tokens that each cell will have.
+
+        Parameters
+        ----------
+        X
+            Values of the cells.
+        features
+            Which columns are which tokens.
+
+        Returns
+        -------
+        One number per row, the cell token included.
+        """
+        X = canonical(X)
+        return self._lengths(count_known(X, np.arange(X.shape[0]), self._token_of(X, features)), features)
+
+    def bin_rows(self, X: sp.csr_matrix, features: FeatureTable, keys: ArrayLike, *, rng: RngLike = 0) -> sp.csr_matrix:
+        """Bin cells without making batches, to keep the bins.
+
+        Parameters
+        ----------
+        X
+            Values of the cells, none of them negative or missing.
+        features
+            Which columns are which tokens.
+        keys
+            One 64-bit hash per row.
+        rng
+            Seed of random ties.
+
+        Returns
+        -------
+        The bins that a call gives the same cells and seed, in the shape of ``X``: small integers, zero for zero, and
+        nothing in columns without a token.
+        """
+        keys = _one_per_row("keys", keys, X, np.uint64)
+        bins, token_of = self.bins, self._token_of(X, features)
+        return bin_rows(X, bins, ties=self.config.ties, token_of=token_of, keys=keys, seed=int(seed_of(rng)))
+
+    @property
+    def bins(self) -> int:
+        """Number of bins including zero; an error where values are not binned."""
+        if self.config.bins is None:
+            raise ValueError(f"Expected a tokenizer with values='binned', found {self.config.values!r}.")
+        return self.config.bins
+
+    @property
+    def _room(self) -> int:
+        """Most genes of a cell."""
+        length = np.iinfo(np.int64).max if self.config.length is None else self.config.length
+        return length - int(self.config.cls)
+
+    def _lengths(self, expressed: NDArray[np.int64], features: FeatureTable) -> NDArray[np.int64]:
+        genes = np.full_like(expressed, len(features.columns)) if self.config.genes == "all" else expressed
+        return np.minimum(genes, self._room) + int(self.config.cls)
+
+    def _padded(self, lengths: NDArray[np.int64], features: FeatureTable) -> _Parts:
+        """Arrays that hold the padding and the cell tokens."""
+        shape = (lengths.size, int(max(lengths, default=0)))
+        genes = np.full(shape, self.vocabulary.pad_id, dtype=np.int64)
+        values = np.full(shape, self.config.pad_value, dtype=np.float32)
+        modality = np.empty((0, 0), dtype=np.int64)
+        if self._has_modality(features):
+            modality = np.full(shape, self.config.modalities.index("<pad>"), dtype=np.int64)
+            if self.config.cls:
+                modality[:, :1] = self.config.modalities.index("<cls>")
+        if self.config.cls:
+            genes[:, :1], values[:, :1] = self.vocabulary.cls_id, self.config.cls_value
+        return _Parts(genes, values, np.arange(shape[1]) < lengths[:, None], modality)
+
+    def _has_modality(self, features: FeatureTable) -> bool:
+        if not self.config.modalities:
+            return False
+        if features.modality is None:
+            raise ValueError(
+                f"Expected features with modalities among {self.config.modalities}, found none. Match each modality "
+                "with its name."
+            )
+        return True
+
+    def _token_of(self, X: sp.csr_matrix, features: FeatureTable) -> NDArray[np.int64]:
+        if X.shape[1] != features.n_columns:
+            raise ValueError(f"Expected a matrix of {features.n_columns} columns, as matched, found {X.shape[1]}.")
+        return _by_column(features, features.ids)
+
+    def _modality_of(self, features: FeatureTable) -> NDArray[np.int64]:
+        if features.modality is None or not self._has_modality(features):
+            return np.empty(0, np.int64)
+        return _by_column(features, features.modality)
+
+
+class _Parts(NamedTuple):
+    genes: NDArray[np.int64]
+    values: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    modality: NDArray[np.int64]
+
+
+_KINDS = {"binned": kernels.BINNED, "log1p": kernels.LOG1P, "raw": kernels.RAW}
+
+
+def _by_column(features: FeatureTable, entries: ArrayLike) -> NDArray[np.int64]:
+    """One entry for every column of the matrix, -1 where it has no token."""
+    result = np.full(features.n_columns, -1, dtype=np.int64)
+    result[features.columns] = np.asarray(entries)
+    return result
+
+
+def _rows_of(X: sp.csr_matrix, rows: ArrayLike) -> NDArray[np.int64]:
+    """Row numbers that are there; compiled code would read beside the matrix without a word."""
+    array = np.asarray(rows, dtype=np.int64)
+    wrong = array[(array < 0) | (array >= X.shape[0])]
+    if wrong.size:
+        raise IndexError(f"Expected `rows` among 0 to {X.shape[0] - 1}, found {wrong[0]}.")
+    return array
+
+
+def _one_per_row(name: str, values: ArrayLike, X: sp.csr_matrix, dtype: type[Integer]) -> NDArray[Integer]:
+    array: NDArray[Integer] = np.ascontiguousarray(values, dtype=dtype)
+    if array.shape != (X.shape[0],):
+        raise ValueError(f"Expected `{name}` to hold one number for each of {X.shape[0]} rows, found {array.shape}.")
+    return array
