@@ -1,0 +1,246 @@
+"""What the preprocessing of perturbations writes into an AnnData.
+
+Everything is computed before the first key is written, so a call that fails leaves the object as it was.  The functions
+behind :mod:`scgpt_tools.pp` and :class:`~scgpt_tools.data.perturbation_data.PerturbationData` are these.
+"""
+
+from __future__ import annotations
+
+import logging
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgpt_tools._keys import ConditionKeys, PairKeys, RankingKeys, SplitKeys
+from scgpt_tools._lookup import absent
+from scgpt_tools._validate import check_choice, check_integer, check_key
+from scgpt_tools.data.conditions import (
+    context_labels,
+    control_mask,
+    parse_labels,
+    read_conditions,
+    read_labels,
+)
+from scgpt_tools.data.pairing import pair_controls, pair_controls_gears
+from scgpt_tools.data.ranking import gears_lists, gears_names, rank_genes
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.data.splits import PARTS
+from scgpt_tools.tokens.names import column_names
+from scgpt_tools.tokens.perturbations import PERTURBED, UNTOUCHED
+from scgpt_tools.tokens.units import describe_values
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgpt_tools.data.splits import ConditionSplit, Draw
+    from scgpt_tools.tokens.perturbations import ConditionStyle, Missing
+
+logger = logging.getLogger(__name__)
+
+
+def annotate_conditions(
+    adata: AnnData,
+    key: str,
+    style: ConditionStyle,
+    *,
+    genes: str | None = None,
+    count_key: str | None = None,
+    missing: Missing = "warn",
+    key_added: str = "condition",
+) -> None:
+    """Read the labels of a column and write them in GEARS' spelling; see :func:`scgpt_tools.pp.parse_conditions`."""
+    keys = ConditionKeys(key_added)
+    counts = None if count_key is None else adata.obs[check_key(adata.obs, count_key, "obs")].to_numpy(dtype=float)
+    names = [name for name in column_names(adata.var, genes) if name is not None]
+    found = parse_labels(read_labels(adata, key), style, names, counts=counts, missing=missing)
+    logger.info(
+        "found %d conditions with %d perturbed genes, %d of them without a column, and %d control cells",
+        pd.unique(found.labels).size,
+        len(found.genes),
+        len(found.missing),
+        found.is_control.sum(),
+    )
+    adata.obs[keys.obs] = pd.Categorical(found.labels)
+    adata.uns[keys.uns] = {
+        "params": {
+            "key": key,
+            "control": np.array(style.control, dtype=object),
+            "delimiter": style.delimiter,
+            "guide_pattern": style.guide_pattern,
+            "genes": genes,
+        },
+        "genes": np.array(found.genes, dtype=object),
+        "missing_genes": np.array(found.missing, dtype=object),
+        "flags": {"untouched": UNTOUCHED, "perturbed": PERTURBED},
+    }
+
+
+def annotate_pairs(
+    adata: AnnData,
+    key: str,
+    *,
+    within: str | Sequence[str] | None = None,
+    n: int = 1,
+    seed: int = 0,
+    draw: Draw = "stable",
+    key_added: str = "ctrl_indices",
+) -> None:
+    """Draw a control for every perturbed cell; see :func:`scgpt_tools.pp.pair_controls`."""
+    keys = PairKeys(key_added)
+    check_integer("n", n)
+    check_choice("draw", draw, ("stable", "gears"))
+    if draw == "gears" and within is not None:
+        raise ValueError("Expected no `within` with draw='gears', which draws over all cells; found it given.")
+    conditions = read_conditions(adata, key)
+    if draw == "gears":
+        pairs = pair_controls_gears(conditions, n=n, seed=seed)
+    else:
+        contexts = context_labels(adata, within)
+        pairs = pair_controls(control_mask(conditions), adata.obs_names, contexts=contexts, n=n, seed=seed)
+    adata.obsm[keys.obsm] = pairs
+    columns = [within] if isinstance(within, str) else list(within or ())
+    adata.uns[keys.uns] = {
+        "params": {"key": key, "within": np.array(columns, dtype=object), "n": n, "seed": seed, "draw": draw},
+        "cells": _checksum(adata),
+    }
+
+
+def read_pairs(adata: AnnData, key: str = "ctrl_indices") -> NDArray[np.int64]:
+    """Rows of the paired controls, after checking that they are rows of this object.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    key
+        Key of ``obsm``.
+
+    Returns
+    -------
+    (N, n) rows.
+
+    Raises
+    ------
+    KeyError
+        If there are no pairs.
+    ValueError
+        If cells were dropped, added or moved since the pairs were drawn, so that the rows mean other cells.
+    """
+    keys = PairKeys(key)
+    if keys.obsm not in adata.obsm:
+        raise KeyError(f"{absent(keys.obsm, adata.obsm, 'key in `obsm`:')} Run pp.pair_controls first.")
+    pairs = np.asarray(adata.obsm[keys.obsm], dtype=np.int64)
+    recorded = adata.uns.get(keys.uns, {}).get("cells")
+    if recorded is not None and recorded != _checksum(adata):
+        raise ValueError(
+            f"Expected the cells for which obsm[{key!r}] was drawn, found others: the rows it holds now name other "
+            "cells. Run pp.pair_controls again."
+        )
+    return pairs
+
+
+def annotate_split(adata: AnnData, key: str, split: ConditionSplit, params: dict[str, Any], *, key_added: str) -> None:
+    """Write the part of every cell; see :func:`scgpt_tools.pp.perturbation_split`."""
+    keys = SplitKeys(key_added)
+    conditions = read_conditions(adata, key)
+    codes, kinds = pd.factorize(conditions)
+    parts = split.assignment()
+    groups = {name: group for part in split.subgroups.values() for group, own in part.items() for name in own}
+    part = pd.Categorical(np.array([parts.get(kind) for kind in kinds], dtype=object)[codes], categories=list(PARTS))
+    group = pd.Categorical(np.array([groups.get(kind) for kind in kinds], dtype=object)[codes])
+    for name in ("val", "test"):
+        sizes = ", ".join(f"{len(own)} {group}" for group, own in split.subgroups[name].items() if own)
+        digest = split.digest(name)
+        logger.info("%s: %d conditions (%s), hash %s", name, len(getattr(split, name)), sizes or "none", digest[:16])
+    adata.obs[keys.obs] = part
+    adata.obs[keys.obs_subgroup] = group
+    adata.uns[keys.uns] = {
+        "params": {"key": key, "method": split.method, "draw": split.draw} | params,
+        "hash": {name: split.digest(name) for name in ("train", "val", "test")},
+        "conditions": {name: np.array(getattr(split, name), dtype=object) for name in (*PARTS, "dropped")},
+    } | {
+        f"{name}_subgroup": {group: np.array(own, dtype=object) for group, own in found.items()}
+        for name, found in split.subgroups.items()
+    }
+
+
+def annotate_ranking(
+    adata: AnnData,
+    key: str,
+    *,
+    within: str | None = None,
+    layer: str | None = None,
+    method: str = "t-test",
+    gears: bool = False,
+    key_added: str = "perturbation_de",
+) -> None:
+    """Rank the genes of every condition; see :func:`scgpt_tools.pp.perturbation_de`."""
+    keys = RankingKeys(key_added)
+    if gears and within is None:
+        raise ValueError("Expected `within` to name the column of cell types with gears=True, found None.")
+    conditions = read_conditions(adata, key)
+    contexts = context_labels(adata, within)
+    cells = log_values(adata, layer)
+    ranking = rank_genes(cells, conditions, contexts=contexts, method=method)
+    params = {"groupby": key, "reference": "ctrl", "method": method, "use_raw": False, "layer": layer}
+    params |= {"corr_method": "benjamini-hochberg", "within": within}
+    result = ranking.as_scanpy(list(adata.var_names), params)
+    if gears and contexts is not None:
+        _annotate_gears(adata, conditions, contexts, cells, ranking)
+    adata.uns[keys.uns] = result
+
+
+def log_values(adata: AnnData, layer: str | None = None) -> Any:
+    """Log-normalised expression as CSR in memory.
+
+    Parameters
+    ----------
+    adata
+        Cells; may be backed.
+    layer
+        Key of ``layers``; ``None`` takes ``X``.
+
+    Returns
+    -------
+    (N, G)
+
+    Raises
+    ------
+    ValueError
+        If the values look like counts.
+    """
+    source = RowSource(adata, layer=layer)
+    units = describe_values(source.sample())
+    if units.unit in ("counts", "normalised", "binned"):
+        place = "`X`" if layer is None else f"layers[{layer!r}]"
+        raise ValueError(
+            f"Expected log-normalised expression in {place}, found {units}. Run scanpy.pp.normalize_total and "
+            "scanpy.pp.log1p first, or pass the `layer` that holds log values."
+        )
+    return source.take(np.arange(len(source)))
+
+
+def _annotate_gears(adata: AnnData, conditions: NDArray[Any], contexts: NDArray[Any], cells: Any, ranking: Any) -> None:
+    names = gears_names(conditions, contexts)
+    lists = gears_lists(cells, conditions, ranking, names)
+    genes = adata.var_names.to_numpy(dtype=object)
+    for column in names:
+        values = names[column].to_numpy()
+        adata.obs[column] = pd.Categorical(values)
+    adata.obs["condition"] = pd.Categorical(conditions)
+    adata.obs["cell_type"] = pd.Categorical(contexts)
+    if "gene_name" not in adata.var:
+        adata.var["gene_name"] = genes
+    for what, own in lists.items():
+        # Positions stay positions in the lists that GEARS calls indices; the others hold names.
+        by_name = not what.endswith("_idx")
+        adata.uns[what] = {name: genes[found] if by_name else found for name, found in own.items()}
+
+
+def _checksum(adata: AnnData) -> str:
+    return sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()

@@ -1,0 +1,77 @@
+"""Parts of a data set cell by cell: whole groups held out, or a share of the cells within strata."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgpt_tools._lookup import absent
+from scgpt_tools._validate import check_fraction
+from scgpt_tools.data.splits_stable import rank
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from scgpt_tools.tokens.perturbations import Labels
+
+
+def split_groups(labels: Labels, *, test: Collection[str], val: Collection[str] = ()) -> NDArray[np.str_]:
+    """Hold out whole groups of cells, such as replicates or donors.
+
+    Parameters
+    ----------
+    labels
+        Group of each cell.
+    test, val
+        Groups to hold out.
+
+    Returns
+    -------
+    ``"train"``, ``"val"`` or ``"test"`` for each cell.
+    """
+    groups = np.asarray(labels, dtype=str)
+    known = np.unique(groups)
+    for name in (*test, *val):
+        if name not in known:
+            raise ValueError(absent(name, known, "group"))
+    if both := set(test) & set(val):
+        raise ValueError(f"Expected every group in one part, found {sorted(both)} in `test` and `val`.")
+    return np.select([np.isin(groups, list(test)), np.isin(groups, list(val))], ["test", "val"], "train")
+
+
+def split_cells(
+    names: Labels, *, test: float = 0.1, val: float = 0.1, seed: int = 0, strata: Labels | None = None
+) -> NDArray[np.str_]:
+    """Hold out cells by a hash of seed and name, so that the order of the cells does not matter.
+
+    Parameters
+    ----------
+    names
+        Name of each cell, unique.
+    test, val
+        Shares of all cells.
+    seed
+        Seed of the hash.
+    strata
+        Keep the shares within each of these labels.
+
+    Returns
+    -------
+    ``"train"``, ``"val"`` or ``"test"`` for each cell.
+    """
+    check_fraction("test + val", check_fraction("test", test) + check_fraction("val", val), one=False)
+    cells = np.asarray(names, dtype=str)
+    if np.unique(cells).size < cells.size:
+        raise ValueError("Expected unique names of cells, found repeated ones; see `obs_names_make_unique`.")
+    groups = np.zeros(cells.size, dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
+    parts = np.full(cells.size, "train", dtype="<U5")
+    position = {name: row for row, name in enumerate(cells)}
+    for group in np.unique(groups):
+        rows = [position[name] for name in rank(cells[groups == group], seed, "cells")]
+        n_test, n_val = round(len(rows) * test), round(len(rows) * val)
+        parts[rows[:n_test]] = "test"
+        parts[rows[n_test : n_test + n_val]] = "val"
+    return parts

@@ -1,0 +1,223 @@
+"""Perturbation labels as columns of ``obs`` hold them: read, checked against the genes, spelled like GEARS."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgpt_tools._validate import check_key
+from scgpt_tools.tokens.perturbations import (
+    ConditionStyle,
+    canonical_labels,
+    condition_genes,
+    locate_genes,
+    perturbed_genes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgpt_tools.tokens.perturbations import Genes, Labels, Missing
+
+# Labels of controls in public data sets, for a message; nothing is taken for a control because of it.
+_CONTROL = re.compile(
+    r"(ctrl|control|ntc?|non.?target.*|neg.*|scramble.*|safe.*|untreated|unperturbed|mock|dmso)\d*", flags=re.IGNORECASE
+)
+_SEPARATORS = ("+", "_", ";", ",", "|", "/", "&")
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions of N cells."""
+
+    labels: NDArray[Any]
+    """(N,) condition of each cell in GEARS' spelling."""
+    genes: Genes
+    """Genes that some condition perturbs, sorted."""
+    missing: Genes
+    """Those of them without a column."""
+
+    @property
+    def is_control(self) -> NDArray[np.bool_]:
+        """(N,) True for cells that nothing perturbs."""
+        return control_mask(self.labels)
+
+
+def control_mask(labels: Labels) -> NDArray[np.bool_]:
+    """True for cells that nothing perturbs, from labels in GEARS' spelling."""
+    codes, kinds = pd.factorize(np.asarray(labels, dtype=str))
+    return np.array([not condition_genes(str(kind)) for kind in kinds], dtype=bool)[codes]
+
+
+def read_labels(adata: AnnData, key: str) -> NDArray[Any]:
+    """One column of ``obs`` as text.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    key
+        Column of ``obs``.
+
+    Returns
+    -------
+    (N,) labels.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column.
+    ValueError
+        If a cell has no label.
+    """
+    column = adata.obs[check_key(adata.obs, key, "obs")]
+    without = column.isna().to_numpy() | (column.astype(str).str.strip() == "").to_numpy()
+    if without.any():
+        raise ValueError(
+            f"Expected a label in obs[{key!r}] of every cell, found none for {int(without.sum())} of {adata.n_obs} "
+            f"(first: {str(adata.obs_names[without][0])!r}). Leave these cells out: adata[adata.obs[{key!r}].notna()]."
+        )
+    return column.astype(str).to_numpy(dtype=object)
+
+
+def read_conditions(adata: AnnData, key: str) -> NDArray[Any]:
+    """Conditions in GEARS' spelling, after checking that they are.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    key
+        Column of ``obs`` that :func:`scgpt_tools.pp.parse_conditions` wrote, or that came in GEARS' spelling.
+
+    Returns
+    -------
+    (N,) conditions.
+
+    Raises
+    ------
+    ValueError
+        If nothing in the column looks like GEARS' spelling.
+    """
+    labels = read_labels(adata, key)
+    kinds = pd.unique(labels)
+    if not any("+" in kind or not condition_genes(kind) for kind in kinds):
+        raise ValueError(
+            f"Expected conditions such as 'ctrl', 'G+ctrl' or 'A+B' in obs[{key!r}], found {_listing(kinds)}. "
+            "Run pp.parse_conditions on this column first."
+        )
+    return labels
+
+
+def parse_labels(
+    labels: NDArray[Any],
+    style: ConditionStyle,
+    names: Sequence[str],
+    *,
+    counts: NDArray[Any] | None = None,
+    missing: Missing = "warn",
+) -> Conditions:
+    """Spell the labels of cells as GEARS does.
+
+    Parameters
+    ----------
+    labels
+        (N,) labels as found.
+    style
+        How they are spelled.
+    names
+        Measured genes.
+    counts
+        (N,) number of perturbed genes of each cell as the data set says, to check the parsing with.
+    missing
+        What to do with a perturbed gene that is not measured.
+
+    Returns
+    -------
+    The conditions.
+
+    Raises
+    ------
+    ValueError
+        If no label is a control, every label is, or a label does not name as many genes as ``counts`` says.
+    """
+    known = frozenset(names)
+    codes, kinds = pd.factorize(labels)
+    canonical = canonical_labels(kinds, style, known=known)
+    conditions = np.array([canonical[kind] for kind in kinds], dtype=object)[codes]
+    genes = perturbed_genes(canonical.values())
+    if control_mask(conditions).all():
+        raise ValueError(f"Expected perturbed cells, found controls only: {_listing(kinds)}.")
+    if not control_mask(conditions).any():
+        raise ValueError(_no_controls(kinds, style))
+    if counts is not None:
+        _check_counts(labels, conditions, counts)
+    absent = tuple(gene for gene in genes if gene not in known)
+    # The line to name is that of the caller of pp.parse_conditions.
+    locate_genes(genes, dict.fromkeys(known, 0), missing=missing, hint=_hint(absent, style), stacklevel=5)
+    return Conditions(conditions, genes, absent)
+
+
+def context_labels(adata: AnnData, within: str | Sequence[str] | None) -> NDArray[Any] | None:
+    """One label a cell from one or several columns of ``obs``, or ``None``.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    within
+        Columns, such as the cell type and the batch.
+
+    Returns
+    -------
+    (N,) values joined by ``_``.
+
+    Raises
+    ------
+    KeyError
+        If a column is absent.
+    ValueError
+        If a cell has no value.
+    """
+    columns = [within] if isinstance(within, str) else list(within or ())
+    if not columns:
+        return None
+    parts = [read_labels(adata, column) for column in columns]
+    return np.array(["_".join(values) for values in zip(*parts, strict=True)], dtype=object)
+
+
+def _check_counts(labels: NDArray[Any], conditions: NDArray[Any], counts: NDArray[Any]) -> None:
+    found = np.array([len(condition_genes(condition)) for condition in conditions])
+    # Controls carry any number of non-targeting guides.
+    wrong = np.flatnonzero((found > 0) & (found != counts))
+    if wrong.size:
+        row = wrong[0]
+        raise ValueError(
+            f"Expected as many genes in each label as its count says, found {found[row]} in {labels[row]!r} instead of "
+            f"{counts[row]:g} ({wrong.size} cells differ). Check `delimiter` and `control`."
+        )
+
+
+def _no_controls(kinds: Labels, style: ConditionStyle) -> str:
+    message = f"Expected some cells labelled as controls ({_listing(style.control)}), found none."
+    if similar := [kind for kind in kinds if _CONTROL.fullmatch(kind)]:
+        return f"{message} Pass control={similar[0]!r}, if that is the control here."
+    return f"{message} Labels are {_listing(kinds)}; pass `control`."
+
+
+def _hint(absent: Sequence[str], style: ConditionStyle) -> str:
+    others = [mark for mark in _SEPARATORS if mark != style.delimiter and any(mark in gene for gene in absent)]
+    return f" If {others[0]!r} separates genes, pass delimiter={others[0]!r}." if others else ""
+
+
+def _listing(names: Labels) -> str:
+    more = ", ..." if len(names) > _SHOWN else ""
+    return ", ".join(repr(str(name)) for name in names[:_SHOWN]) + more

@@ -1,0 +1,254 @@
+"""From a screen with a split to what predictions are scored with: training effects, the truth, and its ceiling.
+
+One row is one condition, or one condition in one context where conditions are compared within cell types or batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgpt_tools._keys import SplitKeys
+from scgpt_tools._validate import check_key
+from scgpt_tools.data.annotations import log_values
+from scgpt_tools.data.conditions import context_labels, control_mask, read_conditions
+from scgpt_tools.data.profiles import Profiles, mean_profiles, split_halves
+from scgpt_tools.data.ranking import rank_genes
+from scgpt_tools.data.splits import PARTS, seen_groups
+from scgpt_tools.metrics.baselines import TrainingEffects, additive, perturbed_mean, predict_baselines
+from scgpt_tools.metrics.evaluation import evaluation_table
+from scgpt_tools.metrics.panel import Truth
+from scgpt_tools.metrics.perturbation import de_weights
+from scgpt_tools.tokens.perturbations import column_flags, condition_genes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgpt_tools.tokens.perturbations import Genes
+
+CEILING = "split_half"
+
+
+@dataclass(frozen=True)
+class ScreenEvaluation:
+    """Everything that a table of predictions needs but the predictions of models."""
+
+    train: TrainingEffects
+    truth: Truth
+    conditions: tuple[str, ...]
+    """(C,) condition of each row of the truth; its name there may carry the context."""
+    groups: dict[str, str]
+    """Name of a row to how much of its genes training saw."""
+    halves: tuple[NDArray[np.float64], NDArray[np.float64]]
+    """(C, G) means of two halves of the true cells."""
+
+    @property
+    def targets(self) -> tuple[Genes, ...]:
+        """Genes that each row perturbs."""
+        return tuple(condition_genes(condition) for condition in self.conditions)
+
+    def table(
+        self, predictions: Mapping[str, NDArray[np.float64]], *, metrics: Sequence[str] | None = None
+    ) -> pd.DataFrame:
+        """Score predictions beside every baseline and the ceiling.
+
+        Parameters
+        ----------
+        predictions
+            (C, G) mean profiles by the name of the model.
+        metrics
+            Names in :data:`scgpt_tools.metrics.panel.METRICS`; ``None`` takes all that these data allow.
+
+        Returns
+        -------
+        See :func:`scgpt_tools.metrics.evaluation.evaluation_table`.  The ceiling, ``"split_half"``, is one half of the
+        true cells scored against the other half.
+        """
+        baselines, _ = predict_baselines(self.train, self.targets, self.truth.control)
+        scored = evaluation_table({**predictions, **baselines}, self.truth, groups=self.groups, metrics=metrics)
+        first, second = self.halves
+        half = replace(self.truth, true=second)
+        ceiling = evaluation_table({CEILING: first}, half, groups=self.groups, metrics=metrics)
+        return pd.concat([scored, ceiling], ignore_index=True)
+
+
+def prepare_evaluation(
+    adata: AnnData,
+    *,
+    key: str = "condition",
+    split: str = "split",
+    part: str = "test",
+    within: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    genes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> ScreenEvaluation:
+    """Average training and held-out cells, rank genes, and divide the held-out cells into halves.
+
+    Parameters
+    ----------
+    adata
+        Log-normalised cells with conditions and a split.
+    key
+        Column of ``obs`` with the conditions.
+    split
+        Column of ``obs`` with the parts.
+    part
+        Which of them to score.
+    within
+        Columns of ``obs``: take effects against the controls of the same cell type, batch and so on.
+    layer
+        Key of ``layers``; ``None`` takes ``X``.
+    genes
+        Names of the genes as conditions spell them; ``None`` takes ``var_names``.
+    seed
+        Seed of the halves.
+
+    Returns
+    -------
+    What predictions are scored with.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer is absent.
+    ValueError
+        If values look like counts, a part has no perturbed cells, a held-out condition has fewer than two cells, or a
+        context has no controls.
+    """
+    names = list(adata.var_names if genes is None else genes)
+    conditions = read_conditions(adata, key)
+    contexts = context_labels(adata, within)
+    parts = adata.obs[check_key(adata.obs, SplitKeys(split).obs, "obs")].astype(object).to_numpy()
+    rows = _Rows(conditions, contexts, parts)
+    cells = log_values(adata, layer)
+    train = rows.training_effects(cells, names)
+    held = rows.held_out(part)
+    truth, halves = rows.truth(cells, held, train, names, adata.obs_names, seed)
+    shown = [rows.name(*pair) for pair in held]
+    seen = seen_groups(sorted({condition for _, condition in held}), pd.unique(conditions[parts == PARTS[0]]))
+    group_of = {condition: group for group, members in seen.items() for condition in members}
+    groups = {name: group_of[condition] for name, (_, condition) in zip(shown, held, strict=True)}
+    return ScreenEvaluation(train, truth, tuple(condition for _, condition in held), groups, halves)
+
+
+class _Rows:
+    """Cells by condition, context and part."""
+
+    def __init__(self, conditions: NDArray[Any], contexts: NDArray[Any] | None, parts: NDArray[Any]) -> None:
+        self.conditions, self.parts = conditions, parts
+        self.contexts = np.full(conditions.size, "", dtype=object) if contexts is None else contexts
+        self.is_control = control_mask(conditions)
+        self.units = np.array(
+            [self.name(*pair) for pair in zip(self.contexts, self.conditions, strict=True)], dtype=object
+        )
+
+    @staticmethod
+    def name(context: str, condition: str) -> str:
+        return f"{context}_{condition}" if context else condition
+
+    def pairs(self, mask: NDArray[np.bool_]) -> list[tuple[str, str]]:
+        """Context and condition of some cells, each pair once, sorted."""
+        return sorted(set(zip(self.contexts[mask], self.conditions[mask], strict=True)))
+
+    def held_out(self, part: str) -> list[tuple[str, str]]:
+        mask = (self.parts == part) & ~self.is_control
+        if not mask.any():
+            raise ValueError(f"Expected perturbed cells in the part {part!r}, found none.")
+        return self.pairs(mask)
+
+    def controls(self, cells: Any, mask: NDArray[np.bool_]) -> Profiles:
+        """Mean control of every context."""
+        chosen = np.flatnonzero(mask & self.is_control)
+        if not chosen.size:
+            raise ValueError("Expected control cells to train on, found none.")
+        return mean_profiles(cells[chosen], self.contexts[chosen])
+
+    def training_effects(self, cells: Any, names: Sequence[str]) -> TrainingEffects:
+        trained = self.parts == PARTS[0]
+        mask = trained & ~self.is_control
+        if not mask.any():
+            raise ValueError(f"Expected perturbed cells in the part {PARTS[0]!r}, found none.")
+        pairs = self.pairs(mask)
+        rows = np.flatnonzero(mask)
+        profiles = mean_profiles(cells[rows], self.units[rows], names=[self.name(*pair) for pair in pairs])
+        controls = self.controls(cells, trained)
+        _check_contexts(pairs, controls)
+        every = np.flatnonzero(trained & self.is_control)
+        return TrainingEffects(
+            genes=tuple(names),
+            control=mean_profiles(cells[every], ["ctrl"] * every.size).means[0],
+            perturbed=tuple(condition_genes(condition) for _, condition in pairs),
+            effects=profiles.means - controls.of([context for context, _ in pairs]),
+            n_cells=profiles.n_cells,
+        )
+
+    def truth(
+        self,
+        cells: Any,
+        held: list[tuple[str, str]],
+        train: TrainingEffects,
+        names: Sequence[str],
+        cell_names: Sequence[str],
+        seed: int,
+    ) -> tuple[Truth, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        shown = [self.name(*pair) for pair in held]
+        targets = [condition_genes(condition) for _, condition in held]
+        mask = np.isin(self.units, shown)
+        # Controls are given to every method, so all of a context count, whatever part they are in.
+        controls = self.controls(cells, np.ones(mask.size, dtype=bool))
+        _check_contexts(held, controls)
+        control = controls.of([context for context, _ in held])
+        scores, rest = self._scores(cells, shown)
+        mean = perturbed_mean(train, targets).effects
+        added = additive(train, targets)
+        rows = np.flatnonzero(mask)
+        first = split_halves(self.units[rows], np.asarray(cell_names)[rows], seed=seed)
+        halves = [
+            mean_profiles(cells[rows[half]], self.units[rows[half]], names=shown).means for half in (first, ~first)
+        ]
+        flags = column_flags([condition for _, condition in held], names, missing="ignore")
+        truth = Truth(
+            conditions=tuple(shown),
+            true=mean_profiles(cells[rows], self.units[rows], names=shown).means,
+            control=control,
+            perturbed_mean=control + mean,
+            scores=scores,
+            weights=de_weights(rest),
+            targets=flags.astype(bool),
+            additive=_combinations_only(control + added.effects, targets, added.informed),
+            contexts=tuple(context for context, _ in held),
+        )
+        return truth, (halves[0], halves[1])
+
+    def _scores(self, cells: Any, shown: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Test scores against the controls, and against all other perturbed cells."""
+        whole = self.contexts if self.contexts[0] else None
+        chosen = np.flatnonzero(self.is_control | np.isin(self.units, shown))
+        own = rank_genes(cells[chosen], self.conditions[chosen], contexts=None if whole is None else whole[chosen])
+        rest = rank_genes(cells, self.conditions, contexts=whole, against="rest")
+        found = []
+        for ranking in (own, rest):
+            row = {name: i for i, name in enumerate(ranking.names)}
+            found.append(ranking.scores()[[row[name] for name in shown]])
+        return found[0], found[1]
+
+
+def _check_contexts(pairs: Sequence[tuple[str, str]], controls: Profiles) -> None:
+    without = sorted({context for context, _ in pairs} - set(controls.names))
+    if without:
+        raise ValueError(f"Expected control cells in every context, found none in {without}. Pass fewer `within`.")
+
+
+def _combinations_only(
+    profiles: NDArray[np.float64], targets: Sequence[Genes], informed: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Additive profiles of conditions of several genes, all seen alone; NaN elsewhere."""
+    several = np.array([len(genes) > 1 for genes in targets], dtype=bool) & informed
+    return np.where(several[:, None], profiles, np.nan)

@@ -1,0 +1,126 @@
+"""A control cell for every perturbed cell: the input whose response a model learns."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scgpt_tools.data.rows import row_keys
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scgpt_tools.tokens.perturbations import Labels
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def pair_controls(
+    is_control: NDArray[np.bool_],
+    names: Labels,
+    *,
+    contexts: Labels | None = None,
+    n: int = 1,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Draw controls of the same context for every perturbed cell.
+
+    The draw of a cell depends on the seed, its name and the controls of its context only: not on the order of the
+    cells, nor on which other perturbed cells there are.  The n controls of a cell differ while there are enough.
+
+    Parameters
+    ----------
+    is_control
+        True for control cells.
+    names
+        Unique name of each cell.
+    contexts
+        Label of each cell, such as its cell type and batch.
+    n
+        Controls a cell.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    (N, n) rows; controls are paired with themselves.
+
+    Raises
+    ------
+    ValueError
+        If a context has perturbed cells and no control; all such contexts are named.
+    """
+    keys = row_keys(names)
+    if np.unique(keys).size < keys.size:
+        raise ValueError("Expected unique names of cells, found repeated ones; see `obs_names_make_unique`.")
+    pairs = np.repeat(np.arange(keys.size)[:, None], n, axis=1)
+    groups = np.zeros(keys.size, dtype=int) if contexts is None else pd.factorize(np.asarray(contexts, dtype=str))[0]
+    _check_controls(is_control, contexts)
+    for group in np.unique(groups):
+        cells = np.flatnonzero((groups == group) & ~is_control)
+        controls = np.flatnonzero((groups == group) & is_control)
+        if cells.size:
+            controls = controls[np.argsort(_mix(keys[controls], seed, 0), kind="stable")]
+            start = (_mix(keys[cells], seed, 1) % np.uint64(controls.size)).astype(np.int64)
+            pairs[cells] = controls[(start[:, None] + np.arange(n)) % controls.size]
+    return pairs
+
+
+def pair_controls_gears(conditions: Labels, *, n: int = 1, seed: int = 0) -> NDArray[np.int64]:
+    """Draw controls as GEARS does: with replacement, over all cell types, conditions in order of first appearance.
+
+    Parameters
+    ----------
+    conditions
+        Condition of each cell; ``ctrl`` is the control.
+    n
+        Controls a cell.
+    seed
+        What ``numpy.random.seed`` was called with just before; the global stream itself is not touched.
+
+    Returns
+    -------
+    (N, n) rows; controls are paired with themselves.
+
+    Raises
+    ------
+    ValueError
+        If there is no control.
+    """
+    codes, labels = pd.factorize(np.asarray(conditions, dtype=str))
+    is_control = (labels == "ctrl")[codes]
+    _check_controls(is_control, None)
+    pairs = np.repeat(np.arange(codes.size)[:, None], n, axis=1)
+    # One draw a cell there and one draw in all here: the legacy generator gives the same numbers.
+    order = np.argsort(codes, kind="stable")
+    cells = order[~is_control[order]]
+    controls = np.flatnonzero(is_control)
+    pairs[cells] = controls[np.random.RandomState(seed).randint(0, controls.size, (cells.size, n))]
+    return pairs
+
+
+def _check_controls(is_control: NDArray[np.bool_], contexts: Labels | None) -> None:
+    if not is_control.any():
+        raise ValueError("Expected control cells to pair with, found none; see the control label of the conditions.")
+    if contexts is None:
+        return
+    labels = np.asarray(contexts, dtype=str)
+    if without := sorted(set(labels[~is_control]) - set(labels[is_control])):
+        shown = ", ".join(repr(str(name)) for name in without[:10])
+        raise ValueError(
+            f"Expected control cells in every context with perturbed cells, found none in {len(without)} ({shown}). "
+            "Pair within fewer columns, or leave these cells out."
+        )
+
+
+def _mix(keys: NDArray[np.uint64], seed: int, purpose: int) -> NDArray[np.uint64]:
+    """Finaliser of splitmix64: every bit of key, seed and purpose reaches every bit of the result."""
+    for part in np.frombuffer(sha256(f"{seed}\n{purpose}".encode()).digest(), dtype="<u8"):
+        keys = (keys ^ part) + _GOLDEN
+        keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        keys = keys ^ (keys >> np.uint64(31))
+    return keys

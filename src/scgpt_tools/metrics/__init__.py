@@ -1,0 +1,82 @@
+"""Scores as pure functions on arrays."""
+
+from __future__ import annotations
+
+from scgpt_tools.metrics.baselines import (
+    TrainingEffects,
+    additive,
+    linear,
+    matching_mean,
+    no_change,
+    perturbed_mean,
+    predict_baselines,
+)
+from scgpt_tools.metrics.differential import de_agreement, differential_expression
+from scgpt_tools.metrics.discrimination import centroid_accuracy, discrimination_score, pairwise, prediction_rank
+from scgpt_tools.metrics.distribution import energy_distance, mmd, wasserstein
+from scgpt_tools.metrics.embedding import ClusterScores, score_clusters
+from scgpt_tools.metrics.evaluation import (
+    compare_methods,
+    dynamic_ranges,
+    evaluation_table,
+    summarise_scores,
+    verdict,
+)
+from scgpt_tools.metrics.interactions import genetic_interactions
+from scgpt_tools.metrics.panel import Truth
+from scgpt_tools.metrics.perturbation import (
+    cosine,
+    de_weights,
+    direction_match,
+    l2,
+    mae,
+    mse,
+    pearson,
+    r2,
+    rmse,
+    spread_ratio,
+)
+from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
+from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference
+
+__all__ = [
+    "ClusterScores",
+    "TrainingEffects",
+    "Truth",
+    "additive",
+    "bootstrap_interval",
+    "centroid_accuracy",
+    "compare_methods",
+    "cosine",
+    "de_agreement",
+    "de_weights",
+    "differential_expression",
+    "direction_match",
+    "discrimination_score",
+    "dynamic_range",
+    "dynamic_ranges",
+    "energy_distance",
+    "evaluation_table",
+    "genetic_interactions",
+    "l2",
+    "linear",
+    "mae",
+    "matching_mean",
+    "mmd",
+    "mse",
+    "no_change",
+    "paired_difference",
+    "pairwise",
+    "pearson",
+    "perturbed_mean",
+    "predict_baselines",
+    "prediction_rank",
+    "r2",
+    "rmse",
+    "scgpt_metrics",
+    "score_clusters",
+    "spread_ratio",
+    "summarise_scores",
+    "verdict",
+    "wasserstein",
+]

@@ -1,0 +1,130 @@
+"""How well predicted cell types agree with known ones.
+
+Means over classes run over the classes of the truth: a class that only the prediction knows has no recall, and the cells
+that were put there already count as missed where they belong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import precision_recall_fscore_support
+
+from scgpt_tools._validate import check_choice
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+Normalize: TypeAlias = Literal["truth", "predicted", "none"]
+"""Divide by the cells of each true class, of each predicted class, or not at all."""
+
+
+class AnnotationScores(NamedTuple):
+    """Agreement of predicted and true classes, each 0 to 1; more is better."""
+
+    accuracy: float
+    """Share of the cells whose prediction is right."""
+    macro_precision: float
+    macro_recall: float
+    """Mean of the shares of each class that were found; a classifier that always answers alike has one over C."""
+    macro_f1: float
+    assigned: float
+    """Share of the cells that got a class at all."""
+
+
+def score_annotation(
+    truth: ArrayLike, predicted: ArrayLike, *, unassigned: str | None = "unassigned"
+) -> AnnotationScores:
+    """Score predicted cell types.
+
+    Parameters
+    ----------
+    truth
+        Known class of each cell; cells without one (NaN) are left out.
+    predicted
+        Predicted class of each cell.
+    unassigned
+        What stands for no prediction; such cells count as missed.
+
+    Returns
+    -------
+    Accuracy, and precision, recall and F1 as plain means over the classes of the truth.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ or no cell has a known class.
+    """
+    true, guess = _known(truth, predicted)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        true, guess, labels=np.unique(true), average="macro", zero_division=0.0
+    )
+    return AnnotationScores(
+        accuracy=float(np.mean(true == guess)),
+        macro_precision=float(precision),
+        macro_recall=float(recall),
+        macro_f1=float(f1),
+        assigned=1.0 if unassigned is None else float(np.mean(guess != unassigned)),
+    )
+
+
+def class_scores(truth: ArrayLike, predicted: ArrayLike) -> pd.DataFrame:
+    """Score each cell type by itself.
+
+    Parameters
+    ----------
+    truth
+        Known class of each cell; cells without one (NaN) are left out.
+    predicted
+        Predicted class of each cell.
+
+    Returns
+    -------
+    ``precision``, ``recall``, ``f1`` and number of ``cells`` of each class of the truth, indexed by class.
+    """
+    true, guess = _known(truth, predicted)
+    classes = np.unique(true)
+    precision, recall, f1, cells = precision_recall_fscore_support(true, guess, labels=classes, zero_division=0.0)
+    index = pd.Index(classes, name="class")
+    return pd.DataFrame({"precision": precision, "recall": recall, "f1": f1, "cells": cells}, index=index)
+
+
+def confusion_table(truth: ArrayLike, predicted: ArrayLike, *, normalize: Normalize = "truth") -> pd.DataFrame:
+    """Cross-tabulate true and predicted cell types.
+
+    Parameters
+    ----------
+    truth
+        Known class of each cell; cells without one (NaN) are left out.
+    predicted
+        Predicted class of each cell.
+    normalize
+        What the counts are divided by.
+
+    Returns
+    -------
+    One row per true and one column per predicted class; classes that both have come first, in the same order.
+    """
+    check_choice("normalize", normalize, get_args(Normalize))
+    true, guess = _known(truth, predicted)
+    rows, found = np.unique(true), np.unique(guess)
+    columns = [*(name for name in rows if name in found), *(name for name in found if name not in rows)]
+    table = pd.crosstab(pd.Series(true, name="truth"), pd.Series(guess, name="predicted"))
+    table = table.reindex(index=rows, columns=columns)
+    table.index.name, table.columns.name = "truth", "predicted"
+    if normalize == "truth":
+        return table.div(table.sum(axis=1), axis=0)
+    return table.div(table.sum(axis=0), axis=1) if normalize == "predicted" else table
+
+
+def _known(truth: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """Both as text, for the cells whose class is known."""
+    true, guess = (pd.Series(np.asarray(labels, dtype=object)) for labels in (truth, predicted))
+    if len(true) != len(guess):
+        raise ValueError(f"Expected one prediction per cell, found {len(guess)} for {len(true)} cells.")
+    known = true.notna().to_numpy()
+    if not known.any():
+        raise ValueError(f"Expected cells whose class is known, found none among {len(true)}.")
+    return true[known].astype(str).to_numpy(dtype=str), guess[known].astype(str).to_numpy(dtype=str)

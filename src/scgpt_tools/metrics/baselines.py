@@ -1,0 +1,241 @@
+r"""What a model of perturbations has to beat, from training conditions only.
+
+Every baseline maps training effects to effects of other conditions.  With :math:`d_q` the mean change of training
+condition q against the control of its context, a prediction is the control of the target's context plus an effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Genes = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainingEffects:
+    """Mean changes of Q training conditions over G genes."""
+
+    genes: tuple[str, ...]
+    """Names of the G columns."""
+    control: NDArray[np.float64]
+    """(G,) mean of the training controls."""
+    perturbed: tuple[Genes, ...]
+    """Genes that each condition perturbs."""
+    effects: NDArray[np.float64]
+    """(Q, G) change of each condition against the control of its own context."""
+    n_cells: NDArray[np.int64] | None = None
+    """(Q,) cells of each condition, for :func:`perturbed_mean` by cell."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.perturbed), len(self.genes))
+        if self.effects.shape != shape or self.control.shape != shape[1:]:
+            raise ValueError(
+                f"Expected effects of shape {shape} and controls of shape {shape[1:]}, "
+                f"found {self.effects.shape} and {self.control.shape}."
+            )
+        if not self.perturbed or not all(self.perturbed):
+            raise ValueError("Expected at least one training condition, each with a perturbed gene, and no controls.")
+
+    def singles(self) -> dict[str, NDArray[np.float64]]:
+        """Effect of each gene that is perturbed alone; the mean where several conditions do so."""
+        rows: dict[str, list[int]] = {}
+        for row, genes in enumerate(self.perturbed):
+            if len(genes) == 1:
+                rows.setdefault(genes[0], []).append(row)
+        return {gene: self.effects[own].mean(axis=0) for gene, own in rows.items()}
+
+
+class Prediction(NamedTuple):
+    """Effects of T conditions, and of which of them the baseline knew every gene."""
+
+    effects: NDArray[np.float64]
+    """(T, G)"""
+    informed: NDArray[np.bool_]
+    """(T,) False where the mean over training conditions stood in for a gene."""
+
+
+def no_change(train: TrainingEffects, targets: Sequence[Genes]) -> Prediction:
+    """Predict the control."""
+    return Prediction(np.zeros((len(targets), len(train.genes))), np.zeros(len(targets), dtype=bool))
+
+
+def perturbed_mean(train: TrainingEffects, targets: Sequence[Genes], *, by_cell: bool = False) -> Prediction:
+    """Predict the mean training effect, whatever is perturbed.
+
+    Parameters
+    ----------
+    train
+        Training effects.
+    targets
+        Genes of each condition to predict.
+    by_cell
+        Weigh conditions by their number of cells (the "non-control mean").
+
+    Returns
+    -------
+    The same effect for every condition.
+    """
+    mean = _mean_effect(train, by_cell=by_cell)
+    return Prediction(np.tile(mean, (len(targets), 1)), np.zeros(len(targets), dtype=bool))
+
+
+def matching_mean(train: TrainingEffects, targets: Sequence[Genes]) -> Prediction:
+    """Predict the mean of the single effects, with the perturbed mean for a gene that was not seen alone (Systema)."""
+    return _from_singles(train, targets, np.mean)
+
+
+def additive(train: TrainingEffects, targets: Sequence[Genes]) -> Prediction:
+    """Predict the sum of the single effects, with the perturbed mean for a gene that was not seen alone."""
+    return _from_singles(train, targets, np.sum)
+
+
+def linear(
+    train: TrainingEffects,
+    targets: Sequence[Genes],
+    *,
+    gene_embedding: NDArray[np.float64] | None = None,
+    perturbation_embedding: Mapping[str, NDArray[np.float64]] | None = None,
+    dims: int = 10,
+    ridge: float = 0.1,
+) -> Prediction:
+    r"""Predict by a bilinear ridge regression on embeddings of genes and perturbations.
+
+    Ahlmann-Eltze et al. (2025): with training singles and the control as columns of Y, centred by their mean b,
+
+    .. math::
+
+        W = (G^T G + \lambda I)^{-1} G^T (Y - b) P^T (P P^T + \lambda I)^{-1}, \qquad d = b + G W p
+
+    where P is 0 for the control.  The paper predicts singles; here p of several genes is the sum of theirs.
+
+    Parameters
+    ----------
+    train
+        Training effects.
+    targets
+        Genes of each condition to predict.
+    gene_embedding
+        (G, d) rows of the measured genes; ``None`` takes the first principal components of the training profiles.
+    perturbation_embedding
+        Vector of each gene that may be perturbed, for example from the gene table of a model; ``None`` takes the rows
+        of the gene embedding, so that only measured genes can be predicted.
+    dims
+        Principal components.
+    ridge
+        Penalty of both sides.
+
+    Returns
+    -------
+    Effects; the mean training effect where a gene has no embedding.
+
+    Raises
+    ------
+    ValueError
+        If no training single has an embedding.
+    """
+    rows = _gene_components(train, dims) if gene_embedding is None else np.asarray(gene_embedding, dtype=np.float64)
+    vectors = dict(zip(train.genes, rows, strict=True)) if perturbation_embedding is None else perturbation_embedding
+    known = {gene: effect for gene, effect in train.singles().items() if gene in vectors}
+    if not known:
+        raise ValueError("Expected a training condition that perturbs a single gene with an embedding, found none.")
+    outcome = np.stack([*known.values(), np.zeros(len(train.genes))], axis=1)
+    inputs = np.stack([vectors[gene] for gene in known] + [np.zeros(len(next(iter(vectors.values()))))], axis=1)
+    centre = outcome.mean(axis=1, keepdims=True)
+    left = np.linalg.solve(_penalised(rows.T @ rows, ridge), rows.T @ (outcome - centre))
+    weights = np.linalg.solve(_penalised(inputs @ inputs.T, ridge), (left @ inputs.T).T).T
+    informed = np.array([all(gene in vectors for gene in genes) for genes in targets], dtype=bool)
+    effects = np.tile(_mean_effect(train), (len(targets), 1))
+    for row, genes in enumerate(targets):
+        if informed[row]:
+            effects[row] = centre[:, 0] + rows @ (weights @ np.sum([vectors[gene] for gene in genes], axis=0))
+    return Prediction(effects, informed)
+
+
+BASELINES: dict[str, Callable[[TrainingEffects, Sequence[Genes]], Prediction]] = {
+    "no_change": no_change,
+    "perturbed_mean": perturbed_mean,
+    "matching_mean": matching_mean,
+    "additive": additive,
+    "linear": linear,
+}
+"""Baselines that every table of predictions shows."""
+
+
+def predict_baselines(
+    train: TrainingEffects, targets: Sequence[Genes], control: NDArray[np.float64] | None = None
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.bool_]]]:
+    """Profiles of every baseline that the training conditions allow.
+
+    Parameters
+    ----------
+    train
+        Training effects.
+    targets
+        Genes of each condition to predict.
+    control
+        (G,) or (T, G) controls of the context of each target; ``None`` takes the training controls.
+
+    Returns
+    -------
+    Profiles (T, G) by name, and which targets each baseline was informed of.  ``linear`` is left out where no training
+    single is measured.
+    """
+    names = [name for name in BASELINES if name != "linear" or set(train.singles()) & set(train.genes)]
+    found = {name: BASELINES[name](train, targets) for name in names}
+    base = train.control if control is None else control
+    profiles = {name: base + prediction.effects for name, prediction in found.items()}
+    return profiles, {name: prediction.informed for name, prediction in found.items()}
+
+
+def interpolated_duplicate(
+    half: NDArray[np.float64], mean: NDArray[np.float64], pvals_adj: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A ceiling that knows which genes it can be sure of: per gene, half of the true cells or the perturbed mean.
+
+    Parameters
+    ----------
+    half
+        (C, G) profiles of half of the true cells.
+    mean
+        (G,) or (C, G) perturbed mean.
+    pvals_adj
+        (C, G) adjusted p values of the true effects.
+
+    Returns
+    -------
+    (C, G)
+    """
+    sure = 1 - np.asarray(pvals_adj, dtype=np.float64)
+    return sure * half + (1 - sure) * mean
+
+
+def _mean_effect(train: TrainingEffects, *, by_cell: bool = False) -> NDArray[np.float64]:
+    if by_cell and train.n_cells is None:
+        raise ValueError("Expected `n_cells` of the training effects to weigh by cell, found None.")
+    return np.average(train.effects, axis=0, weights=train.n_cells if by_cell else None)
+
+
+def _from_singles(train: TrainingEffects, targets: Sequence[Genes], combine: Callable[..., NDArray]) -> Prediction:
+    singles, stand_in = train.singles(), _mean_effect(train)
+    effects = [combine([singles.get(gene, stand_in) for gene in genes], axis=0) for genes in targets]
+    informed = [all(gene in singles for gene in genes) for genes in targets]
+    return Prediction(np.reshape(effects, (len(targets), len(train.genes))), np.array(informed, dtype=bool))
+
+
+def _gene_components(train: TrainingEffects, dims: int) -> NDArray[np.float64]:
+    """Scores of genes on the principal components of the training profiles, the control among them."""
+    profiles = np.column_stack([train.control, (train.control + train.effects).T])
+    left, size, _ = np.linalg.svd(profiles - profiles.mean(axis=0), full_matrices=False)
+    return left[:, :dims] * size[:dims]
+
+
+def _penalised(matrix: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
+    return matrix + ridge * np.eye(len(matrix))

@@ -1,0 +1,155 @@
+"""The mean-level metrics of a table of perturbation predictions, and what they are measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgpt_tools.metrics.discrimination import centroid_accuracy, discrimination_score
+from scgpt_tools.metrics.perturbation import cosine, direction_match, highest, l2, mae, mse, pearson, r2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+_TOP = 20
+_EXPRESSED = 1000
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What C held-out conditions really did, and what their scores refer to."""
+
+    conditions: tuple[str, ...]
+    true: NDArray[np.float64]
+    """(C, G) mean profiles."""
+    control: NDArray[np.float64]
+    """(G,) or (C, G) mean of the controls of the same context."""
+    perturbed_mean: NDArray[np.float64]
+    """(G,) or (C, G) mean of the training conditions."""
+    scores: NDArray[np.float64] | None = None
+    """(C, G) test scores against the controls, which choose the top genes."""
+    weights: NDArray[np.float64] | None = None
+    """(C, G) weights of genes, from :func:`~scgpt_tools.metrics.perturbation.de_weights`."""
+    targets: NDArray[np.bool_] | None = None
+    """(C, G) perturbed genes, which no metric counts: their change is known beforehand."""
+    additive: NDArray[np.float64] | None = None
+    """(C, G) additive prediction, NaN where it could not be made; reference of the interaction metric."""
+    contexts: tuple[str, ...] | None = None
+    """(C,) context of each row, such as its cell type, where conditions occur in several."""
+
+    def __post_init__(self) -> None:
+        if self.true.ndim != 2 or len(self.conditions) != len(self.true):
+            raise ValueError(
+                f"Expected one profile for each of {len(self.conditions)} conditions, found an array of shape "
+                f"{self.true.shape}."
+            )
+        for name in ("scores", "weights", "targets", "additive"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.true.shape:
+                raise ValueError(f"Expected `{name}` of shape {self.true.shape}, found {value.shape}.")
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """(C, G) genes that count."""
+        return np.ones(self.true.shape, dtype=bool) if self.targets is None else ~self.targets
+
+    @property
+    def top(self) -> NDArray[np.bool_] | None:
+        """(C, G) the genes that change most, perturbed ones left out."""
+        if self.scores is None:
+            return None
+        return highest(np.where(self.scored, np.abs(self.scores), -1.0), _TOP)
+
+    @property
+    def expressed(self) -> NDArray[np.bool_]:
+        """(G,) or (C, G) the most expressed genes of the controls."""
+        return highest(self.control, _EXPRESSED)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of predictions against a :class:`Truth`."""
+
+    compute: Callable[[NDArray[np.float64], Truth], NDArray[np.float64] | None]
+    """One score a condition, or ``None`` where the truth lacks what it needs."""
+    higher_is_better: bool
+    perfect: float
+
+
+def _top_only(score: Callable[..., NDArray[np.float64]], reference: str | None = None):
+    def compute(predicted: NDArray[np.float64], truth: Truth) -> NDArray[np.float64] | None:
+        if truth.top is None:
+            return None
+        options = {} if reference is None else {"reference": getattr(truth, reference)}
+        return score(predicted, truth.true, where=truth.top, **options)
+
+    return compute
+
+
+def _weighted(score: Callable[..., NDArray[np.float64]], reference: str | None = None):
+    def compute(predicted: NDArray[np.float64], truth: Truth) -> NDArray[np.float64] | None:
+        if truth.weights is None:
+            return None
+        options = {} if reference is None else {"reference": getattr(truth, reference)}
+        return score(predicted, truth.true, where=truth.scored, weights=truth.weights, **options)
+
+    return compute
+
+
+def _within_contexts(score: Callable[..., NDArray[np.float64]], **options: str):
+    """Rank among the conditions of the same context: the context itself is known to every method."""
+
+    def compute(predicted: NDArray[np.float64], truth: Truth) -> NDArray[np.float64]:
+        effects = predicted - truth.control, truth.true - truth.control
+        contexts = np.asarray(truth.contexts or [""] * len(truth.conditions))
+        scores = np.empty(len(contexts))
+        for context in np.unique(contexts):
+            rows = contexts == context
+            exclude = None if truth.targets is None else truth.targets[rows]
+            scores[rows] = score(effects[0][rows], effects[1][rows], exclude=exclude, **options)
+        return scores
+
+    return compute
+
+
+def _interaction(predicted: NDArray[np.float64], truth: Truth) -> NDArray[np.float64] | None:
+    # The prediction of no change shares the part that is subtracted with the truth: read it beside that baseline.
+    if truth.additive is None:
+        return None
+    known = np.asarray(~np.isnan(truth.additive).any(axis=1))
+    if not known.any():
+        return None
+    reference = np.where(known[:, None], truth.additive, 0.0)
+    return np.where(known, pearson(predicted, truth.true, reference=reference, where=truth.scored), np.nan)
+
+
+METRICS: dict[str, Metric] = {
+    "mse": Metric(lambda p, t: mse(p, t.true, where=t.scored), higher_is_better=False, perfect=0),
+    "mae": Metric(lambda p, t: mae(p, t.true, where=t.scored), higher_is_better=False, perfect=0),
+    "l2_expressed": Metric(lambda p, t: l2(p, t.true, where=t.scored & t.expressed), higher_is_better=False, perfect=0),
+    "mse_de": Metric(_top_only(mse), higher_is_better=False, perfect=0),
+    "mse_weighted": Metric(_weighted(mse), higher_is_better=False, perfect=0),
+    "pearson_control": Metric(
+        lambda p, t: pearson(p, t.true, reference=t.control, where=t.scored), higher_is_better=True, perfect=1
+    ),
+    "pearson_control_de": Metric(_top_only(pearson, "control"), higher_is_better=True, perfect=1),
+    "cosine_control": Metric(
+        lambda p, t: cosine(p, t.true, reference=t.control, where=t.scored), higher_is_better=True, perfect=1
+    ),
+    "pearson_perturbed_mean": Metric(
+        lambda p, t: pearson(p, t.true, reference=t.perturbed_mean, where=t.scored), higher_is_better=True, perfect=1
+    ),
+    "r2_weighted": Metric(_weighted(r2, "perturbed_mean"), higher_is_better=True, perfect=1),
+    "direction_de": Metric(_top_only(direction_match, "control"), higher_is_better=True, perfect=1),
+    "discrimination_l1": Metric(_within_contexts(discrimination_score, metric="l1"), higher_is_better=True, perfect=1),
+    "discrimination_cosine": Metric(
+        _within_contexts(discrimination_score, metric="cosine"), higher_is_better=True, perfect=1
+    ),
+    "centroid_accuracy": Metric(_within_contexts(centroid_accuracy), higher_is_better=True, perfect=1),
+    "interaction": Metric(_interaction, higher_is_better=True, perfect=1),
+}
+"""Mean-level metrics; a table shows those that the truth allows."""

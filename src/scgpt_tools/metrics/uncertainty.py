@@ -1,0 +1,115 @@
+"""How sure a mean over conditions is, and whether it beats another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgpt_tools._validate import as_generator, check_fraction
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from scgpt_tools._types import RngLike
+
+_DRAWS = 2000
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, level: float = 0.95, draws: int = _DRAWS, rng: RngLike = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean over conditions.
+
+    Parameters
+    ----------
+    values
+        One score a condition; NaN does not count.
+    level
+        Coverage.
+    draws
+        Bootstrap samples.
+    rng
+        Seed of the samples.
+
+    Returns
+    -------
+    Lower and upper end; NaN without a score.
+    """
+    check_fraction("level", level, zero=False, one=False)
+    scores = _finite(values)
+    if scores.size == 0:
+        return np.nan, np.nan
+    means = scores[as_generator(rng).integers(0, scores.size, (draws, scores.size))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """One method less another, over the conditions that both have a score for."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    win_rate: float
+    """Share of conditions in which the first is better; ties count half."""
+
+
+def paired_difference(
+    values: ArrayLike,
+    other: ArrayLike,
+    *,
+    higher_is_better: bool = True,
+    level: float = 0.95,
+    draws: int = _DRAWS,
+    rng: RngLike = 0,
+) -> PairedDifference:
+    """Compare two methods condition by condition.
+
+    Parameters
+    ----------
+    values, other
+        Scores of the same conditions.
+    higher_is_better
+        Which sign of a difference wins.
+    level, draws, rng
+        See :func:`bootstrap_interval`.
+
+    Returns
+    -------
+    The difference with its interval.
+    """
+    difference = _finite(np.asarray(values, dtype=np.float64) - np.asarray(other, dtype=np.float64))
+    if difference.size == 0:
+        return PairedDifference(0, np.nan, np.nan, np.nan, np.nan)
+    low, high = bootstrap_interval(difference, level=level, draws=draws, rng=rng)
+    gain = difference if higher_is_better else -difference
+    wins = float((gain > 0).mean() + (gain == 0).mean() / 2)
+    return PairedDifference(difference.size, float(difference.mean()), low, high, wins)
+
+
+def dynamic_range(ceiling: float, baseline: float, perfect: float) -> float:
+    """Share of the way from an uninformed baseline to a perfect score that real data cover.
+
+    Parameters
+    ----------
+    ceiling
+        Score of half of the true cells as a prediction of the other half.
+    baseline
+        Score of a predictor that knows nothing of the perturbation.
+    perfect
+        Best possible score.
+
+    Returns
+    -------
+    Between -1 and 1; a metric below about 0.1 to 0.2 cannot tell good from bad on these data.
+    """
+    return float(np.clip((ceiling - baseline) / (perfect - baseline), -1, 1)) if perfect != baseline else np.nan
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    scores = np.asarray(values, dtype=np.float64)
+    return scores[~np.isnan(scores)]

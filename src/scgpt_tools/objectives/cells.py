@@ -1,0 +1,111 @@
+"""Loss terms about whole cells: their type, how they lie to each other, and what they must not tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from scgpt_tools._validate import check_fraction
+from scgpt_tools.nn.losses import contrastive, elastic_similarity
+from scgpt_tools.objectives.base import Objective, View, Views
+from scgpt_tools.objectives.ranks import from_everyone, share_of_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgpt_tools.tokens.batch import TokenBatch
+
+UNLABELLED = -1
+"""Label of a cell whose class nobody knows; such cells do not count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellType(Objective):
+    """Predict the class of a cell (CLS): cross-entropy, averaged over labelled cells."""
+
+    name: ClassVar[str] = "cell_type"
+    heads: ClassVar[tuple[str, ...]] = ("cell_type",)
+    reports: ClassVar[tuple[str, ...]] = ("accuracy",)
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Cross-entropy of the logits."""
+        return _cross_entropy(views["first"]["cell_type"], batch.require("label"))
+
+    def measures(self, views: Views, batch: TokenBatch) -> dict[str, Tensor]:
+        """Share of labelled cells whose most likely class is right."""
+        label = batch.require("label")
+        known = label != UNLABELLED
+        right = (views["first"]["cell_type"].argmax(dim=1) == label) & known
+        return {"accuracy": right.sum() / known.sum().clamp(min=1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveCells(Objective):
+    r"""Recognise each cell in a second pass that differs by dropout only (CCE).
+
+    Cross-entropy of :math:`\cos(c_i, c'_j) / \tau` over j, with i as the right answer.  Cells of all processes are each
+    other's alternatives.
+    """
+
+    temperature: float = 0.5
+    """Scale of the similarities; 0.5 in scGPT."""
+
+    name: ClassVar[str] = "contrastive_cells"
+    views: ClassVar[tuple[View, ...]] = ("first", "again")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"Expected `temperature` to be above 0, found {self.temperature}.")
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Cross-entropy of the similarities."""
+        first, again = (from_everyone(views[view].cell.float()) for view in ("first", "again"))
+        return contrastive(first, again, self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticSimilarity(Objective):
+    r"""Pull similar cells together and push others apart (ECS).
+
+    Mean over all pairs of :math:`1 - (\max(0, \cos(c_i, c_j)) - \beta)^2`, the diagonal counted with a cosine of 0 as
+    in scGPT.  Pairs may lie in different processes.
+    """
+
+    threshold: float = 0.8
+    r""":math:`\beta`, the similarity from which on cells attract each other; 0.8 where scGPT integrates batches."""
+
+    name: ClassVar[str] = "elastic_similarity"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction("threshold", self.threshold)
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Mean over pairs of cells."""
+        return elastic_similarity(from_everyone(views["first"].cell.float()), self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchAdversary(Objective):
+    """Tell the technical batch of a cell behind a gradient reversal, so that the encoder learns to hide it (DAB).
+
+    Cross-entropy; the reversal is part of the head.
+    """
+
+    name: ClassVar[str] = "batch_adversary"
+    heads: ClassVar[tuple[str, ...]] = ("batch",)
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Cross-entropy of the logits."""
+        return _cross_entropy(views["first"]["batch"], batch.require("batch"))
+
+
+def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    known = label != UNLABELLED
+    total = F.cross_entropy(logits.float(), label, ignore_index=UNLABELLED, reduction="sum")
+    # A minibatch without any label teaches nothing, which is no error.
+    return total / torch.clamp(known.sum(), min=1) * share_of_mean(known)

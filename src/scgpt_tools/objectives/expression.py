@@ -1,0 +1,125 @@
+"""Loss terms about expression: hidden values predicted from their tokens, from the cell, or after a perturbation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from scgpt_tools.nn.losses import masked_mse, negative_log_bernoulli
+from scgpt_tools.objectives.base import Objective, View, Views
+from scgpt_tools.objectives.ranks import share_of_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgpt_tools.tokens.batch import TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedExpression(Objective):
+    r"""Predict hidden values from their tokens (MLM, GEP).
+
+    .. math:: \frac{1}{|H|} \sum_{(i, j) \in H} (\hat{x}_{ij} - x_{ij})^2
+
+    over the hidden places H of all cells.  With tokens to be generated this is the first term of scGPT's generative
+    pre-training.
+    """
+
+    name: ClassVar[str] = "masked_expression"
+    heads: ClassVar[tuple[str, ...]] = ("expression",)
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Mean squared error over hidden values."""
+        return _hidden_mse(views["first"]["expression"], batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedExpressionFromCell(Objective):
+    """Predict hidden values from the cell embedding and the gene's alone (MVC, GEPC).
+
+    The same mean as :class:`MaskedExpression`.  No other token can help, so what the cell embedding holds of the cell
+    is what this term put there.
+    """
+
+    name: ClassVar[str] = "masked_expression_from_cell"
+    heads: ClassVar[tuple[str, ...]] = ("expression_from_cell",)
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Mean squared error over hidden values."""
+        return _hidden_mse(views["first"]["expression_from_cell"], batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegeneratedExpression(Objective):
+    """Predict hidden values once more, with the detached cell embedding in the place of the cell token.
+
+    The third term of scGPT's generative pre-training: tokens learn to read a cell embedding, which they never see
+    otherwise.
+    """
+
+    name: ClassVar[str] = "regenerated_expression"
+    heads: ClassVar[tuple[str, ...]] = ("expression",)
+    views: ClassVar[tuple[View, ...]] = ("first", "from_cell")
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Mean squared error over hidden values in the second pass."""
+        return _hidden_mse(views["from_cell"]["expression"], batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroLikelihood(Objective):
+    r"""Predict from its token whether a hidden value is zero.
+
+    .. math:: -\frac{1}{|H|} \sum_{(i, j) \in H} \log P(x_{ij} > 0 \text{ as found} \mid p_{ij})
+
+    with p the predicted probability that a value is *not* zero.
+    """
+
+    name: ClassVar[str] = "zero_likelihood"
+    heads: ClassVar[tuple[str, ...]] = ("expression",)
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Negative log likelihood, averaged over hidden values."""
+        return _hidden_zeros(views["first"]["expression_nonzero"], batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroLikelihoodFromCell(Objective):
+    """Predict from the cell embedding whether a hidden value is zero; the mean of :class:`ZeroLikelihood`."""
+
+    name: ClassVar[str] = "zero_likelihood_from_cell"
+    heads: ClassVar[tuple[str, ...]] = ("expression_from_cell",)
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Negative log likelihood, averaged over hidden values."""
+        return _hidden_zeros(views["first"]["expression_from_cell_nonzero"], batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbedExpression(Objective):
+    """Predict expression after a perturbation, at every real token.
+
+    Mean squared error over all real places; nothing is hidden, the input is another cell.
+    """
+
+    name: ClassVar[str] = "perturbed_expression"
+    heads: ClassVar[tuple[str, ...]] = ("expression",)
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Mean squared error over real tokens."""
+        return _mse(views["first"]["expression"], batch.require("target"), batch.mask)
+
+
+def _hidden_mse(prediction: Tensor, batch: TokenBatch) -> Tensor:
+    return _mse(prediction, batch.require("target"), batch.require("hidden"))
+
+
+def _hidden_zeros(nonzero: Tensor, batch: TokenBatch) -> Tensor:
+    hidden = batch.require("hidden")
+    # Half precision cannot hold the distance of a probability to 1 that the original keeps.
+    return negative_log_bernoulli(nonzero.float(), batch.require("target"), hidden) * share_of_mean(hidden)
+
+
+def _mse(prediction: Tensor, target: Tensor, places: Tensor) -> Tensor:
+    # Sums over thousands of squared bins overflow float16, so the loss is computed in float32 whatever the model is.
+    return masked_mse(prediction.float(), target, places) * share_of_mean(places)

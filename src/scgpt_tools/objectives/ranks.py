@@ -1,0 +1,60 @@
+"""What a loss needs to know of the other processes of a distributed run.
+
+With these, processes that each hold a part of a minibatch compute the loss, and after the usual averaging of gradients
+the update, of one process that holds all of it.  In a single process both do nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def is_shared() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def share_of_mean(mask: Tensor) -> Tensor | float:
+    """Factor that turns a mean over this process's entries into its part of the mean over everyone's.
+
+    Parameters
+    ----------
+    mask
+        True on the entries that the mean runs over.
+
+    Returns
+    -------
+    Number of entries here over the mean number of entries per process.
+    """
+    if not is_shared():
+        return 1.0
+    here = mask.sum().double()
+    everywhere = here.clone()
+    dist.all_reduce(everywhere)
+    return (here * dist.get_world_size() / everywhere).float()
+
+
+def from_everyone(cells: Tensor) -> Tensor:
+    """Stack (B, D) cells of all processes; gradients flow back to each.
+
+    Parameters
+    ----------
+    cells
+        The same number of rows in every process.
+
+    Returns
+    -------
+    (B times processes, D).
+    """
+    if not is_shared():
+        return cells
+    # Only a distributed run needs this module, which warns on import where torch was built without it.
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(cells))

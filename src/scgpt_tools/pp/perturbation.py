@@ -1,0 +1,210 @@
+"""Perturbation screens: labels, control pairs, and the genes that every condition changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools.data.annotations import annotate_conditions, annotate_pairs, annotate_ranking
+from scgpt_tools.tokens.perturbations import ConditionStyle
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from scgpt_tools.data.splits import Draw
+    from scgpt_tools.tokens.perturbations import Missing
+
+
+@shared_docs
+def parse_conditions(
+    adata: AnnData,
+    key: str = "condition",
+    *,
+    control: str | Sequence[str] = "ctrl",
+    delimiter: str = "+",
+    guide_pattern: str | None = None,
+    count_key: str | None = None,
+    genes: str | None = None,
+    missing: Missing = "warn",
+    key_added: str = "condition",
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Read perturbation labels, and write them as ``ctrl``, ``G+ctrl`` and ``A+B``.
+
+    Nothing is guessed: a label that is neither a control nor names a measured gene is reported.  A column in this
+    spelling stays as it is, but for ``ctrl+G``, and for gene sets that occur in several orders, which are sorted.
+
+    Parameters
+    ----------
+    adata
+        Cells of a screen; may be backed.
+    key
+        Column of ``obs`` with one label a cell.
+    control
+        Label, or part of a label, of no perturbation; several are possible.
+    delimiter
+        Text between the genes of a label, such as ``"_"`` or ``";"``.  A measured gene may hold it in its name.
+    guide_pattern
+        Regular expression of what to cut off each gene, such as ``r"g\d+$"`` where the labels are those of guides.
+    count_key
+        Column of ``obs`` with the number of perturbed genes of a cell, to check the labels with.
+    genes
+        Column of ``var`` with the gene names that the labels use; ``None`` takes ``var_names``.
+    missing
+        What to do with a perturbed gene that is not measured, and of which a model therefore cannot be told: refuse
+        it, name it in a warning, or ignore it.
+    key_added
+        Key to write.
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes
+
+    ``obs[key_added]`` : :class:`pandas.Categorical`
+        Condition of each cell.
+    ``uns[f"{key_added}_perturbed"]`` : :class:`dict`
+        Arguments (``params``), perturbed genes (``genes``), those without a column (``missing_genes``), and what a
+        model's perturbation flags mean (``flags``).
+
+    Raises
+    ------
+    KeyError
+        If a column is absent; the message lists what is there.
+    ValueError
+        If a cell has no label, no cell is a control, every cell is, a label has an empty part, or ``count_key`` says
+        otherwise than a label.
+
+    Examples
+    --------
+    >>> import anndata as ad, pandas as pd, scgpt_tools as sct
+    >>> obs = pd.DataFrame({"perturbation": ["control", "KLF1_SET", "KLF1"]}, index=["a", "b", "c"])
+    >>> adata = ad.AnnData(obs=obs, var=pd.DataFrame(index=["KLF1", "SET"]))
+    >>> sct.pp.parse_conditions(adata, "perturbation", control="control", delimiter="_")
+    >>> list(adata.obs["condition"])
+    ['ctrl', 'KLF1+SET', 'KLF1+ctrl']
+    """
+    labels = (control,) if isinstance(control, str) else tuple(control)
+    style = ConditionStyle(control=labels, delimiter=delimiter, guide_pattern=guide_pattern)
+    adata = adata.copy() if copy else adata
+    annotate_conditions(adata, key, style, genes=genes, count_key=count_key, missing=missing, key_added=key_added)
+    return adata if copy else None
+
+
+@shared_docs
+def pair_controls(
+    adata: AnnData,
+    key: str = "condition",
+    *,
+    within: str | Sequence[str] | None = None,
+    n: int = 1,
+    seed: int = 0,
+    draw: Draw = "stable",
+    key_added: str = "ctrl_indices",
+    copy: bool = False,
+) -> AnnData | None:
+    """Pair every perturbed cell with control cells of the same context.
+
+    Parameters
+    ----------
+    adata
+        Cells with conditions from :func:`parse_conditions`; may be backed.
+    key
+        Column of ``obs`` with the conditions.
+    within
+        Columns of ``obs``, such as cell type and batch, that a cell and its controls share.
+    n
+        Controls a cell.
+    seed
+        Seed of the draws.
+    draw
+        ``"stable"``: the controls of a cell depend on the seed, its name and the controls there are, not on the order
+        of the cells.  ``"gears"``: the controls that GEARS draws after ``numpy.random.seed(seed)``, over all cells.
+    key_added
+        Key to write.
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes
+
+    ``obsm[key_added]`` : int64, (cells, ``n``)
+        Rows of the controls; controls are paired with themselves.
+    ``uns[key_added]`` : :class:`dict`
+        Arguments (``params``), and a checksum of the names of the cells (``cells``): rows mean other cells once the
+        object is subset, and readers refuse them then.
+
+    Raises
+    ------
+    KeyError
+        If a column is absent; the message lists what is there.
+    ValueError
+        If there is no control, or none in a context with perturbed cells; all such contexts are named.
+    """
+    adata = adata.copy() if copy else adata
+    annotate_pairs(adata, key, within=within, n=n, seed=seed, draw=draw, key_added=key_added)
+    return adata if copy else None
+
+
+@shared_docs
+def perturbation_de(
+    adata: AnnData,
+    key: str = "condition",
+    *,
+    within: str | None = None,
+    layer: str | None = None,
+    method: str = "t-test",
+    gears: bool = False,
+    key_added: str = "perturbation_de",
+    copy: bool = False,
+) -> AnnData | None:
+    """Rank the genes of every condition against the controls, by :func:`scanpy.tl.rank_genes_groups`.
+
+    Parameters
+    ----------
+    adata
+        Log-normalised cells with conditions from :func:`parse_conditions`; may be backed.
+    key
+        Column of ``obs`` with the conditions.
+    within
+        Column of ``obs``, such as the cell type: compare with the controls of the same value only.
+    {layer}
+    method
+        Test; GEARS' is ``"t-test"``.
+    gears
+        Also write what GEARS and scGPT's scripts read, with ``within`` as the cell type.
+    key_added
+        Key to write.
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes
+
+    ``uns[key_added]`` : :class:`dict`
+        All genes by falling absolute score, for :func:`scanpy.get.rank_genes_groups_df`.  Groups are conditions, or
+        ``<within>_<condition>``.
+
+    and with ``gears``
+
+    ``obs["condition"]``, ``obs["cell_type"]``, ``obs["condition_name"]``, ``obs["control"]``, ``obs["dose_val"]``
+        Labels; a condition of three genes is not a control here, unlike in GEARS.
+    ``var["gene_name"]``
+        Names of the genes, unless there.
+    ``uns["rank_genes_groups_cov_all"]``, ``uns["top_non_dropout_de_20"]``, ``uns["top_non_zero_de_20"]``
+        Condition name to gene names.
+    ``uns["non_dropout_gene_idx"]``, ``uns["non_zeros_gene_idx"]``
+        Condition name to gene positions.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer is absent; the message lists what is there.
+    ValueError
+        If values look like counts, a condition has a single cell, or a context has no controls.
+    """
+    adata = adata.copy() if copy else adata
+    annotate_ranking(adata, key, within=within, layer=layer, method=method, gears=gears, key_added=key_added)
+    return adata if copy else None

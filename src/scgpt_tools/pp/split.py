@@ -1,0 +1,198 @@
+"""Training, validation and test sets, by condition or by cell."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import SplitKeys
+from scgpt_tools.data.annotations import annotate_split
+from scgpt_tools.data.cell_splits import split_cells, split_groups
+from scgpt_tools.data.conditions import context_labels, read_conditions, read_labels
+from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, split_conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from scgpt_tools.data.splits import Draw
+
+
+@shared_docs
+def perturbation_split(
+    adata: AnnData,
+    method: str = "simulation",
+    *,
+    key: str = "condition",
+    draw: Draw = "gears",
+    seed: int = 1,
+    train_genes: float = 0.75,
+    train_seen2: float = 0.75,
+    test_fraction: float = 0.1,
+    val_fraction: float = 0.1,
+    test_genes: Sequence[str] | None = None,
+    test_conditions: Sequence[str] | None = None,
+    only_test_genes: bool = False,
+    parts: Mapping[str, Sequence[str]] | None = None,
+    key_added: str = "split",
+    copy: bool = False,
+) -> AnnData | None:
+    """Hold out perturbations, so that a test asks for what training never saw.
+
+    Parameters
+    ----------
+    adata
+        Cells with conditions from :func:`parse_conditions`; may be backed.
+    method
+        What to hold out:
+
+        - ``"simulation"``: genes, and every condition that touches one; of combinations of trained genes, some
+        - ``"simulation_single"``: the same where there are single perturbations only
+        - ``"single"``, ``"combo_seen0"``, ``"combo_seen1"``: singles of some genes, and combinations of which no gene,
+          or some, was seen
+        - ``"combo_seen2"``: combinations of seen genes
+        - ``"random"``: conditions (``draw="stable"`` only)
+        - ``"no_test"``, ``"no_split"``: a validation set only; everything is tested
+        - ``"custom"``: ``parts``
+    key
+        Column of ``obs`` with the conditions.
+    draw
+        ``"gears"``: the sets that GEARS 0.1.2 gives for this seed, with its quirks.  ``"stable"``: sets that depend on
+        seed and names only, of the size asked for, for any number of genes a condition.
+    seed
+        Seed of the draws.
+    train_genes
+        Share of genes to train on in simulations (GEARS: ``train_gene_set_size``).
+    train_seen2
+        Share to train on of combinations of trained genes in simulations (``combo_seen2_train_frac``).
+    test_fraction
+        Share to test in the other methods (``combo_single_split_test_set_fraction``).
+    val_fraction
+        Share of the rest to validate on.
+    test_genes
+        Genes to hold out instead of drawn ones (``test_pert_genes``, and ``test_perts`` in simulations).
+    test_conditions
+        Combinations to hold out instead of drawn ones (``test_perts`` in ``"combo_seen2"``).
+    only_test_genes
+        In simulations as GEARS draws them, hold out no other genes (``only_test_set_perts``).
+    parts
+        Conditions of ``"train"``, ``"val"`` and ``"test"``, for ``"custom"`` only.
+    key_added
+        Key to write.
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes
+
+    ``obs[key_added]`` : :class:`pandas.Categorical`
+        ``"train"`` (with the controls), ``"val"`` or ``"test"``; missing for conditions that would leak either way.
+    ``obs[f"{key_added}_subgroup"]`` : :class:`pandas.Categorical`
+        For held-out conditions how many of their genes training saw.
+    ``uns[key_added]`` : :class:`dict`
+        Arguments (``params``), ``conditions`` of every part, ``test_subgroup`` and ``val_subgroup`` as in GEARS, and a
+        SHA-256 of each part's conditions (``hash``) to report with every figure.
+
+    Raises
+    ------
+    KeyError
+        If ``key`` is absent; the message lists what is there.
+    ValueError
+        If the method is unknown or cannot take the conditions, or a named gene or condition does not occur.
+    """
+    conditions = read_conditions(adata, key)
+    if (method == "custom") != (parts is not None):
+        raise ValueError(f"Expected `parts` with method='custom' and only then, found method={method!r}.")
+    options = SplitOptions(
+        seed=seed,
+        train_genes=train_genes,
+        train_seen2=train_seen2,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+        test_genes=None if test_genes is None else _names("test_genes", test_genes),
+        test_conditions=None if test_conditions is None else _names("test_conditions", test_conditions),
+        only_test_genes=only_test_genes,
+    )
+    if parts is None:
+        split = split_conditions(pd.unique(conditions), method, draw=draw, options=options)
+        params = {name: value for name, value in asdict(options).items() if not isinstance(value, tuple | None)}
+        params |= {name: np.array(own, dtype=object) for name, own in asdict(options).items() if isinstance(own, tuple)}
+    else:
+        split, params = custom_split(pd.unique(conditions), **_parts(parts)), {}
+    adata = adata.copy() if copy else adata
+    annotate_split(adata, key, split, params, key_added=key_added)
+    return adata if copy else None
+
+
+@shared_docs
+def cell_split(
+    adata: AnnData,
+    groups: str | None = None,
+    *,
+    test: Sequence[str] | float = 0.1,
+    val: Sequence[str] | float = 0.0,
+    stratify: str | Sequence[str] | None = None,
+    seed: int = 0,
+    key_added: str = "split",
+    copy: bool = False,
+) -> AnnData | None:
+    """Hold out whole groups of cells, such as replicates, or a share of the cells.
+
+    Parameters
+    ----------
+    adata
+        Cells; may be backed.
+    groups
+        Column of ``obs`` whose values are held out; ``None`` holds out cells.
+    test, val
+        Values of ``groups``; without ``groups``, shares of the cells.
+    stratify
+        Columns of ``obs``: keep the shares within each of their values.
+    seed
+        Seed of the draw of cells, which depends on their names and not on their order.
+    key_added
+        Key to write.
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes
+
+    ``obs[key_added]`` : :class:`pandas.Categorical`
+        ``"train"``, ``"val"`` or ``"test"``.
+
+    Raises
+    ------
+    KeyError
+        If a column is absent; the message lists what is there.
+    ValueError
+        If a group does not occur, or the shares leave nothing to train on.
+    """
+    if groups is None:
+        if not isinstance(test, float | int) or not isinstance(val, float | int):
+            raise TypeError("Expected shares in `test` and `val` without `groups`, found names.")
+        strata = context_labels(adata, stratify)
+        found = split_cells(adata.obs_names, test=test, val=val, seed=seed, strata=strata)
+    else:
+        labels = read_labels(adata, groups)
+        found = split_groups(labels, test=_names("test", test), val=() if val == 0 else _names("val", val))
+    adata = adata.copy() if copy else adata
+    adata.obs[SplitKeys(key_added).obs] = pd.Categorical(found, categories=list(PARTS))
+    return adata if copy else None
+
+
+def _names(argument: str, values: Sequence[str] | float) -> tuple[str, ...]:
+    if isinstance(values, str | float | int):
+        raise TypeError(f"Expected `{argument}` to be a sequence of names, found {values!r}.")
+    return tuple(values)
+
+
+def _parts(parts: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"Expected `parts` to name {', '.join(PARTS)}, found {sorted(unknown)}.")
+    return {"train": ()} | dict(parts)

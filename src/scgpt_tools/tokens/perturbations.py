@@ -1,0 +1,303 @@
+"""Perturbation labels: ``A+B`` conditions to gene sets, and gene sets to flags on columns or tokens.
+
+The canonical spelling is that of GEARS: ``ctrl`` for controls, ``G+ctrl`` for one gene, ``A+B`` for several.  Other
+spellings are described by a :class:`ConditionStyle`; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from scgpt_tools._validate import check_choice
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scgpt_tools.vocabulary import Vocabulary
+
+Genes: TypeAlias = tuple[str, ...]
+"""Genes that one condition perturbs; empty for controls."""
+Labels: TypeAlias = "Sequence[str] | NDArray[Any]"
+"""One text a cell."""
+Missing: TypeAlias = Literal["error", "warn", "ignore"]
+"""What to do with a perturbed gene that has no column or no token."""
+
+CONTROL = "ctrl"
+DELIMITER = "+"
+UNTOUCHED = 0
+PERTURBED = 1
+
+# Longest list of genes in a message; the rest is counted.
+_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionStyle:
+    r"""How a column spells its perturbations.
+
+    Examples
+    --------
+    >>> ConditionStyle(control=("control",), delimiter="_").genes("CBL_CNN1")
+    ('CBL', 'CNN1')
+    >>> ConditionStyle(control=("NT",), guide_pattern=r"g\d+$").genes("STAT2g2")
+    ('STAT2',)
+    """
+
+    control: tuple[str, ...] = (CONTROL,)
+    """Labels, or parts of labels, that stand for no perturbation."""
+    delimiter: str = DELIMITER
+    """Text between two genes; white space around a gene does not count."""
+    guide_pattern: str | None = None
+    """Regular expression of what to cut off every part, such as the number of a guide."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.control, str) or not self.control or not all(self.control):
+            raise ValueError(f"Expected `control` to be a tuple of at least one label, found {self.control!r}.")
+        if not self.delimiter:
+            raise ValueError("Expected `delimiter` to be text between two genes, found ''.")
+        if self.guide_pattern is not None:
+            re.compile(self.guide_pattern)
+
+    def genes(self, label: str, known: Collection[str] = ()) -> Genes:
+        """Genes of one label, each once, in the order written.
+
+        Parameters
+        ----------
+        label
+            For example ``"A+B"``.
+        known
+            Gene names that may hold the delimiter themselves, as ``HLA_A`` does where ``_`` separates.
+
+        Returns
+        -------
+        No gene for a control.
+
+        Raises
+        ------
+        ValueError
+            If a part of the label is empty, or a gene has the name that stands for controls in GEARS' spelling.
+        """
+        text = label.strip()
+        if text in self.control:
+            return ()
+        parts = [self._cut(part) for part in self._parts(text, known)]
+        if not all(parts):
+            raise ValueError(
+                f"Expected genes separated by {self.delimiter!r} or one of the control labels {list(self.control)}, "
+                f"found the label {label!r} with an empty part."
+            )
+        genes = tuple(dict.fromkeys(part for part in parts if part not in self.control))
+        if CONTROL in genes:
+            raise ValueError(
+                f"Expected genes in the label {label!r}, found {CONTROL!r}, the name of controls. Pass control={CONTROL!r}."
+            )
+        return genes
+
+    def _parts(self, text: str, known: Collection[str]) -> list[str]:
+        pieces = [piece.strip() for piece in text.split(self.delimiter)]
+        if not known:
+            return pieces
+        parts: list[str] = []
+        while pieces:
+            length = next((n for n in range(len(pieces), 1, -1) if self._is_name(pieces[:n], known)), 1)
+            parts.append(self.delimiter.join(pieces[:length]))
+            pieces = pieces[length:]
+        return parts
+
+    def _is_name(self, pieces: list[str], known: Collection[str]) -> bool:
+        joined = self.delimiter.join(pieces)
+        return joined in known or joined in self.control
+
+    def _cut(self, part: str) -> str:
+        if part in self.control or self.guide_pattern is None:
+            return part
+        return re.sub(self.guide_pattern, "", part).strip()
+
+
+GEARS_STYLE = ConditionStyle()
+
+
+def condition_genes(condition: str) -> Genes:
+    """Genes of a condition in GEARS' spelling; ``G+ctrl`` and ``ctrl+G`` are the same."""
+    return GEARS_STYLE.genes(condition)
+
+
+def format_condition(genes: Iterable[str]) -> str:
+    """GEARS' spelling of a gene set, in the order given."""
+    names = list(genes)
+    if not names:
+        return CONTROL
+    return DELIMITER.join(names if len(names) > 1 else [names[0], CONTROL])
+
+
+def condition_key(condition: str | Iterable[str]) -> str:
+    """Spelling that does not depend on the order in which the genes were written; for hashes and look-ups."""
+    genes = condition_genes(condition) if isinstance(condition, str) else condition
+    return format_condition(sorted(genes))
+
+
+def canonical_labels(
+    labels: Iterable[str], style: ConditionStyle = GEARS_STYLE, *, known: Collection[str] = ()
+) -> dict[str, str]:
+    """GEARS' spelling of every label.
+
+    Genes keep the order in which they were written, so that a column in GEARS' spelling stays as it is; a gene set
+    that occurs in several orders becomes one condition with its genes sorted.
+
+    Parameters
+    ----------
+    labels
+        Labels as found; repeated ones do not matter.
+    style
+        How they are spelled.
+    known
+        Gene names that may hold the delimiter.
+
+    Returns
+    -------
+    Label to condition.
+    """
+    genes = {label: style.genes(label, known) for label in dict.fromkeys(labels)}
+    spellings: dict[frozenset[str], set[Genes]] = {}
+    for written in genes.values():
+        spellings.setdefault(frozenset(written), set()).add(written)
+    return {
+        label: format_condition(written if len(spellings[frozenset(written)]) == 1 else sorted(written))
+        for label, written in genes.items()
+    }
+
+
+def perturbed_genes(conditions: Iterable[str]) -> Genes:
+    """Sorted genes that occur in some condition."""
+    return tuple(sorted({gene for condition in conditions for gene in condition_genes(condition)}))
+
+
+def expressible(conditions: Iterable[str], genes: Collection[str]) -> list[str]:
+    """Conditions all of whose genes are among ``genes``; controls always are."""
+    names = set(genes)
+    return [condition for condition in conditions if names.issuperset(condition_genes(condition))]
+
+
+def locate_genes(
+    genes: Sequence[str],
+    positions: Mapping[str, int],
+    *,
+    missing: Missing = "warn",
+    where: str = "a column",
+    hint: str = "",
+    stacklevel: int = 2,
+) -> dict[str, int]:
+    """Positions of perturbed genes among columns or tokens.
+
+    Parameters
+    ----------
+    genes
+        Perturbed genes.
+    positions
+        Name to column, or to token id.
+    missing
+        A gene without position is an error, is named in a warning, or is left out without a word.
+    where
+        What the genes were looked for, as the message should say it.
+    hint
+        Sentence to end the message with.
+    stacklevel
+        Whose line a warning names.
+
+    Returns
+    -------
+    The genes that were found.
+    """
+    check_choice("missing", missing, ("error", "warn", "ignore"))
+    absent = [gene for gene in genes if gene not in positions]
+    if absent and missing != "ignore":
+        message = (
+            f"Expected {where} for each of the {len(genes)} perturbed genes, found none for {_listing(absent)}. "
+            f"A model is not told of these perturbations.{hint}"
+        )
+        if missing == "error":
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=stacklevel)
+    return {gene: positions[gene] for gene in genes if gene in positions}
+
+
+def column_flags(conditions: Sequence[str], names: Sequence[str], *, missing: Missing = "warn") -> np.ndarray:
+    """Flag the perturbed columns of every condition.
+
+    Parameters
+    ----------
+    conditions
+        C conditions in GEARS' spelling.
+    names
+        Genes of G columns; of a repeated name the first column is flagged.
+    missing
+        See :func:`locate_genes`.
+
+    Returns
+    -------
+    (C, G) int8, 1 at perturbed genes.
+    """
+    first = {name: column for column, name in reversed(list(enumerate(names)))}
+    columns = locate_genes(perturbed_genes(conditions), first, missing=missing, stacklevel=3)
+    flags = np.zeros((len(conditions), len(names)), dtype=np.int8)
+    for row, condition in enumerate(conditions):
+        flags[row, [columns[gene] for gene in condition_genes(condition) if gene in columns]] = PERTURBED
+    return flags
+
+
+def perturbed_ids(conditions: Sequence[str], vocabulary: Vocabulary, *, missing: Missing = "warn") -> Tensor:
+    """Token ids of the genes that each condition perturbs.
+
+    Parameters
+    ----------
+    conditions
+        B conditions in GEARS' spelling.
+    vocabulary
+        Gene to token id.
+    missing
+        See :func:`locate_genes`.
+
+    Returns
+    -------
+    (B, P) int64, filled up with -1.
+    """
+    genes = perturbed_genes(conditions)
+    found = {gene: int(token) for gene, token in zip(genes, vocabulary.ids(genes), strict=True) if token >= 0}
+    locate_genes(genes, found, missing=missing, where="a token", stacklevel=3)
+    rows = [[found[gene] for gene in condition_genes(condition) if gene in found] for condition in conditions]
+    ids = torch.full((len(rows), max(map(len, rows), default=0)), -1, dtype=torch.int64)
+    for row, tokens in zip(ids, rows, strict=True):
+        row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+    return ids
+
+
+def token_flags(genes: Tensor, perturbed: Tensor) -> Tensor:
+    """Flag the perturbed tokens of every cell.
+
+    Parameters
+    ----------
+    genes
+        (B, L) token ids.
+    perturbed
+        (B, P) perturbed token ids of each cell, filled up with -1.
+
+    Returns
+    -------
+    (B, L) int64, :data:`PERTURBED` or :data:`UNTOUCHED`.
+    """
+    hit = (genes.unsqueeze(-1) == perturbed.unsqueeze(1)).any(dim=-1)
+    return torch.where(hit, PERTURBED, UNTOUCHED)
+
+
+def _listing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,118 @@
+"""What predictions of a screen are scored with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scgpt_tools import pp
+from scgpt_tools.data.evaluation import prepare_evaluation
+from scgpt_tools.metrics.evaluation import summarise_scores
+from screens import effects, screen
+
+HELD = ("G0+ctrl", "G2+G3", "G0+G6", "G4+G5")
+
+
+@pytest.fixture
+def split_screen():
+    adata = screen(60)
+    rest = [name for name in adata.obs["condition"].unique() if name not in HELD]
+    pp.perturbation_split(adata, "custom", parts={"train": rest, "test": HELD})
+    return adata
+
+
+def test_training_and_truth_share_no_condition(split_screen):
+    found = prepare_evaluation(split_screen)
+    assert found.conditions == found.truth.conditions == tuple(sorted(HELD))
+    assert not {frozenset(genes) for genes in found.train.perturbed} & {frozenset(genes) for genes in found.targets}
+    assert found.groups == {
+        "G0+ctrl": "seen_single",
+        "G0+G6": "combo_seen2",
+        "G2+G3": "combo_seen2",
+        "G4+G5": "combo_seen2",
+    }
+
+
+def test_held_out_cells_do_not_reach_the_baselines(split_screen):
+    """Changing every held-out cell changes the truth and leaves baselines and controls alone."""
+    before = prepare_evaluation(split_screen)
+    changed = split_screen.copy()
+    held = np.flatnonzero(changed.obs["split"] == "test")
+    dense = changed.X.toarray()
+    dense[held] = dense[held][:, ::-1]
+    changed.X = dense
+    after = prepare_evaluation(changed)
+    assert not np.allclose(before.truth.true, after.truth.true)
+    np.testing.assert_allclose(before.train.effects, after.train.effects, rtol=1e-6)
+    np.testing.assert_allclose(before.truth.control, after.truth.control, rtol=1e-6)
+    np.testing.assert_allclose(before.truth.perturbed_mean, after.truth.perturbed_mean, rtol=1e-6)
+
+
+def test_halves_average_to_the_truth(split_screen):
+    found = prepare_evaluation(split_screen)
+    np.testing.assert_allclose(np.mean(found.halves, axis=0), found.truth.true, rtol=1e-6)
+
+
+def test_perturbed_genes_do_not_count(split_screen):
+    found = prepare_evaluation(split_screen)
+    row = found.conditions.index("G2+G3")
+    assert np.flatnonzero(found.truth.targets[row]).tolist() == [2, 3]
+    assert not found.truth.top[row, [2, 3]].any()
+
+
+def test_the_additive_baseline_wins_where_effects_add_up(split_screen):
+    table = prepare_evaluation(split_screen).table({})
+    assert set(table["method"]) == {
+        "no_change", "perturbed_mean", "matching_mean", "additive", "linear", "split_half",
+    }  # fmt: skip
+    doubles = table[table["condition"].isin([name for name in HELD if "ctrl" not in name])]
+    means = summarise_scores(doubles).set_index(["metric", "method"])["mean"]
+    for metric in ("mse", "mse_weighted"):
+        assert means[metric, "additive"] < means[metric, "perturbed_mean"]
+        assert means[metric, "split_half"] < means[metric, "additive"]
+    for metric in ("pearson_perturbed_mean", "discrimination_l1", "centroid_accuracy"):
+        assert means[metric, "split_half"] > 0.8
+    assert np.isnan(means["pearson_perturbed_mean", "perturbed_mean"])
+
+
+def test_effects_are_those_of_the_screen(split_screen):
+    found = prepare_evaluation(split_screen, within="batch")
+    row = found.train.perturbed.index(("G3",))
+    assert np.corrcoef(found.train.effects[row], effects()["G3"])[0, 1] > 0.8
+    assert found.truth.contexts == tuple(name.split("_")[0] for name in found.truth.conditions)
+    assert len(found.conditions) == 2 * len(HELD)
+
+
+def test_a_context_has_its_own_controls(split_screen):
+    found = prepare_evaluation(split_screen, within="batch")
+    dense = split_screen.X.toarray()
+    mine = (split_screen.obs["batch"] == "b") & (split_screen.obs["condition"] == "ctrl")
+    row = found.truth.conditions.index("b_G0+ctrl")
+    np.testing.assert_allclose(found.truth.control[row], dense[mine.to_numpy()].mean(axis=0), rtol=1e-5)
+
+
+def test_groups_of_cells_can_be_held_out():
+    adata = screen(30)
+    pp.cell_split(adata, "batch", test=["b"])
+    found = prepare_evaluation(adata, within="batch")
+    assert all(name.startswith("b_") for name in found.truth.conditions)
+    assert set(found.groups.values()) == {"seen_single", "combo_seen2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"part": "val"}, "perturbed cells in the part 'val'"),
+        ({"layer": "counts"}, "Found no key in `layers`"),
+        ({"split": "parts"}, "Found no key in `obs`"),
+    ],
+)
+def test_what_is_missing_is_named(split_screen, change, message):
+    with pytest.raises((KeyError, ValueError), match=message):
+        prepare_evaluation(split_screen, **change)
+
+
+def test_counts_are_refused(split_screen):
+    split_screen.layers["counts"] = np.expm1(split_screen.X.toarray()).round()
+    with pytest.raises(ValueError, match="raw counts"):
+        prepare_evaluation(split_screen, layer="counts")
