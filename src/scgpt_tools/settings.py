@@ -35,8 +35,8 @@ class Settings:
     """Folder for downloaded weights; ``None`` takes the cache of :mod:`huggingface_hub`."""
     show_progress: bool = True
     """Draw progress bars."""
-    attention: Attention = "sdpa"
-    """Attention backend of models that are loaded from now on."""
+    attention: Attention | None = None
+    """Attention backend at inference; ``None`` takes the fastest that the device has."""
     device: str = "auto"
     """``auto`` (CUDA, else MPS, else CPU) or a name that torch knows, such as ``cuda:1``."""
     offline: bool = False
@@ -97,8 +97,8 @@ def _checked(name: str, value: Any) -> Any:
         raise AttributeError(absent(name, _NAMES, "setting"))
     if name == "cache_dir":
         return None if value is None else Path(value)
-    if name == "attention" and value not in get_args(Attention):
-        raise ValueError(f"Expected `settings.attention` to be one of {get_args(Attention)}, found {value!r}.")
+    if name == "attention" and value not in (None, *get_args(Attention)):
+        raise ValueError(f"Expected `settings.attention` to be None or one of {get_args(Attention)}, found {value!r}.")
     if name in ("show_progress", "offline") and not isinstance(value, bool):
         raise TypeError(f"Expected `settings.{name}` to be True or False, found {value!r}.")
     if name == "device" and not isinstance(value, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.families import FAMILIES
+from scgpt_tools.models.reference import ReferenceIndex
 from scgpt_tools.models.scgpt import (
     MultiOmicTransformerModel,
     TransformerGenerator,
@@ -18,6 +19,7 @@ __all__ = [
     "CellModel",
     "ModelConfig",
     "MultiOmicTransformerModel",
+    "ReferenceIndex",
     "TransformerGenerator",
     "TransformerModel",
     "available",

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from scgpt_tools.models import formats, zoo
-from scgpt_tools.nn.attention import PACKED, PackedLayout, PaddedLayout
+from scgpt_tools.nn.attention import PACKED, PackedLayout, PaddedLayout, has_packed_kernel
 from scgpt_tools.nn.context import Context
 from scgpt_tools.nn.embedders import Embedder
 from scgpt_tools.nn.heads import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
+    import pandas as pd
     from torch import Tensor
 
     from scgpt_tools.models.config import ModelConfig
@@ -70,6 +71,8 @@ class CellModel(nn.Module):
         _check_vocabulary(config, vocabulary)
         self.config, self.name = config, name
         self._vocabulary = vocabulary
+        self.history: pd.DataFrame | None = None
+        """What the training that made these weights logged, one row per epoch; not saved with the model."""
         dim, encoder = config.dim, config.encoder
         self.embedder = Embedder(
             genes=config.n_tokens,
@@ -184,7 +187,12 @@ class CellModel(nn.Module):
         attention = attention or self._fastest_attention()
         pooling = pooling or self.config.pooling
         first_only = pooling == "cls"
-        if attention not in PACKED or batch.generated is not None:
+        if batch.generated is not None:
+            # Nothing but themselves looks at generated tokens, so a cell is the same without them.
+            batch = batch.replace(mask=batch.mask & ~batch.generated, generated=None)
+        if attention in PACKED and not bool(batch.mask.any(dim=1).all()):
+            attention = "sdpa"  # a cell without tokens has no place among packed ones
+        if attention not in PACKED:
             batch = batch.to(self.device)
             x = self.embedder(batch.genes, batch.values, perturbed=batch.perturbed, domain=batch.batch).tokens
             x, _ = self.encoder(x, PaddedLayout.from_mask(batch.mask), attention, first_only=first_only)
@@ -200,10 +208,10 @@ class CellModel(nn.Module):
         return pool(pooling, _unpack(x, batch.mask), batch.mask, batch.values)
 
     def _fastest_attention(self) -> str:
-        if self.device.type == "cpu":
-            return "varlen"
-        half = torch.is_autocast_enabled(self.device.type)
-        return "varlen" if self.device.type == "cuda" and half and hasattr(torch.nn.attention, "varlen") else "sdpa"
+        device, width = self.device, self.dim // self.config.encoder.heads
+        if device.type == "cuda":
+            return "varlen" if torch.is_autocast_enabled("cuda") and has_packed_kernel(device, width) else "sdpa"
+        return "varlen" if device.type == "cpu" else "sdpa"
 
     def _encode(
         self, x: Tensor, batch: TokenBatch, attention: str, cell: Tensor | None
@@ -406,8 +414,9 @@ def _copy_weights(source: CellModel, target: CellModel) -> list[str]:
         known = ours.get(key)
         if known is not None and known.shape == tensor.shape:
             tensor.copy_(known)
-        elif known is not None and key == "embedder.genes.table.weight":
-            tensor[: len(known)].copy_(known)
+        elif known is not None and key == "embedder.genes.table.weight" and known.shape[1:] == tensor.shape[1:]:
+            rows = min(len(known), len(tensor))
+            tensor[:rows].copy_(known[:rows])
         else:
             fresh.add(key.rsplit(".", 2)[0])
     return sorted(fresh)

@@ -19,6 +19,16 @@ ExpressionStyle = Literal["plain", "affine"]
 FromCellStyle = Literal["inner", "inner_detached", "concat", "sum"]
 
 
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"Expected `{name}` to be at least {least}, found {value}.")
+
+
+def _check_row(name: str, row: int | None, rows: int) -> None:
+    if row is not None and not 0 <= row < rows:
+        raise ValueError(f"Expected `{name}` to be None or a row of its table of {rows}, found {row}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbedderConfig:
     """How a token becomes a vector: the sum (or product) of its parts, then an optional batch norm."""
@@ -45,8 +55,11 @@ class EmbedderConfig:
             raise ValueError(
                 f"`value_rows` goes with values='binned' only, found {self.values=} and {self.value_rows=}."
             )
-        if self.perturbation_rows < 0:
-            raise ValueError(f"Expected `perturbation_rows` to be at least 0, found {self.perturbation_rows}.")
+        _check_least("perturbation_rows", self.perturbation_rows, 0)
+        _check_row("value_pad", self.value_pad, self.value_rows or 0)
+        _check_row("perturbation_pad", self.perturbation_pad, self.perturbation_rows)
+        if self.generation and self.values == "scale":
+            raise ValueError("`generation` needs a value embedding to stand in for, found values='scale'.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +77,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1, found {getattr(self, name)}.")
+            _check_least(name, getattr(self, name), 1)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"Expected `dropout` to be in [0, 1), found {self.dropout}.")
 
@@ -81,6 +93,11 @@ class ContextConfig:
     modality_pad: int | None = None
     """Row of the modality table that padding reads."""
 
+    def __post_init__(self) -> None:
+        _check_least("batches", self.batches, 0)
+        _check_least("modalities", self.modalities, 0)
+        _check_row("modality_pad", self.modality_pad, self.modalities)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpressionConfig:
@@ -94,6 +111,10 @@ class ExpressionConfig:
     """Name of a ``torch.nn`` activation on slope and offset; affine style only."""
     adaptive_offset: bool = False
     """Scale the offset by the mean non-zero input value of the cell; affine style only."""
+
+    def __post_init__(self) -> None:
+        if self.style != "affine" and (self.activation is not None or self.adaptive_offset):
+            raise ValueError(f"`activation` and `adaptive_offset` go with style='affine' only, found {self.style=}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +142,8 @@ class ClassifierConfig:
     """Names of the classes in the order of the logits; they travel with the model."""
 
     def __post_init__(self) -> None:
+        _check_least("classes", self.classes, 1)
+        _check_least("layers", self.layers, 1)
         if self.names is not None and len(self.names) != self.classes:
             raise ValueError(f"Expected {self.classes} class names, found {len(self.names)}.")
 
@@ -131,6 +154,10 @@ class AdversaryConfig:
 
     classes: int
     layers: int = 3
+
+    def __post_init__(self) -> None:
+        _check_least("classes", self.classes, 1)
+        _check_least("layers", self.layers, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +192,7 @@ class ModelConfig:
     """Names of the batch labels, in the order of their numbers."""
 
     def __post_init__(self) -> None:
+        _check_least("dim", self.dim, 1)
         if self.dim % self.encoder.heads:
             raise ValueError(
                 f"Expected `dim` to be a multiple of the number of heads, found {self.dim} and {self.encoder.heads}."
@@ -175,3 +203,17 @@ class ModelConfig:
             raise ValueError(
                 f"`domains` goes with embedder.norm='domain' only, found {self.embedder.norm=} and {self.domains=}."
             )
+        self._check_context()
+
+    def _check_context(self) -> None:
+        """Refuse heads that would not see the context, or could not be computed with it."""
+        there = bool(self.context.batches or self.context.modalities)
+        expression, from_cell = self.heads.expression, self.heads.expression_from_cell
+        if there and expression is not None and expression.style == "affine":
+            raise ValueError("The affine expression head reads no context, found batches or modalities in `context`.")
+        if from_cell is None:
+            return
+        if from_cell.context_in_query and not there:
+            raise ValueError("`context_in_query` needs batches or modalities in `context`, found neither.")
+        if from_cell.style == "sum" and there and not from_cell.context_in_query:
+            raise ValueError("style='sum' adds cell and gene query: with a `context` it needs `context_in_query` too.")

@@ -1,4 +1,4 @@
-"""Embed the rows of a table: blocks of rows, buckets of like length, one embedding a cell.
+"""Walk through the rows of a table with a model: blocks of rows, buckets of like length, one result a cell.
 
 Memory holds one block of rows and one minibatch, whatever the size of the table.
 """
@@ -6,7 +6,7 @@ Memory holds one block of rows and one minibatch, whatever the size of the table
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,15 @@ from scgpt_tools.data.samplers import length_buckets
 from scgpt_tools.models.precision import autocast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from scgpt_tools.data.rows import RowSource
     from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.nn.heads import ClassifierHead
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.tokens.tokenizer import Tokenizer
@@ -34,27 +36,24 @@ BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedPlan:
-    """How to embed; the same for every cell."""
+class RowPlan:
+    """How to walk through a table; the same for every cell."""
 
     tokenizer: Tokenizer
     features: FeatureTable
-    pooling: CellPooling
-    normalize: bool
-    """Scale each embedding to unit length."""
     batch_size: int
     seed: int
     precision: str
-    attention: str | None
-    """Backend; ``None`` for the fastest."""
-    prebinned: bool
+    prebinned: bool = False
     """Take values as :func:`scgpt_tools.pp.tokenize` wrote them."""
+    batch: NDArray[np.int64] | None = None
+    """(cells,) technical batch of each cell, for models that treat each by itself."""
 
 
-def embedded_rows(
-    model: CellModel, source: RowSource, plan: EmbedPlan
+def computed_rows(
+    model: CellModel, source: RowSource, plan: RowPlan, compute: Callable[[TokenBatch], Tensor]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Embed every row of a table.
+    """Compute something for every row of a table.
 
     Parameters
     ----------
@@ -63,25 +62,76 @@ def embedded_rows(
     source
         The table.
     plan
-        How to do it.
+        How to walk.
+    compute
+        From a batch on the CPU to (b, width) results, such as :func:`cell_embeddings` of the model.
 
     Yields
     ------
-    Row numbers (b,) and their embeddings (b, dim), in the order of computing: by blocks, within one by length.
+    Row numbers (b,) and their results (b, width), in the order of computing: by blocks, within one by length.
     """
     with torch.inference_mode(), autocast(plan.precision, model.device):
         for batch in prefetched(_batches(source, plan)):
-            cells = model.embed_cells(batch, attention=plan.attention, pooling=plan.pooling).float()
-            if plan.normalize:
-                cells = F.normalize(cells, dim=1)
-            yield batch.require("index").numpy(), cells.cpu().numpy()
+            yield batch.require("index").numpy(), compute(batch).float().cpu().numpy()
 
 
-def _batches(source: RowSource, plan: EmbedPlan) -> Iterator[TokenBatch]:
+def cell_embeddings(
+    model: CellModel,
+    batch: TokenBatch,
+    *,
+    pooling: CellPooling = "cls",
+    normalize: bool = True,
+    attention: str | None = None,
+) -> Tensor:
+    """Embed cells.
+
+    Parameters
+    ----------
+    model
+        In eval mode.
+    batch
+        Cells.
+    pooling
+        How the tokens of a cell become one vector.
+    normalize
+        Scale each embedding to unit length.
+    attention
+        Backend; ``None`` for the fastest.
+
+    Returns
+    -------
+    (B, D) float32.
+    """
+    cells = model.embed_cells(batch, attention=attention, pooling=pooling).float()
+    return F.normalize(cells, dim=1) if normalize else cells
+
+
+def class_probabilities(model: CellModel, batch: TokenBatch, *, attention: str | None = None) -> Tensor:
+    """Classify cells with the head ``cell_type``.
+
+    Parameters
+    ----------
+    model
+        In eval mode, with that head.
+    batch
+        Cells.
+    attention
+        Backend; ``None`` for the fastest.
+
+    Returns
+    -------
+    (B, C) float32 probabilities.
+    """
+    head = cast("ClassifierHead", model.heads["cell_type"])
+    # The head reads the cell embedding alone, so the last layer need not compute the other tokens.
+    return head.logits(model.embed_cells(batch, attention=attention)).float().softmax(dim=1)
+
+
+def _batches(source: RowSource, plan: RowPlan) -> Iterator[TokenBatch]:
     for block in source.blocks(BLOCK_ROWS):
         lengths = plan.tokenizer.lengths(block.X, plan.features)
         for rows in length_buckets(lengths, batch_size=plan.batch_size):
-            yield plan.tokenizer(
+            batch = plan.tokenizer(
                 block.X,
                 plan.features,
                 source.keys[block.index],
@@ -90,3 +140,4 @@ def _batches(source: RowSource, plan: EmbedPlan) -> Iterator[TokenBatch]:
                 index=block.index,
                 prebinned=plan.prebinned,
             )
+            yield batch if plan.batch is None else batch.replace(batch=torch.from_numpy(plan.batch[block.index[rows]]))

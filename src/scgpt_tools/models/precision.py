@@ -37,7 +37,9 @@ def resolve_precision(precision: Precision, device: torch.device) -> str:
     """
     check_choice("precision", precision, get_args(Precision))
     if precision == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        # Older GPUs emulate bf16, which is slower than fp32.
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if fast else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("Expected precision 'fp32' or 'bf16' on a CPU, found 'fp16', which needs a GPU.")
     return precision

@@ -9,7 +9,8 @@ Shape letters: B cells, L tokens (padded), N real tokens of all cells, H heads, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -124,23 +125,25 @@ def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return _merge_heads(F.scaled_dot_product_attention(q, k, v)).squeeze(0)
 
 
+def has_packed_kernel(device: torch.device, width: int) -> bool:
+    """Whether torch has packed attention for heads of a width on a CUDA device."""
+    # The kernel is FlashAttention 2: Ampere and later, heads of 8, 16, ... 256.
+    fits = width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(device) >= (8, 0)
+    return fits and find_spec("torch.nn.attention.varlen") is not None
+
+
 def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dropout: float) -> Attended:
     """Packed attention: torch's ``varlen_attn`` on CUDA in half precision, elsewhere one SDPA call a cell."""
     if dropout:
         raise ValueError(
             f"The 'varlen' backend has no attention dropout, found {dropout}; train with 'sdpa' or 'flash'."
         )
-    per_cell = len(q) // len(layout.lengths) if len(q) != len(k) else None
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and has_packed_kernel(q.device, q.shape[-1] // heads):
         # Only where it is used: older torch has no such module.
         from torch.nn.attention.varlen import varlen_attn
 
-        offsets_q = layout.offsets if per_cell is None else torch.arange(len(layout.lengths) + 1, device=q.device).int()
-        longest = max(layout.lengths)
-        q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
-        context = varlen_attn(q, k, v, offsets_q, layout.offsets, longest if per_cell is None else 1, longest)
-        return Attended(context.flatten(1))
-    queries = q.split(layout.lengths if per_cell is None else per_cell)
+        return Attended(_call_packed(varlen_attn, q, k, v, layout, heads))
+    queries = q.split(layout.lengths) if len(q) == len(k) else q.split(1)
     cells = zip(queries, k.split(layout.lengths), v.split(layout.lengths), strict=True)
     return Attended(torch.cat([_one_cell(*cell, heads) for cell in cells]))
 
@@ -148,12 +151,18 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dr
 def flash(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dropout: float) -> Attended:
     """Packed attention by the flash-attn package (extra ``flash``): CUDA, half precision, dropout allowed."""
     kernel = optional("flash_attn", extra="flash").flash_attn_varlen_func
-    first_only = len(q) != len(k)
-    offsets_q = torch.arange(len(layout.lengths) + 1, device=q.device).int() if first_only else layout.offsets
-    longest = max(layout.lengths)
+    return Attended(_call_packed(kernel, q, k, v, layout, heads, dropout_p=dropout))
+
+
+def _call_packed(
+    kernel: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, **options: float
+) -> Tensor:
+    """Call a packed kernel with as many queries as keys, or with one query a cell."""
+    longest, one_query = max(layout.lengths), len(q) != len(k)
+    offsets_q = torch.arange(len(layout.offsets), dtype=torch.int32, device=q.device) if one_query else layout.offsets
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
-    context = kernel(q, k, v, offsets_q, layout.offsets, 1 if first_only else longest, longest, dropout_p=dropout)
-    return Attended(context.flatten(1))
+    context: Tensor = kernel(q, k, v, offsets_q, layout.offsets, 1 if one_query else longest, longest, **options)
+    return context.flatten(1)
 
 
 PADDED: dict[str, Callable[..., Attended]] = {"sdpa": sdpa, "eager": eager}

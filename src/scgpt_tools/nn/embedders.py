@@ -180,11 +180,11 @@ class Embedder(nn.Module):
         return Embedded(tokens, gene_vectors)
 
     def _with_values(self, genes: Tensor, values: Tensor, generated: Tensor | None) -> Tensor:
+        if generated is not None and self.generation is None:
+            raise ValueError("Expected a model with the generation flag for generated tokens, found one without.")
         value_vectors = self.values(values)
         if isinstance(self.values, ScaleValue):
-            return genes * value_vectors
-        if generated is not None:
-            if self.generation is None:
-                raise ValueError("Expected a model with the generation flag for generated tokens, found one without.")
+            return genes * value_vectors.to(genes.dtype)
+        if generated is not None and self.generation is not None:
             value_vectors = torch.where(generated.unsqueeze(-1), self.generation.weight[1], value_vectors)
         return genes + value_vectors

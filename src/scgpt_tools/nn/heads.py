@@ -98,8 +98,9 @@ class AffineExpressionHead(nn.Module):
         slope = self.activation(self.slope(inputs.tokens).squeeze(-1))
         offset = self.activation(self.offset(inputs.tokens).squeeze(-1))
         if self.adaptive_offset:
-            nonzero = (inputs.values != 0).sum(dim=1, keepdim=True).clamp(min=1)
-            offset = offset * inputs.values.sum(dim=1, keepdim=True) / nonzero
+            values = inputs.values * inputs.mask
+            nonzero = (values != 0).sum(dim=1, keepdim=True).clamp(min=1)
+            offset = offset * values.sum(dim=1, keepdim=True) / nonzero
         predictions = {"expression": slope * inputs.values + offset}
         if self.nonzero is not None:
             predictions["expression_nonzero"] = self.nonzero(inputs.tokens).squeeze(-1).sigmoid()
@@ -180,7 +181,11 @@ class ClassifierHead(nn.Module):
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
         """Return logits (B, C) under the head's name."""
-        return {self.name: self.out(self.hidden(inputs.cell))}
+        return {self.name: self.logits(inputs.cell)}
+
+    def logits(self, cell: Tensor) -> Tensor:
+        """(B, D) cell embeddings to (B, C) logits."""
+        return self.out(self.hidden(cell))
 
 
 class AdversaryHead(ClassifierHead):
@@ -193,7 +198,7 @@ class AdversaryHead(ClassifierHead):
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
         """Return logits (B, C) under ``batch``."""
-        return {self.name: self.out(self.hidden(reverse_gradient(inputs.cell)))}
+        return {self.name: self.logits(reverse_gradient(inputs.cell))}
 
 
 def sample_zeros(prediction: Tensor, nonzero: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -31,7 +31,7 @@ def mean_with_padding(tokens: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
 
 def weighted(tokens: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Sum tokens by their input values, scaled to unit length; scGPT's ``w-pool``."""
-    return F.normalize((tokens * (weights * mask).unsqueeze(-1)).sum(dim=1), dim=1)
+    return F.normalize((tokens * (weights * mask).unsqueeze(-1)).sum(dim=1), dim=1).to(tokens.dtype)
 
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -77,6 +77,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout, norm) for _ in range(layers))
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks, by the name that scripts made for scGPT use."""
+        return self.blocks
+
     def forward(
         self, x: Tensor, layout: Layout, backend: str, *, first_only: bool = False
     ) -> tuple[Tensor, list[Tensor] | None]:

@@ -51,7 +51,19 @@ def write(
     format: str = "native",
     **options: Any,
 ) -> Path:
-    """Write a checkpoint folder; returns it."""
-    folder = Path(folder)
-    lookup(FORMATS, format, "checkpoint format").write(folder, config, vocabulary, weights, **options)
+    """Write a checkpoint folder; returns it.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a checkpoint of another format, which would be read in place of this one.
+    """
+    folder, kind = Path(folder), lookup(FORMATS, format, "checkpoint format")
+    before = list(FORMATS.values())[: list(FORMATS).index(format)]
+    if rivals := [rival.files for rival in before if rival.recognise(folder)]:
+        raise ValueError(
+            f"Expected a folder where {kind.files} would be read, found {rivals[0]} in {folder}, which would be read "
+            "first. Choose another folder, or remove those."
+        )
+    kind.write(folder, config, vocabulary, weights, **options)
     return folder

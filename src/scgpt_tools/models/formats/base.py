@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -40,6 +41,23 @@ class Format:
     write: Callable[..., None]
     files: str
     """The files that make such a folder, for messages."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises
+    ------
+    ValueError
+        If it holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"Expected {path} to hold JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected {path} to hold one JSON object, found a {type(content).__name__}.")
+    return content
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

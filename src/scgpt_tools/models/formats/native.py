@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import ModelConfig
-from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, replace_file
+from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, read_settings, replace_file
 from scgpt_tools.models.formats.rename import LoadReport
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -30,24 +31,27 @@ def recognise(folder: Path) -> bool:
 
 def read(folder: Path) -> Checkpoint:
     """Read a folder that :func:`write` wrote."""
-    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.get("format") != "scgpt-tools":
+    content = read_settings(folder / CONFIG)
+    if content.get("format") != "scgpt-tools" or "version" not in content:
         raise ValueError(f"Expected {folder / CONFIG} to be written by scgpt-tools, found another file of that name.")
     if content["version"] > VERSION:
         raise ValueError(
             f"Expected format version {VERSION} or older in {folder}, found {content['version']}; update scgpt-tools."
         )
-    weights = as_float(load_file(folder / WEIGHTS))
+    vocabulary = Vocabulary.from_file(folder / VOCABULARY, **content.get("special_tokens", {}))
+    try:
+        weights = as_float(load_file(folder / WEIGHTS))
+    except SafetensorError as error:
+        raise ValueError(f"Expected {folder / WEIGHTS} to be a whole safetensors file: {error}.") from error
     report = LoadReport(renamed={key: (key,) for key in weights})
-    return Checkpoint(
-        from_dict(ModelConfig, content["model"]), Vocabulary.from_file(folder / VOCABULARY), weights, report
-    )
+    return Checkpoint(from_dict(ModelConfig, content["model"]), vocabulary, weights, report)
 
 
 def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> None:
     """Write configuration, vocabulary and weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"format": "scgpt-tools", "version": VERSION, "model": to_dict(config)}
+    specials = {"pad": vocabulary.pad, "cls": vocabulary.cls}
+    content = {"format": "scgpt-tools", "version": VERSION, "special_tokens": specials, "model": to_dict(config)}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path))
     replace_file(folder / VOCABULARY, vocabulary.save)

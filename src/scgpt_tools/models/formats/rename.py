@@ -6,7 +6,6 @@ Every foreign key is renamed, split, dropped by name with a reason, or an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from torch import Tensor
 
 
@@ -154,8 +155,18 @@ def write_names(weights: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[st
 
 
 def strip_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the ``module.`` of data-parallel training off all names that carry it."""
-    return {key.removeprefix("module."): tensor for key, tensor in weights.items()}
+    """Take the ``module.`` of data-parallel training off all names that carry it.
+
+    Raises
+    ------
+    ValueError
+        If a name is there with and without it.
+    """
+    stripped = {key.removeprefix("module."): tensor for key, tensor in weights.items()}
+    if len(stripped) < len(weights):
+        twice = [key for key in stripped if key in weights and f"module.{key}" in weights]
+        raise ValueError(f"Expected one tensor of each name, found {_shown(twice)} with and without 'module.' too.")
+    return stripped
 
 
 def _split(name: str, tensor: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from scgpt_tools._lookup import lookup
-from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, load_tensors, replace_file
+from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, load_tensors, read_settings, replace_file
 from scgpt_tools.models.formats.rename import LoadReport, Rule, read_names, write_names
-from scgpt_tools.models.formats.scgpt_config import config_from, settings_of
+from scgpt_tools.models.formats.scgpt_config import config_from, settings_of, special_tokens
 from scgpt_tools.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -139,11 +139,11 @@ def read(folder: Path) -> Checkpoint:
             "Another vocabulary would give plausible but meaningless embeddings; get the file from where the weights "
             "came from."
         )
-    args = json.loads((folder / ARGS).read_text(encoding="utf-8"))
+    args = read_settings(folder / ARGS)
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
     weights, report = from_scgpt(load_tensors(path))
     weights = as_float(weights)
-    vocabulary = Vocabulary.from_file(folder / VOCABULARY)
+    vocabulary = Vocabulary.from_file(folder / VOCABULARY, **special_tokens(args))
     vocabulary = _fit(vocabulary, weights, str(path))
     fused = any("Wqkv" in key for key in report.renamed)
     for key, reason in report.dropped.items():
@@ -159,7 +159,18 @@ def write(
     *,
     attention_names: str = "torch",
 ) -> None:
-    """Write a folder that the original loads."""
+    """Write a folder that the original loads.
+
+    Raises
+    ------
+    ValueError
+        If the original's layers of that spelling compute something else than the model's.
+    """
+    if config.encoder.norm == "replace" and attention_names == "torch":
+        raise ValueError(
+            "Expected `attention_names` to be 'fused' or 'wrapped' for a model with encoder.norm='replace', found "
+            "'torch': the original's layers of that spelling know no such norm and would compute other numbers."
+        )
     theirs = to_scgpt({key: tensor.detach().cpu() for key, tensor in weights.items()}, attention_names)
     theirs = {key: tensor.contiguous() for key, tensor in theirs.items()}
     args = settings_of(config, vocabulary, fused=attention_names != "torch")
@@ -170,11 +181,13 @@ def write(
 
 
 def _fit(vocabulary: Vocabulary, weights: dict[str, Tensor], source: str) -> Vocabulary:
-    """Add special tokens that the file lacks; the gene table gets rows for them where it has none."""
+    """Add special tokens that the file lacks; the gene table gets rows for those that a model cannot do without."""
     key = "embedder.genes.table.weight"
     if key not in weights:
         raise ValueError(f"Expected a gene table (encoder.embedding.weight) in {source}, found none.")
     rows, whole = len(weights[key]), vocabulary.with_specials()
+    if len(whole) > rows:
+        whole = vocabulary.extended((vocabulary.pad, vocabulary.cls))
     if len(vocabulary) > rows:
         raise ValueError(
             f"Expected at most {rows} tokens in the vocabulary, the rows of the gene table in {source}, found "

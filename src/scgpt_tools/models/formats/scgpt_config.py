@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._lookup import lookup
+from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -17,6 +18,7 @@ from scgpt_tools.models.config import (
     ModelConfig,
 )
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
+from scgpt_tools.vocabulary import CLS, PAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,8 +58,11 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
         If a setting that tensors cannot tell is absent, or contradicts them.
     """
     n_tokens, dim = weights["embedder.genes.table.weight"].shape
-    layers = 1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.blocks."))
-    hidden = len(weights["encoder.blocks.0.feed_forward.expand.weight"])
+    blocks = [key for key in weights if key.startswith("encoder.blocks.")]
+    first = weights.get("encoder.blocks.0.feed_forward.expand.weight")
+    if first is None:
+        raise ValueError(f"Expected the layers of a transformer, found {len(blocks)} tensors, none of the first layer.")
+    layers, hidden = 1 + max(int(key.split(".")[2]) for key in blocks), len(first)
     for name, seen in (("dim", dim), ("layers", layers), ("hidden", hidden)):
         said = _setting(args, name)
         if said is not None and said != seen:
@@ -69,12 +74,13 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
     modality = "context.modality.table.weight" in weights
     family = "scgpt_perturbation" if affine else "scgpt_multiomic" if modality else "scgpt"
     norm, domains = _norm(weights)
+    own = _own(args)
     return ModelConfig(
-        family=family,
+        family=own.get("family", family),
         n_tokens=n_tokens,
         pad_id=vocabulary.pad_id,
         dim=dim,
-        embedder=_embedder(args, weights, norm),
+        embedder=_embedder(args, weights, own.get("norm", norm)),
         encoder=EncoderConfig(
             layers=layers,
             heads=heads,
@@ -83,7 +89,7 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
             # Only fused layers ever looked at the flag.
             norm="replace" if fused and args.get("pre_norm") else "post",
         ),
-        pooling=lookup(POOLINGS, args.get("cell_emb_style", "cls"), "cell_emb_style"),
+        pooling=own.get("pooling", lookup(POOLINGS, args.get("cell_emb_style", "cls"), "cell_emb_style")),
         context=ContextConfig(
             batches=_rows(weights, "context.batch.table.weight"),
             modalities=_rows(weights, "context.modality.table.weight"),
@@ -94,6 +100,16 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
         domains=domains,
         batch_names=_names(args, "batch_names"),
     )
+
+
+def special_tokens(args: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the padding and of the cell token."""
+    return {"pad": args.get("pad_token", PAD), "cls": _own(args).get("cls_token", CLS)}
+
+
+def _own(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What scGPT has no words for; :func:`settings_of` writes it and the original does not read it."""
+    return args.get("scgpt_tools", {})
 
 
 def _setting(args: Mapping[str, Any], name: str) -> Any:
@@ -116,18 +132,28 @@ def _norm(weights: Weights) -> tuple[EmbedderNorm, int]:
 def _embedder(args: Mapping[str, Any], weights: Weights, norm: EmbedderNorm) -> EmbedderConfig:
     binned = "embedder.values.table.weight" in weights
     values: ValueStyle = "binned" if binned else "continuous" if "embedder.values.first.weight" in weights else "scale"
+    # Tensors tell their style; having none does not, so scaling has to be said.
+    said = args.get("input_emb_style", "continuous" if values == "scale" else None)
+    if said is not None and lookup(VALUE_STYLES, said, "input_emb_style") != values:
+        raise ValueError(f"args.json says input_emb_style = {said!r}, but the tensors are those of {values!r} values.")
     flags = weights.get("embedder.perturbation.weight")
     # The flag of padding starts as zeros and is never trained; the file does not name it.
     silent = [] if flags is None else [row for row in range(len(flags)) if not flags[row].any()]
     return EmbedderConfig(
         values=values,
         value_rows=_rows(weights, "embedder.values.table.weight") if binned else None,
-        value_pad=args.get("pad_value") if binned else None,
+        value_pad=_value_pad(args, weights) if binned else None,
         perturbation_rows=0 if flags is None else len(flags),
         perturbation_pad=args.get("pert_pad_id", silent[0] if silent else None),
         generation="embedder.generation.weight" in weights,
         norm=norm,
     )
+
+
+def _value_pad(args: Mapping[str, Any], weights: Weights) -> int | None:
+    """The row that padding reads; a marker such as -2 has none."""
+    pad = _own(args).get("value_pad", args.get("pad_value"))
+    return pad if pad is not None and 0 <= pad < _rows(weights, "embedder.values.table.weight") else None
 
 
 def _heads(args: Mapping[str, Any], weights: Weights, dim: int) -> HeadsConfig:
@@ -157,10 +183,14 @@ def _from_cell(args: Mapping[str, Any], weights: Weights, dim: int) -> FromCellC
     query = weights.get(f"{prefix}query.weight")
     if query is None:
         return None
-    if f"{prefix}product.weight" in weights:
-        style: FromCellStyle = FROM_CELL_STYLES.get(args.get("mvc_decoder_style", "inner product"), "inner")
+    expand = weights.get(f"{prefix}expand.weight")
+    if expand is None:
+        said = args.get("mvc_decoder_style", "inner product")
+        style: FromCellStyle = lookup(FROM_CELL_STYLES, said, "mvc_decoder_style")
+        if not style.startswith("inner"):
+            raise ValueError(f"args.json says mvc_decoder_style = {said!r}, but the tensors are of an inner product.")
     else:
-        style = "concat" if query.shape[0] != query.shape[1] else "sum"
+        style = "sum" if expand.shape[1] == query.shape[0] else "concat"
     return FromCellConfig(
         style=style,
         nonzero=f"{prefix}nonzero.weight" in weights,
@@ -172,12 +202,8 @@ def _classifier(args: Mapping[str, Any], weights: Weights) -> ClassifierConfig |
     classes = _rows(weights, "heads.cell_type.out.weight")
     if not classes:
         return None
-    names = _names(args, "class_names")
-    return ClassifierConfig(
-        classes=classes,
-        layers=_depth(weights, "heads.cell_type"),
-        names=names if names is not None and len(names) == classes else None,
-    )
+    layers = _depth(weights, "heads.cell_type")
+    return ClassifierConfig(classes=classes, layers=layers, names=_names(args, "class_names"))
 
 
 def _depth(weights: Weights, head: str) -> int:
@@ -187,11 +213,16 @@ def _depth(weights: Weights, head: str) -> int:
 
 
 def _tokenizer(args: Mapping[str, Any], *, affine: bool) -> TokenizerConfig:
+    said = to_dict(_tokenizer_in_their_words(args, affine=affine))
+    return from_dict(TokenizerConfig, said | _own(args).get("tokenizer", {}))
+
+
+def _tokenizer_in_their_words(args: Mapping[str, Any], *, affine: bool) -> TokenizerConfig:
     if affine:
         return TokenizerConfig(
             genes="all", values="raw", bins=None, length=None, cls=False, pad_value=0.0, expects="log1p"
         )
-    values = _VALUES.get(args.get("input_style", "binned"), "binned")
+    values = lookup(_VALUES, args.get("input_style", "binned"), "input_style")
     pad_value = float(args.get("pad_value", -2))
     return TokenizerConfig(
         values=values,
@@ -210,7 +241,7 @@ def settings_of(config: ModelConfig, vocabulary: Vocabulary, *, fused: bool) -> 
     affine = heads.expression is not None and heads.expression.style == "affine"
     value_styles = {ours: theirs for theirs, ours in VALUE_STYLES.items()}
     input_styles = {ours: theirs for theirs, ours in _VALUES.items()}
-    pad_value = config.embedder.value_pad if config.embedder.values == "binned" else tokenizer.pad_value
+    value_pad = config.embedder.value_pad
     settings: dict[str, Any] = {
         "embsize": config.dim,
         "nheads": config.encoder.heads,
@@ -219,13 +250,13 @@ def settings_of(config: ModelConfig, vocabulary: Vocabulary, *, fused: bool) -> 
         "n_layers_cls": heads.cell_type.layers if heads.cell_type else 3,
         "dropout": config.encoder.dropout,
         "pad_token": vocabulary.pad,
-        "pad_value": int(pad_value if pad_value is not None else -2),
-        "mask_value": int(tokenizer.mask_value),
+        "pad_value": _number(tokenizer.pad_value) if value_pad is None else value_pad,
+        "mask_value": _number(tokenizer.mask_value),
         "input_style": input_styles[tokenizer.values],
         "input_emb_style": value_styles[config.embedder.values],
         "n_bins": tokenizer.bins,
         "max_seq_len": tokenizer.length,
-        "cell_emb_style": {ours: theirs for theirs, ours in POOLINGS.items()}.get(config.pooling, "cls"),
+        "cell_emb_style": {ours: theirs for theirs, ours in POOLINGS.items()}.get(config.pooling, "avg-pool"),
         "fast_transformer": fused,
         "pre_norm": config.encoder.norm == "replace",
         "MVC": heads.expression_from_cell is not None,
@@ -239,10 +270,33 @@ def settings_of(config: ModelConfig, vocabulary: Vocabulary, *, fused: bool) -> 
         settings["batch_names"] = list(config.batch_names)
     if config.context.modality_pad is not None:
         settings["modality_pad"] = config.context.modality_pad
+    if config.embedder.perturbation_rows:
+        settings["pert_pad_id"] = config.embedder.perturbation_pad
     if affine and heads.expression is not None:
         settings |= {
-            "pert_pad_id": config.embedder.perturbation_pad,
             "decoder_activation": heads.expression.activation,
             "decoder_adaptive_bias": heads.expression.adaptive_offset,
         }
-    return settings
+    return settings | {"scgpt_tools": _in_our_words(config, vocabulary, settings, affine=affine)}
+
+
+def _in_our_words(
+    config: ModelConfig, vocabulary: Vocabulary, settings: Mapping[str, Any], *, affine: bool
+) -> dict[str, Any]:
+    """What :func:`config_from` would not find in the settings; each fact has one place, theirs if there is one."""
+    said = to_dict(_tokenizer_in_their_words(settings, affine=affine))
+    words: dict[str, Any] = {
+        "family": config.family,
+        "norm": config.embedder.norm,
+        "cls_token": vocabulary.cls,
+        "tokenizer": {key: value for key, value in to_dict(config.tokenizer).items() if value != said[key]},
+    }
+    if config.pooling not in POOLINGS.values():
+        words["pooling"] = config.pooling
+    if config.embedder.values == "binned":
+        words["value_pad"] = config.embedder.value_pad
+    return words
+
+
+def _number(value: float) -> float:
+    return int(value) if value == int(value) else value

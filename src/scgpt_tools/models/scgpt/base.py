@@ -134,9 +134,10 @@ def embedder_of(
     if binned and not bins:
         raise ValueError(f"Expected `n_input_bins` to be at least 1 with input_emb_style='category', found {bins}.")
     return EmbedderConfig(
+        # A negative row counts from the end, as in torch.
+        value_pad=(pad_value if pad_value >= 0 else pad_value + (bins or 0)) if binned else None,
         values=values,
         value_rows=bins if binned else None,
-        value_pad=pad_value if binned else None,
         generation=generation,
         norm=norm,
     )

@@ -40,6 +40,7 @@ def load_pretrained(
     pretrained_params: Mapping[str, Tensor],
     strict: bool = False,
     prefix: str | Sequence[str] | None = None,
+    verbose: bool = True,
 ) -> PartialLoad:
     """Load the tensors of a checkpoint that a model has a place for.
 
@@ -53,6 +54,8 @@ def load_pretrained(
         Refuse unexpected names and other shapes.  Missing names never raise, as in the original.
     prefix
         Load only names that start so (in torch's spelling); one or several.
+    verbose
+        Log what was loaded and what was not.
 
     Returns
     -------
@@ -78,7 +81,8 @@ def load_pretrained(
     if strict and (report.other_shape or report.unexpected):
         raise ValueError(f"Expected every tensor to fit, found {report}: {report.other_shape + report.unexpected}.")
     model.load_state_dict(state | fitting)
-    logger.info("Weights taken over: %s.", report)
+    if verbose:
+        logger.info("Weights taken over: %s.", report)
     return report
 
 

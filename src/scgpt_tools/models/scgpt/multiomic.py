@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scgpt_tools.models.config import ContextConfig, FromCellConfig, HeadsConfig
 from scgpt_tools.models.scgpt.base import pad_id_of
@@ -19,7 +19,13 @@ class MultiOmicTransformerModel(TransformerModel):
 
     Parameters
     ----------
-    *args, **kwargs
+    ntoken, d_model, nhead, d_hid, nlayers, nlayers_cls, n_cls, vocab, dropout, pad_token, pad_value
+        As for :class:`TransformerModel`.
+    do_mvc, do_dab, use_batch_labels, num_batch_labels, domain_spec_batchnorm, input_emb_style, n_input_bins
+        As for :class:`TransformerModel`.
+    cell_emb_style, mvc_decoder_style, ecs_threshold, explicit_zero_prob
+        As for :class:`TransformerModel`.
+    use_fast_transformer, fast_transformer_backend, pre_norm
         As for :class:`TransformerModel`.
     use_mod
         Show each token's modality to the decoders.
@@ -31,13 +37,62 @@ class MultiOmicTransformerModel(TransformerModel):
 
     def __init__(
         self,
-        *args: Any,
+        ntoken: int,
+        d_model: int,
+        nhead: int,
+        d_hid: int,
+        nlayers: int,
+        nlayers_cls: int = 3,
+        n_cls: int = 1,
+        vocab: Mapping[str, int] | None = None,
+        dropout: float = 0.5,
+        pad_token: str = "<pad>",
+        pad_value: int = 0,
+        do_mvc: bool = False,
+        do_dab: bool = False,
+        use_batch_labels: bool = False,
+        num_batch_labels: int | None = None,
+        domain_spec_batchnorm: bool | str = False,
+        input_emb_style: str = "continuous",
+        n_input_bins: int | None = None,
+        cell_emb_style: str = "cls",
+        mvc_decoder_style: str = "inner product",
+        ecs_threshold: float = 0.3,
+        explicit_zero_prob: bool = False,
+        use_fast_transformer: bool = False,
+        fast_transformer_backend: str = "flash",
+        pre_norm: bool = False,
         use_mod: bool = False,
         ntokens_mod: int | None = None,
         vocab_mod: Mapping[str, int] | None = None,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            ntoken=ntoken,
+            d_model=d_model,
+            nhead=nhead,
+            d_hid=d_hid,
+            nlayers=nlayers,
+            nlayers_cls=nlayers_cls,
+            n_cls=n_cls,
+            vocab=vocab,
+            dropout=dropout,
+            pad_token=pad_token,
+            pad_value=pad_value,
+            do_mvc=do_mvc,
+            do_dab=do_dab,
+            use_batch_labels=use_batch_labels,
+            num_batch_labels=num_batch_labels,
+            domain_spec_batchnorm=domain_spec_batchnorm,
+            input_emb_style=input_emb_style,
+            n_input_bins=n_input_bins,
+            cell_emb_style=cell_emb_style,
+            mvc_decoder_style=mvc_decoder_style,
+            ecs_threshold=ecs_threshold,
+            explicit_zero_prob=explicit_zero_prob,
+            use_fast_transformer=use_fast_transformer,
+            fast_transformer_backend=fast_transformer_backend,
+            pre_norm=pre_norm,
+        )
         if use_mod and (ntokens_mod is None or vocab_mod is None):
             raise ValueError("`use_mod` needs `ntokens_mod` and `vocab_mod`.")
         self.use_mod = use_mod
@@ -45,7 +100,7 @@ class MultiOmicTransformerModel(TransformerModel):
         context = ContextConfig(
             batches=config.context.batches,
             modalities=ntokens_mod or 0 if use_mod else 0,
-            modality_pad=pad_id_of(vocab_mod, kwargs.get("pad_token", "<pad>")) if use_mod else None,
+            modality_pad=pad_id_of(vocab_mod, pad_token) if use_mod else None,
         )
         heads = config.heads
         if heads.expression_from_cell is not None:
@@ -62,7 +117,7 @@ class MultiOmicTransformerModel(TransformerModel):
             )
         self.cell_model = self.cell_model.adapt(family="scgpt_multiomic", context=context, heads=heads)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         src: Tensor,
         values: Tensor,

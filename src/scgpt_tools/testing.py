@@ -1,0 +1,278 @@
+"""What every model keeps to, as functions that a family can call in its own tests.
+
+Each contract takes a small model and a batch for it, changes neither, and raises :class:`AssertionError` where the model
+breaks its word.  :func:`tiny_vocabulary` and :func:`tiny_batch` make the inputs.
+
+Examples
+--------
+>>> import scgpt_tools as sct
+>>> from scgpt_tools import testing
+>>> vocabulary = testing.tiny_vocabulary()
+>>> config = sct.models.FAMILIES["scgpt"](vocabulary, dim=16, layers=2, heads=2, hidden=16)
+>>> model = sct.CellModel(config, vocabulary).eval()
+>>> batch = testing.tiny_batch(model)
+>>> for contract in testing.CONTRACTS.values():
+...     contract(model, batch)
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.nn.pooling import pool
+from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from scgpt_tools.nn.output import CellOutput
+
+_PER_TOKEN = ("genes", "values", "mask", "modality", "perturbed", "generated")
+
+
+def tiny_vocabulary(genes: int = 24) -> Vocabulary:
+    """Make a vocabulary of a few genes with the special tokens between them.
+
+    Parameters
+    ----------
+    genes
+        Number of genes.
+
+    Returns
+    -------
+    The vocabulary.
+    """
+    names = [f"GENE{number}" for number in range(genes)]
+    return Vocabulary([*names[: genes // 2], "<pad>", "<cls>", *names[genes // 2 :], "<eoc>"])
+
+
+def tiny_batch(model: CellModel, lengths: Sequence[int] = (6, 9, 3, 7), rng: int = 0) -> TokenBatch:
+    """Make random cells that a model can read, with all that its parts ask for.
+
+    Parameters
+    ----------
+    model
+        Any model with a vocabulary.
+    lengths
+        Tokens of each cell, the cell token included if the model has one.
+    rng
+        Seed.
+
+    Returns
+    -------
+    The batch.
+    """
+    random, config = np.random.default_rng(rng), model.config
+    vocabulary, width = model.vocabulary, max(lengths)
+    known = vocabulary.ids(token for token in vocabulary if not vocabulary.is_special(token))
+    genes = np.stack([random.permutation(known)[:width] for _ in lengths])
+    values = _random_values(model, genes.shape, random)
+    if config.tokenizer.cls:
+        genes[:, 0], values[:, 0] = vocabulary.cls_id, _readable(model, config.tokenizer.cls_value)
+    mask = np.arange(width) < np.asarray(lengths)[:, None]
+    batch = TokenBatch(
+        genes=torch.from_numpy(np.where(mask, genes, vocabulary.pad_id)),
+        values=torch.from_numpy(np.where(mask, values, _readable(model, config.tokenizer.pad_value))).float(),
+        mask=torch.from_numpy(mask),
+    )
+    labels = max(config.context.batches, config.domains)
+    if labels:
+        batch = batch.replace(batch=torch.arange(len(lengths)) % labels)
+    if config.context.modalities:
+        batch = batch.replace(modality=torch.from_numpy(random.integers(config.context.modalities, size=mask.shape)))
+    if config.embedder.perturbation_rows:
+        batch = batch.replace(perturbed=torch.from_numpy(random.integers(2, size=mask.shape)))
+    return batch.to(model.device)
+
+
+def check_padding(model: CellModel, batch: TokenBatch) -> None:
+    """A cell must not feel how long its neighbours are, nor what stands at padding."""
+    with torch.no_grad():
+        expected, found = model(batch), model(_padded(batch, 4))
+        length = batch.genes.shape[1]
+        _same(found.tokens[:, length:], torch.zeros_like(found.tokens[:, length:]), "tokens at padding")
+        _same(found.tokens[:, :length], expected.tokens, "tokens")
+        _same(found.cell, expected.cell, "cell embeddings")
+        _same_predictions(found, expected, batch.mask)
+        rubbish = model(_with_rubbish(batch))
+        _same(rubbish.tokens, expected.tokens, "tokens")
+        _same(rubbish.cell, expected.cell, "cell embeddings")
+        _same_predictions(rubbish, expected, batch.mask)
+
+
+def check_gene_order(model: CellModel, batch: TokenBatch) -> None:
+    """Genes have no order: moved tokens keep their embeddings, and the cell keeps its own."""
+    order = [0, *range(int(batch.mask.sum(dim=1).min()) - 1, 0, -1)]
+    rest = range(len(order), batch.genes.shape[1])
+    moved = _per_token(batch, lambda tensor: tensor[:, [*order, *rest]])
+    with torch.no_grad():
+        expected, found = model(batch), model(moved)
+    _same(found.tokens, expected.tokens[:, [*order, *rest]], "tokens")
+    _same(found.cell, expected.cell, "cell embeddings")
+
+
+def check_depends_on_cell(model: CellModel, batch: TokenBatch) -> None:
+    """Another value changes the embedding of its cell, and of no other."""
+    values = batch.values.clone()
+    values[0, 1] = _readable(model, float(values[0, 1]) + 1)
+    with torch.no_grad():
+        before, after = model(batch).cell, model(batch.replace(values=values)).cell
+    if torch.allclose(before[0], after[0], atol=1e-6):
+        raise AssertionError("The embedding of a cell does not depend on the values of its genes.")
+    _same(after[1:], before[1:], "embeddings of the other cells")
+
+
+def check_batching(model: CellModel, batch: TokenBatch) -> None:
+    """Cells computed together are cells computed one by one."""
+    with torch.no_grad():
+        together = model(batch)
+        for row in range(len(batch)):
+            length = int(batch.mask[row].sum())
+            single = model(_shortened(batch.select(slice(row, row + 1)), length))
+            _same(single.cell, together.cell[row : row + 1], f"embedding of cell {row}")
+            _same(single.tokens, together.tokens[row : row + 1, :length], f"tokens of cell {row}")
+
+
+def check_saving(model: CellModel, batch: TokenBatch) -> None:
+    """A saved model is the same model: configuration, vocabulary, weights and outputs."""
+    with TemporaryDirectory() as folder, torch.no_grad():
+        again = CellModel.from_pretrained(model.save(folder), device=model.device)
+        for name in ("config", "vocabulary", "checksum"):
+            if getattr(again, name) != getattr(model, name):
+                raise AssertionError(f"The {name} of a saved model differs: {getattr(again, name)!r}.")
+        found, expected = again.train(model.training)(batch), model(batch)
+        assert_close(found.cell, expected.cell, rtol=0, atol=0)
+        _same_predictions(found, expected, batch.mask)
+
+
+def check_backends(model: CellModel, batch: TokenBatch, backends: Sequence[str] = ("sdpa", "varlen")) -> None:
+    """All ways to compute attention agree with the formula written out, in tokens and in predictions."""
+    with torch.no_grad():
+        expected = model(batch, attention="eager")
+        for backend in backends:
+            found = model(batch, attention=backend)
+            _same(found.tokens, expected.tokens, f"tokens with {backend!r}")
+            _same_predictions(found, expected, batch.mask)
+
+
+def check_embed_cells(
+    model: CellModel, batch: TokenBatch, backends: Sequence[str | None] = (None, "sdpa", "varlen", "eager")
+) -> None:
+    """The short way to cell embeddings leads where the long one does, for every pooling and backend."""
+    with torch.no_grad():
+        output = model(batch)
+        _same(model.embed_cells(batch), output.cell, "cell embeddings")
+        for pooling in ("cls", "mean", "weighted"):
+            expected = pool(pooling, output.tokens, batch.mask, batch.values)
+            for backend in backends:
+                found = model.embed_cells(batch, attention=backend, pooling=pooling)
+                _same(found, expected, f"cell embeddings with {pooling!r} and {backend!r}")
+
+
+def check_gradients(model: CellModel, batch: TokenBatch) -> None:
+    """Every parameter that the heads stand on gets a finite gradient, in train mode."""
+    trained = deepcopy(model).train().requires_grad_(True)  # noqa: FBT003
+    output = trained(batch)
+    loss = output.cell.square().mean()
+    for prediction in output.predictions.values():
+        loss = loss + (prediction[batch.mask] if prediction.shape == batch.mask.shape else prediction).square().mean()
+    loss.backward()
+    unread = set() if batch.generated is not None else {"embedder.generation.weight"}
+    for name, parameter in trained.named_parameters():
+        if parameter.grad is None and name not in unread:
+            raise AssertionError(f"No head trains {name}.")
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            raise AssertionError(f"The gradient of {name} is not finite.")
+    pad = trained.embedder.genes.table.weight.grad
+    if pad is not None and bool(pad[model.config.pad_id].any()):
+        raise AssertionError("The gene embedding of padding is trained.")
+
+
+def check_modes(model: CellModel, batch: TokenBatch) -> None:
+    """Eval mode draws nothing and remembers nothing; train mode drops out and updates running statistics."""
+    changed = deepcopy(model).eval()
+    before = {name: buffer.clone() for name, buffer in changed.named_buffers()}
+    with torch.no_grad():
+        assert_close(changed(batch).cell, changed(batch).cell, rtol=0, atol=0)
+        for name, buffer in changed.named_buffers():
+            assert_close(buffer, before[name], rtol=0, atol=0)
+        changed.train()
+        if model.config.encoder.dropout and torch.equal(changed(batch).tokens, changed(batch).tokens):
+            raise AssertionError("Dropout drops nothing in train mode.")
+        changed(batch)
+    if before and all(torch.equal(buffer, before[name]) for name, buffer in changed.named_buffers()):
+        raise AssertionError("Running statistics do not change in train mode.")
+
+
+CONTRACTS: dict[str, Callable[[CellModel, TokenBatch], None]] = {
+    "padding": check_padding,
+    "gene order": check_gene_order,
+    "depends on cell": check_depends_on_cell,
+    "batching": check_batching,
+    "saving": check_saving,
+    "backends": check_backends,
+    "embed_cells": check_embed_cells,
+    "gradients": check_gradients,
+    "modes": check_modes,
+}
+"""All contracts by name."""
+
+
+def _random_values(model: CellModel, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    rows = model.config.embedder.value_rows
+    if rows is not None:
+        return random.integers(rows, size=shape).astype(np.float64)
+    bins = model.config.tokenizer.bins
+    return random.uniform(0.1, 5.0, size=shape) if bins is None else random.integers(1, bins, size=shape) * 1.0
+
+
+def _readable(model: CellModel, value: float) -> float:
+    """A value that has a row, where values are looked up in a table."""
+    rows = model.config.embedder.value_rows
+    return value if rows is None else value % rows
+
+
+def _per_token(batch: TokenBatch, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+    there = {name: getattr(batch, name) for name in _PER_TOKEN if getattr(batch, name) is not None}
+    return batch.replace(**{name: change(tensor) for name, tensor in there.items()})
+
+
+def _shortened(batch: TokenBatch, length: int) -> TokenBatch:
+    return _per_token(batch, lambda tensor: tensor[:, :length])
+
+
+def _padded(batch: TokenBatch, more: int) -> TokenBatch:
+    """Append columns of padding that hold what the first ones hold, but are no real tokens."""
+    longer = _per_token(batch, lambda tensor: torch.cat((tensor, tensor[:, :1].expand(-1, more)), dim=1))
+    return longer.replace(mask=F.pad(batch.mask, (0, more)))
+
+
+def _with_rubbish(batch: TokenBatch) -> TokenBatch:
+    """Put the tokens of the next cell where a cell has padding."""
+    mixed = _per_token(batch, lambda tensor: torch.where(batch.mask, tensor, tensor.roll(1, dims=0)))
+    return mixed.replace(mask=batch.mask)
+
+
+def _same(found: Tensor, expected: Tensor, what: str) -> None:
+    assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=lambda text: f"Other {what} than expected: {text}")
+
+
+def _same_predictions(found: CellOutput, expected: CellOutput, mask: Tensor) -> None:
+    if found.predictions.keys() != expected.predictions.keys():
+        raise AssertionError(f"Expected predictions {list(expected.predictions)}, found {list(found.predictions)}.")
+    for name, wanted in expected.predictions.items():
+        prediction = found[name]
+        if wanted.shape == mask.shape and prediction.shape == found.tokens.shape[:2]:
+            prediction, wanted = prediction[:, : mask.shape[1]][mask], wanted[mask]
+        _same(prediction, wanted, name)

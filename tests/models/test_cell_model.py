@@ -1,0 +1,239 @@
+"""The one model class: what it returns, refuses, adapts to, and where it lives."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from scgpt_tools import testing
+from scgpt_tools.models import FAMILIES, CellModel, ModelConfig
+from scgpt_tools.models.config import (
+    ContextConfig,
+    EmbedderConfig,
+)
+from scgpt_tools.models.formats.scgpt import to_scgpt
+from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
+from scgpt_tools.tokens.tokenizer import Tokenizer
+from scgpt_tools.vocabulary import Vocabulary
+
+VOCABULARY = testing.tiny_vocabulary()
+SCGPT = FAMILIES["scgpt"](VOCABULARY, dim=16, layers=2, heads=2, hidden=24, dropout=0.1)
+
+
+def build(config: ModelConfig = SCGPT, vocabulary: Vocabulary | None = VOCABULARY) -> CellModel:
+    torch.manual_seed(0)
+    return CellModel(config, vocabulary, name="tiny").eval()
+
+
+@pytest.fixture
+def model() -> CellModel:
+    return build()
+
+
+@pytest.fixture
+def batch(model):
+    return testing.tiny_batch(model)
+
+
+def test_the_released_size_has_the_tensors_of_the_released_file():
+    """163 tensors and 51.33 million parameters at 60,697 tokens, counted from the original."""
+    with torch.device("meta"):
+        model = CellModel(replace(FAMILIES["scgpt"](VOCABULARY), n_tokens=60_697))
+    theirs = to_scgpt(model.state_dict(), "fused")
+    assert len(theirs) == 163
+    assert round(sum(tensor.numel() for tensor in theirs.values()) / 1e6, 2) == 51.33
+
+
+# Computing ------------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_and_names(model, batch):
+    output = model(batch)
+    assert output.tokens.shape == output.genes.shape == (*batch.genes.shape, 16)
+    assert output.cell.shape == (4, 16)
+    assert set(output.predictions) == {"expression", "expression_from_cell"}
+    assert output["expression"].shape == batch.genes.shape
+    assert output.attention is None
+    assert not output.tokens[~batch.mask].any()
+
+
+def test_only_the_heads_asked_for(model, batch):
+    assert set(model(batch, ("expression",)).predictions) == {"expression"}
+    assert model(batch, ()).predictions == {}
+    with pytest.raises(ValueError, match=r"among \['expression', 'expression_from_cell'\], found 'cell_type'.*`adapt`"):
+        model(batch, ("cell_type",))
+
+
+def test_weights_of_attention(model, batch):
+    attention = model(batch, attention="eager").attention
+    assert len(attention) == 2
+    assert attention[0].shape == (4, 2, 9, 9)
+
+
+def test_an_unknown_backend_is_refused(model, batch):
+    for call in (model, model.embed_cells):
+        with pytest.raises((KeyError, ValueError), match="varlen"):
+            call(batch, attention="varlan")
+
+
+def test_a_given_cell_stands_at_the_first_place(model, batch):
+    """Its own embedding of the first token is not read then."""
+    cell = torch.randn(4, 16)
+    values = batch.values.clone()
+    values[:, 0] = 7
+    first, second = model(batch, cell=cell), model(batch.replace(values=values), cell=cell)
+    torch.testing.assert_close(first.tokens, second.tokens)
+    assert not torch.allclose(first.tokens, model(batch).tokens)
+
+
+def test_generate_is_forward_with_a_cell(model, batch):
+    cell = torch.randn(4, 16)
+    with_values = model.generate(cell, batch, values=True)
+    torch.testing.assert_close(with_values, model(batch, cell=cell)["expression"])
+    without = model.generate(cell, batch)
+    torch.testing.assert_close(without, model.generate(cell, batch.replace(values=torch.zeros_like(batch.values))))
+    assert not torch.allclose(without, with_values)
+    other = model.generate(cell + 1, batch)
+    assert not torch.allclose(without[batch.mask], other[batch.mask])
+
+
+def test_hidden_values_are_not_seen(model, batch):
+    """The prediction at a masked place does not know the truth."""
+    seen = MaskValues(ratio=0.5)(batch, rng=0)
+    assert seen.hidden.any()
+    truth = torch.where(seen.hidden, batch.values + 9, batch.values)
+    torch.testing.assert_close(model(seen).cell, model(MaskValues(ratio=0.5)(batch.replace(values=truth), rng=0)).cell)
+
+
+def test_generated_values_are_not_seen(model, batch):
+    """Not even the marker is: the flag stands for the value of a generated token."""
+    split = GenerateValues(ratio=0.5)(batch, rng=0)
+    changed = split.replace(values=torch.where(split.generated, split.values + 9, split.values))
+    first, second = model(split), model(changed)
+    torch.testing.assert_close(first.tokens, second.tokens)
+    torch.testing.assert_close(first.predictions, second.predictions)
+
+
+def test_a_cell_is_made_of_what_is_perceived(model, batch):
+    """Tokens to be generated change nothing about the cell, by either way to its embedding."""
+    split = GenerateValues(ratio=0.5)(batch, rng=0)
+    perceived = split.replace(mask=split.mask & ~split.generated, generated=None)
+    torch.testing.assert_close(model(split).cell, model(perceived).cell)
+    for backend in (None, "sdpa", "eager", "varlen"):
+        for pooling in ("cls", "mean", "weighted"):
+            found = model.embed_cells(split, attention=backend, pooling=pooling)
+            torch.testing.assert_close(found, model.embed_cells(perceived, pooling=pooling), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="'sdpa' or 'eager' attention for generated tokens, found 'varlen'"):
+        model(split, attention="varlen")
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted"])
+def test_a_cell_without_tokens_is_zero_and_harms_no_other(model, batch, place, pooling):
+    mask = batch.mask.clone()
+    mask[place] = False
+    empty = batch.replace(mask=mask)
+    others = [row for row in range(4) if row != place]
+    expected = model.embed_cells(batch, pooling=pooling)
+    for backend in (None, "sdpa", "varlen", "eager"):
+        found = model.embed_cells(empty, attention=backend, pooling=pooling)
+        assert not found[place].any()
+        torch.testing.assert_close(found[others], expected[others], rtol=1e-4, atol=1e-6)
+    for backend in ("sdpa", "varlen", "eager"):
+        torch.testing.assert_close(model(empty, attention=backend).tokens[others], model(batch).tokens[others])
+
+
+def test_embed_cells_needs_no_labels_that_only_heads_read():
+    model = build(replace(SCGPT, context=ContextConfig(batches=2, modalities=3)))
+    batch = testing.tiny_batch(model)
+    found = model.embed_cells(batch.replace(batch=None, modality=None))
+    torch.testing.assert_close(found, model(batch).cell, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="with `modality`"):
+        model(batch.replace(modality=None))
+
+
+def test_a_norm_by_domain_needs_its_labels():
+    model = build(replace(SCGPT, embedder=EmbedderConfig(norm="domain"), domains=2))
+    batch = testing.tiny_batch(model)
+    for call in (model, model.embed_cells):
+        with pytest.raises(ValueError, match="batch labels"):
+            call(batch.replace(batch=None))
+
+
+def test_training_with_packed_attention_is_refused(model, batch):
+    with pytest.raises(ValueError, match="no attention dropout"):
+        model.train()(batch, attention="varlen")
+
+
+def test_computing_draws_nothing_from_the_global_generators(model, batch):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    model(batch)
+    model.embed_cells(batch)
+    model.generate(torch.zeros(4, 16), batch)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+
+
+# What travels with the weights ----------------------------------------------------------------------------------------
+
+
+def test_tokenizer_and_vocabulary(model):
+    assert isinstance(model.tokenizer, Tokenizer)
+    assert model.tokenizer.config == SCGPT.tokenizer
+    assert model.tokenizer.vocabulary is model.vocabulary
+    assert (model.dim, model.device.type, model.name) == (16, "cpu", "tiny")
+
+
+def test_a_bare_network_has_no_vocabulary(tmp_path):
+    bare = build(vocabulary=None)
+    for use in (lambda: bare.vocabulary, lambda: bare.tokenizer, lambda: bare.save(tmp_path)):
+        with pytest.raises(ValueError, match="found a bare network"):
+            use()
+    assert len(bare.checksum) == 64
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (VOCABULARY.extended(["ONE MORE"]), "at most 27 tokens, .* found 28"),
+        (Vocabulary(["<pad>", "<cls>", "A"]), "padding to have id 12, found 0"),
+        (Vocabulary(["A", "B"]), "<pad>"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_refused(vocabulary, message):
+    with pytest.raises(ValueError, match=message):
+        CellModel(SCGPT, vocabulary)
+
+
+def test_checksum_is_of_the_content(model):
+    assert model.checksum == build().checksum == copy.deepcopy(model).checksum
+    values = {model.checksum}
+    with torch.no_grad():
+        model.heads["expression"].value[0].bias[3] += 1e-6
+    values.add(model.checksum)
+    values.add(build(vocabulary=Vocabulary([*VOCABULARY.tokens[:-1], "OTHER"])).checksum)
+    values.add(build(vocabulary=None).checksum)
+    assert len(values) == 4
+
+
+def test_checksum_of_integers_and_half_precision():
+    model = build(replace(SCGPT, embedder=EmbedderConfig(norm="batch")))
+    before = model.checksum
+    model.embedder.norm.num_batches_tracked += 1
+    assert model.checksum != before
+    assert len(model.bfloat16().checksum) == 64
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_models_can_be_copied_and_sent_to_other_processes(model, batch, duplicate):
+    twin = duplicate(model)
+    assert twin.config == model.config
+    assert twin.vocabulary == model.vocabulary
+    torch.testing.assert_close(twin(batch).cell, model(batch).cell)

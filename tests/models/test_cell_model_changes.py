@@ -1,0 +1,158 @@
+"""The model class: what it adapts to, and where it lives."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+import scgpt_tools as sct
+from scgpt_tools import testing
+from scgpt_tools.models import FAMILIES, CellModel, ModelConfig
+from scgpt_tools.models.cell_model import pick_device
+from scgpt_tools.models.config import (
+    AdversaryConfig,
+    ClassifierConfig,
+    ContextConfig,
+    ExpressionConfig,
+    HeadsConfig,
+)
+from scgpt_tools.vocabulary import Vocabulary
+
+VOCABULARY = testing.tiny_vocabulary()
+SCGPT = FAMILIES["scgpt"](VOCABULARY, dim=16, layers=2, heads=2, hidden=24, dropout=0.1)
+
+
+def build(config: ModelConfig = SCGPT, vocabulary: Vocabulary | None = VOCABULARY) -> CellModel:
+    torch.manual_seed(0)
+    return CellModel(config, vocabulary, name="tiny").eval()
+
+
+@pytest.fixture
+def model() -> CellModel:
+    return build()
+
+
+@pytest.fixture
+def batch(model):
+    return testing.tiny_batch(model)
+
+
+# Adapting -------------------------------------------------------------------------------------------------------------
+
+
+def test_new_heads_leave_the_base_alone(model, batch, caplog):
+    before = model.checksum
+    heads = replace(SCGPT.heads, cell_type=ClassifierConfig(classes=3, names=("B", "T", "NK")))
+    with caplog.at_level(logging.INFO, logger="scgpt_tools"):
+        adapted = model.adapt(heads=heads)
+    assert "start from scratch: heads.cell_type" in caplog.text
+    assert "heads.expression" not in caplog.text
+    assert model.checksum == before
+    assert set(model.heads) == {"expression", "expression_from_cell"}
+    assert adapted.config == replace(SCGPT, heads=heads)
+    assert adapted(batch)["cell_type"].shape == (4, 3)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(adapted.state_dict()[key], tensor)
+    torch.testing.assert_close(adapted(batch).cell, model(batch).cell)
+
+
+def test_an_adapted_model_shares_no_memory(model):
+    adapted = model.adapt(heads=replace(SCGPT.heads, batch=AdversaryConfig(classes=2)))
+    before = model.checksum
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(1)
+    assert model.checksum == before
+
+
+def test_a_head_can_be_taken_away(model, batch):
+    assert set(model.adapt(heads=HeadsConfig(expression=ExpressionConfig()))(batch).predictions) == {"expression"}
+
+
+def test_a_head_of_another_shape_starts_from_scratch(model, caplog):
+    with caplog.at_level(logging.INFO, logger="scgpt_tools"):
+        adapted = model.adapt(context=ContextConfig(batches=2))
+    assert "context.batch" in caplog.text
+    assert "heads.expression.value" in caplog.text
+    assert adapted.heads["expression"].value[0].weight.shape == (16, 32)
+    assert torch.equal(adapted.heads["expression"].value[2].weight, model.heads["expression"].value[2].weight)
+
+
+def test_an_extended_vocabulary_keeps_its_rows(model, batch, tmp_path):
+    longer = VOCABULARY.extended(["NEW1", "NEW2"])
+    adapted = model.adapt(longer)
+    assert adapted.vocabulary == longer
+    assert adapted.config.n_tokens == 29
+    old, new = model.embedder.genes.table.weight, adapted.embedder.genes.table.weight
+    assert torch.equal(new[:27], old)
+    assert new[27:].abs().max() <= 0.1
+    assert new[27:].any(dim=1).all()
+    torch.testing.assert_close(adapted(batch).tokens, model(batch).tokens)
+    assert CellModel.from_pretrained(adapted.save(tmp_path), device="cpu").vocabulary == longer
+
+
+def test_a_vocabulary_takes_spare_rows_first(batch):
+    spare = build(replace(SCGPT, n_tokens=28))
+    assert spare.adapt(VOCABULARY.extended(["NEW"])).config.n_tokens == 28
+    assert spare.adapt(VOCABULARY.extended(["NEW", "NEWER"])).config.n_tokens == 29
+
+
+@pytest.mark.parametrize("tokens", [["A", "<pad>"], [*VOCABULARY.tokens[::-1]], list(VOCABULARY.tokens[:-1])])
+def test_another_vocabulary_is_refused(model, tokens):
+    with pytest.raises(ValueError, match="begins with the model's own tokens"):
+        model.adapt(Vocabulary(tokens))
+
+
+def test_another_width_starts_from_scratch(model):
+    adapted = model.adapt(dim=32)
+    assert adapted.embedder.genes.table.weight.shape == (27, 32)
+
+
+def test_mode_and_device_are_kept(model):
+    assert not model.adapt().training
+    assert model.train().adapt().training
+    assert model.adapt().device == model.device
+
+
+def test_fields_that_no_configuration_has_are_refused(model):
+    with pytest.raises(TypeError, match="head"):
+        model.adapt(head=HeadsConfig())
+
+
+# Devices --------------------------------------------------------------------------------------------------------------
+
+
+def test_device_asked_for_then_settings_then_what_is_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device() == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device() == pick_device("auto") == torch.device("cuda")
+    with sct.settings.override(device="cuda:1"):
+        assert pick_device() == torch.device("cuda:1")
+        assert pick_device("cpu") == pick_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_a_model_is_loaded_where_it_is_wanted(model, tmp_path):
+    folder = model.save(tmp_path)
+    with sct.settings.override(device="meta"):
+        assert CellModel.from_pretrained(folder).device.type == "meta"
+        assert CellModel.from_pretrained(folder, device="cpu").device.type == "cpu"
+
+
+def test_loading_draws_nothing(model, tmp_path):
+    """The network is built without memory, so making it costs no random numbers."""
+    folder = model.save(tmp_path)
+    before = torch.get_rng_state()
+    CellModel.from_pretrained(folder, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loaded_model_is_called_by_its_folder(model, tmp_path):
+    model.save(tmp_path / "my-model")
+    assert CellModel.from_pretrained(tmp_path / "my-model", device="cpu").name == "my-model"

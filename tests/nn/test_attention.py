@@ -1,0 +1,179 @@
+"""Attention against its formula, in every layout and backend."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from scgpt_tools.nn.attention import Attention, PackedLayout, PaddedLayout
+
+DIM, HEADS, LENGTH = 12, 3, 6
+MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
+
+
+@pytest.fixture
+def attention() -> Attention:
+    torch.manual_seed(0)
+    return Attention(DIM, HEADS, 0.0).double().eval()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(3, LENGTH, DIM, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+
+
+def raw(attention: Attention, x: torch.Tensor, query: int, keys: list[int]) -> torch.Tensor:
+    """What one token of one cell (L, D) reads from some tokens, before the last map: the formula, head by head."""
+    q, k, v = attention.query(x[query]), attention.key(x[keys]), attention.value(x[keys])
+    width, parts = DIM // HEADS, []
+    for head in range(HEADS):
+        part = slice(head * width, (head + 1) * width)
+        weights = (k[:, part] @ q[part] / width**0.5).softmax(dim=0)
+        parts.append(weights @ v[:, part])
+    return torch.cat(parts)
+
+
+def packed(x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, PackedLayout]:
+    return x[mask], PackedLayout.from_lengths(tuple(mask.sum(dim=1).tolist()), "cpu")
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_padded_formula(attention, x, backend):
+    context, _ = attention(x, PaddedLayout.from_mask(MASK), backend)
+    for cell, length in enumerate(MASK.sum(dim=1).tolist()):
+        for token in range(length):
+            expected = attention.out(raw(attention, x[cell], token, list(range(length))))
+            torch.testing.assert_close(context[cell, token], expected)
+
+
+def test_packed_formula(attention, x):
+    tokens, layout = packed(x, MASK)
+    context, weights = attention(tokens, layout, "varlen")
+    assert weights is None
+    expected = [
+        attention.out(raw(attention, x[cell], token, list(range(length))))
+        for cell, length in enumerate(MASK.sum(dim=1).tolist())
+        for token in range(length)
+    ]
+    torch.testing.assert_close(context, torch.stack(expected))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("mask", [MASK, torch.ones_like(MASK)], ids=["padded", "full"])
+def test_first_token_alone_padded(attention, x, backend, mask):
+    layout = PaddedLayout.from_mask(mask)
+    every = attention(x, layout, backend)
+    first = attention(x, layout, backend, first_only=True)
+    torch.testing.assert_close(first.context, every.context[:, :1])
+    if backend == "eager":
+        torch.testing.assert_close(first.weights, every.weights[:, :, :1])
+
+
+@pytest.mark.parametrize("mask", [MASK, torch.ones_like(MASK), MASK[2:]], ids=["padded", "full", "one token"])
+def test_first_token_alone_packed(attention, x, mask):
+    tokens, layout = packed(x[: len(mask)], mask)
+    every, first = attention(tokens, layout, "varlen"), attention(tokens, layout, "varlen", first_only=True)
+    torch.testing.assert_close(first.context, layout.first(every.context))
+
+
+def test_weights_are_shares_of_the_real_tokens(attention, x):
+    _, weights = attention(x, PaddedLayout.from_mask(MASK), "eager")
+    assert weights.shape == (3, HEADS, LENGTH, LENGTH)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3, HEADS, LENGTH, dtype=torch.double))
+    assert not weights[(~MASK)[:, None, None, :].expand_as(weights)].any()
+    assert attention(x, PaddedLayout.from_mask(MASK), "sdpa").weights is None
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("generated", [False, True])
+def test_a_cell_of_padding_alone_is_finite(attention, x, backend, generated):
+    """Forward and backward: a softmax over nothing would be NaN, and NaN would reach all weights."""
+    mask = MASK.clone()
+    mask[1] = False
+    marks = torch.zeros_like(mask)
+    marks[:, 4:] = True
+    layout = PaddedLayout.from_mask(mask, marks if generated else None)
+    context, _ = attention(x, layout, backend)
+    assert context.isfinite().all()
+    context.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in attention.parameters())
+
+
+def test_gradients_of_the_backends_agree(attention, x):
+    gradients = []
+    for backend in ("eager", "sdpa", "varlen"):
+        attention.zero_grad()
+        inputs = x.clone().requires_grad_()
+        if backend == "varlen":
+            attention(*packed(inputs, MASK), backend).context.square().sum().backward()
+        else:
+            attention(inputs, PaddedLayout.from_mask(MASK), backend).context[MASK].square().sum().backward()
+        gradients.append([inputs.grad, *(parameter.grad.clone() for parameter in attention.parameters())])
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0])
+
+
+# Tokens to be generated -----------------------------------------------------------------------------------------------
+
+GENERATED = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
+REAL = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 1, 1]]).bool()
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_generated_tokens_see_the_perceived_ones_and_themselves(attention, x, backend):
+    context, _ = attention(x, PaddedLayout.from_mask(REAL, GENERATED), backend)
+    for cell in range(3):
+        perceived = torch.nonzero(REAL[cell] & ~GENERATED[cell]).flatten().tolist()
+        for token in perceived:
+            torch.testing.assert_close(context[cell, token], attention.out(raw(attention, x[cell], token, perceived)))
+        for token in torch.nonzero(REAL[cell] & GENERATED[cell]).flatten().tolist():
+            # The raw result, without the last map: the pre-training form of scGPT.
+            torch.testing.assert_close(context[cell, token], raw(attention, x[cell], token, [*perceived, token]))
+
+
+def test_nothing_sees_a_generated_token_but_itself(attention, x):
+    layout = PaddedLayout.from_mask(REAL, GENERATED)
+    other = x.clone()
+    other[0, 5] += 1
+    before, after = (attention(tokens, layout, "sdpa").context for tokens in (x, other))
+    changed = (before != after).any(dim=-1)
+    assert torch.nonzero(changed).tolist() == [[0, 5]]
+
+
+# Choices --------------------------------------------------------------------------------------------------------------
+
+
+def test_attention_dropout_is_for_training_and_needs_a_backend_that_has_it(x):
+    torch.manual_seed(0)
+    attention = Attention(DIM, HEADS, 0.5).double()
+    layout = PaddedLayout.from_mask(MASK)
+    for backend in ("sdpa", "eager"):
+        attention.train()
+        assert not torch.equal(*(attention(x, layout, backend).context for _ in range(2)))
+        attention.eval()
+        assert torch.equal(*(attention(x, layout, backend).context for _ in range(2)))
+    attention.train()
+    with pytest.raises(ValueError, match="no attention dropout, found 0.5; train with 'sdpa'"):
+        attention(*packed(x, MASK), "varlen")
+    assert attention.eval()(*packed(x, MASK), "varlen").context.isfinite().all()
+
+
+def test_an_unknown_backend_is_refused(attention, x):
+    with pytest.raises((KeyError, ValueError), match="sdpa"):
+        attention(x, PaddedLayout.from_mask(MASK), "sdap")
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_flash_says_how_to_install_it(attention, x):
+    with pytest.raises(ImportError, match=r"scgpt-tools\[flash\]"):
+        attention(*packed(x, MASK), "flash")
+
+
+def test_layouts():
+    assert PaddedLayout.from_mask(torch.ones_like(MASK)).visible is None
+    layout = PackedLayout.from_lengths((3, 1, 2), "cpu")
+    assert layout.offsets.tolist() == [0, 3, 4, 6]
+    assert layout.offsets.dtype == torch.int32
+    assert layout.first(torch.arange(6)[:, None]).flatten().tolist() == [0, 3, 4]

@@ -1,0 +1,122 @@
+"""Blocks against their formula, written with functions instead of modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scgpt_tools.nn.attention import PackedLayout, PaddedLayout
+from scgpt_tools.nn.transformer import Transformer
+
+DIM, LENGTHS = 12, (5, 2, 4)
+MASK = torch.arange(5) < torch.tensor(LENGTHS)[:, None]
+
+
+def build(norm: str, dropout: float = 0.0) -> Transformer:
+    torch.manual_seed(0)
+    stack = Transformer(dim=DIM, layers=3, heads=2, hidden=20, dropout=dropout, norm=norm).double()
+    for parameter in stack.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return stack.eval()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(3, 5, DIM, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+
+
+def layer_norm(x, module):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * module.weight + module.bias
+
+
+def feed_forward(x, part):
+    hidden = (x @ part.expand.weight.T + part.expand.bias).clamp(min=0)
+    return hidden @ part.contract.weight.T + part.contract.bias
+
+
+def by_formula(stack: Transformer, x: torch.Tensor, norm: str) -> torch.Tensor:
+    layout = PaddedLayout.from_mask(MASK)
+    for block in stack.blocks:
+        attend = lambda x, block=block: block.attention(x, layout, "eager").context
+        if norm == "post":
+            x = layer_norm(x + attend(x), block.attention_norm)
+            x = layer_norm(x + feed_forward(x, block.feed_forward), block.feed_forward_norm)
+        else:
+            x = layer_norm(x, block.attention_norm)
+            x = x + attend(x)
+            x = layer_norm(x, block.feed_forward_norm)
+            x = x + feed_forward(x, block.feed_forward)
+    return x
+
+
+@pytest.mark.parametrize("norm", ["post", "replace"])
+def test_formula(x, norm):
+    stack = build(norm)
+    found, weights = stack(x, PaddedLayout.from_mask(MASK), "sdpa")
+    assert weights is None
+    torch.testing.assert_close(found[MASK], by_formula(stack, x, norm)[MASK])
+
+
+@pytest.mark.parametrize("norm", ["post", "replace"])
+def test_the_first_tokens_alone(x, norm):
+    stack = build(norm)
+    every, _ = stack(x, PaddedLayout.from_mask(MASK), "sdpa")
+    first, _ = stack(x, PaddedLayout.from_mask(MASK), "sdpa", first_only=True)
+    torch.testing.assert_close(first, every[:, :1])
+    packed, _ = stack(x[MASK], PackedLayout.from_lengths(LENGTHS, "cpu"), "varlen", first_only=True)
+    torch.testing.assert_close(packed, every[:, 0])
+
+
+def test_weights_of_every_layer(x):
+    _, weights = build("post")(x, PaddedLayout.from_mask(MASK), "eager")
+    assert [tuple(layer.shape) for layer in weights] == [(3, 2, 5, 5)] * 3
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_post_norm_is_torchs_encoder_layer(x):
+    """An independent implementation of the same layer."""
+    stack = build("post")
+    for block in stack.blocks:
+        theirs = torch.nn.TransformerEncoderLayer(DIM, 2, 20, 0.0, batch_first=True).double()
+        attention = block.attention
+        parts = (attention.query, attention.key, attention.value)
+        theirs.load_state_dict(
+            {
+                "self_attn.in_proj_weight": torch.cat([part.weight for part in parts]),
+                "self_attn.in_proj_bias": torch.cat([part.bias for part in parts]),
+                **{f"self_attn.out_proj.{key}": value for key, value in attention.out.state_dict().items()},
+                **{f"linear1.{key}": value for key, value in block.feed_forward.expand.state_dict().items()},
+                **{f"linear2.{key}": value for key, value in block.feed_forward.contract.state_dict().items()},
+                **{f"norm1.{key}": value for key, value in block.attention_norm.state_dict().items()},
+                **{f"norm2.{key}": value for key, value in block.feed_forward_norm.state_dict().items()},
+            }
+        )
+        ours, _ = block(x, PaddedLayout.from_mask(MASK), "sdpa")
+        torch.testing.assert_close(ours[MASK], theirs(x, src_key_padding_mask=~MASK)[MASK])
+
+
+def test_dropout_has_its_four_places():
+    """Attention weights, after attention, within and after the feed-forward part: each alone changes the result."""
+    stack = Transformer(dim=DIM, layers=1, heads=2, hidden=20, dropout=0.5)
+    block = stack.blocks[0]
+    assert block.attention.dropout == block.dropout.p == block.feed_forward.dropout.p == 0.5
+    torch.manual_seed(0)
+    x, ones = torch.randn(1, 50, DIM), torch.ones(1, 50).bool()
+    attended = block.attention.eval()(x, PaddedLayout.from_mask(ones), "sdpa").context
+    block.train()
+    block.attention.eval()
+    block.feed_forward.eval()
+    torch.manual_seed(1)
+    found, _ = block(x, PaddedLayout.from_mask(ones), "sdpa")
+    torch.manual_seed(1)
+    y = block.attention_norm(x + F.dropout(attended, 0.5))
+    expected = block.feed_forward_norm(y + F.dropout(block.feed_forward(y), 0.5))
+    torch.testing.assert_close(found, expected)
+
+
+def test_layers_is_the_name_that_scripts_know():
+    stack = build("post")
+    assert stack.layers is stack.blocks
+    assert not any(key.startswith("layers.") for key in stack.state_dict())
