@@ -186,3 +186,42 @@ class AnnotateKeys:
     def uns(self) -> str:
         """Settings, provenance and the names of the classes."""
         return self.key
+
+
+@dataclass(frozen=True)
+class PredictionKeys:
+    """What :func:`scgpt_tools.tl.predict_perturbation` writes."""
+
+    key: str = "predicted"
+
+    @property
+    def layer(self) -> str:
+        """Predicted expression."""
+        return self.key
+
+    def layer_of(self, perturbation: str) -> str:
+        """Predicted expression after one of several perturbations."""
+        return f"{self.key}_{perturbation}"
+
+    @property
+    def uns(self) -> str:
+        """Perturbations, settings and provenance."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class ScreenKeys:
+    """What the table of :func:`scgpt_tools.tl.screen` holds."""
+
+    effect: str = "effect"
+    """Layer of changes against the mean of the controls."""
+    dispersion: str = "dispersion"
+    """Layer of standard deviations over the controls."""
+    control: str = "control_mean"
+    """Column of ``var`` with the mean of the controls."""
+    size: str = "effect_size"
+    """Column of ``obs`` with the length of the change."""
+    genes: str = "n_genes"
+    """Column of ``obs`` with the number of perturbed genes."""
+    uns: str = "screen"
+    """Settings and provenance."""

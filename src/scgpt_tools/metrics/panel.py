@@ -33,7 +33,7 @@ class Truth:
     scores: NDArray[np.float64] | None = None
     """(C, G) test scores against the controls, which choose the top genes."""
     weights: NDArray[np.float64] | None = None
-    """(C, G) weights of genes, from :func:`~scgpt_tools.metrics.perturbation.de_weights`."""
+    """(C, G) weights of genes, from :func:`~scgpt_tools.metrics.de_weights`."""
     targets: NDArray[np.bool_] | None = None
     """(C, G) perturbed genes, which no metric counts: their change is known beforehand."""
     additive: NDArray[np.float64] | None = None

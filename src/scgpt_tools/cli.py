@@ -1,0 +1,291 @@
+"""The public functions as commands; flags and help come from their signatures and docstrings.
+
+A function is imported when its command runs, so ``scgpt-tools --help`` answers at once.  Results go to files or to
+standard output; what is logged, warnings, progress and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from argparse import ArgumentError
+from dataclasses import dataclass, fields
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from docstring_parser import parse
+from jsonargparse import ArgumentParser
+
+from scgpt_tools._console import ended_by_signal, messages, one_line, print_rows
+from scgpt_tools._lookup import lookup
+from scgpt_tools.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PROGRAM = "scgpt-tools"
+TRACEBACK_VARIABLE = "SCGPT_TOOLS_TRACEBACK"
+# Not __name__, which is another one under `python -m`.
+logger = logging.getLogger("scgpt_tools.cli")
+
+# What users can cause and mend; anything else is a bug and ends in a traceback.
+_USER_ERRORS = (ArgumentError, ValueError, KeyError, TypeError, OSError, ImportError)
+# Parameters whose types a shell cannot give, and what it gives instead.
+_FROM_SHELL: dict[str, type] = {
+    "rng": int,
+    **dict.fromkeys(("model", "device", "symbols", "aliases", "config", "data", "output"), str),
+}
+_HELP = {
+    "model": "A released name (see `scgpt-tools models`), a repository of the Hugging Face Hub, or a folder.",
+    "config": "YAML file with the configuration; a key that does not exist is refused.",
+    "symbols": "Symbol of each Ensembl id: a column of var, or a .csv or .tsv file with two columns, id and symbol.",
+    "aliases": "Current symbols of outdated ones: a .csv or .tsv file with two columns, old and new name.",
+}
+_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function without a table."""
+
+    function: str | Callable[..., None]
+    """The function, or its module and name joined by a colon."""
+    summary: str
+    """A line for the list of commands."""
+
+    def resolve(self) -> Callable[..., Any]:
+        """The function; imports what it needs."""
+        if not isinstance(self.function, str):
+            return self.function
+        module, _, name = self.function.partition(":")
+        return getattr(import_module(module), name)
+
+    def parser(self, name: str) -> ArgumentParser:
+        """Parser of this command alone."""
+        function = self.resolve()
+        parser = ArgumentParser(prog=f"{PROGRAM} {name}", description=_about(function)[0], exit_on_error=False)
+        self.add_arguments(parser, function)
+        general = parser.add_argument_group("general")
+        general.add_argument("--quiet", action="store_true", help="Log warnings only and draw no progress bars.")
+        general.add_argument("--traceback", action="store_true", help="Show where an error came from.")
+        return parser
+
+    def add_arguments(self, parser: ArgumentParser, function: Callable[..., Any]) -> None:
+        """Add what the function takes."""
+        _add_function(parser, function, skip=set())
+
+    def run(self, options: dict[str, Any]) -> None:
+        """Call the function."""
+        self.resolve()(**options)
+
+
+@dataclass(frozen=True)
+class TableCommand(Command):
+    """A function that adds something to a table."""
+
+    def add_arguments(self, parser: ArgumentParser, function: Callable[..., Any]) -> None:
+        """Add the files and what the function takes, its table excepted."""
+        parser.add_argument("input", help="Table to read: .h5ad, .h5mu or .zarr. Its matrices are read in blocks.")
+        parser.add_argument(
+            "-o", "--output", required=True, help="Copy of the input with the results, in the same format."
+        )
+        parser.add_argument(
+            "--overwrite", action="store_true", help="Replace the output if it exists; it may be the input then."
+        )
+        _add_function(parser, function, skip={"adata", "copy"})
+
+    def run(self, options: dict[str, Any]) -> None:
+        """Open the input, call the function, write what it has added to a copy."""
+        # These import AnnData.
+        from scgpt_tools.data.changes import additions, contents
+        from scgpt_tools.data.stores import check_name, check_target, open_table, write_results  # AnnData, too
+
+        source, target, overwrite = (options.pop(name) for name in ("input", "output", "overwrite"))
+        modality = options.pop("modality", None)
+        check_target(source, target, overwrite=overwrite)
+        check_name(options["key_added"])
+        for name in ("symbols", "aliases"):
+            given = options.get(name)
+            # Symbols may be a column as well.
+            if given and (name == "aliases" or Path(given).suffix.lower() in _SEPARATORS):
+                options[name] = _read_names(given)
+        with open_table(source, modality=modality) as table:
+            before = contents(table)
+            self.resolve()(table, **options)
+            results = additions(table, before)
+        write_results(source, target, results, modality=modality, overwrite=overwrite)
+        places = (f"{slot}[{name!r}]" for slot, elements in results.items() for name in elements)
+        logger.info("Wrote %s with %s.", target, ", ".join(places))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Parameters
+    ----------
+    arguments
+        The words after the program's name; ``None`` takes those of this process.
+
+    Returns
+    -------
+    Exit status: 0, 2 after an error of the user, 130 after an interrupt.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(PROGRAM, version(PROGRAM))
+        return 0
+    try:
+        command = lookup(COMMANDS, words[0], "command")
+        options = command.parser(words[0]).parse_args(_with_underscores(words[1:])).as_dict()
+        options.pop("traceback")
+        with messages(quiet=options.pop("quiet")), ended_by_signal():
+            command.run(options)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    except _USER_ERRORS as error:
+        if "--traceback" in words or os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
+        print(f"{PROGRAM} {words[0]}: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def models(*, format: Literal["table", "json"] = "table") -> None:
+    """List the models that can be loaded by name.
+
+    Parameters
+    ----------
+    format
+        A short table, or all that is known as JSON: repository, licences, citation and source as well.
+    """
+    # Imports torch.
+    from scgpt_tools.models.zoo import available
+
+    table = available()
+    if format == "json":
+        print(table.reset_index().to_json(orient="records", indent=2))
+        return
+    titles = {"training_data": "TRAINED ON", "recommended_for": "RECOMMENDED FOR", "weights_licence": "LICENCE"}
+    print_rows([("NAME", *titles.values()), *table[list(titles)].itertuples()])
+
+
+def demo(*, output: str = "demo_output", model: str = "scgpt-demo", rng: int = 0) -> None:
+    """Embed bundled blood cells with the bundled model, offline; score and draw the result beside PCA.
+
+    Parameters
+    ----------
+    output
+        Folder for the scores, the figure and the cells.
+    model
+        Another model: a released name, a repository of the Hugging Face Hub, or a folder.
+    rng
+        Seed of everything that is drawn.
+    """
+    # Imported by name like the function of every command, which is of the same layer here.
+    print(import_module("scgpt_tools.demo").run_demo(output, model=model, rng=rng))
+
+
+def info() -> None:
+    """Show versions, devices, attention backends and settings, for reports of bugs."""
+    import torch  # slow to import
+    from session_info2 import session_info  # for this command only
+
+    import scgpt_tools.tl  # noqa: F401 - brings in what the report is about
+
+    lines = repr(session_info(cpu=True, dependencies=True)).splitlines()
+    versions = sorted(
+        {tuple(line.split("\t")) for line in lines} - {("----", "----")}, key=lambda row: row[0].casefold()
+    )
+    devices = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    modules = {"sdpa": "torch", "eager": "torch", "varlen": "torch", "flash": "flash_attn"}
+    backends = [name for name, module in modules.items() if find_spec(module) is not None]
+    chosen = [(f"settings.{field.name}", str(getattr(settings, field.name))) for field in fields(settings)]
+    rows = [("devices", ", ".join([*devices, f"cpu ({torch.get_num_threads()} threads)"]))]
+    print_rows([*versions, *rows, ("attention", ", ".join(backends)), *chosen])
+
+
+COMMANDS: dict[str, Command] = {
+    "embed": TableCommand("scgpt_tools.tl:embed", "embed cells with a model"),
+    "embed-genes": TableCommand("scgpt_tools.tl:embed_genes", "look up a model's embedding of each gene"),
+    "tokenize": TableCommand("scgpt_tools.pp:tokenize", "bin each cell's expressed genes as a model does"),
+    "models": Command(models, "list the models that can be loaded by name"),
+    "pretrain": Command("scgpt_tools.train.pretrain:pretrain", "train a model from scratch"),
+    "demo": Command(demo, "embed bundled cells with the bundled model, offline"),
+    "info": Command(info, "show versions, devices and settings"),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- parsing
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND [options]\n\n"
+        "Single-cell foundation models of the scGPT family for tables on disk.\n\n"
+        f"commands:\n{commands}\n\n"
+        f"`{PROGRAM} COMMAND --help` explains a command; `{PROGRAM} --version` prints the version."
+    )
+
+
+def _add_function(parser: ArgumentParser, function: Callable[..., Any], *, skip: set[str]) -> None:
+    """Add the parameters of a function as options, described by its docstring."""
+    parameters = signature(function).parameters
+    left_out: set[str | int] = {*skip}
+    for name in (name for name in _FROM_SHELL if name in parameters):
+        needed = parameters[name].default is Parameter.empty
+        default = {"required": True} if needed else {"default": parameters[name].default}
+        parser.add_argument(f"--{name}", type=_FROM_SHELL[name], **default)
+        left_out.add(name)
+    parser.add_function_arguments(function, skip=left_out, as_group=False)
+    _, described = _about(function)
+    for action in parser._actions:
+        if action.dest in described:
+            action.help = _HELP.get(action.dest, described[action.dest])
+
+
+def _about(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """What a function does, and what each parameter means, as plain text."""
+    text = parse(function.__doc__ or "")
+    about = "\n\n".join(_plain(part) for part in (text.short_description, text.long_description) if part)
+    each = ((name, _plain(entry.description or "")) for entry in text.params for name in entry.arg_name.split(", "))
+    return about, dict(each)
+
+
+def _plain(text: str) -> str:
+    """Text without the marks of reStructuredText."""
+    text = re.sub(r"\s*:cite:\w+:`[^`]*`", "", text)
+    text = re.sub(r":[\w:]+:`~?([^`]+)`", r"\1", text)
+    return " ".join(text.replace("``", "").split())
+
+
+def _with_underscores(words: Sequence[str]) -> list[str]:
+    """Let ``--batch-size 8`` stand for ``--batch_size 8``."""
+    return [re.sub(r"^--[\w-]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in words]
+
+
+def _read_names(path: str) -> Any:
+    """A table of names from a file."""
+    # Slow to import.
+    import pandas as pd
+
+    separator = lookup(_SEPARATORS, Path(path).suffix.lower(), "format of a table of names")
+    # Otherwise a gene called NA or NAN is a missing value.
+    return pd.read_csv(path, sep=separator, dtype=str, na_filter=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""The command line: the functions' results in files, and one line for a user's error."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+
+import scgpt_tools as sct
+from scgpt_tools import _console, cli, settings
+from scgpt_tools.models.families import scgpt
+from scgpt_tools.vocabulary import Vocabulary
+
+HEAVY = ("anndata", "lightning", "matplotlib", "numba", "numpy", "pandas", "scanpy", "torch")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """Folder of a small model that knows two thirds of the genes of ``adata``."""
+    vocabulary = Vocabulary.from_genes([f"GENE{i}" for i in range(30) if i % 3])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = sct.CellModel(scgpt(vocabulary, dim=8, layers=1, heads=2, hidden=8), vocabulary)
+    return str(small.save(tmp_path_factory.mktemp("models") / "small"))
+
+
+@pytest.fixture
+def h5ad(adata, tmp_path):
+    adata.layers["counts"] = adata.X.copy()
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    return tmp_path / "in.h5ad"
+
+
+@pytest.fixture
+def expected(adata, model):
+    """What the function writes to a table in memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sct.tl.embed(adata, model, copy=True, show_progress=False)
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def process(*words: object, code: str | None = None, **options) -> subprocess.CompletedProcess[str]:
+    command = ["-c", code] if code else ["-m", "scgpt_tools.cli"]
+    return subprocess.run(
+        [sys.executable, *command, *map(str, words)], capture_output=True, text=True, check=False, **options
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_answers_at_once():
+    start = time.perf_counter()
+    done = process("--help")
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert all(f"  {name}" in done.stdout for name in cli.COMMANDS)
+    # Without torch it takes a fraction of this, also on a busy machine; with it, rather more.
+    assert seconds < 5
+
+
+def test_help_imports_nothing_heavy():
+    code = f"import sys; from scgpt_tools import cli; cli.main(['-h']); print([m for m in {HEAVY} if m in sys.modules])"
+    assert process(code=code).stdout.splitlines()[-1] == "[]"
+
+
+def test_without_a_command_help_goes_to_standard_error(capsys):
+    assert run() == 2
+    assert "commands:" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"scgpt-tools {sct.__version__}\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_describes_every_option(name, capsys):
+    command = cli.COMMANDS[name]
+    with pytest.raises(SystemExit) as done:
+        run(name, "--help")
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert not re.search(r":\w+:`|``|\{\w+\}\n", text), "marks of reStructuredText are left"
+    parser = command.parser(name)
+    assert all(action.help for action in parser._actions)
+    taken = set(inspect.signature(command.resolve()).parameters) - {"adata", "copy"}
+    assert taken <= {action.dest for action in parser._actions}
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def test_embed_h5ad(h5ad, model, expected, tmp_path):
+    before = h5ad.read_bytes()
+    done = process("embed", h5ad, "--model", model, "-o", tmp_path / "out.h5ad")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "Wrote" in done.stderr
+    written = ad.read_h5ad(tmp_path / "out.h5ad")
+    np.testing.assert_allclose(written.obsm["X_scGPT"], expected.obsm["X_scGPT"], atol=1e-6)
+    assert written.uns["X_scGPT"] == expected.uns["X_scGPT"]
+    np.testing.assert_array_equal(written.X.toarray(), expected.X.toarray())
+    pd.testing.assert_frame_equal(written.obs, expected.obs)
+    assert h5ad.read_bytes() == before
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_embed_zarr(adata, model, expected, tmp_path, version):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        ad.io.write_elem(zarr.open_group(tmp_path / "in.zarr", mode="w", zarr_format=version), "/", adata)
+    done = process("embed", tmp_path / "in.zarr", "--model", model, "-o", tmp_path / "out.zarr")
+    assert done.returncode == 0, done.stderr
+    written = ad.io.read_elem(zarr.open_group(tmp_path / "out.zarr", mode="r"))
+    np.testing.assert_allclose(written.obsm["X_scGPT"], expected.obsm["X_scGPT"], atol=1e-6)
+    np.testing.assert_array_equal(written.X.toarray(), adata.X.toarray())
+
+
+def test_embed_h5mu(adata, model, expected, tmp_path):
+    protein = ad.AnnData(np.eye(adata.n_obs, 2, dtype=np.float32), obs=pd.DataFrame(index=adata.obs_names))
+    with md.set_options(pull_on_update=False):
+        md.MuData({"rna": adata, "protein": protein}).write(tmp_path / "in.h5mu")
+    words = ("embed", tmp_path / "in.h5mu", "--model", model, "-o", tmp_path / "out.h5mu")
+    refused = process(*words)
+    assert refused.returncode == 2
+    assert "modality" in refused.stderr
+    assert not (tmp_path / "out.h5mu").exists()
+    done = process(*words, "--modality", "rna")
+    assert done.returncode == 0, done.stderr
+    with md.set_options(pull_on_update=False):
+        written = md.read_h5mu(tmp_path / "out.h5mu")
+    np.testing.assert_allclose(written["rna"].obsm["X_scGPT"], expected.obsm["X_scGPT"], atol=1e-6)
+    np.testing.assert_array_equal(written["protein"].X, protein.X)
+
+
+def test_options_reach_the_function(h5ad, adata, model, tmp_path):
+    out = tmp_path / "out.h5ad"
+    assert run("embed", h5ad, "--model", model, "-o", out, "--layer=counts", "--batch-size", 5, "--pooling", "mean",
+               "--normalize", "false", "--key-added", "X_mean", "--rng=3") == 0  # fmt: skip
+    written = ad.read_h5ad(out)
+    params = written.uns["X_mean"]["params"]
+    assert (params["layer"], params["pooling"], params["normalize"], params["rng"]) == ("counts", "mean", False, 3)
+    expected = sct.tl.embed(adata, model, pooling="mean", normalize=False, rng=3, show_progress=False, copy=True)
+    np.testing.assert_allclose(written.obsm["X_mean"], expected.obsm["X_scGPT"], atol=1e-6)
+
+
+def test_tokenize_and_embed_what_it_wrote(h5ad, model, expected, tmp_path):
+    tokenized, out = tmp_path / "tokenized.h5ad", tmp_path / "out.h5ad"
+    assert run("tokenize", h5ad, "--model", model, "-o", tokenized) == 0
+    bins = ad.read_h5ad(tokenized)
+    assert bins.layers["X_binned"].dtype == np.uint8
+    assert {"X_binned_token_id"} <= set(bins.var)
+    assert {"X_binned_n_tokens"} <= set(bins.obs)
+    assert run("embed", tokenized, "--model", model, "-o", out, "--tokens", "X_binned") == 0
+    np.testing.assert_allclose(ad.read_h5ad(out).obsm["X_scGPT"], expected.obsm["X_scGPT"], atol=1e-6)
+
+
+def test_embed_genes(h5ad, model, tmp_path):
+    assert run("embed-genes", h5ad, "--model", model, "-o", tmp_path / "out.h5ad") == 0
+    vectors = ad.read_h5ad(tmp_path / "out.h5ad").varm["X_scGPT_genes"]
+    np.testing.assert_array_equal(np.isnan(vectors).all(axis=1), [i % 3 == 0 for i in range(30)])
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_aliases_from_a_file(h5ad, adata, model, tmp_path, suffix, separator):
+    """One gene is called NA, which is a name here."""
+    adata.var_names = ["GENE0", "NA", "old2", *adata.var_names[3:]]
+    adata.write_h5ad(h5ad)
+    table = tmp_path / f"aliases{suffix}"
+    table.write_text("\n".join(separator.join(pair) for pair in [("old", "new"), ("NA", "GENE1"), ("old2", "GENE2")]))
+    assert run("embed", h5ad, "--model", model, "-o", tmp_path / "out.h5ad", "--aliases", table) == 0
+    genes = ad.read_h5ad(tmp_path / "out.h5ad").uns["X_scGPT"]["genes"]
+    assert genes["n_alias"] == 2
+
+
+@pytest.mark.parametrize("how", ["column", "file"])
+def test_symbols_from_a_column_or_a_file(h5ad, adata, model, tmp_path, how):
+    ids = [f"ENSG{i:011}" for i in range(30)]
+    symbols = pd.Series(list(adata.var_names), index=ids, name="symbol")
+    adata.var_names = ids
+    adata.var["upper"] = symbols
+    adata.write_h5ad(h5ad)
+    symbols.to_csv(tmp_path / "symbols.csv", index_label="id")
+    given = "upper" if how == "column" else tmp_path / "symbols.csv"
+    assert run("embed", h5ad, "--model", model, "-o", tmp_path / "out.h5ad", "--symbols", given) == 0
+    assert ad.read_h5ad(tmp_path / "out.h5ad").uns["X_scGPT"]["genes"]["n_ensembl"] == 20
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_an_unknown_layer_is_one_line(h5ad, model, tmp_path):
+    done = process("embed", h5ad, "--model", model, "-o", tmp_path / "out.h5ad", "--layer", "count")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = (line for line in done.stderr.splitlines() if "error" in line)
+    assert line.startswith("scgpt-tools embed: error: Found no key in `layers`: 'count'. Did you mean 'counts'?")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [h5ad]
+
+
+@pytest.mark.parametrize("how", ["flag", "variable"])
+def test_the_traceback_is_shown_on_demand(h5ad, model, tmp_path, how, monkeypatch, capsys):
+    words = ["embed", h5ad, "--model", model, "-o", tmp_path / "out.h5ad", "--layer", "count"]
+    if how == "flag":
+        words.append("--traceback")
+    else:
+        monkeypatch.setenv("SCGPT_TOOLS_TRACEBACK", "1")
+    assert run(*words) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_input_is_overwritten_only_when_allowed(h5ad, model, expected):
+    before = h5ad.read_bytes()
+    refused = process("embed", h5ad, "--model", model, "-o", h5ad)
+    assert refused.returncode == 2
+    assert "is the input itself" in refused.stderr
+    assert "overwrit" in refused.stderr
+    assert h5ad.read_bytes() == before
+    done = process("embed", h5ad, "--model", model, "-o", h5ad, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(ad.read_h5ad(h5ad).obsm["X_scGPT"], expected.obsm["X_scGPT"], atol=1e-6)
+    assert list(h5ad.parent.iterdir()) == [h5ad]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("embde",), "Did you mean 'embed'"),
+        (("embed",), "arguments are required"),
+        (("embed", "absent.h5ad", "-o", "{out}"), "found nothing"),
+        (("embed", "{in}", "-o", "out.zarr"), "format of the input"),
+        (("embed", "{in}", "-o", "absent/out.h5ad"), "folder of the output"),
+        (("embed", "{in}", "-o", "{out}", "--batch-size", "many"), "batch_size"),
+        (("embed", "{in}", "-o", "{out}", "--pooling", "max"), "pooling"),
+        (("embed", "{in}", "-o", "{out}", "--colour", "red"), "--colour"),
+        (("embed", "{in}", "-o", "{out}", "--model", "./absent"), "found none at './absent'"),
+        (("embed", "{in}", "-o", "{out}", "--key-added", "a/b"), "without '/'"),
+        (("embed", "{in}", "-o", "{out}", "--aliases", "a.json"), "format of a table of names"),
+        (("embed", "{in}", "-o", "{out}", "--aliases", "a.csv"), "a.csv"),
+        (("embed", "{in}", "-o", "{out}", "--modality", "rna"), "with MuData only"),
+        (("models", "--format", "xml"), "xml"),
+    ],
+)
+def test_errors_of_the_user_are_one_line(words, message, h5ad, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fill = {"{in}": str(h5ad), "{out}": str(tmp_path / "out.h5ad")}
+    words = [fill.get(word, word) for word in words]
+    if words[0] == "embed" and "--model" not in words:
+        words += ["--model", model]
+    assert run(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert last.startswith(f"scgpt-tools {words[0]}: error: ")
+    assert message in last
+    assert list(tmp_path.iterdir()) == [h5ad]
+
+
+def test_bugs_are_not_hidden(h5ad, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sct.tl, "embed", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr(cli.Command, "parser", lambda *_: _FixedParser(h5ad, tmp_path / "out.h5ad"))
+    with pytest.raises(ZeroDivisionError):
+        run("embed")
+
+
+class _FixedParser:
+    """Parses any words to the least that a table needs."""
+
+    def __init__(self, source, target):
+        self.options = {"input": source, "output": target, "overwrite": False, "key_added": "x"}
+
+    def parse_args(self, words):
+        return self
+
+    def as_dict(self):
+        return self.options | {"quiet": False, "traceback": False}
+
+
+# ----------------------------------------------------------------------------------------------------- interruption
+
+# Waits in the middle of writing, after telling so.
+_SLOW = """
+import sys, time
+from pathlib import Path
+from scgpt_tools import cli
+from scgpt_tools.data import stores
+write = stores.write_elem
+def slow(group, name, value, **options):
+    write(group, name, value, **options)
+    Path(sys.argv[1]).touch()
+    time.sleep(60)
+stores.write_elem = slow
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)])
+def test_an_interrupted_write_leaves_nothing(h5ad, model, tmp_path, number, code):
+    before, marker, folder = h5ad.read_bytes(), tmp_path / "writing", tmp_path / "out"
+    folder.mkdir()
+    words = [str(word) for word in (marker, "embed", h5ad, "--model", model, "-o", folder / "out.h5ad")]
+    with subprocess.Popen([sys.executable, "-c", _SLOW, *words], stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 60
+        while not marker.exists() and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert marker.exists()
+        assert len(list(folder.iterdir())) == 1, "the copy that is being written"
+        running.send_signal(number)
+        errors = running.communicate(timeout=60)[1]
+    assert running.returncode == code
+    assert "Traceback" not in errors
+    assert list(folder.iterdir()) == []
+    assert h5ad.read_bytes() == before
+
+
+# ----------------------------------------------------------------------------------------------------------- messages
+
+
+def test_quiet_says_nothing(h5ad, model, tmp_path, capsys):
+    assert run("embed", h5ad, "--model", model, "-o", tmp_path / "out.h5ad", "--quiet") == 0
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_progress_is_drawn_when_asked_for(h5ad, model, tmp_path, capsys):
+    assert run("embed", h5ad, "--model", model, "-o", tmp_path / "a.h5ad") == 0
+    assert "12/12" not in capsys.readouterr().err
+    assert run("embed", h5ad, "--model", model, "-o", tmp_path / "b.h5ad", "--show-progress", "true") == 0
+    assert "12/12" in capsys.readouterr().err
+
+
+def test_messages_are_lines_on_standard_error(capsys, recwarn):
+    package = logging.getLogger("scgpt_tools")
+    before = (list(package.handlers), package.level, settings.show_progress)
+    with _console.messages(quiet=False):
+        package.info("read")
+        warnings.simplefilter("always")
+        warnings.warn("of two\n  lines", UserWarning, stacklevel=1)
+        assert not settings.show_progress
+    assert capsys.readouterr().err == "read\nwarning: of two lines\n"
+    assert (list(package.handlers), package.level, settings.show_progress) == before
+
+
+def test_tables_have_aligned_columns(capsys):
+    _console.print_rows([("a", "bb"), ("ccc", 1)])
+    assert capsys.readouterr().out == "a    bb\nccc  1\n"
+
+
+# ----------------------------------------------------------------------------------------------------- other commands
+
+
+def test_models_lists_what_can_be_loaded(capsys):
+    assert run("models") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(sct.models.available().index)
+    assert run("models", "--format", "json") == 0
+    assert {entry["name"] for entry in json.loads(capsys.readouterr().out)} == set(sct.models.available().index)
+
+
+def test_pretrain_runs_a_configuration(h5ad, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        """
+        data: {paths: [in.h5ad], validation: 0.2}
+        family: {dim: 8, layers: 1, heads: 2, hidden: 8}
+        train: {epochs: 1, batch_size: 4, accelerator: cpu}
+        """
+    )
+    words = ("pretrain", "--config", tmp_path / "run.yaml", "--data", tmp_path, "--output", tmp_path / "model")
+    done = process(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sct.CellModel.from_pretrained(tmp_path / "model").dim == 8
+
+
+def test_keys_that_a_configuration_does_not_have_are_refused(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("data: {paths: [in.h5ad], validatoin: 0.2}")
+    assert run("pretrain", "--config", tmp_path / "run.yaml") == 2
+    assert "Did you mean 'validation'" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_info_has_what_a_report_needs(capsys):
+    assert run("info") == 0
+    rows = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert rows["torch"].startswith(torch.__version__.partition("+")[0])
+    assert rows["scgpt-tools"] == sct.__version__
+    assert "cpu" in rows["devices"]
+    assert {"sdpa", "eager"} <= set(rows["attention"].split(", "))
+    assert {"Python", "OS", "anndata", "scanpy", "settings.device"} <= set(rows)
