@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from scgpt_tools._validate import check_integer
+from scgpt_tools.nn.output import CellOutput
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scgpt_tools.nn.output import CellOutput
     from scgpt_tools.tokens.batch import TokenBatch
 
 View: TypeAlias = Literal["first", "again", "from_cell"]
 """A forward pass over the batch: the ``first`` one; the same ``again``, which differs by dropout only; or one whose
 position 0 is the detached cell embedding of the first."""
 
-Views: TypeAlias = Mapping[View, "CellOutput"]
+Views: TypeAlias = Mapping[View, CellOutput]
 
 
 @dataclass(frozen=True, kw_only=True)

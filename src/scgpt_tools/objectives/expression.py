@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from scgpt_tools.nn.losses import masked_mse, negative_log_bernoulli
 from scgpt_tools.objectives.base import Objective, View, Views
 from scgpt_tools.objectives.ranks import share_of_mean
@@ -99,15 +101,25 @@ class ZeroLikelihoodFromCell(Objective):
 class PerturbedExpression(Objective):
     """Predict expression after a perturbation, at every real token.
 
-    Mean squared error over all real places; nothing is hidden, the input is another cell.
+    Mean squared error over all real places; nothing is hidden, the input is another cell.  Most of it is what cells of
+    one condition differ by among each other, which no model can know, so it also reports the squared error of the mean
+    profile of the minibatch.
     """
 
     name: ClassVar[str] = "perturbed_expression"
     heads: ClassVar[tuple[str, ...]] = ("expression",)
+    reports: ClassVar[tuple[str, ...]] = ("profile_error",)
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean squared error over real tokens."""
         return _mse(views["first"]["expression"], batch.require("target"), batch.mask)
+
+    def measures(self, views: Views, batch: TokenBatch) -> dict[str, Tensor]:
+        """Squared error of the mean over cells, gene by gene, averaged over genes."""
+        error = (views["first"]["expression"].float() - batch.require("target"))[batch.mask]
+        genes, place = batch.genes[batch.mask].unique(return_inverse=True)
+        total = torch.zeros(len(genes), device=error.device).index_add(0, place, error)
+        return {"profile_error": (total / place.bincount(minlength=len(genes))).square().mean()}
 
 
 def _hidden_mse(prediction: Tensor, batch: TokenBatch) -> Tensor:

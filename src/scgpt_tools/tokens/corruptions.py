@@ -6,19 +6,18 @@ hidden is nowhere among the inputs.  B cells, L tokens a cell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scgpt_tools._validate import as_generator, check_choice, check_fraction, check_integer
 from scgpt_tools.tokens.orders import draws
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
     from scgpt_tools._types import RngLike
     from scgpt_tools.tokens.batch import TokenBatch
@@ -146,6 +145,10 @@ class GenerateExpression:
     What makes a kind of cell is which genes it expresses at all, so half of the questions are about genes without any
     molecule.  They are asked only: what is shown is expressed, as in cells that are embedded afterwards.  For tokenizers
     with ``genes="all"``.
+
+    Where it is known how many cells express a gene (:meth:`knowing`), surprises are asked for first: an expressed gene
+    with a weight of the share of cells without it, a silent one with the share of cells that have it.  Then each gene
+    is asked for as often in cells that express it as in others, and only knowing the cell can help.
     """
 
     shown: int = 256
@@ -158,6 +161,24 @@ class GenerateExpression:
     """What stands in ``values`` of tokens to be generated."""
     keep_first: int = 1
     """Leading tokens that are always shown, such as the cell token."""
+    frequency: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    """(tokens,) share of cells that express a gene, by token id."""
+
+    def knowing(self, frequency: Tensor) -> GenerateExpression:
+        """Copy that knows how many cells express each gene.
+
+        Parameters
+        ----------
+        frequency
+            (tokens,) share of cells, by token id.
+
+        Returns
+        -------
+        The copy.
+        """
+        copy = replace(self)
+        object.__setattr__(copy, "frequency", frequency)
+        return copy
 
     def __post_init__(self) -> None:
         for name in ("shown", "expressed"):
@@ -179,21 +200,29 @@ class GenerateExpression:
         -------
         A batch of shown tokens, followed by ``generated`` ones, which are ``hidden`` too.
         """
-        noise = _noise(batch, as_generator(rng))
+        rng = as_generator(rng)
         candidates = _candidates(batch, self.keep_first)
         expressed = candidates & (batch.values > 0)
-        asked = _smallest(noise, expressed, (expressed.sum(1) // 3).clamp(max=self.expressed))
-        shown = _smallest(noise, expressed & ~asked, torch.full_like(batch.genes[:, 0], self.shown))
-        silent = _smallest(noise, candidates & ~expressed, torch.full_like(batch.genes[:, 0], self.silent))
-        place = torch.full_like(batch.genes, 2)
-        place[shown | (batch.mask & ~candidates)] = 0
-        place[asked | silent] = 1
-        kept = _gathered(batch.replace(mask=place < 2), place.argsort(dim=1, stable=True))
-        hidden = place.sort(dim=1, stable=True).values == 1
-        width = int(kept.mask.sum(1).max()) if len(batch) else 0
-        kept, hidden = _per_token(kept, lambda tensor: tensor[:, :width]), hidden[:, :width]
-        return kept.replace(
-            values=kept.values.masked_fill(hidden, self.mask_value), target=kept.values, hidden=hidden, generated=hidden
+        often = torch.full_like(batch.values, 0.5) if self.frequency is None else self.frequency[batch.genes]
+        asked, asked_there = _first(_race(batch, rng, 1 - often), expressed, self.expressed)
+        asked_there &= torch.arange(asked.shape[1], device=asked.device) < expressed.sum(1, keepdim=True) // 3
+        taken = torch.zeros_like(expressed).scatter_(1, asked, asked_there)
+        shown, shown_there = _first(_noise(batch, rng), expressed & ~taken, self.shown)
+        silent, silent_there = _first(_race(batch, rng, often), candidates & ~expressed, self.silent)
+        start = torch.arange(self.keep_first, device=asked.device).expand(len(batch), -1)
+        columns = torch.cat((start, shown, asked, silent), dim=1)
+        kept = torch.cat((batch.mask[:, : self.keep_first], shown_there, asked_there, silent_there), dim=1)
+        # Shown tokens, then asked ones, then padding.
+        place = torch.where(kept, 1, 2)
+        place[:, : self.keep_first + shown.shape[1]] -= kept[:, : self.keep_first + shown.shape[1]].long()
+        order = place.argsort(dim=1, stable=True)[:, : int(kept.sum(1).max()) if len(batch) else 0]
+        chosen = _gathered(batch, columns.gather(1, order)).replace(mask=kept.gather(1, order))
+        hidden = place.gather(1, order) == 1
+        return chosen.replace(
+            values=chosen.values.masked_fill(hidden | ~chosen.mask, self.mask_value),
+            target=chosen.values,
+            hidden=hidden,
+            generated=hidden,
         )
 
 
@@ -235,12 +264,23 @@ def _noise(batch: TokenBatch, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53).to(batch.genes.device)
 
 
+def _race(batch: TokenBatch, rng: np.random.Generator, weight: Tensor) -> Tensor:
+    """A number for each token such that the first of several is each with a chance in proportion to its weight."""
+    return -torch.log1p(-_noise(batch, rng)) / weight.clamp(min=1e-6)
+
+
 def _smallest(noise: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
     """Mark as many candidates of each row as ``counts`` says, each set of them as likely as any other."""
     order = noise.masked_fill(~candidates, torch.inf).argsort(dim=1, stable=True)
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous())
     return (ranks < counts[:, None]) & candidates
+
+
+def _first(noise: Tensor, candidates: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Columns of the ``n`` candidates of each row that come first in a random order, and whether there are so many."""
+    smallest = noise.masked_fill(~candidates, torch.inf).topk(min(n, noise.shape[1]), dim=1, largest=False)
+    return smallest.indices, smallest.values.isfinite()
 
 
 def _trimmed(batch: TokenBatch) -> TokenBatch:

@@ -104,7 +104,7 @@ class Coverage:
             {
                 "name": self.names,
                 "token": self.tokens,
-                "outcome": pd.Categorical.from_codes(self.outcomes, categories=list(OUTCOMES)),
+                "outcome": pd.Categorical.from_codes(self.outcomes, categories=pd.Index(OUTCOMES)),
                 "used": self.used,
             },
             index=pd.RangeIndex(self.n_features, name="column"),

@@ -1,0 +1,286 @@
+"""From tables of cells to minibatches of tokens for training.
+
+A :class:`CellTable` is one file with its columns matched to tokens; a :class:`CellDataModule` is one or several of them
+with a tokenizer, a corruption and a division into training and validation cells; a :class:`CellLoader` visits one part.
+Every draw depends on the seed, the epoch and the minibatch or the cell, never on what was drawn before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools.data import epochs
+from scgpt_tools.data.assembly import assemble
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from scgpt_tools.data.epochs import Sampling
+    from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.tokens.batch import TokenBatch
+    from scgpt_tools.tokens.corruptions import Corruption
+    from scgpt_tools.tokens.features import FeatureTable
+    from scgpt_tools.tokens.tokenizer import Tokenizer
+
+Part: TypeAlias = Literal["train", "validation"]
+
+# What keeps the draws of different things apart although they start from one seed.
+_ORDER, _TOKENS, _CORRUPTION = 1, 2, 3
+# Validation cells are hidden alike in every epoch, so that their losses compare.
+_VALIDATION_EPOCH = 2**31
+
+
+@dataclass(frozen=True, eq=False)
+class CellTable:
+    """Cells of one table, ready to be tokenized."""
+
+    source: RowSource
+    features: FeatureTable
+    """Which columns are which tokens."""
+    batch: NDArray[np.int64] | None = None
+    """(cells,) technical batch of each cell."""
+    label: NDArray[np.int64] | None = None
+    """(cells,) class of each cell, negative for unknown."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "label"):
+            found = getattr(self, name)
+            if found is not None and found.shape != (len(self.source),):
+                raise ValueError(f"Expected `{name}` to hold one number per cell, found shape {found.shape}.")
+
+
+class CellDataModule:
+    """Cells to train on.
+
+    Parameters
+    ----------
+    tables
+        One or several tables; cells are numbered through all of them.
+    tokenizer
+        How cells become tokens.
+    corruption
+        What is hidden from the network; ``None`` hides nothing.
+    train, validation
+        Numbers of the cells of each part; ``None`` trains on all that do not validate.
+    sampling
+        How training cells are drawn; validation cells come in their order.
+    block, blocks
+        Cells of a run and runs that are shuffled together, for ``sampling="blocks"``; so many cells are in memory.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[CellTable],
+        tokenizer: Tokenizer,
+        *,
+        corruption: Corruption | None = None,
+        train: ArrayLike | None = None,
+        validation: ArrayLike | None = None,
+        sampling: Sampling = "random",
+        block: int = 256,
+        blocks: int = 64,
+    ) -> None:
+        if not tables:
+            raise ValueError("Expected at least one table of cells, found none.")
+        self.tables = tuple(tables)
+        self.tokenizer = tokenizer
+        self.corruption = corruption
+        self.sampling: Sampling = epochs.check_sampling(sampling)
+        self.block, self.blocks = check_integer("block", block), check_integer("blocks", blocks)
+        self.starts = np.cumsum([0, *(len(table.source) for table in self.tables)])
+        """Number of the first cell of each table, and of all cells together."""
+        self.validation = _cells(validation if validation is not None else [], len(self), "validation")
+        rest = np.setdiff1d(np.arange(len(self)), self.validation)
+        self.train = rest if train is None else _cells(train, len(self), "train")
+        self._check_parts()
+        self.batch = self._joined("batch", needed=sampling == "one_batch")
+        self.label = self._joined("label", needed=sampling == "balanced")
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def loader(self, part: Part, *, batch_size: int, seed: int = 0, workers: int = 0) -> CellLoader:
+        """Minibatches of one part.
+
+        Parameters
+        ----------
+        part
+            ``"train"`` or ``"validation"``.
+        batch_size
+            Cells of a minibatch in each process.
+        seed
+            Seed of the order of cells, the genes of long cells and what is hidden.
+        workers
+            Threads that prepare minibatches ahead; 0 prepares each when it is asked for.  The minibatches are the same.
+
+        Returns
+        -------
+        An iterable with a length, which knows its place.
+        """
+        check_choice("part", part, ("train", "validation"))
+        return CellLoader(self, part, batch_size=batch_size, seed=seed, workers=workers)
+
+    def epoch(self, part: Part, number: int, *, batch_size: int, seed: int) -> epochs.Batches:
+        """Cell numbers of each minibatch of an epoch, of all processes together."""
+        if part == "validation":
+            return epochs.in_batches(self.validation, batch_size)
+        rng = np.random.default_rng([_ORDER, seed, number])
+        if self.sampling == "one_batch":
+            return epochs.by_label(self.train, self._of_train(self.batch), batch_size, seed=seed, epoch=number)
+        if self.sampling == "balanced":
+            order = epochs.balanced(self.train, self._of_train(self.label), rng)
+        elif self.sampling == "blocks":
+            order = epochs.block_shuffled(
+                self.train, rng, block=self.block, blocks=self.blocks, bounds=self.starts[1:-1]
+            )
+        else:
+            order = epochs.shuffled(self.train, rng)
+        return epochs.in_batches(order, batch_size)
+
+    def read(self, cells: NDArray[np.int64]) -> list[Any]:
+        """Rows of the given cells, ascending, table by table."""
+        return [
+            (number, mine, table.source.take(mine - start))
+            for number, (table, start, stop) in enumerate(zip(self.tables, self.starts, self.starts[1:], strict=False))
+            if (mine := cells[(cells >= start) & (cells < stop)]).size
+        ]
+
+    def tokenize(self, rows: list[Any], cells: NDArray[np.int64], *, seed: int) -> TokenBatch:
+        """Token batch of some cells among rows that were read."""
+        parts = []
+        for number, mine, X in rows:
+            asked = cells[np.isin(cells, mine)]
+            if asked.size:
+                table = self.tables[number]
+                keys = table.source.keys[mine - self.starts[number]]
+                places = np.searchsorted(mine, asked)
+                parts.append(self.tokenizer(X, table.features, keys, rng=seed, rows=places, index=mine))
+        batch = assemble(parts, cells, pad_id=self.tokenizer.vocabulary.pad_id, config=self.tokenizer.config)
+        return batch.replace(batch=_labels(self.batch, cells), label=_labels(self.label, cells))
+
+    def _of_train(self, labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        assert labels is not None, "checked when the module was made"  # noqa: S101
+        return labels[self.train]
+
+    def _check_parts(self) -> None:
+        if not self.train.size:
+            raise ValueError(f"Expected cells to train on, found none of {len(self)}.")
+        both = np.intersect1d(self.train, self.validation)
+        if both.size:
+            raise ValueError(f"Expected no cell in both parts, found {both.size} of them, the first being {both[0]}.")
+
+    def _joined(self, name: str, *, needed: bool) -> NDArray[np.int64] | None:
+        parts = [getattr(table, name) for table in self.tables]
+        if all(part is not None for part in parts):
+            return np.concatenate(parts)
+        if needed or any(part is not None for part in parts):
+            absent = [number for number, part in enumerate(parts) if part is None]
+            raise ValueError(f"Expected a `{name}` for the cells of every table, found none for tables {absent}.")
+        return None
+
+
+class CellLoader:
+    """Visits the cells of one part, epoch after epoch, and can go on from any minibatch.
+
+    ``state_dict`` and ``load_state_dict`` keep the place: Lightning calls them when it writes and reads checkpoints.
+    """
+
+    # Minibatches that are read from the source at once: as much as blocks need, and enough to make reads worthwhile.
+    AHEAD = 16
+
+    def __init__(self, data: CellDataModule, part: Part, *, batch_size: int, seed: int, workers: int) -> None:
+        self.data, self.part = data, part
+        self.batch_size = check_integer("batch_size", batch_size)
+        self.seed = check_integer("seed", seed, least=0)
+        self.workers = check_integer("workers", workers, least=0)
+        self.place = {"epoch": 0, "batch": 0}
+
+    def __len__(self) -> int:
+        return len(self._epoch(0))
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        epoch, start = self.place["epoch"], self.place["batch"]
+        batches = self._epoch(epoch)
+        for number, batch in enumerate(self._prepared(batches, epoch, start), start=start):
+            # The place is that of the next minibatch while this one is worked on.
+            last = number + 1 == len(batches)
+            self.place = {"epoch": epoch + 1, "batch": 0} if last else {"epoch": epoch, "batch": number + 1}
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and minibatch that come next."""
+        return dict(self.place)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a place."""
+        self.place = {name: int(state[name]) for name in ("epoch", "batch")}
+
+    def _epoch(self, number: int) -> epochs.Batches:
+        rank, processes = epochs.this_process()
+        batches = self.data.epoch(self.part, number, batch_size=self.batch_size * processes, seed=self.seed)
+        return epochs.for_process(batches, rank, processes)
+
+    def _prepared(self, batches: epochs.Batches, epoch: int, start: int) -> Iterator[TokenBatch]:
+        chunks = deque(range(start, len(batches), self._chunk))
+        if not self.workers:
+            for chunk in chunks:
+                rows = self._rows(batches, chunk)
+                for number in self._numbers(batches, chunk):
+                    yield self._batch(rows, batches[number], epoch, number)
+            return
+        with ThreadPoolExecutor(self.workers) as pool:
+            waiting: deque[Any] = deque()
+            while chunks or waiting:
+                while chunks and len(waiting) <= self.workers:
+                    waiting.append(pool.submit(self._chunk_of_batches, batches, chunks.popleft(), epoch))
+                yield from waiting.popleft().result()
+
+    @property
+    def _chunk(self) -> int:
+        """Minibatches that are read together."""
+        if self.data.sampling == "blocks" and self.part == "train":
+            return max(1, self.data.block * self.data.blocks // self.batch_size)
+        return self.AHEAD
+
+    def _numbers(self, batches: epochs.Batches, chunk: int) -> range:
+        return range(chunk, min(chunk + self._chunk, len(batches)))
+
+    def _rows(self, batches: epochs.Batches, chunk: int) -> list[Any]:
+        return self.data.read(np.unique(np.concatenate([batches[number] for number in self._numbers(batches, chunk)])))
+
+    def _chunk_of_batches(self, batches: epochs.Batches, chunk: int, epoch: int) -> list[TokenBatch]:
+        rows = self._rows(batches, chunk)
+        return [self._batch(rows, batches[number], epoch, number) for number in self._numbers(batches, chunk)]
+
+    def _batch(self, rows: list[Any], cells: NDArray[np.int64], epoch: int, number: int) -> TokenBatch:
+        epoch = _VALIDATION_EPOCH if self.part == "validation" else epoch
+        # One seed of tokens for the epoch, for the draws of a cell are set apart by its name; so the genes of a long
+        # cell are others in the next epoch.
+        batch = self.data.tokenize(rows, cells, seed=_seed(_TOKENS, self.seed, epoch))
+        if self.data.corruption is None:
+            return batch
+        return self.data.corruption(batch, np.random.default_rng([_CORRUPTION, self.seed, epoch, number]))
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.default_rng(list(numbers)).integers(2**62))
+
+
+def _cells(numbers: ArrayLike, n_cells: int, name: str) -> NDArray[np.int64]:
+    cells = np.unique(np.asarray(numbers, dtype=np.int64))
+    if cells.size and not (0 <= cells[0] and cells[-1] < n_cells):
+        raise ValueError(f"Expected `{name}` to hold numbers of {n_cells} cells, found {cells[0]} to {cells[-1]}.")
+    return cells
+
+
+def _labels(labels: NDArray[np.int64] | None, cells: NDArray[np.int64]) -> torch.Tensor | None:
+    return None if labels is None else torch.from_numpy(labels[cells])

@@ -1,0 +1,23 @@
+"""Training: the one place that owns a loop."""
+
+from __future__ import annotations
+
+from scgpt_tools.train.cells import finetune_cells
+from scgpt_tools.train.finetune import finetune
+from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.lora import LoraConfig
+from scgpt_tools.train.optim import OptimizerConfig
+from scgpt_tools.train.perturb import finetune_perturbation
+from scgpt_tools.train.pretrain import PretrainConfig, pretrain
+
+__all__ = [
+    "FitConfig",
+    "LoraConfig",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "finetune",
+    "finetune_cells",
+    "finetune_perturbation",
+    "fit",
+    "pretrain",
+]

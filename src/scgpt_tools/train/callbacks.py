@@ -1,0 +1,166 @@
+"""What watches a run: a table of its history, and files that a run can go on from."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+
+from scgpt_tools.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lightning import LightningModule, Trainer
+
+    from scgpt_tools.data.module import CellLoader
+    from scgpt_tools.tokens.batch import TokenBatch
+
+BEST, LAST = "best", "last"
+SUFFIX = ".ckpt"
+
+
+class History(Checkpoint):
+    """One row per epoch: losses and measures of both parts, learning rate, time and speed.
+
+    A kind of checkpoint for Lightning, which calls those when the numbers of the epoch are there.
+
+    Parameters
+    ----------
+    path
+        CSV file to keep the table in; ``None`` keeps it in memory only.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self._cells, self._tokens, self._seconds = 0, 0, 0.0
+        self._since = time.perf_counter()
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The history so far, indexed by epoch."""
+        return pd.DataFrame(self.rows).set_index("epoch") if self.rows else pd.DataFrame()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; what an interrupted epoch spent before is counted from its checkpoint."""
+        self._since = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock in the middle of an epoch too, where a run goes on."""
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
+    ) -> None:
+        """Count cells and tokens."""
+        self._cells += len(batch) * trainer.world_size
+        self._tokens += int(batch.mask.sum()) * trainer.world_size
+        now = time.perf_counter()
+        self._seconds, self._since = self._seconds + now - self._since, now
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave validation out of the speed of training."""
+        self._since = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on counting."""
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a row."""
+        seconds = max(self._seconds, 1e-9)
+        self.rows.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+                **{name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name != "loss"},
+                "seconds": self._seconds,
+                "cells_per_second": self._cells / seconds,
+                "tokens_per_second": self._tokens / seconds,
+            }
+        )
+        self._cells, self._tokens, self._seconds = 0, 0, 0.0
+        if self.path is not None and trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.table.to_csv(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and counts, for a checkpoint."""
+        return {"rows": list(self.rows), "counts": (self._cells, self._tokens, self._seconds)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the rows of an earlier run."""
+        self.rows = list(state_dict["rows"])
+        self._cells, self._tokens, self._seconds = state_dict["counts"]
+
+
+class DataPlace(Callback):
+    """Keeps the place of a loader in checkpoints.
+
+    Lightning asks loaders for their place itself, but gives it back in the middle of an epoch only.
+    """
+
+    def __init__(self, loader: CellLoader) -> None:
+        super().__init__()
+        self.loader = loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place of the minibatch that comes next."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.loader.load_state_dict(state_dict)
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar, shown where our settings say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not settings.show_progress:
+            self.disable()
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Losses only."""
+        found: Mapping[str, Any] = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in found.items() if name != "v_num"}
+
+
+def best_and_last(folder: Path, *, monitor: str | None, mode: str, every: int | None) -> list[ModelCheckpoint]:
+    """Keep the best state by a metric and the last one.
+
+    Parameters
+    ----------
+    folder
+        Where ``best.ckpt`` and ``last.ckpt`` go.
+    monitor
+        Metric that says what is best; ``None`` keeps the last state only.
+    mode
+        ``"min"`` or ``"max"``.
+    every
+        Optimiser steps between two writings of the last state; ``None`` writes at the end of epochs.
+
+    Returns
+    -------
+    Callbacks.
+    """
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
+    # The last state knows no metric: a newer file replaces the older one.
+    callbacks = [ModelCheckpoint(filename=LAST, every_n_epochs=1, save_on_train_epoch_end=True, **common)]
+    if every is not None:
+        callbacks.append(ModelCheckpoint(filename=LAST, every_n_train_steps=every, **common))
+    if monitor is not None:
+        callbacks.append(ModelCheckpoint(filename=BEST, monitor=monitor, mode=mode, save_weights_only=True, **common))
+    return callbacks
+
+
+def stop_early(monitor: str, *, mode: str, patience: int) -> EarlyStopping:
+    """Stop when a metric has not got better for some epochs."""
+    return EarlyStopping(monitor=monitor, mode=mode, patience=patience, check_finite=False)

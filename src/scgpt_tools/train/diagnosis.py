@@ -1,0 +1,111 @@
+"""Why a loss is not a number: what can be read from the minibatch, the terms and the model at that moment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from scgpt_tools.nn.output import CellOutput
+    from scgpt_tools.tokens.batch import TokenBatch
+
+
+class LossNotFiniteError(FloatingPointError):
+    """A loss became NaN or infinite; the message says when, in which term, and why it probably did."""
+
+
+def describe_failure(
+    terms: Mapping[str, Tensor],
+    batch: TokenBatch,
+    output: CellOutput,
+    model: nn.Module,
+    *,
+    step: int,
+    precision: str,
+    lr: float,
+) -> str:
+    """Message for a loss that is not finite.
+
+    Parameters
+    ----------
+    terms
+        Loss terms by name.
+    batch
+        The minibatch.
+    output
+        What the model made of it.
+    model
+        The model, before the update that would have followed.
+    step
+        Number of the optimiser step.
+    precision
+        Precision of the run.
+    lr
+        Learning rate at that step.
+
+    Returns
+    -------
+    Step, terms and likely cause.
+    """
+    bad = [name for name, term in terms.items() if not bool(torch.isfinite(term).all())]
+    cause = likely_cause(batch, output, model, precision=precision, lr=lr)
+    return f"Expected a finite loss at step {step}, found NaN or infinity in {bad}. {cause}"
+
+
+def likely_cause(
+    batch: TokenBatch, output: CellOutput, model: nn.Module, *, precision: str = "32-true", lr: float | None = None
+) -> str:
+    """First thing that explains a loss that is not finite, from the inputs to the outputs.
+
+    Parameters
+    ----------
+    batch
+        The minibatch.
+    output
+        What the model made of it.
+    model
+        The model.
+    precision
+        Precision of the run.
+    lr
+        Learning rate.
+
+    Returns
+    -------
+    A sentence or two with what to do.
+    """
+    for name in ("values", "target"):
+        tensor = getattr(batch, name)
+        if tensor is not None and not _finite(tensor[batch.mask]):
+            return f"The `{name}` of this minibatch are not finite: check the matrix that the cells come from."
+    if batch.hidden is not None and not bool(batch.hidden.any()):
+        return (
+            "No value of this minibatch is hidden, so there is nothing to predict: raise the ratio of the corruption, "
+            "the batch size or the number of genes."
+        )
+    broken = [name for name, parameter in model.named_parameters() if not _finite(parameter)]
+    if broken:
+        rate = "" if lr is None else f" (it was {lr:.1e})"
+        return (
+            f"{len(broken)} parameters of the model are not finite, the first being {broken[0]!r}: an earlier update "
+            f"was too large. Lower the learning rate{rate}, warm up longer, or clip gradients."
+        )
+    overflowing = [name for name, tensor in _outputs(output).items() if not _finite(tensor)]
+    if overflowing and precision.startswith("16"):
+        return f"{overflowing[0]!r} overflows float16: use precision 'bf16-mixed' or '32-true'."
+    if overflowing:
+        return f"{overflowing[0]!r} overflows although inputs and parameters are finite: lower the learning rate."
+    return "Inputs, parameters and outputs are finite: a loss term itself overflows; lower its weight or its targets."
+
+
+def _outputs(output: CellOutput) -> dict[str, Tensor]:
+    return {"tokens": output.tokens, "cell": output.cell, **output.predictions}
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

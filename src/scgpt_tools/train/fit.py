@@ -1,0 +1,259 @@
+"""The only place that owns a training loop, and the only one that builds Lightning's Trainer."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+from warnings import catch_warnings, filterwarnings
+
+import torch
+
+from scgpt_tools._lookup import lookup
+from scgpt_tools._optional import optional
+from scgpt_tools._validate import check_integer
+from scgpt_tools.objectives import check_objectives
+from scgpt_tools.train.optim import OptimizerConfig
+from scgpt_tools.train.randomness import own_random_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from scgpt_tools.data.module import CellDataModule
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.objectives.base import Objective
+
+logger = logging.getLogger(__name__)
+
+# Warnings that do not concern loaders and folders like ours.
+_ADVICE = (
+    r"The '\w+_dataloader' does not have many workers",
+    r"Checkpoint directory .* exists and is not empty",
+    r".*GPU available but not used",
+    r"You defined a `validation_step` but have no `val_dataloader`",
+    # The run may go on with other checkpoints or patience than before.
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # A run cut short by its number of steps has no metric of validation; names of metrics are checked before.
+    r"`ModelCheckpoint\(monitor=.*could not find the monitored key",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(OptimizerConfig):
+    """How long, how fast and on what to train."""
+
+    epochs: int = 10
+    """Visits of every training cell."""
+    max_steps: int | None = None
+    """Optimiser steps after which to stop before the epochs are over."""
+    batch_size: int = 32
+    """Cells of a minibatch on each device."""
+    accumulate: int = 1
+    """Minibatches whose gradients are added up for one optimiser step."""
+    clip: float | None = 1.0
+    """Largest norm of all gradients together; ``None`` does not clip."""
+    precision: Precision = "32-true"
+    """Mixed precision keeps the weights in float32; ``bf16-mixed`` needs no loss scaling."""
+    monitor: str | None = None
+    """Metric that says which state is best: ``validation_loss``, ``validation_accuracy``, ``train_loss``, ...;
+    ``None`` takes ``validation_loss`` where there are validation cells, else the last state."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger metric is better."""
+    patience: int | None = None
+    """Epochs without a better metric after which to stop; ``None`` never stops early."""
+    folder: Path | None = None
+    """Where checkpoints and the history go; ``None`` keeps nothing."""
+    resume: bool = False
+    """Go on from ``last.ckpt`` of the folder, if it is there; else begin."""
+    checkpoint_steps: int | None = None
+    """Optimiser steps between two checkpoints; ``None`` writes one after each epoch."""
+    seed: int = 0
+    """Seed of the order of cells, of what is hidden and of dropout."""
+    workers: int = 0
+    """Threads that prepare minibatches ahead."""
+    accelerator: str = "auto"
+    """``auto``, ``cpu``, ``gpu`` or ``mps``."""
+    devices: int | str = 1
+    """How many devices of a node, or ``auto`` for all."""
+    nodes: int = 1
+    strategy: str = "auto"
+    """How several devices share the work: ``ddp``, ``fsdp``, or another name that Lightning knows."""
+    deterministic: bool = False
+    """Refuse operations whose result differs from run to run on the same machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch_size", "accumulate", "nodes"):
+            check_integer(name, getattr(self, name))
+        for name in ("max_steps", "patience", "checkpoint_steps"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name))
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"Expected `clip` to be above 0 or None, found {self.clip}.")
+
+
+def fit(
+    model: CellModel,
+    data: CellDataModule,
+    objectives: Sequence[Objective],
+    config: FitConfig | None = None,
+    *,
+    callbacks: Sequence[Any] = (),
+    loggers: Sequence[Any] = (),
+) -> CellModel:
+    """Train a model in place.
+
+    Parameters
+    ----------
+    model
+        The model; its parameters change.
+    data
+        Training and validation cells.
+    objectives
+        Weighted loss terms.
+    config
+        How to train; ``None`` takes the defaults.
+    callbacks
+        More callbacks of Lightning, such as a :class:`~scgpt_tools.train.callbacks.History` to look at afterwards.
+    loggers
+        Loggers of Lightning, for example of TensorBoard or Weights & Biases; none by default.
+
+    Returns
+    -------
+    The model with the best or, without a metric, the last weights, in eval mode.
+
+    Raises
+    ------
+    ImportError
+        If Lightning is not installed.
+    ValueError
+        If the model lacks a head that an objective reads, or the metric does not exist.
+    LossNotFiniteError
+        If the loss becomes NaN or infinite; checkpoints written before stay as they are.
+    """
+    lightning = optional("lightning", extra="train")
+    # These define classes of Lightning's, so they can be imported only where it is.
+    from scgpt_tools.train import callbacks as watching
+    from scgpt_tools.train.module import CellModule  # another such class
+
+    config = config or FitConfig()
+    if config.resume and config.folder is None:
+        raise ValueError("Expected a `folder` to resume from, found None.")
+    objectives = check_objectives([objective for objective in objectives if objective.weight > 0])
+    _check_heads(model, objectives)
+    monitor = _monitored(config, objectives, validates=bool(data.validation.size))
+    loaders = {
+        part: data.loader(part, batch_size=config.batch_size, seed=config.seed, workers=config.workers)
+        for part in ("train", "validation")
+    }
+    with _folder(config) as folder, _quiet(), own_random_numbers(config.seed):
+        watchers = [watching.Progress(), watching.DataPlace(loaders["train"]), *callbacks]
+        if not any(isinstance(callback, watching.History) for callback in callbacks):
+            watchers.append(watching.History(folder / "history.csv"))
+        if monitor is not None and config.patience is not None:
+            watchers.append(watching.stop_early(monitor, mode=config.mode, patience=config.patience))
+        watchers += watching.best_and_last(folder, monitor=monitor, mode=config.mode, every=config.checkpoint_steps)
+        trainer = lightning.Trainer(**_trainer_options(config), callbacks=watchers, logger=list(loggers) or False)
+        module = CellModule(model.train(), objectives, config, seed=config.seed)
+        validation = loaders["validation"] if data.validation.size else None
+        trainer.fit(module, loaders["train"], validation, ckpt_path=_checkpoint_to_resume(config, folder))
+        _take_best(model, folder / f"{watching.BEST}{watching.SUFFIX}", trainer, wanted=monitor is not None)
+    return model.eval()
+
+
+def _trainer_options(config: FitConfig) -> dict[str, Any]:
+    several = config.devices not in (1, "1") or config.nodes > 1
+    # Heads that no objective reads get no gradient, which plain DDP takes for an error.
+    shared = "ddp_find_unused_parameters_true"
+    strategy = shared if config.strategy == "ddp" or (several and config.strategy == "auto") else config.strategy
+    return {
+        "accelerator": config.accelerator,
+        "devices": config.devices,
+        "num_nodes": config.nodes,
+        "strategy": strategy,
+        "precision": config.precision,
+        "max_epochs": config.epochs,
+        "max_steps": -1 if config.max_steps is None else config.max_steps,
+        "accumulate_grad_batches": config.accumulate,
+        "gradient_clip_val": config.clip,
+        "deterministic": config.deterministic,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        # Our loader knows which part of a minibatch is whose.
+        "use_distributed_sampler": False,
+    }
+
+
+def _check_heads(model: CellModel, objectives: Sequence[Objective]) -> None:
+    for objective in objectives:
+        for head in objective.heads:
+            if head not in model.heads:
+                raise ValueError(
+                    f"Expected a model with the head {head!r}, which the objective {objective.name!r} reads, found only "
+                    f"{list(model.heads)}. Add it with `model.adapt(heads=...)`."
+                )
+
+
+def _monitored(config: FitConfig, objectives: Sequence[Objective], *, validates: bool) -> str | None:
+    """Name of the metric, after a look at what there will be."""
+    if config.monitor is None:
+        return "validation_loss" if validates else None
+    parts = ("train", "validation") if validates else ("train",)
+    names = ["loss", *(objective.name for objective in objectives)]
+    known = {f"{part}_{name}" for part in parts for name in names}
+    known |= {f"validation_{name}" for objective in objectives for name in objective.reports} if validates else set()
+    return lookup({name: name for name in sorted(known)}, config.monitor, "metric")
+
+
+@contextmanager
+def _folder(config: FitConfig) -> Iterator[Path]:
+    """The folder asked for, or one for the time of the run, which the best weights are kept in."""
+    if config.folder is not None:
+        config.folder.mkdir(parents=True, exist_ok=True)
+        yield config.folder
+        return
+    with TemporaryDirectory(prefix="scgpt-tools-") as folder:
+        yield Path(folder)
+
+
+def _checkpoint_to_resume(config: FitConfig, folder: Path) -> Path | None:
+    last = folder / "last.ckpt"
+    if config.resume and last.is_file():
+        logger.info("Going on from %s.", last)
+        return last
+    return None
+
+
+def _take_best(model: CellModel, path: Path, trainer: Any, *, wanted: bool) -> None:
+    """Give the model the weights of the best state, in every process."""
+    trainer.strategy.barrier()
+    if not wanted or not path.is_file():
+        return
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    model.load_state_dict({key.removeprefix("model."): tensor for key, tensor in state.items()})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence advice of Lightning that is about its own loaders and products, and put back what it sets globally."""
+    strict, only_warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = chatter.level
+    chatter.setLevel(max(level, logging.WARNING))
+    try:
+        with catch_warnings():
+            for message in _ADVICE:
+                filterwarnings("ignore", message=message)
+            yield
+    finally:
+        chatter.setLevel(level)
+        torch.use_deterministic_algorithms(strict, warn_only=only_warns)

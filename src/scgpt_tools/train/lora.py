@@ -1,0 +1,95 @@
+"""Low-rank adapters in the encoder, put in before training and merged into the weights after it.
+
+The adapters are peft's; nothing of them is left in a model that was merged.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from scgpt_tools._optional import optional
+from scgpt_tools._validate import check_choice, check_fraction, check_integer
+from scgpt_tools.train.freezing import NEW
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scgpt_tools.models.cell_model import CellModel
+
+Target = Literal["query", "key", "value", "out", "expand", "contract"]
+
+_PLACES: dict[Target, str] = {
+    "query": r"attention\.query",
+    "key": r"attention\.key",
+    "value": r"attention\.value",
+    "out": r"attention\.out",
+    "expand": r"feed_forward\.expand",
+    "contract": r"feed_forward\.contract",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    r"""Adapters :math:`W + \frac{\alpha}{r} B A` with :math:`B A` of rank r, beside frozen linear maps W.
+
+    Used by :func:`scgpt_tools.train.finetune`.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    """Probability on the input of the adapters."""
+    targets: tuple[Target, ...] = ("query", "key", "value", "out", "expand", "contract")
+    """Which maps of each layer: those of attention, and the two of the feed-forward part."""
+
+    def __post_init__(self) -> None:
+        check_integer("rank", self.rank)
+        check_fraction("dropout", self.dropout, one=False)
+        if self.alpha <= 0:
+            raise ValueError(f"Expected `alpha` to be above 0, found {self.alpha}.")
+        if not self.targets:
+            raise ValueError("Expected `targets` to name at least one linear map, found none.")
+        for target in self.targets:
+            check_choice("targets", target, _PLACES)
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression that the names of the adapted maps match."""
+        return rf"encoder\.blocks\.\d+\.({'|'.join(_PLACES[target] for target in self.targets)})"
+
+
+@contextmanager
+def adapters(model: CellModel, config: LoraConfig | None) -> Iterator[None]:
+    """Train adapters in place of the encoder's maps for the length of a ``with`` block.
+
+    Inside, the adapters, the heads and the context are trainable and everything else is frozen.  At the end the
+    adapters are added to the maps, and the model is an ordinary one again; after an error it is of no use.
+
+    Parameters
+    ----------
+    model
+        The model; changed in place.
+    config
+        Size and place of the adapters; ``None`` does nothing.
+
+    Raises
+    ------
+    ImportError
+        If peft is not installed.
+    """
+    if config is None:
+        yield
+        return
+    peft = optional("peft", extra="peft")
+    settings = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.pattern
+    )
+    tuner = peft.LoraModel(model, settings, "default")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = ".lora_" in name or name.startswith(NEW)
+    yield
+    tuner.merge_and_unload()
+    # Some versions of peft leave their settings on the model.
+    vars(model).pop("peft_config", None)

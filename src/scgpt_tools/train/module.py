@@ -1,0 +1,193 @@
+"""A model with its objectives as Lightning trains it: the same few lines for every task."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import numpy as np
+import torch
+from torch import nn
+
+from scgpt_tools.train.diagnosis import LossNotFiniteError, describe_failure
+from scgpt_tools.train.optim import OptimizerConfig, make_optimizer, make_schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.nn.output import CellOutput
+    from scgpt_tools.objectives.base import Objective, View
+    from scgpt_tools.tokens.batch import TokenBatch
+
+
+class CellModule(lightning.LightningModule):
+    """Runs the views that the objectives need, sums their weighted terms, and logs each by name.
+
+    Parameters
+    ----------
+    model
+        The network to train.
+    objectives
+        Loss terms; those of weight 0 are dropped.
+    optimizer
+        Rates, decay and schedule.
+    seed
+        Seed of dropout.  Each step draws from a stream of its own, so that a run that goes on after a checkpoint
+        draws what it would have drawn.
+    """
+
+    def __init__(
+        self, model: CellModel, objectives: Sequence[Objective], optimizer: OptimizerConfig, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objectives = tuple(objective for objective in objectives if objective.weight > 0)
+        self.optimizer_config = optimizer
+        self.seed = seed
+        self.epoch_means = EpochMeans()
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """Compute the loss of a minibatch."""
+        torch.manual_seed(_stream(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        active = [objective for objective in self.objectives if objective.from_step <= self.global_step]
+        views = run_views(self.model, batch, active)
+        terms = {objective.name: objective(views, batch) for objective in active}
+        loss = _weighted_sum(active, terms)
+        if not bool(torch.isfinite(loss)):
+            raise LossNotFiniteError(self._failure(terms, batch, views["first"]))
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.epoch_means.add(_named("train", loss, terms), len(batch))
+        return loss
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Log the loss of a minibatch with every term, whatever the step it begins at."""
+        views = run_views(self.model, batch, self.objectives)
+        terms = {objective.name: objective(views, batch) for objective in self.objectives}
+        loss = _weighted_sum(self.objectives, terms)
+        measures = {
+            name: value for objective in self.objectives for name, value in objective.measures(views, batch).items()
+        }
+        self.log_dict(_named("validation", loss, terms | measures), batch_size=len(batch), sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the epoch, those of an interrupted epoch over both of its parts."""
+        self.log_dict(self.epoch_means.take(self.device), sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums of an epoch that is under way."""
+        checkpoint["epoch_means"] = self.epoch_means.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with those sums."""
+        self.epoch_means.load_state_dict(checkpoint["epoch_means"])
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimiser and the schedule, which advances with every optimiser step."""
+        optimizer = make_optimizer(self.model, self.optimizer_config)
+        steps = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches))
+        schedule = make_schedule(optimizer, self.optimizer_config, steps=steps, steps_per_epoch=int(per_epoch))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _failure(self, terms: dict[str, Tensor], batch: TokenBatch, output: CellOutput) -> str:
+        return describe_failure(
+            terms,
+            batch,
+            output,
+            self.model,
+            step=self.global_step,
+            precision=str(self.trainer.precision),
+            lr=float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+        )
+
+
+class EpochMeans:
+    """Means over the cells of an epoch, which survive an interruption."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._cells: dict[str, int] = {}
+
+    def add(self, numbers: Mapping[str, Tensor], n_cells: int) -> None:
+        """Count a minibatch; each number has a mean of its own, for some begin later in a run."""
+        for name, value in numbers.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double().cpu() * n_cells
+            self._cells[name] = self._cells.get(name, 0) + n_cells
+
+    def take(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the means and begin anew."""
+        means = {name: (total / self._cells[name]).float().to(device) for name, total in self._sums.items()}
+        self._sums, self._cells = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and counts."""
+        return {"sums": dict(self._sums), "cells": dict(self._cells)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with sums and counts."""
+        self._sums, self._cells = dict(state["sums"]), dict(state["cells"])
+
+
+def run_views(model: CellModel, batch: TokenBatch, objectives: Sequence[Objective]) -> dict[View, CellOutput]:
+    """Run the forward passes that some objectives need, each with the heads that are read from it.
+
+    Parameters
+    ----------
+    model
+        The network.
+    batch
+        A minibatch on its device.
+    objectives
+        Whose views and heads.
+
+    Returns
+    -------
+    Outputs by view.
+    """
+    first = model(batch, _heads(objectives, "first"))
+    views: dict[View, CellOutput] = {"first": first}
+    wanted = {view for objective in objectives for view in objective.views}
+    if "again" in wanted:
+        with _frozen_statistics(model):
+            views["again"] = model(batch, _heads(objectives, "again"))
+    if "from_cell" in wanted:
+        with _frozen_statistics(model):
+            views["from_cell"] = model(batch, _heads(objectives, "from_cell"), cell=first.cell.detach())
+    return views
+
+
+def _named(part: str, loss: Tensor, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}_loss": loss, **{f"{part}_{name}": value for name, value in numbers.items()}}
+
+
+def _weighted_sum(objectives: Sequence[Objective], terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([objective.weight * terms[objective.name] for objective in objectives]).sum()
+
+
+def _heads(objectives: Sequence[Objective], view: View) -> tuple[str, ...]:
+    """Heads whose predictions are read from a view, which is the last that an objective names."""
+    return tuple(dict.fromkeys(head for term in objectives if term.views[-1] == view for head in term.heads))
+
+
+@contextmanager
+def _frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep a second pass over the same cells from counting twice in running statistics."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _stream(*numbers: int) -> int:
+    """Seed that differs in all bits for numbers that differ a little."""
+    return int(np.random.default_rng(numbers).integers(2**62))

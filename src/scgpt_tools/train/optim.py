@@ -1,0 +1,165 @@
+"""What the optimiser does to which parameters, and how the learning rate runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from scgpt_tools._validate import check_fraction, check_integer
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+
+# Norms and biases (vectors and numbers) are not pulled to zero: that would fight what they are there for.
+_NORMS = (nn.LayerNorm, nn.BatchNorm1d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam with decoupled weight decay, and a schedule.
+
+    The defaults are those that scGPT was fine-tuned with; without weight decay this is plain Adam.
+    """
+
+    lr: float = 1e-4
+    """Highest learning rate."""
+    head_lr: float | None = None
+    """Learning rate of the heads; ``None`` for the same as the backbone's."""
+    weight_decay: float = 0.0
+    """Decay of matrices and tables; norms and biases never decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    """scGPT takes 1e-4 with float16, where smaller numbers drown."""
+    schedule: Literal["constant", "cosine", "step"] = "step"
+    """After the warm-up: the same rate, half a cosine down to ``end``, or a factor every epoch."""
+    warmup: float = 0.0
+    """Optimiser steps of linear warm-up; below 1 a share of all steps.  scGPT's pre-training takes 10,000."""
+    end: float = 0.0
+    """Last learning rate of the cosine, as a part of the highest."""
+    step_factor: float = 0.9
+    """Factor of the ``"step"`` schedule; 0.9 in scGPT's tutorials."""
+    step_epochs: int = 1
+    """Epochs between two such factors."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "head_lr", "eps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"Expected `{name}` to be a number above 0, found {value}.")
+        for name in ("weight_decay", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"Expected `{name}` to be at least 0, found {getattr(self, name)}.")
+        for beta in self.betas:
+            check_fraction("betas", beta, one=False)
+        check_fraction("end", self.end)
+        check_fraction("step_factor", self.step_factor, zero=False)
+        check_integer("step_epochs", self.step_epochs)
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate and decay.
+
+    Parameters
+    ----------
+    model
+        A model whose heads are in ``model.heads``.
+    config
+        Rates and decay.
+
+    Returns
+    -------
+    Up to four groups, named by part and decay; groups without parameters are left out.
+    """
+    decays = _decaying(model)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "heads" if name.startswith("heads.") else "backbone"
+        decay = "decay" if name in decays else "no_decay"
+        group = groups.setdefault(
+            f"{part}.{decay}",
+            {
+                "name": f"{part}.{decay}",
+                "params": [],
+                "lr": config.lr if part == "backbone" or config.head_lr is None else config.head_lr,
+                "weight_decay": config.weight_decay if decay == "decay" else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    if not groups:
+        raise ValueError("Expected a model with parameters to train, found all of them frozen.")
+    return list(groups.values())
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Adam over the trainable parameters of a model."""
+    return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def make_schedule(optimizer: Optimizer, config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> LambdaLR:
+    """Schedule to advance after every optimiser step.
+
+    Parameters
+    ----------
+    optimizer
+        Whose rates to change.
+    config
+        Which schedule.
+    steps
+        Optimiser steps of the whole run.
+    steps_per_epoch
+        Optimiser steps of an epoch.
+
+    Returns
+    -------
+    The schedule.
+    """
+    factor = partial(rate_factor, config=config, steps=steps, steps_per_epoch=steps_per_epoch)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def rate_factor(step: int, config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> float:
+    """Part of the highest learning rate in force at a step.
+
+    Parameters
+    ----------
+    step
+        Optimiser steps already made.
+    config
+        Which schedule.
+    steps
+        Optimiser steps of the whole run.
+    steps_per_epoch
+        Optimiser steps of an epoch.
+
+    Returns
+    -------
+    A number between 0 and 1.
+    """
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.schedule == "cosine":
+        progress = min(1.0, (step - warmup) / max(1.0, steps - warmup))
+        return config.end + (1 - config.end) * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "step":
+        return config.step_factor ** (step // steps_per_epoch // config.step_epochs)
+    return 1.0
+
+
+def _decaying(model: nn.Module) -> set[str]:
+    """Names of matrices and tables outside norms."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if not isinstance(module, _NORMS)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
+    }

@@ -1,0 +1,209 @@
+"""Pre-training from scratch: a configuration in, a model on disk out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from scgpt_tools._lookup import lookup
+from scgpt_tools._validate import check_type
+from scgpt_tools.config import from_dict, from_yaml
+from scgpt_tools.data.epochs import this_process
+from scgpt_tools.data.module import CellDataModule
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.families import scgpt
+from scgpt_tools.objectives import build_objectives
+from scgpt_tools.tokens.corruptions import CORRUPTIONS, GenerateExpression, MaskValues
+from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
+from scgpt_tools.train.collection import (
+    Collection,
+    DataConfig,
+    VocabularyConfig,
+    collect_vocabulary,
+    open_collection,
+)
+from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import pandas as pd
+
+    from scgpt_tools.tokens.corruptions import Corruption
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyConfig:
+    """Size of the model; the defaults are those of the released scGPT."""
+
+    name: Literal["scgpt"] = "scgpt"
+    dim: int = 512
+    layers: int = 12
+    heads: int = 8
+    hidden: int = 512
+    dropout: float = 0.2
+    gain: float = 1.0
+    """Factor on the first weights of what attention passes on.  With much above 1 the cell token hears its genes from the
+    start, which spares a small training set a long plateau; scGPT has 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gain < float("inf"):
+            raise ValueError(f"Expected `gain` to be a number above 0, found {self.gain}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that a pre-training run depends on, as its YAML file holds it."""
+
+    data: DataConfig
+    family: FamilyConfig = field(default_factory=FamilyConfig)
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How cells become tokens; travels with the model."""
+    corruption: Mapping[str, Any] = field(default_factory=lambda: {"name": "mask_values", "ratio": 0.4})
+    """What is hidden: a ``name`` and its options."""
+    objectives: tuple[Mapping[str, Any], ...] = (
+        {"name": "masked_expression"},
+        {"name": "masked_expression_from_cell"},
+    )
+    """Loss terms: each a ``name``, a ``weight`` and its options."""
+    train: FitConfig = field(default_factory=FitConfig)
+    output: Path = Path("model")
+    """Folder to save the model to; checkpoints and the history go to its ``run`` unless ``train.folder`` says else."""
+
+    def __post_init__(self) -> None:
+        # Both are checked where they are read, which should not be after an hour of opening files.
+        build_objectives(self.objectives)
+        build_corruption(self.corruption)
+
+
+def pretrain(
+    config: PretrainConfig | Mapping[str, Any] | str | PathLike[str],
+    *,
+    data: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
+) -> CellModel:
+    """Train a model from scratch and save it :cite:p:`Cui2024`.
+
+    Parameters
+    ----------
+    config
+        A :class:`PretrainConfig`, a mapping like it, or a YAML file that holds one.  A key that does not exist is
+        refused.
+    data
+        Folder that relative paths of data start from; ``None`` takes the working directory.
+    output
+        Folder to save the model to; ``None`` takes that of the configuration.
+
+    Returns
+    -------
+    The model in eval mode.  Writes to the output folder ``config.json``, ``vocab.json`` and ``model.safetensors``, and
+    to its ``run`` the checkpoints and ``history.csv``.  With ``train.resume`` a run that was cut off goes on from its
+    last checkpoint and ends where it would have ended.
+
+    Raises
+    ------
+    ImportError
+        If Lightning is not installed.
+    FileNotFoundError
+        If a file of the data is absent.
+    ValueError
+        If the configuration has an unknown key or a value that cannot be.
+    LossNotFiniteError
+        If the loss becomes NaN or infinite.
+    """
+    config = read_config(config)
+    folder, target = Path(data or "."), Path(output or config.output)
+    with open_collection(config.data, folder) as collection:
+        counts = collection.count_cells()
+        vocabulary = _vocabulary(config, counts, folder)
+        model = new_model(config, vocabulary)
+        cells = _cells(config, collection, counts, model)
+        logger.info(
+            "Training on %d cells and %d genes of %d files.", len(cells.train), len(vocabulary), len(collection.sources)
+        )
+        settings = replace(config.train, folder=config.train.folder or target / "run")
+        fit(model, cells, build_objectives(config.objectives), settings)
+    if this_process()[0] == 0:
+        model.save(target)
+    return model
+
+
+def read_config(config: PretrainConfig | Mapping[str, Any] | str | PathLike[str]) -> PretrainConfig:
+    """Read a configuration in any of the forms that :func:`pretrain` takes."""
+    if isinstance(config, PretrainConfig):
+        return config
+    return from_dict(PretrainConfig, config) if isinstance(config, Mapping) else from_yaml(PretrainConfig, Path(config))
+
+
+def build_corruption(spec: Mapping[str, Any]) -> Corruption:
+    """Build a corruption from its ``name`` and options.
+
+    Parameters
+    ----------
+    spec
+        As a configuration file holds it.
+
+    Returns
+    -------
+    The corruption.
+    """
+    check_type("corruption", spec, Mapping)
+    kind = lookup(CORRUPTIONS, spec.get("name", ""), "corruption")
+    return from_dict(kind, {key: value for key, value in spec.items() if key != "name"}, where="corruption")
+
+
+def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:
+    """Untrained model of a configuration; its weights depend on ``train.seed`` and the vocabulary only."""
+    family = config.family
+    description = scgpt(
+        vocabulary,
+        dim=family.dim,
+        layers=family.layers,
+        heads=family.heads,
+        hidden=family.hidden,
+        dropout=family.dropout,
+        generation=not isinstance(build_corruption(config.corruption), MaskValues),
+        tokenizer=config.tokenizer,
+    )
+    with own_random_numbers(config.train.seed), torch.no_grad():
+        model = CellModel(description, vocabulary)
+        for name, parameter in model.encoder.named_parameters():
+            if name.endswith(("attention.value.weight", "attention.out.weight")):
+                parameter.mul_(family.gain)
+    return model
+
+
+def _vocabulary(config: PretrainConfig, counts: pd.DataFrame, folder: Path) -> Vocabulary:
+    if config.vocabulary.path is not None:
+        return Vocabulary.from_file(folder / config.vocabulary.path).with_specials()
+    return collect_vocabulary(counts, config.vocabulary)
+
+
+def _cells(config: PretrainConfig, collection: Collection, counts: pd.DataFrame, model: CellModel) -> CellDataModule:
+    corruption = build_corruption(config.corruption)
+    tokenizer = model.tokenizer
+    if isinstance(corruption, GenerateExpression):
+        # It chooses among all genes itself; the model is to see expressed ones only.
+        tokenizer = Tokenizer(replace(config.tokenizer, genes="all", length=None), model.vocabulary)
+        share = (counts["expressing"] / counts["measured"]).reindex(model.vocabulary.tokens, fill_value=0.0)
+        corruption = corruption.knowing(torch.tensor(share.to_numpy(), dtype=torch.float32))
+    return CellDataModule(
+        collection.tables(model.vocabulary, min_coverage=config.vocabulary.min_coverage),
+        tokenizer,
+        corruption=corruption,
+        train=collection.cells("train"),
+        validation=collection.cells("validation"),
+        sampling=config.data.sampling,
+        block=config.data.block,
+        blocks=config.data.blocks,
+    )

@@ -1,0 +1,333 @@
+"""Fine-tuning: what the new model knows, what was trained, and what stays as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+import scgpt_tools as sct
+from scgpt_tools.models import CellModel
+from scgpt_tools.nn.norms import DomainNorm
+from scgpt_tools.objectives import BatchAdversary, CellType, ElasticSimilarity, MaskedExpression
+from scgpt_tools.tokens.corruptions import MaskValues
+from scgpt_tools.train.freezing import release, stages
+
+QUICK = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu"}
+
+
+def snapshot(model: CellModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def moved(before: dict[str, torch.Tensor], model: CellModel) -> set[str]:
+    """Beginnings of the names of parameters that differ, of those that both have."""
+    after = {name: parameter for name, parameter in model.named_parameters() if name in before}
+    changed = [name for name, parameter in after.items() if not torch.equal(before[name], parameter)]
+    return {".".join(name.split(".")[:3]) if name.startswith("encoder") else name.split(".")[0] for name in changed}
+
+
+@pytest.fixture
+def base(make_model) -> CellModel:
+    return make_model(dropout=0.0).eval()
+
+
+# --- annotation ---------------------------------------------------------------------------------------------------
+
+
+def test_annotation_is_learnt_and_told(base, cells, make_cells, tmp_path):
+    query = make_cells(40, seed=5, prefix="query")
+    model = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK | {"epochs": 15, "lr": 1e-2})
+    folder = model.save(tmp_path / "annotator")
+    sct.tl.annotate(query, folder)
+    assert (query.obs["scgpt_cell_type"].astype(str) == query.obs["kind"].astype(str)).mean() > 0.9
+    assert model.config.heads.cell_type.names == ("even", "odd")
+    assert model.history["train_loss"].iloc[-1] < model.history["train_loss"].iloc[0]
+    assert model.history["validation_accuracy"].max() > 0.8
+    assert model.name == "untrained (annotate)"
+
+
+def test_base_model_and_cells_stay_as_they_are(base, cells):
+    before, table = snapshot(base), cells.copy()
+    state = torch.get_rng_state()
+    sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
+    assert moved(before, base) == set()
+    assert list(base.heads) == ["expression", "expression_from_cell"]
+    assert base.history is None
+    assert cells.obs.equals(table.obs)
+    assert (cells.X != table.X).nnz == 0
+    assert not cells.uns
+    assert torch.equal(torch.get_rng_state(), state), "the global random numbers were used"
+
+
+def test_the_same_seed_gives_the_same_model(base, cells):
+    torch.manual_seed(1)
+    first = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
+    torch.manual_seed(2)
+    second = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
+    third = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK, seed=1)
+    assert first.checksum == second.checksum != third.checksum
+
+
+def test_cells_without_a_type_are_left_out(base, cells, caplog):
+    cells.obs.loc[cells.obs_names[:20], "kind"] = np.nan
+    with caplog.at_level("INFO", logger="scgpt_tools"):
+        model = sct.train.finetune(base, cells, task="annotate", label="kind", validation=0.25, **QUICK)
+    assert "on 30 cells, validating on 10" in caplog.text
+    assert model.config.heads.cell_type.names == ("even", "odd")
+
+
+def test_validation_cells_are_a_share_of_each_class(base, cells, caplog):
+    cells.obs["kind"] = ["rare"] * 10 + ["common"] * 50
+    seen = []
+
+    class Watch(Callback):
+        def on_validation_batch_start(self, trainer, module, batch, *_):
+            seen.extend(batch.label.tolist())
+
+    sct.train.finetune(base, cells, task="annotate", label="kind", validation=0.2, callbacks=[Watch()], **QUICK)
+    assert np.bincount(seen).tolist() == [10, 2]
+
+
+def test_a_column_can_say_who_validates(base, cells, caplog):
+    cells.obs["split"] = ["train"] * 30 + ["val"] * 10 + ["test"] * 20
+    with caplog.at_level("INFO", logger="scgpt_tools"):
+        sct.train.finetune(base, cells, task="annotate", label="kind", validation="split", **QUICK)
+    assert "on 30 cells, validating on 10" in caplog.text
+
+
+def test_without_validation_the_last_weights_are_taken(base, cells):
+    model = sct.train.finetune(base, cells, task="annotate", label="kind", validation=0, **QUICK)
+    assert not [name for name in model.history if name.startswith("validation")]
+
+
+def test_balanced_sampling_shows_rare_classes_as_often(base, cells):
+    cells.obs["kind"] = ["rare"] * 6 + ["common"] * 54
+    shown = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, module, batch, *_):
+            shown.extend(batch.label.tolist())
+
+    options = QUICK | {"epochs": 8}
+    sct.train.finetune(
+        base, cells, task="annotate", label="kind", sampling="balanced", callbacks=[Watch()], validation=0, **options
+    )
+    assert np.mean(shown) == pytest.approx(0.5, abs=0.1)
+
+
+def test_other_objectives_bring_their_heads(base, cells):
+    terms = [CellType(), BatchAdversary(weight=0.5), MaskedExpression(weight=0.1), ElasticSimilarity(weight=0.1)]
+    model = sct.train.finetune(base, cells, task="annotate", label="kind", batch="batch", objectives=terms, **QUICK)
+    assert {"cell_type", "batch", "expression"} <= set(model.heads)
+    assert model.config.batch_names == ("a", "b")
+    assert {f"train_{term.name}" for term in terms} <= set(model.history)
+
+
+def test_a_second_round_keeps_the_classifier(base, cells):
+    first = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
+    second = sct.train.finetune(first, cells, task="annotate", label="kind", validation=0, **QUICK | {"lr": 1e-12})
+    torch.testing.assert_close(snapshot(second), snapshot(first), atol=1e-6, rtol=0)
+
+
+# --- integration --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", ["one_batch", "random"])
+def test_integration_knows_its_batches(base, cells, sampling, tmp_path):
+    model = sct.train.finetune(base, cells, task="integrate", batch="batch", sampling=sampling, **QUICK | {"epochs": 2})
+    assert model.config.batch_names == ("a", "b")
+    assert isinstance(model.embedder.norm, DomainNorm)
+    assert model.config.tokenizer.genes == "all"
+    means = [norm.running_mean for norm in model.embedder.norm.domains]
+    assert not torch.equal(*means)
+    assert all(mean.abs().max() > 0 for mean in means)
+    names = ["masked_expression", "masked_expression_from_cell", "zero_likelihood", "zero_likelihood_from_cell"]
+    assert {f"train_{name}" for name in [*names, "elastic_similarity", "batch_adversary"]} <= set(model.history)
+    loaded = CellModel.from_pretrained(model.save(tmp_path / "integrator"), device="cpu")
+    for own in (model, loaded):
+        sct.tl.embed(cells, own, batch="batch", key_added="X_" + own.name[:4])
+    first, second = (cells.obsm[key] for key in list(cells.obsm))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_minibatches_of_one_batch_or_of_all(base, cells):
+    seen: dict[str, list[int]] = {"one_batch": [], "random": []}
+
+    class Watch(Callback):
+        def __init__(self, sampling):
+            self.sampling = sampling
+
+        def on_train_batch_start(self, trainer, module, batch, *_):
+            seen[self.sampling].append(len(batch.batch.unique()))
+
+    for sampling in seen:
+        watch = Watch(sampling)
+        sct.train.finetune(base, cells, task="integrate", batch="batch", sampling=sampling, callbacks=[watch], **QUICK)
+    assert set(seen["one_batch"]) == {1}
+    assert max(seen["random"]) == 2
+
+
+def test_integration_takes_over_what_fits(base, cells):
+    """The expression heads are told the batch, so their first maps are new; all behind them is not."""
+    model = sct.train.finetune(
+        base, cells, task="integrate", batch="batch", validation=0, **QUICK | {"lr": 1e-12, "epochs": 1}
+    )
+    assert moved(snapshot(base), _only(model, base, atol=1e-6)) <= {"heads"}
+    first, rest = model.heads["expression"].value[0].weight, model.heads["expression"].value[2].weight
+    assert first.shape[1] == 2 * base.dim
+    torch.testing.assert_close(rest, base.heads["expression"].value[2].weight, atol=1e-6, rtol=0)
+
+
+def test_types_are_not_needed_to_integrate(base, cells, caplog):
+    """They only make validation cells a fair share of each."""
+    cells.obs.loc[cells.obs_names[:20], "kind"] = np.nan
+    with caplog.at_level("INFO", logger="scgpt_tools"):
+        sct.train.finetune(base, cells, task="integrate", batch="batch", label="kind", **QUICK)
+    assert "on 54 cells, validating on 6" in caplog.text
+
+
+def test_a_table_too_small_to_validate_on(base, cells):
+    model = sct.train.finetune(base, cells[:8], task="integrate", batch="batch", validation=0.05, **QUICK)
+    assert "validation_loss" not in model.history
+
+
+def test_more_genes_than_a_cell_shows_is_a_warning(base, cells):
+    with pytest.warns(UserWarning, match="24 genes are known to the model and every cell shows 9 of them"):
+        sct.train.finetune(base, cells, task="integrate", batch="batch", tokenizer={"length": 10}, **QUICK)
+
+
+def test_the_corruption_can_be_chosen(base, cells):
+    hidden = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, module, batch, *_):
+            hidden.append(batch.hidden[:, 1:].float().mean().item())
+
+    for ratio, corruption in ((0.4, None), (0.25, MaskValues(ratio=0.25))):
+        hidden.clear()
+        sct.train.finetune(
+            base, cells, task="integrate", batch="batch", corruption=corruption, callbacks=[Watch()], **QUICK
+        )
+        assert hidden == pytest.approx([ratio] * len(hidden), abs=0.05)
+
+
+# --- what is trained ----------------------------------------------------------------------------------------------
+
+PARTS = {"embedder", "encoder.blocks.0", "heads"}
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({}, PARTS - {"heads"}),
+        ({"freeze": "embedder"}, {"encoder.blocks.0"}),
+        ({"freeze": "backbone"}, set()),
+        ({"lora": 2}, {"encoder.blocks.0"}),
+    ],
+    ids=["nothing", "embedder", "backbone", "lora"],
+)
+def test_frozen_parts_do_not_move(base, cells, options, trained):
+    before = snapshot(base)
+    model = sct.train.finetune(base, cells, task="annotate", label="kind", **options, **QUICK)
+    assert moved(before, model) == trained
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.history["train_loss"].notna().all()
+
+
+def test_unfreezing_goes_from_the_last_layer_to_the_embedder(base, cells):
+    deep = CellModel(_deeper(base.config, layers=3), base.vocabulary).eval()
+    states = [snapshot(deep)]
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            states.append(snapshot(module.model))
+
+    options = QUICK | {"epochs": 5, "step_factor": 1.0}
+    sct.train.finetune(
+        deep, cells, task="annotate", label="kind", freeze="backbone", unfreeze_every=1, callbacks=[Watch()], **options
+    )
+    blocks = ["encoder.blocks.2", "encoder.blocks.1", "encoder.blocks.0", "embedder"]
+    for epoch in range(5):
+        old, new = states[epoch], states[epoch + 1]
+        changed = {name for name in old if name in new and not torch.equal(old[name], new[name])}
+        assert {part for part in blocks if any(name.startswith(part) for name in changed)} == set(blocks[:epoch])
+
+
+def test_every_parameter_has_a_stage(base):
+    listed = [parameter for stage in stages(base) for parameter in stage]
+    assert {id(parameter) for parameter in listed} == {id(parameter) for parameter in base.parameters()}
+    assert len(listed) == len(list(base.parameters()))
+    release(base, 0)
+    assert {name.split(".")[0] for name, p in base.named_parameters() if p.requires_grad} == {"heads"}
+
+
+def test_heads_can_learn_faster(base, cells):
+    steps = {}
+    for name, rates in (("same", {}), ("fast", {"head_lr": 1e-2})):
+        model = sct.train.finetune(base, cells, task="annotate", label="kind", max_steps=1, **rates, **QUICK)
+        start = sct.train.finetune(base, cells, task="annotate", label="kind", max_steps=1, **QUICK | {"lr": 1e-12})
+        steps[name] = {
+            part: (model.get_parameter(part) - start.get_parameter(part)).abs().max().item()
+            for part in ("heads.cell_type.out.weight", "encoder.blocks.0.attention.query.weight")
+        }
+    head, backbone = steps["same"]
+    assert steps["fast"][head] == pytest.approx(10 * steps["same"][head], rel=0.05)
+    assert steps["fast"][backbone] == pytest.approx(steps["same"][backbone], rel=0.05)
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"task": "anotate"}, ValueError, "Did you mean 'annotate'"),
+        ({"task": "annotate"}, ValueError, "Expected `label`, a column of `obs`, for task='annotate'"),
+        ({"task": "integrate"}, ValueError, "Expected `batch`, a column of `obs`, for task='integrate'"),
+        ({"task": "annotate", "label": "kinds"}, KeyError, "Did you mean 'kind'"),
+        ({"task": "annotate", "label": "kind", "epoch": 3}, TypeError, "Did you mean 'epochs'"),
+        ({"task": "annotate", "label": "kind", "validation": "splits"}, KeyError, "Found no key in `obs`: 'splits'"),
+        ({"task": "annotate", "label": "kind", "tokenizer": {"lenght": 3}}, ValueError, "Did you mean 'length'"),
+        ({"task": "annotate", "label": "kind", "validation": 1.0}, ValueError, "`validation` to lie in"),
+        ({"task": "annotate", "label": "kind", "unfreeze_every": 1}, ValueError, "goes with freeze='backbone' only"),
+        ({"task": "annotate", "label": "kind", "lora": 2, "freeze": "backbone"}, ValueError, "freezes the backbone"),
+        ({"task": "annotate", "label": "kind", "freeze": "heads"}, ValueError, "`freeze` to be one of"),
+        ({"task": "annotate", "label": "kind", "sampling": "one_batch"}, ValueError, "Expected a `batch`"),
+        ({"task": "annotate", "label": "kind", "batch_parts": True}, ValueError, "Expected `batch`, the column"),
+        (
+            {"task": "annotate", "label": "kind", "objectives": [CellType(), BatchAdversary()]},
+            ValueError,
+            "the batches to hide",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(base, cells, arguments, error, message):
+    with pytest.raises(error, match=message):
+        sct.train.finetune(base, cells, **arguments)
+
+
+def test_a_model_with_batch_parts_wants_their_batches(base, cells, make_cells):
+    integrator = sct.train.finetune(base, cells, task="integrate", batch="batch", **QUICK)
+    with pytest.raises(ValueError, match="Expected `batch`, the column"):
+        sct.train.finetune(integrator, cells, task="annotate", label="kind", **QUICK)
+    model = sct.train.finetune(integrator, cells, task="annotate", label="kind", batch="batch", **QUICK)
+    query = make_cells(20, seed=3)
+    sct.tl.annotate(query, model, batch="batch")
+    assert query.obs["scgpt_cell_type"].isin(["even", "odd"]).all()
+
+
+def _deeper(config, layers):
+    return replace(config, encoder=replace(config.encoder, layers=layers))
+
+
+def _only(model, base, atol):
+    """The model with parameters that moved by less than ``atol`` put back."""
+    own = dict(base.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in own and own[name].shape == parameter.shape and (own[name] - parameter).abs().max() < atol:
+            parameter.data.copy_(own[name].data)
+    return model

@@ -1,0 +1,303 @@
+"""Fitting: it learns, it can be stopped and gone on with, and it says what went wrong."""
+
+from __future__ import annotations
+
+import math
+
+import lightning
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scgpt_tools.objectives import (
+    BatchAdversary,
+    CellType,
+    ContrastiveCells,
+    ElasticSimilarity,
+    MaskedExpression,
+    MaskedExpressionFromCell,
+    RegeneratedExpression,
+)
+from scgpt_tools.tokens.corruptions import MaskValues
+from scgpt_tools.train.callbacks import History
+from scgpt_tools.train.diagnosis import LossNotFiniteError
+from scgpt_tools.train.fit import FitConfig, fit
+
+BOTH = (MaskedExpression(), MaskedExpressionFromCell())
+QUICK = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu"}
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_it_learns(make_model, make_data):
+    history = History()
+    model = fit(
+        make_model(),
+        make_data(),
+        [*BOTH, ElasticSimilarity(weight=10.0)],
+        FitConfig(**QUICK | {"epochs": 12, "lr": 5e-3}),
+        callbacks=[history],
+    )
+    table = history.table
+    assert len(table) == 12
+    for column in ("train_loss", "validation_masked_expression", "validation_masked_expression_from_cell"):
+        assert table[column].iloc[-1] < 0.8 * table[column].iloc[0], column
+    assert not model.training
+
+
+def test_history_says_everything(make_model, make_data, tmp_path):
+    fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path))
+    table = pd.read_csv(tmp_path / "history.csv", index_col="epoch")
+    assert list(table.index) == [0, 1]
+    assert list(table["step"]) == [4, 8]
+    expected = {f"{part}_{name}" for part in ("train", "validation") for name in
+                ("loss", "masked_expression", "masked_expression_from_cell")}  # fmt: skip
+    assert expected | {"lr", "seconds", "cells_per_second", "tokens_per_second"} <= set(table.columns)
+    assert np.isfinite(table.to_numpy()).all()
+    sums = table["train_masked_expression"] + table["train_masked_expression_from_cell"]
+    assert np.allclose(sums, table["train_loss"], rtol=1e-5)
+
+
+def test_seeds_decide_and_global_random_numbers_stay(make_model, make_data):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, second, other = (
+        weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, seed=seed))) for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.rand(3), expected)
+    assert_same_weights(first, second)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_global_settings_stay(make_model, make_data):
+    fit(make_model(), make_data(), BOTH, FitConfig(**QUICK | {"epochs": 1}, deterministic=True))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_workers_change_nothing(make_model, make_data):
+    first, second = (
+        weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, workers=workers))) for workers in (0, 2)
+    )
+    assert_same_weights(first, second)
+
+
+def test_weight_zero_is_absent(make_model, make_data):
+    first, second = (
+        weights(fit(make_model(), make_data(), objectives, FitConfig(**QUICK)))
+        # The contrastive term would run a second pass and draw other dropout masks; the classifier does not even exist.
+        for objectives in (BOTH, (*BOTH, ContrastiveCells(weight=0.0), CellType(weight=0.0)))
+    )
+    assert_same_weights(first, second)
+
+
+def test_terms_can_begin_later(make_model, make_data):
+    history = History()
+    objectives = (*BOTH, RegeneratedExpression(from_step=4))
+    fit(make_model(), make_data(), objectives, FitConfig(**QUICK), callbacks=[history])
+    assert np.isnan(history.table["train_regenerated_expression"].iloc[0])
+    assert np.isfinite(history.table["train_regenerated_expression"].iloc[1])
+    assert np.isfinite(history.table["validation_regenerated_expression"]).all()
+
+
+def test_classes_are_learnt_and_measured(make_model, make_data):
+    from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
+
+    model = make_model().adapt(heads=HeadsConfig(cell_type=ClassifierConfig(classes=2, names=("even", "odd"))))
+    history = History()
+    config = FitConfig(**QUICK | {"epochs": 30, "lr": 5e-3}, monitor="validation_accuracy", mode="max")
+    model = fit(model, make_data(corruption=None, sampling="balanced"), [CellType()], config, callbacks=[history])
+    assert history.table["validation_accuracy"].max() >= 0.9
+    data = make_data(corruption=None)
+    (batch,) = data.loader("validation", batch_size=64)
+    with torch.no_grad():
+        right = (model(batch)["cell_type"].argmax(1) == batch.label).float().mean().item()
+    assert right == pytest.approx(history.table["validation_accuracy"].max())
+
+
+def test_the_best_weights_are_returned(make_model, make_data):
+    """Something breaks the model after the first epoch: the first epoch's weights come back."""
+
+    class Break(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                pl_module.model.heads["expression"].value[-1].bias.data.fill_(1e4)
+
+    history = History()
+    model = fit(make_model(), make_data(), BOTH, FitConfig(**QUICK), callbacks=[Break(), history])
+    assert history.table["validation_loss"].idxmin() == 0
+    alone = fit(make_model(), make_data(), BOTH, FitConfig(**QUICK | {"epochs": 1}))
+    assert_same_weights(weights(model), weights(alone))
+
+
+def test_early_stopping(make_model, make_data):
+    history = History()
+    # At this rate nothing gets better, so the second epoch without improvement is the last.
+    config = FitConfig(**QUICK | {"epochs": 30, "lr": 1e-30}, patience=2, monitor="validation_masked_expression")
+    fit(make_model(), make_data(), BOTH, config, callbacks=[history])
+    assert len(history.table) == 3
+
+
+def test_max_steps(make_model, make_data):
+    history = History()
+    fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, max_steps=3), callbacks=[history])
+    assert history.table["step"].iloc[-1] == 3
+
+
+def test_without_validation_the_last_weights_are_returned(make_model, make_data):
+    data = make_data(validation=[])
+    model = fit(make_model(), data, BOTH, FitConfig(**QUICK))
+    assert not torch.equal(
+        model.state_dict()["embedder.genes.table.weight"], make_model().state_dict()["embedder.genes.table.weight"]
+    )
+
+
+def test_accumulated_gradients_are_those_of_larger_minibatches(make_model, make_data):
+    """One step from two halves equals one step from the whole, up to the mean of means."""
+    data = make_data(validation=[], corruption=MaskValues(ratio=0.4))
+    config = QUICK | {"epochs": 1, "clip": None}
+    whole = fit(make_model(dropout=0.0), data, [MaskedExpression()], FitConfig(**config | {"batch_size": 60}))
+    parts = fit(
+        make_model(dropout=0.0), data, [MaskedExpression()], FitConfig(**config | {"batch_size": 30, "accumulate": 2})
+    )
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, atol=3e-3, rtol=0, msg=name)
+
+
+def test_mixed_precision_keeps_weights_in_single_precision(make_model, make_data):
+    history = History()
+    config = FitConfig(**QUICK, precision="bf16-mixed")
+    model = fit(make_model(), make_data(), BOTH, config, callbacks=[history])
+    assert np.isfinite(history.table["train_loss"]).all()
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+
+
+# ------------------------------------------------------------------------------------------------------- resuming
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run."""
+
+
+class Interrupt(lightning.Callback):
+    """Ends a run before a minibatch, counted from the first."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch * len(trainer.train_dataloader) + batch_idx == self.at:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 8, 11])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"checkpoint_steps": 1},
+        {"checkpoint_steps": 2, "accumulate": 2, "schedule": "cosine", "warmup": 2.0},
+        {"checkpoint_steps": None, "workers": 1},
+    ],
+    ids=["every step", "accumulated", "every epoch"],
+)
+def test_a_resumed_run_is_the_uninterrupted_run(options, stop, make_model, make_data, tmp_path):
+    objectives = (*BOTH, RegeneratedExpression(from_step=3))
+    config = QUICK | {"epochs": 3} | options
+
+    def run(folder, *, resume=False, callbacks=()):
+        settings = FitConfig(**config, folder=folder, resume=resume)
+        return weights(fit(make_model(), make_data(), objectives, settings, callbacks=callbacks))
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", callbacks=[Interrupt(stop)])
+    assert_same_weights(run(tmp_path / "cut", resume=True), whole)
+    before, after = (
+        pd.read_csv(tmp_path / name / "history.csv").drop(columns=["seconds", "cells_per_second", "tokens_per_second"])
+        for name in ("whole", "cut")
+    )
+    pd.testing.assert_frame_equal(after, before)
+
+
+def test_a_finished_run_is_not_run_again(make_model, make_data, tmp_path):
+    config = FitConfig(**QUICK, folder=tmp_path)
+    done = weights(fit(make_model(), make_data(), BOTH, config))
+    history = History()
+    again = fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path, resume=True), callbacks=[history])
+    assert_same_weights(weights(again), done)
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+
+class Poison(lightning.Callback):
+    """Puts NaN somewhere before a step."""
+
+    def __init__(self, at, where):
+        self.at, self.where = at, where
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.at:
+            if self.where == "parameters":
+                next(pl_module.model.parameters()).data.fill_(math.nan)
+            else:
+                getattr(batch, self.where).fill_(math.nan)
+
+
+@pytest.mark.parametrize(
+    ("where", "cause"),
+    [("parameters", "Lower the learning rate"), ("values", "`values`"), ("target", "`target`")],
+)
+def test_nan_stops_with_step_and_cause_and_keeps_the_last_state(where, cause, make_model, make_data, tmp_path):
+    config = FitConfig(**QUICK, folder=tmp_path, checkpoint_steps=1)
+    with pytest.raises(LossNotFiniteError, match=f"step 3.*masked_expression.*{cause}"):
+        fit(make_model(), make_data(), BOTH, config, callbacks=[Poison(3, where)])
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    assert all(torch.isfinite(tensor).all() for tensor in state["state_dict"].values())
+    resumed = fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path, resume=True))
+    assert_same_weights(weights(resumed), weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK))))
+
+
+def test_a_minibatch_without_hidden_values_is_named(make_model, make_data):
+    data = make_data(corruption=MaskValues(ratio=0.01))
+    with pytest.raises(LossNotFiniteError, match="No value of this minibatch is hidden"):
+        fit(make_model(), data, BOTH, FitConfig(**QUICK))
+
+
+def test_missing_heads_are_named_before_training(make_model, make_data):
+    model = make_model()
+    before = weights(model)
+    with pytest.raises(ValueError, match="'batch', which the objective 'batch_adversary' reads"):
+        fit(model, make_data(), [*BOTH, BatchAdversary()], FitConfig(**QUICK))
+    assert_same_weights(weights(model), before)
+
+
+def test_unknown_metrics_are_refused(make_model, make_data):
+    with pytest.raises(ValueError, match="validation_masked_expression"):
+        fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, monitor="validation_masked_expresion"))
+    with pytest.raises(ValueError, match="metric"):
+        fit(make_model(), make_data(validation=[]), BOTH, FitConfig(**QUICK, monitor="validation_loss"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": 0}, {"batch_size": 0}, {"clip": 0.0}, {"patience": 0}, {"checkpoint_steps": 0}],
+)
+def test_wrong_settings_are_refused(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        FitConfig(**options)
+
+
+def test_resuming_needs_a_folder(make_model, make_data):
+    with pytest.raises(ValueError, match="folder"):
+        fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, resume=True))

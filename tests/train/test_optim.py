@@ -1,0 +1,111 @@
+"""Parameter groups and learning rates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scgpt_tools.train.optim import OptimizerConfig, make_optimizer, make_schedule, parameter_groups, rate_factor
+
+
+def test_every_trainable_parameter_is_in_one_group(make_model):
+    model = make_model()
+    model.embedder.genes.table.weight.requires_grad_(False)
+    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1, head_lr=1e-3))
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_norms_and_biases_do_not_decay(make_model):
+    model = make_model()
+    groups = {group["name"]: group for group in parameter_groups(model, OptimizerConfig(weight_decay=0.1))}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for kind, expected in (("decay", 0.1), ("no_decay", 0.0)):
+        for part in ("backbone", "heads"):
+            group = groups[f"{part}.{kind}"]
+            assert group["weight_decay"] == expected
+            for parameter in group["params"]:
+                name = names[id(parameter)]
+                assert name.startswith("heads.") == (part == "heads")
+                assert (name.endswith("bias") or "norm" in name) == (kind == "no_decay"), name
+
+
+def test_heads_have_a_rate_of_their_own(make_model):
+    groups = parameter_groups(make_model(), OptimizerConfig(lr=1e-4, head_lr=1e-2))
+    assert {group["name"].partition(".")[0]: group["lr"] for group in groups} == {"backbone": 1e-4, "heads": 1e-2}
+    assert {group["lr"] for group in parameter_groups(make_model(), OptimizerConfig(lr=3e-4))} == {3e-4}
+
+
+def test_a_frozen_model_is_refused(make_model):
+    with pytest.raises(ValueError, match="frozen"):
+        parameter_groups(make_model().requires_grad_(False), OptimizerConfig())
+
+
+def test_without_decay_it_is_plain_adam(make_model):
+    """One step of ours against torch's Adam, which scGPT was trained with."""
+    ours, theirs = make_model(), make_model()
+    optimizers = (
+        make_optimizer(ours, OptimizerConfig(lr=1e-3)),
+        torch.optim.Adam(theirs.parameters(), lr=1e-3),
+    )
+    for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+        for parameter in model.parameters():
+            parameter.grad = parameter.detach() * 0.3 + 0.01
+        optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def rates(config, steps=100, steps_per_epoch=20):
+    return [rate_factor(step, config, steps=steps, steps_per_epoch=steps_per_epoch) for step in range(steps)]
+
+
+def test_step_schedule_is_a_factor_an_epoch():
+    factors = rates(OptimizerConfig(schedule="step", step_factor=0.9))
+    expected = [0.9**epoch for epoch in range(5) for _ in range(20)]
+    assert factors == pytest.approx(expected)
+    assert rates(OptimizerConfig(schedule="step", step_factor=0.5, step_epochs=2))[59] == 0.5
+
+
+def test_cosine_rises_then_falls_to_its_end():
+    factors = rates(OptimizerConfig(schedule="cosine", warmup=10, end=0.1))
+    assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert factors[10] == 1
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    middle = rate_factor(55, OptimizerConfig(schedule="cosine", warmup=10, end=0.1), steps=100, steps_per_epoch=20)
+    assert middle == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert rate_factor(100, OptimizerConfig(schedule="cosine", end=0.1), steps=100, steps_per_epoch=20) == 0.1
+
+
+def test_warmup_can_be_a_share():
+    assert rates(OptimizerConfig(schedule="constant", warmup=0.25)) == rates(
+        OptimizerConfig(schedule="constant", warmup=25)
+    )
+
+
+def test_schedule_reaches_the_optimizer(make_model):
+    config = OptimizerConfig(lr=1e-3, head_lr=1e-2, schedule="cosine", warmup=2)
+    optimizer = make_optimizer(make_model(), config)
+    schedule = make_schedule(optimizer, config, steps=10, steps_per_epoch=5)
+    seen = []
+    for _ in range(10):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    for step, row in enumerate(seen):
+        factor = rate_factor(step, config, steps=10, steps_per_epoch=5)
+        highest = [1e-3 if group["name"].startswith("backbone") else 1e-2 for group in optimizer.param_groups]
+        assert row == pytest.approx([factor * lr for lr in highest])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lr": 0.0}, {"head_lr": -1.0}, {"weight_decay": -0.1}, {"step_factor": 0.0}, {"end": 2.0}, {"betas": (0.9, 1.0)},
+     {"warmup": -1.0}, {"step_epochs": 0}, {"lr": math.nan}],
+)  # fmt: skip
+def test_wrong_settings_are_refused(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        OptimizerConfig(**options)

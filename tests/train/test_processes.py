@@ -1,0 +1,97 @@
+"""What only whole processes can show: a kill that asks nobody, and two processes that share each minibatch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from scgpt_tools.train.pretrain import pretrain
+
+CONFIG = {
+    "data": {"paths": ["cells.h5ad"], "validation": 0.1},
+    "family": {"dim": 16, "layers": 1, "heads": 2, "hidden": 16, "dropout": 0.0},
+    "corruption": {"name": "generate_values", "ratio": 0.4},
+    "objectives": [
+        {"name": "masked_expression"},
+        {"name": "masked_expression_from_cell"},
+        {"name": "elastic_similarity", "weight": 10},
+        {"name": "contrastive_cells", "weight": 5},
+    ],
+    "train": {"epochs": 3, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu", "schedule": "cosine"},
+}
+
+PRETRAIN = "import sys; from scgpt_tools.train import pretrain; pretrain(sys.argv[1], data=sys.argv[2])"
+
+
+@pytest.fixture
+def folder(tmp_path, make_cells) -> Path:
+    make_cells(80, seed=1).write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path
+
+
+def written(folder: Path, name: str, **train) -> Path:
+    """A configuration file whose output is a folder of its own."""
+    path = folder / f"{name}.yaml"
+    config = CONFIG | {"train": CONFIG["train"] | train, "output": str(folder / name)}
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start(*words: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_end_where_an_uninterrupted_run_ends(folder):
+    """The process is killed in the middle of an epoch, wherever it happens to be."""
+    whole = pretrain(written(folder, "whole", epochs=60, checkpoint_steps=2), data=folder)
+    process = start("-c", PRETRAIN, str(written(folder, "killed", epochs=60, checkpoint_steps=2)), str(folder))
+    history = folder / "killed" / "run" / "history.csv"
+    try:
+        deadline = time.monotonic() + 120
+        while not (history.exists() and len(history.read_text().splitlines()) > 3):
+            assert process.poll() is None, process.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "killed" / "model.safetensors").exists()
+    resumed = pretrain(written(folder, "killed", epochs=60, checkpoint_steps=2, resume=True), data=folder)
+    assert len(pd.read_csv(history)) == 60
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_doubled_minibatch(folder):
+    """The same losses and weights within rounding, also for terms that compare cells of both processes."""
+    alone = pretrain(written(folder, "alone", batch_size=16), data=folder)
+    config = written(folder, "shared", batch_size=8, devices=2, strategy="ddp")
+    process = start(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python",
+        sys.executable, "-c", PRETRAIN, str(config), str(folder),
+    )  # fmt: skip
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output.decode()
+    one, two = (pd.read_csv(folder / name / "run" / "history.csv") for name in ("alone", "shared"))
+    columns = [name for name in one if name.startswith(("train_", "validation_"))]
+    assert "train_contrastive_cells" in columns
+    np.testing.assert_allclose(two[columns], one[columns], rtol=2e-4)
+    from scgpt_tools.models.cell_model import CellModel
+
+    shared = CellModel.from_pretrained(folder / "shared", device="cpu")
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(shared.state_dict()[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
