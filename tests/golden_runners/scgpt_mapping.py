@@ -27,7 +27,7 @@ def check_neighbours(arrays: dict[str, np.ndarray], case: dict[str, Any]) -> Non
     index = ReferenceIndex(arrays["reference"], codes.astype(np.int64), tuple(classes.tolist()))
     for backend in BACKENDS:
         found = index.search(arrays["query"], case["k"], backend=backend)
-        np.testing.assert_array_equal(found.index, arrays["indices"], err_msg=backend)
+        np.testing.assert_array_equal(found.rows, arrays["indices"], err_msg=backend)
         close(found.distances, arrays["distances"], case["tolerance"], f"squared distances by {backend}")
 
 

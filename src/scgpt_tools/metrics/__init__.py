@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scgpt_tools.metrics.annotation import AnnotationScores, class_scores, confusion_table, score_annotation
 from scgpt_tools.metrics.baselines import (
     TrainingEffects,
     additive,
@@ -23,6 +24,7 @@ from scgpt_tools.metrics.evaluation import (
     verdict,
 )
 from scgpt_tools.metrics.interactions import genetic_interactions
+from scgpt_tools.metrics.mapping import Ballot, vote
 from scgpt_tools.metrics.panel import Truth
 from scgpt_tools.metrics.perturbation import (
     cosine,
@@ -37,16 +39,23 @@ from scgpt_tools.metrics.perturbation import (
     spread_ratio,
 )
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
+from scgpt_tools.metrics.retrieval import top_k_accuracy
+from scgpt_tools.metrics.scores import PerturbationScores
 from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference
 
 __all__ = [
+    "AnnotationScores",
+    "Ballot",
     "ClusterScores",
+    "PerturbationScores",
     "TrainingEffects",
     "Truth",
     "additive",
     "bootstrap_interval",
     "centroid_accuracy",
+    "class_scores",
     "compare_methods",
+    "confusion_table",
     "cosine",
     "de_agreement",
     "de_weights",
@@ -74,9 +83,12 @@ __all__ = [
     "r2",
     "rmse",
     "scgpt_metrics",
+    "score_annotation",
     "score_clusters",
     "spread_ratio",
     "summarise_scores",
+    "top_k_accuracy",
     "verdict",
+    "vote",
     "wasserstein",
 ]

@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from scgpt_tools.pl.annotation import confidence, confusion_matrix
 from scgpt_tools.pl.coverage import coverage
+from scgpt_tools.pl.embedding import embedding
+from scgpt_tools.pl.perturbation import perturbation_de, perturbation_scatter
+from scgpt_tools.pl.scores import scores
+from scgpt_tools.pl.screens import perturbation_benchmark, perturbation_heatmap
 
-__all__ = ["coverage"]
+__all__ = [
+    "confidence",
+    "confusion_matrix",
+    "coverage",
+    "embedding",
+    "perturbation_benchmark",
+    "perturbation_de",
+    "perturbation_heatmap",
+    "perturbation_scatter",
+    "scores",
+]

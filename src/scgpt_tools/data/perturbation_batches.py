@@ -1,0 +1,255 @@
+"""Minibatches of control cells and the perturbed cells that they are to become."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+import numpy as np
+import torch
+
+from scgpt_tools._keys import PairKeys, SplitKeys
+from scgpt_tools._validate import check_fraction, check_key
+from scgpt_tools.data.annotations import read_pairs
+from scgpt_tools.data.conditions import context_labels, control_mask
+from scgpt_tools.data.epochs import in_batches
+from scgpt_tools.data.module import CellDataModule, CellTable
+from scgpt_tools.data.pairing import pair_controls
+from scgpt_tools.data.splits import SplitOptions, split_conditions
+from scgpt_tools.tokens.orders import draws
+from scgpt_tools.tokens.perturbations import condition_genes, perturbed_genes
+from scgpt_tools.tokens.units import describe_values
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+    from scgpt_tools.data.epochs import Batches
+    from scgpt_tools.data.module import Part
+    from scgpt_tools.data.perturbation_tokens import ScreenTokens
+    from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.tokens.batch import TokenBatch
+    from scgpt_tools.tokens.features import FeatureTable
+    from scgpt_tools.tokens.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Sets the draw of a cell's control apart from the draws of its genes.
+_CONTROL = 101
+
+
+class PerturbationBatches(CellDataModule):
+    """Pairs of a control cell and a perturbed cell to train on.
+
+    Parameters
+    ----------
+    source
+        The table.
+    features
+        Which columns are which tokens.
+    tokenizer
+        Of the model.
+    tokens
+        Which genes take part and how they are flagged.
+    conditions
+        (N,) condition of each cell.
+    pairs
+        (N, n) rows of the controls of each cell; with several, every epoch draws one.
+    train, validation
+        Numbers of the cells of each part.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        features: FeatureTable,
+        tokenizer: Tokenizer,
+        tokens: ScreenTokens,
+        conditions: NDArray[Any],
+        pairs: NDArray[np.int64],
+        *,
+        train: ArrayLike,
+        validation: ArrayLike,
+    ) -> None:
+        super().__init__([CellTable(source, features)], tokenizer, train=train, validation=validation)
+        self.tokens, self.pairs, self.conditions = tokens, pairs, conditions
+        self.perturbed = [condition_genes(condition) for condition in conditions]
+        used = np.union1d(self.train, self.validation)
+        tokens.check(perturbed_genes(np.unique(conditions[used])))
+
+    def epoch(self, part: Part, number: int, *, batch_size: int, seed: int) -> Batches:
+        """Cell numbers of each minibatch; those to validate on hold one condition each, so that their means count."""
+        if part != "validation":
+            return super().epoch(part, number, batch_size=batch_size, seed=seed)
+        own = self.conditions[self.validation]
+        return [
+            chunk for condition in np.unique(own) for chunk in in_batches(self.validation[own == condition], batch_size)
+        ]
+
+    def read(self, cells: NDArray[np.int64]) -> list[Any]:
+        """Rows of the given cells and of all their controls."""
+        needed = np.union1d(cells, self.pairs[cells])
+        return [(0, needed, self.tables[0].source.take(needed))]
+
+    def tokenize(self, rows: list[Any], cells: NDArray[np.int64], *, seed: int) -> TokenBatch:
+        """Controls as input, the cells themselves as targets."""
+        [(_, there, X)] = rows
+        keys = self.tables[0].source.keys[cells]
+        batch, _ = self.tokens.batch(
+            X[np.searchsorted(there, self._controls(cells, keys, seed))],
+            [self.perturbed[cell] for cell in cells],
+            keys,
+            seed=seed,
+            targets=X[np.searchsorted(there, cells)],
+        )
+        return batch.replace(index=torch.from_numpy(np.asarray(cells)))
+
+    def _controls(self, cells: NDArray[np.int64], keys: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
+        lots = draws(seed, keys[:, None], np.zeros(1, dtype=np.int64), _CONTROL)[:, 0]
+        return self.pairs[cells, (lots % np.uint64(self.pairs.shape[1])).astype(np.int64)]
+
+
+def check_log_values(source: RowSource) -> None:
+    """Refuse values that are not log-normalised, after a look at some cells from all over the table.
+
+    Parameters
+    ----------
+    source
+        The table.
+
+    Raises
+    ------
+    ValueError
+        If they look like counts, bins or normalised values without a logarithm.
+    """
+    units = describe_values(source.sample())
+    if units.unit not in ("log1p", "empty"):
+        place = "`X`" if source.layer is None else f"layers[{source.layer!r}]"
+        raise ValueError(
+            f"Expected log-normalised expression in {place}, found {units}. Run scanpy.pp.normalize_total and "
+            "scanpy.pp.log1p first, or pass the `layer` that holds log values."
+        )
+
+
+def paired_controls(
+    adata: AnnData,
+    conditions: NDArray[Any],
+    *,
+    pairs: str | None = None,
+    within: str | Sequence[str] | None = None,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Controls that were paired before, or drawn now.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    conditions
+        (N,) condition of each cell.
+    pairs
+        Key of ``obsm``; ``None`` takes ``"ctrl_indices"`` if it is there, and else draws one control a cell.
+    within
+        Columns of ``obs`` that a cell and its control share, for that draw.
+    seed
+        Seed of that draw.
+
+    Returns
+    -------
+    (N, n) rows; controls are paired with themselves.
+
+    Raises
+    ------
+    KeyError
+        If the pairs are absent.
+    ValueError
+        If the pairs belong to other cells, or there are no controls to draw from.
+    """
+    if pairs is not None or (PairKeys().obsm in adata.obsm and within is None):
+        found = read_pairs(adata, PairKeys().obsm if pairs is None else pairs)
+        if not np.isin(found, np.flatnonzero(control_mask(conditions))).all():
+            raise ValueError("Expected pairs with controls only, found other cells. Run pp.pair_controls again.")
+        return found
+    logger.info("Pairing every cell with one control%s.", "" if within is None else f" of the same {within}")
+    contexts = context_labels(adata, within)
+    return pair_controls(control_mask(conditions), adata.obs_names, contexts=contexts, seed=seed)
+
+
+def screen_parts(
+    adata: AnnData, conditions: NDArray[Any], validation: float | str, *, controls: bool, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cells to train and to validate on.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    conditions
+        (N,) condition of each cell.
+    validation
+        Column of ``obs`` with the parts, or a share of the conditions, drawn by seed; 0 validates on nothing.
+    controls
+        Train on controls too, which are paired with themselves.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    Rows of both parts.
+
+    Raises
+    ------
+    KeyError
+        If the column is absent.
+    ValueError
+        If no perturbed cell is trained on.
+    """
+    is_control = control_mask(conditions)
+    if isinstance(validation, str):
+        part = adata.obs[check_key(adata.obs, SplitKeys(validation).obs, "obs")].astype(object).to_numpy()
+    elif check_fraction("validation", validation, one=False) == 0:
+        part = np.full(len(conditions), "train", dtype=object)
+    else:
+        options = SplitOptions(seed=seed, test_fraction=float(validation), val_fraction=0.0)
+        held = split_conditions(np.unique(conditions), "random", draw="stable", options=options).test
+        part = np.where(np.isin(conditions, held), "val", "train")
+    if not ((part == "train") & ~is_control).any():
+        raise ValueError("Expected perturbed cells to train on, found none in the part 'train'.")
+    # What a network does to a cell that stays as it is says nothing about perturbations it has not seen.
+    return np.flatnonzero((part == "train") & (controls | ~is_control)), np.flatnonzero((part == "val") & ~is_control)
+
+
+def leave_untold_out(
+    tokens: ScreenTokens, conditions: NDArray[Any], cells: NDArray[np.int64], *, stacklevel: int = 2
+) -> NDArray[np.int64]:
+    """Drop the cells of conditions that the network cannot be told of, and name these in a warning.
+
+    Parameters
+    ----------
+    tokens
+        Which genes it can be told of.
+    conditions
+        (N,) condition of each cell.
+    cells
+        Rows to choose from.
+    stacklevel
+        Whose line the warning names.
+
+    Returns
+    -------
+    The other rows.
+    """
+    untold = tokens.untold(perturbed_genes(np.unique(conditions[cells])))
+    if not untold.genes:
+        return cells
+    lost = {name for name in np.unique(conditions[cells]) if set(condition_genes(name)) & set(untold.genes)}
+    keep = ~np.isin(conditions[cells], list(lost))
+    warn(
+        f"{len(lost)} conditions ({int((~keep).sum())} cells) are left out, because the model cannot be told of them: "
+        f"{untold}.",
+        stacklevel=stacklevel,
+    )
+    return cells[keep]

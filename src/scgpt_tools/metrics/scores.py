@@ -1,0 +1,160 @@
+"""Predictions of a screen beside every baseline and the ceiling, and what that says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scgpt_tools.metrics.evaluation import compare_methods, dynamic_ranges, summarise_scores, verdict
+from scgpt_tools.metrics.panel import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from scgpt_tools._types import RngLike
+
+_SHOWN = ("mse", "mse_weighted", "pearson_control", "pearson_perturbed_mean", "discrimination_l1", "centroid_accuracy")
+# Below this share of its range a metric cannot tell good from bad on the data at hand.
+_NARROW = 0.15
+_COLLAPSED = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationScores:
+    """Result of :func:`scgpt_tools.tl.evaluate_perturbation`; printing it says who wins."""
+
+    table: pd.DataFrame
+    """One row per ``condition`` (with its ``group``), ``method`` (with its ``role``: model, baseline or ceiling) and
+    ``metric``: ``value``."""
+    originals: pd.DataFrame
+    """The same columns for the metrics of GEARS and scGPT as they are computed there, faults included: perturbed genes
+    count, and the control is a part of both sides of ``pearson_delta``."""
+    spread: pd.Series
+    """By model: how much predictions differ between conditions, as a share of how much the truth does."""
+    test_hash: str
+    """SHA-256 of the held-out conditions, to report with every figure."""
+    distributions: pd.DataFrame | None = None
+    """Distances between predicted and true cells, where these were asked for."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Methods that were evaluated."""
+        return self._of_role("model")
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Methods that know nothing but the training conditions."""
+        return self._of_role("baseline")
+
+    def _of_role(self, role: str) -> tuple[str, ...]:
+        return tuple(self.table.loc[self.table["role"] == role, "method"].unique())
+
+    def summary(self, *, by_group: bool = False, level: float = 0.95, rng: RngLike = 0) -> pd.DataFrame:
+        """Mean, median and bootstrap interval; see :func:`scgpt_tools.metrics.summarise_scores`."""
+        return summarise_scores(self.table, by_group=by_group, level=level, rng=rng)
+
+    def means(self) -> pd.DataFrame:
+        """Mean over conditions, one row a method and one column a metric."""
+        return self.table.pivot_table(
+            index="method", columns="metric", values="value", aggfunc="mean", sort=False, observed=True, dropna=False
+        )
+
+    def compare(self, model: str | None = None, *, level: float = 0.95, rng: RngLike = 0) -> pd.DataFrame:
+        """Paired differences of a model to every baseline; see :func:`scgpt_tools.metrics.compare_methods`."""
+        chosen = self.models[0] if model is None else model
+        return compare_methods(self.table, chosen, self.baselines, level=level, rng=rng)
+
+    def ranges(self) -> pd.Series:
+        """How much of its range each metric has here; see :func:`scgpt_tools.metrics.dynamic_ranges`."""
+        ceiling = self._of_role("ceiling")[0]
+        ranges = dynamic_ranges(self.table, ceiling=ceiling, baseline="perturbed_mean")
+        # The perturbed mean is the reference of these itself, so nothing can be measured from it.
+        other = dynamic_ranges(self.table, ceiling=ceiling, baseline="no_change")
+        return ranges.where(ranges.notna(), other)
+
+    def winners(self) -> pd.Series:
+        """Method with the best mean, models and baselines together, by metric."""
+        means = self.means().loc[[*self.models, *self.baselines]]
+        best = {}
+        for metric, values in means.items():
+            known = values.dropna()
+            if known.size:
+                best[metric] = known.idxmax() if METRICS[str(metric)].higher_is_better else known.idxmin()
+        return pd.Series(best, name="winner")
+
+    def __str__(self) -> str:
+        return "\n".join([self._header(), "", self._numbers(), "", *self._conclusions()])
+
+    def _header(self) -> str:
+        groups = self.table.drop_duplicates("condition")["group"].value_counts()
+        sizes = ", ".join(f"{n} {group}" for group, n in groups.items())
+        return f"{int(groups.sum())} held-out conditions ({sizes}), hash {self.test_hash[:16]}; means:"
+
+    def _numbers(self) -> str:
+        shown = self.means()
+        columns = [name for name in _SHOWN if name in shown.columns] or list(shown.columns)
+        return shown[columns].rename_axis(index=None, columns=None).to_string(float_format="{:.3g}".format)
+
+    def _conclusions(self) -> list[str]:
+        winners = self.winners()
+        lines = []
+        for model in self.models:
+            lost = winners[~winners.isin(self.models)]
+            if lost.size:
+                listing = "; ".join(f"{method} in {', '.join(own.index)}" for method, own in lost.groupby(lost))
+                lines.append(f"A baseline has the better mean: {listing}.")
+            else:
+                lines.append(f"No baseline has a better mean than {model}.")
+            lines.append(verdict(self.compare(model), model))
+            if self.spread.get(model, np.nan) < _COLLAPSED:
+                lines.append(collapse_message(model, float(self.spread[model])))
+        ranges = self.ranges()
+        narrow = [str(name) for name in ranges.index[ranges < _NARROW]]
+        if narrow:
+            lines.append(f"Hardly able to tell good from bad on these data: {', '.join(narrow)}.")
+        return lines
+
+
+def overall_spread(
+    predicted: NDArray[np.float64], true: NDArray[np.float64], scored: NDArray[np.bool_] | None = None
+) -> float:
+    """How much C profiles differ between conditions, as a share of how much the true ones do.
+
+    Parameters
+    ----------
+    predicted, true
+        (C, G) changes against the control.
+    scored
+        (C, G) what counts; ``None`` counts everything.
+
+    Returns
+    -------
+    Ratio of the root mean variances over conditions; NaN where the truth does not vary.
+    """
+    counts = np.ones(true.shape) if scored is None else scored.astype(float)
+    n = counts.sum(axis=0)
+
+    def size(values: NDArray[np.float64]) -> float:
+        mean = (counts * values).sum(axis=0) / np.maximum(n, 1)
+        return float((counts * (values - mean) ** 2).sum())
+
+    of_truth = size(true)
+    return float(np.sqrt(size(predicted) / of_truth)) if of_truth else np.nan
+
+
+def collapsed(spread: Mapping[str, float]) -> dict[str, float]:
+    """Models whose predictions are nearly the same whatever is perturbed."""
+    return {model: share for model, share in spread.items() if share < _COLLAPSED}
+
+
+def collapse_message(model: str, spread: float) -> str:
+    """Say that the predictions of a model have collapsed."""
+    return (
+        f"The predictions of {model} are nearly the same for every perturbation: they differ {spread:.1%} as much as "
+        "the true profiles do."
+    )

@@ -1,0 +1,216 @@
+"""Annotated cells to look up the neighbours of new ones in.
+
+An index holds vectors, labels and where the vectors come from; it is a folder of three small files.  Search is exact
+and gives the same neighbours with faiss and without.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+
+from scgpt_tools._optional import optional
+from scgpt_tools._validate import check_choice, check_integer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    from numpy.typing import ArrayLike, NDArray
+
+Backend: TypeAlias = Literal["auto", "faiss", "sklearn"]
+"""Who looks for candidates: faiss where it is installed, or scikit-learn."""
+
+VECTORS, LABELS, ABOUT = "vectors.npy", "labels.npy", "reference.json"
+
+# Candidates beyond k whose distances are computed again: two backends round differently, so near the k-th neighbour
+# they may disagree on who is in.
+_SPARE = 8
+_FORMAT = 1
+# Cells whose candidates are compared at once.
+_ROWS = 1024
+
+
+class Neighbours(NamedTuple):
+    """Nearest cells of the reference, nearest first; equally near ones in the order of the reference."""
+
+    rows: NDArray[np.int64]
+    """(N, k) numbers of cells of the reference."""
+    distances: NDArray[np.float32]
+    """(N, k) squared Euclidean distances."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceIndex:
+    """Vectors of annotated cells.
+
+    Parameters
+    ----------
+    vectors
+        (cells, dimensions) float32.
+    codes
+        (cells,) class of each cell, as a position in ``classes``.
+    classes
+        Names of the classes.
+    source
+        How the vectors were made, as :func:`scgpt_tools.tl.embed` leaves it in ``uns``; empty if unknown.
+    """
+
+    vectors: NDArray[np.float32]
+    codes: NDArray[np.int64]
+    classes: tuple[str, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or not len(self.vectors):
+            raise ValueError(f"Expected vectors of at least one cell, found shape {self.vectors.shape}.")
+        if self.codes.shape != (len(self.vectors),):
+            raise ValueError(f"Expected one class for each of {len(self.vectors)} cells, found {self.codes.shape}.")
+        if self.codes.min() < 0 or self.codes.max() >= len(self.classes):
+            raise ValueError(f"Expected classes numbered below {len(self.classes)}, found {self.codes.max()}.")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __repr__(self) -> str:
+        return f"ReferenceIndex({len(self)} cells, {self.dim} dimensions, {len(self.classes)} classes)"
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of the vectors."""
+        return self.vectors.shape[1]
+
+    @property
+    def proportions(self) -> NDArray[np.float64]:
+        """(classes,) share of the cells of each class."""
+        return np.bincount(self.codes, minlength=len(self.classes)) / len(self)
+
+    def search(self, vectors: ArrayLike, k: int = 10, *, backend: Backend = "auto") -> Neighbours:
+        """Find the nearest cells.
+
+        Parameters
+        ----------
+        vectors
+            (N, dimensions) cells to look for.
+        k
+            Number of neighbours; fewer where the reference has fewer cells.
+        backend
+            Who looks; the result is the same.
+
+        Returns
+        -------
+        Rows of the reference and squared Euclidean distances.
+
+        Raises
+        ------
+        ValueError
+            If the dimensions differ or a vector is not finite.
+        """
+        check_integer("k", k)
+        check_choice("backend", backend, get_args(Backend))
+        queries = _finite(vectors, self.dim)
+        k = min(k, len(self))
+        wanted = min(k + _SPARE, len(self))
+        candidates = _BACKENDS[_chosen(backend)](self.vectors, queries, wanted)
+        return _nearest(self.vectors, queries, candidates, k)
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write the index to a folder; returns it."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        np.save(path / VECTORS, self.vectors)
+        np.save(path / LABELS, self.codes)
+        about = {"format": _FORMAT, "classes": list(self.classes), "source": _plain(self.source)}
+        (path / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True), encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> ReferenceIndex:
+        """Read an index from a folder; its vectors stay on disk until they are asked for.
+
+        Parameters
+        ----------
+        folder
+            Where :meth:`save` wrote.
+
+        Returns
+        -------
+        The index.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a file is missing.
+        ValueError
+            If the folder was written in a format that this version does not know.
+        """
+        path = Path(folder)
+        missing = [name for name in (VECTORS, LABELS, ABOUT) if not (path / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"Expected a reference in {str(path)!r}, found no {', '.join(missing)} there.")
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        if about.get("format") != _FORMAT:
+            raise ValueError(f"Expected a reference in format {_FORMAT}, found format {about.get('format')!r}.")
+        vectors = np.load(path / VECTORS, mmap_mode="r")
+        return cls(vectors, np.load(path / LABELS), tuple(about["classes"]), about["source"])
+
+
+def _chosen(backend: Backend) -> str:
+    if backend != "auto":
+        return backend
+    return "faiss" if find_spec("faiss") is not None else "sklearn"
+
+
+def _faiss(reference: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    index = optional("faiss", extra="index").IndexFlatL2(reference.shape[1])
+    index.add(np.ascontiguousarray(reference))
+    return index.search(queries, k)[1]
+
+
+def _sklearn(reference: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    # Slow to import, and needed only where faiss is not installed.
+    from sklearn.neighbors import NearestNeighbors
+
+    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(reference).kneighbors(queries, return_distance=False)
+
+
+_BACKENDS = {"faiss": _faiss, "sklearn": _sklearn}
+
+
+def _nearest(
+    reference: NDArray[np.float32], queries: NDArray[np.float32], candidates: NDArray[np.int64], k: int
+) -> Neighbours:
+    """The k nearest candidates by distances in double precision, ties in the order of the reference."""
+    rows = np.empty((len(queries), k), dtype=np.int64)
+    distances = np.empty((len(queries), k), dtype=np.float32)
+    for start in range(0, len(queries), _ROWS):
+        some = slice(start, start + _ROWS)
+        ascending = np.sort(candidates[some], axis=1)
+        apart = reference[ascending].astype(np.float64) - queries[some, None, :]
+        squared = np.einsum("nkd,nkd->nk", apart, apart)
+        order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+        rows[some] = np.take_along_axis(ascending, order, axis=1)
+        distances[some] = np.take_along_axis(squared, order, axis=1)
+    return Neighbours(rows, distances)
+
+
+def _finite(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
+    queries = np.ascontiguousarray(vectors, dtype=np.float32)
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ValueError(f"Expected vectors of {dim} dimensions as the reference has, found shape {queries.shape}.")
+    bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
+    if bad.size:
+        raise ValueError(f"Expected finite vectors, found missing or infinite numbers in {bad.size} rows: {bad[:3]}.")
+    return queries
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and texts as JSON knows them; files give some back as numpy's."""
+    if hasattr(value, "items"):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

@@ -1,0 +1,269 @@
+"""One perturbation: what was observed beside what was predicted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from scgpt_tools._keys import PredictionKeys, RankingKeys
+from scgpt_tools._lookup import absent, lookup
+from scgpt_tools._validate import check_integer, check_key
+from scgpt_tools.data.conditions import control_mask, read_conditions
+from scgpt_tools.metrics.perturbation import pearson
+from scgpt_tools.pl._style import PALETTE, axes, finish
+from scgpt_tools.tokens.perturbations import condition_genes, condition_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+KINDS = {"control": PALETTE["grey"], "observed": PALETTE["blue"], "predicted": PALETTE["orange"]}
+"""Colour of each kind of cells."""
+
+
+def perturbation_de(
+    adata: AnnData,
+    perturbation: str,
+    *,
+    predicted: str = "predicted",
+    key: str = "condition",
+    de_key: str = "perturbation_de",
+    genes: Sequence[str] | None = None,
+    n_genes: int = 20,
+    layer: str | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
+    """Show the genes that a perturbation changes most: control, observed and predicted cells.
+
+    Boxes hold the middle half of the cells, whiskers 5 to 95 %, relative to the mean of the controls.  Predictions vary
+    less than cells, for what a model predicts is a mean.  Perturbed genes bear a star.
+
+    Parameters
+    ----------
+    adata
+        Log-normalised cells with conditions and predictions.
+    perturbation
+        Which one, such as ``"KLF1"``, ``"KLF1+ctrl"`` or ``"SAMD1+ZBTB1"``.
+    predicted
+        Layer of :func:`scgpt_tools.tl.predict_perturbation`, or the beginning of the names of several.
+    key
+        Column of ``obs`` with the conditions.
+    de_key
+        Key of ``uns`` that :func:`scgpt_tools.pp.perturbation_de` wrote, which chooses the genes.
+    genes
+        Genes to show instead.
+    n_genes
+        How many of the top genes to show.
+    layer
+        Key of ``layers`` with observed values; ``None`` takes ``X``.
+    title
+        Title of the plot.
+    ax
+        Axes to draw in; ``None`` makes a figure.
+    figsize
+        Width and height of a new figure in inches.
+    show
+        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
+    return_fig
+        Return the figure and show nothing.
+
+    Returns
+    -------
+    ``None`` if the figure is shown, else the axes, or the figure with ``return_fig=True``.
+
+    Raises
+    ------
+    KeyError
+        If a column, layer, gene or the ranking is absent; the message lists what is there.
+    ValueError
+        If no cell has the perturbation, or none of its cells has a prediction.
+    """
+    cells = _Compared.read(adata, perturbation, predicted=predicted, key=key, layer=layer)
+    chosen = _top_genes(adata, cells.condition, de_key, n_genes) if genes is None else list(genes)
+    columns = [column_of(adata, gene) for gene in chosen]
+    ax = axes(ax, figsize=figsize or (max(4.0, 1.5 + 0.42 * len(chosen)), 3.6))
+    centre = cells.control[:, columns].mean(axis=0)
+    for number, (kind, colour) in enumerate(KINDS.items()):
+        values = getattr(cells, kind)[:, columns] - centre
+        boxes = ax.boxplot(
+            list(values.T),
+            positions=np.arange(len(chosen)) + 0.27 * (number - 1),
+            widths=0.22,
+            whis=(5, 95),
+            showfliers=False,
+            patch_artist=True,
+            manage_ticks=False,
+            medianprops={"color": "black", "linewidth": 1},
+            boxprops={"facecolor": colour, "edgecolor": "black", "linewidth": 0.5},
+            whiskerprops={"linewidth": 0.7},
+            capprops={"linewidth": 0.7},
+        )
+        boxes["boxes"][0].set_label(f"{kind} ({len(values):,} cells)")
+    ax.axhline(0, color=PALETTE["black"], linewidth=0.7, linestyle=":", zorder=0)
+    targets = set(condition_genes(cells.condition))
+    ax.set_xticks(range(len(chosen)), [f"{gene} *" if gene in targets else gene for gene in chosen])
+    ax.tick_params(axis="x", labelrotation=60, length=0)
+    for label in ax.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
+    ax.set(ylabel="change from control mean", xlim=(-0.6, len(chosen) - 0.4))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small", borderpad=0.2)
+    ax.set_title(title or "+".join(condition_genes(cells.condition)), loc="left", pad=24)
+    return finish(ax, show=show, return_fig=return_fig)
+
+
+def perturbation_scatter(
+    adata: AnnData,
+    perturbation: str,
+    *,
+    predicted: str = "predicted",
+    key: str = "condition",
+    layer: str | None = None,
+    n_labels: int = 8,
+    title: str | None = None,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] = (4.2, 4.2),
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
+    """Show the predicted against the observed change of every gene.
+
+    Parameters
+    ----------
+    adata
+        Log-normalised cells with conditions and predictions.
+    perturbation
+        Which one, such as ``"KLF1"`` or ``"SAMD1+ZBTB1"``.
+    predicted
+        Layer of :func:`scgpt_tools.tl.predict_perturbation`, or the beginning of the names of several.
+    key
+        Column of ``obs`` with the conditions.
+    layer
+        Key of ``layers`` with observed values; ``None`` takes ``X``.
+    n_labels
+        How many of the genes with the largest changes to name.
+    title
+        Title of the plot.
+    ax
+        Axes to draw in; ``None`` makes a figure.
+    figsize
+        Width and height of a new figure in inches.
+    show
+        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
+    return_fig
+        Return the figure and show nothing.
+
+    Returns
+    -------
+    ``None`` if the figure is shown, else the axes, or the figure with ``return_fig=True``.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer is absent; the message lists what is there.
+    ValueError
+        If no cell has the perturbation, or none of its cells has a prediction.
+    """
+    cells = _Compared.read(adata, perturbation, predicted=predicted, key=key, layer=layer)
+    centre = cells.control.mean(axis=0)
+    observed, found = cells.observed.mean(axis=0) - centre, cells.predicted.mean(axis=0) - centre
+    targets = np.isin(adata.var_names, condition_genes(cells.condition))
+    ax = axes(ax, figsize=figsize)
+    ax.axline((0, 0), slope=1, color=PALETTE["grey"], linewidth=1, zorder=0)
+    ax.axhline(0, color=PALETTE["grey"], linewidth=0.7, linestyle=":", zorder=0)
+    ax.axvline(0, color=PALETTE["grey"], linewidth=0.7, linestyle=":", zorder=0)
+    ax.scatter(observed[~targets], found[~targets], s=12, color=PALETTE["blue"], alpha=0.6, linewidth=0, label="genes")
+    if targets.any():
+        there = observed[targets], found[targets]
+        ax.scatter(*there, s=28, marker="D", color=PALETTE["vermilion"], linewidth=0, label="perturbed")
+        ax.legend(frameon=False, fontsize="small", loc="lower right")
+    _name_points(ax, observed, found, list(adata.var_names), n_labels)
+    score = pearson(found[None], observed[None], where=~targets[None])[0]
+    ax.annotate(f"Pearson {score:.2f}", (0.03, 0.97), xycoords="axes fraction", va="top", fontsize="small")
+    ax.set(xlabel="observed change", ylabel="predicted change")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(title or "+".join(condition_genes(cells.condition)), loc="left")
+    return finish(ax, show=show, return_fig=return_fig)
+
+
+class _Compared(NamedTuple):
+    """Expression of three kinds of cells over all genes."""
+
+    condition: str
+    control: NDArray[np.float64]
+    observed: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+
+    @classmethod
+    def read(cls, adata: AnnData, perturbation: str, *, predicted: str, key: str, layer: str | None) -> _Compared:
+        conditions = read_conditions(adata, key)
+        kinds = {condition_key(kind): kind for kind in sorted(set(conditions)) if condition_genes(kind)}
+        condition = lookup(kinds, condition_key(perturbation), "perturbation")
+        own, controls = np.flatnonzero(conditions == condition), np.flatnonzero(control_mask(conditions))
+        name = PredictionKeys(predicted).layer_of("+".join(condition_genes(condition)))
+        name = name if name in adata.layers else check_key(adata.layers, predicted, "layers")
+        found = adata.layers[name]
+        # Where the perturbation was asked for, its prediction stands at the controls.
+        rows = own if not np.isnan(_dense(found[own])).any() else controls
+        values = _dense(found[rows])
+        if np.isnan(values).any():
+            raise ValueError(f"Expected predictions of {perturbation!r} in layers[{name!r}], found NaN.")
+        if rows is controls and adata.uns.get(predicted, {}).get("perturbations") is not None:
+            _check_recorded(adata.uns[predicted], name, condition)
+        if layer is not None:
+            check_key(adata.layers, layer, "layers")
+        matrix = adata.X if layer is None else adata.layers[layer]
+        return cls(condition, _dense(matrix[controls]), _dense(matrix[own]), values)
+
+
+def _check_recorded(record: Any, layer: str, condition: str) -> None:
+    """A layer at the controls belongs to one perturbation, which may be another one than is asked for."""
+    recorded = dict(zip(map(str, record["layers"]), map(str, record["perturbations"]), strict=True)).get(layer)
+    if recorded is not None and condition_key(condition_genes(recorded)) != condition_key(condition):
+        raise ValueError(f"Expected predictions of {condition!r} in layers[{layer!r}], found those of {recorded!r}.")
+
+
+def _dense(matrix: Any) -> NDArray[np.float64]:
+    return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float64)
+
+
+def column_of(adata: AnnData, gene: str) -> int:
+    """Column of a gene, or an error that names similar ones."""
+    if gene not in adata.var_names:
+        raise KeyError(absent(gene, list(adata.var_names), "gene"))
+    return int(adata.var_names.get_indexer([gene])[0])
+
+
+def _top_genes(adata: AnnData, condition: str, de_key: str, n: int) -> list[str]:
+    check_integer("n_genes", n)
+    keys = RankingKeys(de_key)
+    if keys.uns not in adata.uns:
+        raise KeyError(f"{absent(keys.uns, adata.uns, 'key in `uns`:')} Run pp.perturbation_de first, or pass `genes`.")
+    names = adata.uns[keys.uns]["names"]
+    groups = {group: group for group in names.dtype.names}
+    return [str(gene) for gene in names[lookup(groups, condition, "ranked condition", error=KeyError)][:n]]
+
+
+def _name_points(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], names: list[str], n: int) -> None:
+    """Name the outermost points, each on its outer side."""
+    for point in np.argsort(-np.hypot(x, y), kind="stable")[:n]:
+        side = 1 if x[point] >= 0 else -1
+        ax.annotate(
+            names[point],
+            (x[point], y[point]),
+            xytext=(-4 * side, 4 if point % 2 else -4),
+            textcoords="offset points",
+            ha="right" if side > 0 else "left",
+            va="bottom" if point % 2 else "top",
+            fontsize="x-small",
+        )

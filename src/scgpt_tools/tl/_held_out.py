@@ -1,0 +1,181 @@
+"""Held-out cells of a screen: what predictions of them are made from and compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgpt_tools._validate import check_key
+from scgpt_tools.data.conditions import context_labels, control_mask, read_conditions
+from scgpt_tools.data.profiles import mean_profiles
+from scgpt_tools.metrics.distribution import energy_distance, mmd
+from scgpt_tools.metrics.perturbation_gears import evaluation_metrics
+from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
+from scgpt_tools.settings import settings
+from scgpt_tools.tl._perturbation import Predictor, check_told
+from scgpt_tools.tokens.orders import sample
+from scgpt_tools.tokens.perturbations import condition_genes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgpt_tools.data.evaluation import ScreenEvaluation
+    from scgpt_tools.data.rows import RowSource
+
+_TOP = 20
+_COMPONENTS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Cells of every row of the truth, and controls to predict it from."""
+
+    adata: AnnData
+    prepared: ScreenEvaluation
+    units: NDArray[Any]
+    """(N,) row of the truth that each cell belongs to, by name; empty for others."""
+    contexts: NDArray[Any]
+    """(N,) context of each cell."""
+    is_control: NDArray[np.bool_]
+
+    @classmethod
+    def read(
+        cls,
+        adata: AnnData,
+        prepared: ScreenEvaluation,
+        *,
+        key: str,
+        split: str,
+        part: str,
+        within: str | Sequence[str] | None,
+    ) -> HeldOut:
+        """Find the cells of every row."""
+        conditions = read_conditions(adata, key)
+        labels = context_labels(adata, within)
+        contexts = np.full(adata.n_obs, "", dtype=object) if labels is None else labels
+        row_of = {
+            pair: name
+            for name, *pair_ in zip(
+                prepared.truth.conditions, prepared.truth.contexts or (), prepared.conditions, strict=True
+            )
+            for pair in [tuple(pair_)]
+        }
+        held = (adata.obs[check_key(adata.obs, split, "obs")].astype(object) == part).to_numpy()
+        units = np.array([row_of.get(pair, "") for pair in zip(contexts, conditions, strict=True)], dtype=object)
+        return cls(adata, prepared, np.where(held, units, ""), contexts, control_mask(conditions))
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows of the truth."""
+        return self.prepared.truth.conditions
+
+    def from_layer(self, layer: str, *, keep: bool) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
+        """Mean over the predictions of the held-out cells."""
+        chosen = np.flatnonzero(self.units != "")
+        values = np.asarray(self.adata.layers[layer][chosen], dtype=np.float64)
+        if np.isnan(values).any():
+            raise ValueError(
+                f"Expected a prediction of every held-out cell in layers[{layer!r}], found NaN. Predict with perts=None."
+            )
+        found = mean_profiles(values, self.units[chosen], names=self.rows)
+        cells = {name: values[self.units[chosen] == name].astype(np.float32) for name in self.rows} if keep else {}
+        return found.means, cells
+
+    def from_table(self, name: str, table: AnnData | pd.DataFrame) -> NDArray[np.float64]:
+        """Rows of mean profiles by the name of the condition."""
+        frame = table if isinstance(table, pd.DataFrame) else table.to_df()
+        short = {row: "+".join(condition_genes(row)) for row in self.prepared.conditions}
+        contexts = self.prepared.truth.contexts or ("",)
+        rows = []
+        for shown, condition in zip(self.rows, self.prepared.conditions, strict=True):
+            keys = (shown, condition, short[condition]) if not any(contexts) else (shown,)
+            there = [key for key in keys if key in frame.index]
+            if not there:
+                raise ValueError(f"Expected a row {shown!r} in the predictions of {name!r}, found none.")
+            rows.append(there[0])
+        absent = self.adata.var_names.difference(frame.columns)
+        if len(absent):
+            raise ValueError(
+                f"Expected all {self.adata.n_vars} genes in the predictions of {name!r}, found {len(absent)} missing, "
+                f"the first being {absent[0]!r}."
+            )
+        return frame.loc[rows, self.adata.var_names].to_numpy(dtype=np.float64)
+
+    def from_model(
+        self, predictor: Predictor, *, n_controls: int, keep: bool, show_progress: bool | None
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
+        """Mean over predictions from controls of the same context."""
+        targets = self.prepared.targets
+        check_told(predictor, targets)
+        contexts = self.prepared.truth.contexts or ("",) * len(targets)
+        controls = {context: self._controls(predictor, context, n_controls) for context in dict.fromkeys(contexts)}
+        means = np.zeros((len(targets), predictor.source.n_columns))
+        cells: dict[str, NDArray[np.float32]] = {}
+        total = sum(len(controls[context]) for context in contexts)
+        with settings.progress((), total=total, unit="cell", show=show_progress) as bar:
+            for row, (context, perturbed) in enumerate(zip(contexts, targets, strict=True)):
+                rows = controls[context]
+                kept = []
+                for _, expression in predictor.predict(rows, [perturbed] * len(rows)):
+                    means[row] += expression.sum(axis=0, dtype=np.float64)
+                    bar.update(len(expression))
+                    if keep:
+                        kept.append(expression)
+                means[row] /= len(rows)
+                if keep:
+                    cells[self.rows[row]] = np.concatenate(kept)
+        return means, cells
+
+    def _controls(self, predictor: Predictor, context: str, n: int) -> NDArray[np.int64]:
+        rows = np.flatnonzero(self.is_control & (self.contexts == context))
+        return rows[sample(predictor.cells.plan.seed, 0, predictor.source.keys[rows], n)]
+
+
+def original_scores(prepared: ScreenEvaluation, models: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
+    """Scores of GEARS and scGPT as they compute them, for mean profiles (C, G) by the name of the model."""
+    truth = prepared.truth
+    scores = truth.scores
+    assert scores is not None  # noqa: S101 - prepared with them
+    top = np.argsort(-np.abs(scores), axis=1, kind="stable")[:, :_TOP]
+    rows = []
+    for name, values in models.items():
+        gears = evaluation_metrics(values, truth.true, top)
+        scgpt = scgpt_metrics(values, truth.true, truth.control, top)
+        found = {f"gears_{metric}": own for metric, own in gears.items()}
+        found |= {f"scgpt_{metric}": own for metric, own in scgpt.items()}
+        for metric, own in found.items():
+            frame = pd.DataFrame({"condition": truth.conditions, "method": name, "metric": metric, "value": own})
+            frame.insert(1, "group", frame["condition"].map(prepared.groups))
+            rows.append(frame)
+    return pd.concat(rows, ignore_index=True)
+
+
+def distances(
+    screen: HeldOut, source: RowSource, samples: Mapping[str, Mapping[str, NDArray[np.float32]]]
+) -> pd.DataFrame:
+    """Distances of predicted and of control cells to the true ones, on components of controls and true cells."""
+    held = np.flatnonzero(screen.units != "")
+    controls = np.flatnonzero(screen.is_control & np.isin(screen.contexts, screen.prepared.truth.contexts or ("",)))
+    real = source.take(np.concatenate([controls, held])).toarray().astype(np.float64)
+    centre = real.mean(axis=0)
+    _, _, right = np.linalg.svd(real - centre, full_matrices=False)
+    axes = right[:_COMPONENTS].T
+    base, true = np.split((real - centre) @ axes, [controls.size])
+    rows = []
+    for name, context in zip(screen.rows, screen.prepared.truth.contexts or ("",) * len(screen.rows), strict=True):
+        own = true[screen.units[held] == name]
+        start = base[screen.contexts[controls] == context]
+        scale = energy_distance(start, own)
+        rows.append((name, "no_change", scale, mmd(start, own), 1.0))
+        for model, cells in samples.items():
+            if name in cells:
+                found = (cells[name].astype(np.float64) - centre) @ axes
+                distance = energy_distance(found, own)
+                rows.append((name, model, distance, mmd(found, own), distance / scale))
+    return pd.DataFrame(rows, columns=["condition", "method", "energy", "mmd", "energy_to_control"])

@@ -1,0 +1,172 @@
+"""What every task that predicts perturbations does: read names, check that the model can be told, walk over cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgpt_tools.data.perturbation_batches import check_log_values
+from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.modes import evaluating
+from scgpt_tools.models.precision import autocast
+from scgpt_tools.tl._cells import Cells, Request, open_cells
+from scgpt_tools.tokens.names import column_names
+from scgpt_tools.tokens.perturbations import condition_genes, perturbed_genes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from os import PathLike
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgpt_tools.tokens.perturbations import Genes
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A generator opened for the cells of a table."""
+
+    cells: Cells
+    tokens: ScreenTokens
+
+    @property
+    def source(self) -> RowSource:
+        """The table."""
+        return self.cells.source
+
+    @property
+    def model(self) -> CellModel:
+        """The generator."""
+        return self.cells.model
+
+    def predict(
+        self, rows: NDArray[np.int64], perturbed: Sequence[Genes], *, keys: NDArray[np.uint64] | None = None
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Predict what becomes of some cells.
+
+        Parameters
+        ----------
+        rows
+            (n,) rows of the cells to start from; repeated ones are allowed.
+        perturbed
+            (n,) genes to perturb in each.
+        keys
+            (n,) hash of the cell that each row stands for; ``None`` takes the cells themselves.
+
+        Yields
+        ------
+        Which of the n, and their expression over all columns (b, G); genes that take no part keep their value.
+        """
+        plan = self.cells.plan
+        keys = self.source.keys[rows] if keys is None else keys
+        for start in range(0, len(rows), plan.batch_size):
+            part = slice(start, start + plan.batch_size)
+            inputs = self.source.take(rows[part])
+            batch, columns = self.tokens.batch(inputs, perturbed[part], keys[part], seed=plan.seed)
+            # Entered for each minibatch: a generator must not leave its modes on while it waits.
+            with torch.inference_mode(), evaluating(self.model), autocast(plan.precision, self.model.device):
+                output = self.model(
+                    batch.to(self.model.device), ("expression",), attention=self.cells.request.attention or "sdpa"
+                )
+                found = output["expression"].float().cpu().numpy()[:, : columns.shape[1]]
+            expression = inputs.toarray().astype(np.float32, copy=False)
+            np.put_along_axis(expression, columns, found, axis=1)
+            yield part, expression
+
+
+def open_predictor(
+    adata: AnnData, model: CellModel | str | PathLike[str] | None, request: Request, choice: GeneChoice
+) -> Predictor:
+    """Load a generator and match genes, before anything is computed or changed.
+
+    Parameters
+    ----------
+    adata
+        The table.
+    model
+        A generator, or what :meth:`~scgpt_tools.CellModel.from_pretrained` takes.
+    request
+        The arguments that tasks share.
+    choice
+        Which genes take part.
+
+    Returns
+    -------
+    What predicts.
+
+    Raises
+    ------
+    TypeError
+        If there is no model.
+    ValueError
+        If the values are not log-normalised, or the model knows no perturbations.
+    """
+    if model is None:
+        raise TypeError("Expected `model`, a generator or the folder that one was saved to, found None.")
+    source = RowSource(adata, layer=request.layer)
+    check_log_values(source)
+    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=request.device)
+    config = loaded.config
+    if not config.embedder.perturbation_rows or config.heads.expression is None:
+        raise ValueError(
+            f"Expected a model that was fine-tuned to predict perturbations, found {loaded.name!r}, which was not. Make "
+            "one with `sct.train.finetune(model, adata, task='perturb')`."
+        )
+    cells = open_cells(adata, loaded, request)
+    names = column_names(source.var, request.genes)
+    return Predictor(cells, ScreenTokens.match(cells.plan.features, names, loaded.vocabulary, choice))
+
+
+def read_perturbations(perts: str | Iterable[str]) -> dict[str, Genes]:
+    """Genes of each perturbation by its short name: ``"KLF1"``, ``"SAMD1+ZBTB1"``.
+
+    Parameters
+    ----------
+    perts
+        Names, with or without ``+ctrl``.
+
+    Returns
+    -------
+    Each perturbation once, in the order given.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or one names no gene.
+    """
+    names = [perts] if isinstance(perts, str) else list(perts)
+    if not names:
+        raise ValueError("Expected at least one perturbation, found none.")
+    found: dict[str, Genes] = {}
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"Expected perturbations to be names such as 'KLF1' or 'SAMD1+ZBTB1', found {name!r}.")
+        genes = condition_genes(name)
+        if not genes:
+            raise ValueError(f"Expected perturbations to name genes such as 'KLF1' or 'SAMD1+ZBTB1', found {name!r}.")
+        found["+".join(genes)] = genes
+    return found
+
+
+def check_told(predictor: Predictor, perturbed: Iterable[Genes]) -> None:
+    """Refuse perturbations that the model cannot be told of.
+
+    Parameters
+    ----------
+    predictor
+        What predicts.
+    perturbed
+        Genes of each perturbation.
+
+    Raises
+    ------
+    ValueError
+        If a gene has no column or no token; all are named.
+    """
+    predictor.tokens.check(perturbed_genes("+".join(genes) for genes in set(perturbed) if genes))

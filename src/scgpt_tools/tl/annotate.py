@@ -1,0 +1,167 @@
+"""Cell types by a fine-tuned classifier."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import AnnotateKeys
+from scgpt_tools._validate import check_fraction
+from scgpt_tools.data.rows import table_of
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.embedding import class_probabilities
+from scgpt_tools.tl._cells import Request, open_cells
+from scgpt_tools.tl._labels import check_unassigned, write_labels
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import torch
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scgpt_tools._types import Attention
+    from scgpt_tools.models.precision import Precision
+    from scgpt_tools.tokens.features import Duplicates
+    from scgpt_tools.tokens.names import NameTable
+
+logger = logging.getLogger(__name__)
+
+
+@shared_docs
+def annotate(
+    query: AnnData | MuData,
+    model: CellModel | str | PathLike[str],
+    *,
+    threshold: float = 0.0,
+    unassigned: str = "unassigned",
+    layer: str | None = None,
+    tokens: str | None = None,
+    genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "first",
+    modality: str | None = None,
+    batch: str | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    attention: Attention | None = None,
+    rng: int = 0,
+    key_added: str = "scgpt_cell_type",
+    show_progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    """Name the type of each cell with a model that was fine-tuned to :cite:p:`Cui2024`.
+
+    The model knows the classes that it was trained on and no others: a cell of a new type gets the nearest of them,
+    often with high confidence.
+
+    Parameters
+    ----------
+    query
+        Cells to annotate; may be backed, lazy or a view.  Nothing but the keys below is changed, and only at the end.
+    model
+        Result of :func:`scgpt_tools.train.finetune` with ``task="annotate"``, or the folder that it was saved to.
+    threshold
+        Leave cells whose most likely class is less likely than this without a class.
+    unassigned
+        What such cells get.
+    {layer}
+    tokens
+        Layer that :func:`scgpt_tools.pp.tokenize` wrote, instead of ``layer`` and of the arguments about names.
+    {genes}
+    symbols, aliases, ignore_case, duplicates
+        How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
+    {modality}
+    {batch}
+    batch_size
+        Cells computed at once; the result does not depend on it.
+    device, precision, attention
+        As in :func:`scgpt_tools.tl.embed`.
+    {rng}
+    key_added
+        Column of the result, and beginning of the other names.
+    {show_progress}
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes, for MuData into the named modality,
+
+    ``obs[key_added]`` : categorical
+        Class of each cell.
+    ``obs[f"{key_added}_confidence"]`` : float32
+        Probability of the most likely class, by the model's own account; it is not calibrated.
+    ``obsm[f"{key_added}_probabilities"]`` : float32, (cells, classes)
+        Probability of every class, in the order of ``uns[key_added]["classes"]``.
+    ``uns[key_added]`` : :class:`dict`
+        ``classes``, and provenance as :func:`scgpt_tools.tl.embed` leaves it.
+
+    Raises
+    ------
+    KeyError
+        If ``layer``, ``tokens``, ``genes``, ``modality`` or ``batch`` is absent; the message lists what is there.
+    ValueError
+        If the model has no classes, no gene is in its vocabulary, or a value is negative, missing or infinite.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> model = sct.train.finetune("scgpt-demo", reference, task="annotate", label="cell_type")  # doctest: +SKIP
+    >>> sct.tl.annotate(query, model, threshold=0.5)  # doctest: +SKIP
+    >>> query.obs[["scgpt_cell_type", "scgpt_cell_type_confidence"]]  # doctest: +SKIP
+    """
+    check_fraction("threshold", threshold)
+    request = Request(
+        layer=layer,
+        tokens=tokens,
+        genes=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
+        modality=modality,
+        batch=batch,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        attention=attention,
+        rng=rng,
+        copy=copy,
+    )
+    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=device)
+    classes = _classes(loaded)
+    check_unassigned(unassigned, classes)
+    cells = open_cells(query, loaded, request)
+    classify = partial(class_probabilities, loaded, attention=cells.attention)
+    probabilities = cells.compute(classify, width=len(classes), show_progress=show_progress)
+    keys = AnnotateKeys(key_added)
+    about = cells.provenance(threshold=threshold, unassigned=unassigned)
+    result = query.copy() if copy else query
+    left_out = write_labels(
+        table_of(result, modality),
+        keys,
+        winner=probabilities.argmax(axis=1),
+        probabilities=probabilities,
+        classes=classes,
+        threshold=threshold,
+        unassigned=unassigned,
+        about=about,
+    )
+    logger.info("Added `obs[%r]`; %d of %d cells are %s.", keys.obs, left_out, len(probabilities), unassigned)
+    return result if copy else None
+
+
+def _classes(model: CellModel) -> tuple[str, ...]:
+    classifier = model.config.heads.cell_type
+    if classifier is None or classifier.classes < 2:
+        raise ValueError(
+            f"Expected a model that was fine-tuned to tell cell types apart, found {model.name!r}, which was not. Make "
+            "one with `sct.train.finetune(model, reference, task='annotate', label=...)`."
+        )
+    # scGPT's own checkpoints keep no names.
+    return classifier.names or tuple(str(number) for number in range(classifier.classes))

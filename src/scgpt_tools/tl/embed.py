@@ -1,0 +1,163 @@
+"""Cell embeddings."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, get_args
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import EmbedKeys
+from scgpt_tools._validate import check_choice
+from scgpt_tools.data.rows import table_of
+from scgpt_tools.models.embedding import CellPooling, cell_embeddings
+from scgpt_tools.tl._cells import Request, open_cells
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import torch
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scgpt_tools._types import Attention
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.models.precision import Precision
+    from scgpt_tools.tokens.features import Duplicates
+    from scgpt_tools.tokens.names import NameTable
+
+logger = logging.getLogger(__name__)
+
+
+@shared_docs
+def embed(
+    adata: AnnData | MuData,
+    model: CellModel | str | PathLike[str] = "scgpt-human",
+    *,
+    layer: str | None = None,
+    tokens: str | None = None,
+    genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "first",
+    modality: str | None = None,
+    batch: str | None = None,
+    pooling: CellPooling = "cls",
+    normalize: bool = True,
+    length: int | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    attention: Attention | None = None,
+    rng: int = 0,
+    key_added: str = "X_scGPT",
+    show_progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    """Embed cells with a foundation model :cite:p:`Cui2024`.
+
+    Parameters
+    ----------
+    adata
+        Cells to embed; may be backed, lazy or a view.  Nothing but the keys below is changed, and only at the end.
+    model
+        A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes: a released name, a
+        repository of the Hugging Face Hub, a folder.
+    {layer}
+        Bins depend on the ranks within a cell only, so counts and log-normalised values are both fine; scaled values
+        are refused.
+    tokens
+        Layer that :func:`scgpt_tools.pp.tokenize` wrote, to take its bins and its matching of genes as they are;
+        instead of ``layer`` and of the arguments about names.
+    {genes}
+    symbols, aliases, ignore_case, duplicates
+        How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
+    {modality}
+    {batch}
+    pooling
+        ``"cls"`` as scGPT's own function, ``"mean"`` over the tokens of a cell, or ``"weighted"`` by their values.
+    normalize
+        Scale each embedding to unit length, as scGPT's own function does.
+    length
+        Most tokens of a cell, the cell token included; ``None`` takes what the model was trained with (1200).  Longer
+        cells are represented by a random subset of their genes.
+    batch_size
+        Cells computed at once; the result does not depend on it.
+    device
+        ``None`` takes ``settings.device``, else CUDA, MPS or CPU, whichever is there; a loaded model stays where it is.
+    precision
+        Number format of matrix products: ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``, which is bf16 on CUDA devices
+        and fp32 elsewhere.
+    attention
+        Backend; ``None`` takes the fastest that the device has.
+    {rng}
+    key_added
+        Key of the result in ``obsm`` and ``uns``.
+    {show_progress}
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes, for MuData into the named modality,
+
+    ``obsm[key_added]`` : float32, (cells, dim)
+        One row per cell, in the order of ``obs``.
+    ``uns[key_added]`` : :class:`dict`
+        ``params`` (arguments, seed, precision), ``model`` (name, checksum, family, dimension), ``tokenizer`` and
+        ``genes`` (how many columns matched the vocabulary).
+
+    Raises
+    ------
+    KeyError
+        If ``layer``, ``tokens``, ``genes`` or ``modality`` is absent; the message lists what is there.
+    ValueError
+        If no gene is in the vocabulary, a value is negative, missing or infinite, or ``tokens`` were made for another
+        model.
+
+    Notes
+    -----
+    The embedding is zero-shot: technical batches stay visible, and simple baselines can be as good or better at a
+    given task :cite:p:`Kedzierska2025`.  Compare with PCA before you rely on it.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> import scgpt_tools as sct
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> sct.tl.embed(adata, model="scgpt-demo", show_progress=False)
+    >>> adata.obsm["X_scGPT"].shape
+    (700, 64)
+    """
+    check_choice("pooling", pooling, get_args(CellPooling))
+    request = Request(
+        layer=layer,
+        tokens=tokens,
+        genes=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
+        modality=modality,
+        batch=batch,
+        length=length,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        attention=attention,
+        rng=rng,
+        copy=copy,
+    )
+    cells = open_cells(adata, model, request)
+    if pooling == "cls" and not cells.plan.tokenizer.config.cls:
+        raise ValueError("Expected pooling 'mean' or 'weighted' for a model without a cell token, found 'cls'.")
+    embed_batch = partial(cell_embeddings, cells.model, pooling=pooling, normalize=normalize, attention=cells.attention)
+    embedding = cells.compute(embed_batch, width=cells.model.dim, show_progress=show_progress)
+    keys = EmbedKeys(key_added)
+    provenance = cells.provenance(pooling=pooling, normalize=normalize)
+    result = adata.copy() if copy else adata
+    table = table_of(result, modality)
+    table.obsm[keys.obsm] = embedding
+    table.uns[keys.uns] = provenance
+    logger.info("Added `obsm[%r]` (%d cells, %d dimensions) and `uns[%r]`.", keys.obsm, *embedding.shape, keys.uns)
+    return result if copy else None

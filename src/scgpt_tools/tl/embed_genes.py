@@ -1,0 +1,110 @@
+"""Gene embeddings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import EmbedGenesKeys
+from scgpt_tools.data.rows import table_of
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.tl._cells import check_writable
+from scgpt_tools.tokens.features import FeatureTable
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scgpt_tools.tokens.features import Duplicates
+    from scgpt_tools.tokens.names import NameTable
+
+
+@shared_docs
+def embed_genes(
+    adata: AnnData | MuData,
+    model: CellModel | str | PathLike[str] = "scgpt-human",
+    *,
+    genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "all",
+    modality: str | None = None,
+    key_added: str = "X_scGPT_genes",
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    """Look up the model's embedding of each gene, the same for all cells :cite:p:`Cui2024`.
+
+    The vectors are those that enter the transformer, after the layer norm of the gene encoder, as in scGPT's tutorial on
+    gene networks.
+
+    Parameters
+    ----------
+    adata
+        Data with genes; its cells are not read.
+    model
+        A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
+    {genes}
+    symbols, aliases, ignore_case, duplicates
+        How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`; by default every column of a
+        gene gets its vector.
+    {modality}
+    key_added
+        Key of the result in ``varm`` and ``uns``.
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes, for MuData into the named modality,
+
+    ``varm[key_added]`` : float32, (genes, dim)
+        One row per gene; NaN for genes outside the vocabulary.
+    ``uns[key_added]`` : :class:`dict`
+        ``model`` and ``genes``, as in :func:`scgpt_tools.tl.embed`.
+
+    Raises
+    ------
+    KeyError
+        If ``genes`` or ``modality`` is absent.
+    ValueError
+        If no gene is in the vocabulary.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> import scgpt_tools as sct
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> sct.tl.embed_genes(adata, model="scgpt-demo")
+    >>> adata.varm["X_scGPT_genes"].shape
+    (765, 64)
+    """
+    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
+    table = table_of(adata, modality)
+    check_writable(adata, table, copy=copy)
+    features = FeatureTable.from_var(
+        table.var,
+        loaded.vocabulary,
+        column=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
+    )
+    vectors = np.full((features.n_columns, loaded.dim), np.nan, dtype=np.float32)
+    with torch.inference_mode():
+        ids = torch.from_numpy(features.ids).to(loaded.device)
+        vectors[features.columns] = loaded.embedder.genes(ids).float().cpu().numpy()
+    keys = EmbedGenesKeys(key_added)
+    result = adata.copy() if copy else adata
+    table = table_of(result, modality)
+    table.varm[keys.varm] = vectors
+    table.uns[keys.uns] = {
+        "model": {"name": loaded.name, "checksum": loaded.checksum},
+        "genes": features.coverage.to_dict(),
+    }
+    return result if copy else None

@@ -1,0 +1,185 @@
+"""How good are predictions of perturbations, beside baselines that know nothing of them?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+from warnings import warn
+
+import pandas as pd
+from anndata import AnnData
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._validate import check_integer
+from scgpt_tools.data.evaluation import CEILING, ScreenEvaluation, prepare_evaluation
+from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.data.splits import condition_hash
+from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, collapsed, overall_spread
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.tl._cells import Request
+from scgpt_tools.tl._held_out import HeldOut, distances, original_scores
+from scgpt_tools.tl._perturbation import open_predictor
+from scgpt_tools.tokens.names import column_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from scgpt_tools._types import Attention
+    from scgpt_tools.models.precision import Precision
+
+    Prediction: TypeAlias = CellModel | AnnData | pd.DataFrame | str | PathLike[str]
+
+logger = logging.getLogger(__name__)
+
+_ROLES = {CEILING: "ceiling"}
+
+
+@shared_docs
+def evaluate_perturbation(
+    adata: AnnData,
+    predictions: Prediction | Mapping[str, Prediction],
+    *,
+    key: str = "condition",
+    split: str = "split",
+    part: str = "test",
+    within: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    genes: str | None = None,
+    metrics: Sequence[str] | None = None,
+    cells: bool = False,
+    n_controls: int = 300,
+    include: Include = "all",
+    unknown: Unknown = "drop",
+    unmeasured: Unmeasured = "error",
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    attention: Attention | None = None,
+    rng: int = 0,
+    show_progress: bool | None = None,
+) -> PerturbationScores:
+    """Score predictions of held-out conditions beside every baseline and the ceiling.
+
+    Baselines see the training cells only: no change, the mean of the training conditions, the mean and the sum of
+    single effects, and a linear model :cite:p:`Ahlmann-Eltze2025`.  The ceiling is half of the true cells as a
+    prediction of the other half.
+
+    Parameters
+    ----------
+    adata
+        Log-normalised cells with conditions and a split; not changed.
+    predictions
+        What to score: a generator or its folder, which predicts from controls; a layer that
+        :func:`scgpt_tools.tl.predict_perturbation` wrote; a table of :func:`scgpt_tools.tl.screen`; a data frame of
+        mean profiles, conditions by genes.  Or several of them by name.
+    key
+        Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`.
+    split
+        Column of ``obs`` from :func:`scgpt_tools.pp.perturbation_split` or :func:`scgpt_tools.pp.cell_split`.
+    part
+        Which part to score.
+    within
+        Columns of ``obs``, such as the replicate: predict from, and compare with, the controls of the same values.
+    {layer}
+    {genes}
+    metrics
+        Names in ``scgpt_tools.metrics.panel.METRICS``; ``None`` takes all that the data allow.
+    cells
+        Also compare predicted with true cells: energy distance and MMD in the space of principal components.  Of
+        generators and layers only.
+    n_controls
+        Most control cells that a generator predicts each condition from, drawn by seed within each context.
+    include, unknown, unmeasured
+        Which genes a generator is shown, as in :func:`scgpt_tools.tl.predict_perturbation`.
+    batch_size
+        Cells computed at once.
+    device, precision, attention
+        As in :func:`scgpt_tools.tl.embed`.
+    rng
+        Seed of the draw of controls and of the halves of the ceiling.
+    {show_progress}
+
+    Returns
+    -------
+    Scores: ``table`` with one row per condition, split group, method and metric; ``summary()``, ``compare()`` with
+    paired differences to the baselines, ``ranges()``; printed, they say which baselines win.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer is absent; the message lists what is there.
+    ValueError
+        If values look like counts, a part has no perturbed cells, a held-out condition has a single cell or no
+        prediction, or a context has no controls.
+
+    Warns
+    -----
+    UserWarning
+        If the predictions of a model are nearly the same for every perturbation.
+    """
+    check_integer("n_controls", n_controls)
+    request = Request(
+        layer=layer,
+        genes=genes,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        attention=attention,
+        rng=rng,
+    )
+    choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
+    named = predictions if isinstance(predictions, Mapping) else {_name_of(predictions): predictions}
+    names = [name or "" for name in column_names(adata.var, genes)]
+    prepared = prepare_evaluation(
+        adata, key=key, split=split, part=part, within=within, layer=layer, genes=names, seed=rng
+    )
+    screen = HeldOut.read(adata, prepared, key=key, split=split, part=part, within=within)
+    profiles: dict[str, NDArray[np.float64]] = {}
+    samples: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for name, prediction in named.items():
+        if isinstance(prediction, str) and prediction in adata.layers:
+            profiles[name], samples[name] = screen.from_layer(prediction, keep=cells)
+        elif isinstance(prediction, AnnData | pd.DataFrame):
+            profiles[name] = screen.from_table(name, prediction)
+        else:
+            predictor = open_predictor(adata, prediction, request, choice)
+            profiles[name], samples[name] = screen.from_model(
+                predictor, n_controls=n_controls, keep=cells, show_progress=show_progress
+            )
+    spread = {name: _spread(values, prepared) for name, values in profiles.items()}
+    for name, share in collapsed(spread).items():
+        warn(collapse_message(name, share), stacklevel=2)
+    scores = PerturbationScores(
+        table=_with_roles(prepared.table(profiles, metrics=metrics), profiles),
+        originals=original_scores(prepared, profiles),
+        spread=pd.Series(spread, name="spread", dtype=float),
+        test_hash=condition_hash(prepared.conditions),
+        distributions=distances(screen, RowSource(adata, layer=layer), samples) if cells else None,
+    )
+    logger.info("%s", scores)
+    return scores
+
+
+def _name_of(prediction: Prediction) -> str:
+    if isinstance(prediction, CellModel):
+        return prediction.name
+    return str(prediction) if not isinstance(prediction, AnnData | pd.DataFrame) else "prediction"
+
+
+def _with_roles(table: pd.DataFrame, models: Mapping[str, Any]) -> pd.DataFrame:
+    roles = table["method"].map(lambda name: "model" if name in models else _ROLES.get(name, "baseline"))
+    table.insert(3, "role", roles)
+    return table
+
+
+def _spread(profiles: NDArray[np.float64], prepared: ScreenEvaluation) -> float:
+    # What the perturbed genes themselves do is known beforehand and would hide that nothing else differs.
+    truth = prepared.truth
+    return overall_spread(profiles - truth.control, truth.true - truth.control, truth.scored)

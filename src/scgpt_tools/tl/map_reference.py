@@ -1,0 +1,222 @@
+"""Cell types from the nearest annotated cells in an embedding."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any, get_args
+from warnings import warn
+
+import numpy as np
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import AnnotateKeys
+from scgpt_tools._validate import check_choice, check_fraction, check_integer, check_key
+from scgpt_tools.data.classes import UNKNOWN, read_classes
+from scgpt_tools.data.rows import table_of
+from scgpt_tools.metrics.mapping import Vote, vote
+from scgpt_tools.models.reference import ReferenceIndex
+from scgpt_tools.tl._labels import check_unassigned, write_labels
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scgpt_tools.models.reference import Backend
+
+logger = logging.getLogger(__name__)
+
+# What two embeddings must share to lie in the same space.
+_SPACE = (("model", "checksum"), ("params", "pooling"), ("params", "normalize"))
+
+
+@shared_docs
+def index_reference(
+    reference: AnnData | MuData, *, label: str, use_rep: str = "X_scGPT", modality: str | None = None
+) -> ReferenceIndex:
+    """Make an index of annotated cells, to keep and to map other cells to.
+
+    Parameters
+    ----------
+    reference
+        Embedded cells with known types; not changed.  Cells without a type are left out.
+    label
+        Column of ``obs`` with the types.
+    use_rep
+        Key of ``obsm`` with the embedding.
+    {modality}
+
+    Returns
+    -------
+    The index, which has ``save``; :meth:`scgpt_tools.models.ReferenceIndex.load` reads it, and so does
+    :func:`map_reference`.
+
+    Raises
+    ------
+    KeyError
+        If ``label`` or ``use_rep`` is absent.
+    ValueError
+        If no cell has a type, or a vector is not finite.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> sct.tl.embed(reference, "scgpt-demo")  # doctest: +SKIP
+    >>> sct.tl.index_reference(reference, label="cell_type").save("blood")  # doctest: +SKIP
+    >>> sct.tl.embed(query, "scgpt-demo")  # doctest: +SKIP
+    >>> sct.tl.map_reference(query, "blood")  # doctest: +SKIP
+    """
+    table = table_of(reference, modality)
+    vectors, source = _embedding(table, use_rep)
+    labels = read_classes(table.obs, label, allow_unknown=True)
+    known = labels.codes != UNKNOWN
+    return ReferenceIndex(vectors[known], labels.codes[known], labels.names, {**source, "label": label})
+
+
+@shared_docs
+def map_reference(
+    query: AnnData | MuData,
+    reference: AnnData | MuData | ReferenceIndex | str | PathLike[str],
+    *,
+    label: str | None = None,
+    use_rep: str = "X_scGPT",
+    k: int = 10,
+    how: Vote = "majority",
+    threshold: float = 0.0,
+    unassigned: str = "unassigned",
+    backend: Backend = "auto",
+    modality: str | None = None,
+    key_added: str = "mapped_cell_type",
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    """Give each cell the type of its nearest neighbours in a reference :cite:p:`Cui2024`.
+
+    Parameters
+    ----------
+    query
+        Embedded cells.
+    reference
+        Embedded cells with known types, or what :func:`index_reference` made of them, or the folder that this was
+        saved to.
+    label
+        Column of ``obs`` of the reference with the types; an index has them already.
+    use_rep
+        Key of ``obsm`` with the embedding, of both.
+    k
+        Number of neighbours; 10 in scGPT's tutorial, 50 where it maps to an atlas.
+    how
+        ``"majority"`` counts neighbours; ``"weighted"`` favours types that are rare in the reference, as scGPT does
+        with atlases.  Of types with equal scores, the one of the nearer neighbour is taken.
+    threshold
+        Leave cells whose type has a smaller share of the votes without a type.
+    unassigned
+        What such cells get.
+    backend
+        Who looks for neighbours: ``"faiss"``, ``"sklearn"``, or ``"auto"``, which takes faiss if it is installed.  The
+        result is the same.
+    {modality}
+    key_added
+        Column of the result, and beginning of the other names.
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes, for MuData into the named modality,
+
+    ``obs[key_added]`` : categorical
+        Type of each cell.
+    ``obs[f"{key_added}_confidence"]`` : float32
+        Share of the votes for it.
+    ``obs[f"{key_added}_distance"]`` : float32
+        Mean squared Euclidean distance to the neighbours; large where the reference has nothing like the cell.
+    ``obsm[f"{key_added}_probabilities"]`` : float32, (cells, types)
+        Share of the votes for every type, in the order of ``uns[key_added]["classes"]``.
+    ``obsm[f"{key_added}_neighbors"]`` : int64, (cells, k)
+        Rows of the reference, without its cells that have no type.
+    ``obsm[f"{key_added}_distances"]`` : float32, (cells, k)
+        Squared Euclidean distances to them.
+    ``uns[key_added]`` : :class:`dict`
+        ``classes``, ``params`` and the ``model`` of the embedding.
+
+    Raises
+    ------
+    KeyError
+        If ``label`` or ``use_rep`` is absent.
+    ValueError
+        If query and reference were embedded by different models or in different ways.
+    """
+    check_integer("k", k)
+    check_choice("how", how, get_args(Vote))
+    check_fraction("threshold", threshold)
+    index = _open_reference(reference, label=label, use_rep=use_rep, modality=modality)
+    check_unassigned(unassigned, index.classes)
+    vectors, source = _embedding(table_of(query, modality), use_rep)
+    _check_same_space(source, index.source)
+    found = index.search(vectors, k, backend=backend)
+    ballot = vote(index.codes[found.rows], len(index.classes), how=how, proportions=index.proportions)
+    keys = AnnotateKeys(key_added)
+    params = {"use_rep": use_rep, "label": str(index.source.get("label", "")), "k": found.rows.shape[1], "how": how}
+    about = {
+        "params": {**params, "threshold": threshold, "unassigned": unassigned, "n_reference": len(index)},
+        "model": dict(source.get("model", {})),
+    }
+    result = query.copy() if copy else query
+    table = table_of(result, modality)
+    left_out = write_labels(
+        table,
+        keys,
+        winner=ballot.winner,
+        probabilities=ballot.shares,
+        classes=index.classes,
+        threshold=threshold,
+        unassigned=unassigned,
+        about=about,
+    )
+    table.obs[keys.obs_distance] = found.distances.mean(axis=1)
+    table.obsm[keys.obsm_neighbours], table.obsm[keys.obsm_distances] = found.rows, found.distances
+    logger.info("Added `obs[%r]`; %d of %d cells are %s.", keys.obs, left_out, len(vectors), unassigned)
+    return result if copy else None
+
+
+def _open_reference(reference: Any, *, label: str | None, use_rep: str, modality: str | None) -> ReferenceIndex:
+    if isinstance(reference, str | PathLike):
+        reference = ReferenceIndex.load(reference)
+    if isinstance(reference, ReferenceIndex):
+        if label is not None:
+            raise ValueError(f"Expected no `label` with an index, which has its types already, found {label!r}.")
+        return reference
+    if label is None:
+        columns = [str(column) for column in table_of(reference, modality).obs.columns]
+        raise ValueError(f"Expected `label` to name the column of `obs` with the types, one of {columns}; found None.")
+    return index_reference(reference, label=label, use_rep=use_rep, modality=modality)
+
+
+def _embedding(table: AnnData, use_rep: str) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """Vectors, and how they were made as far as that is known."""
+    vectors = np.asarray(table.obsm[check_key(table.obsm, use_rep, "obsm")], dtype=np.float32)
+    about = table.uns.get(use_rep)
+    kept = ("model", "params", "tokenizer") if isinstance(about, Mapping) else ()
+    return vectors, {name: about[name] for name in kept if name in about}
+
+
+def _check_same_space(query: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+    ours, theirs = _space(query), _space(reference)
+    for (_, name), own, other in zip(_SPACE, ours, theirs, strict=True):
+        if own is not None and other is not None and own != other:
+            raise ValueError(
+                f"Expected cells embedded in the same way as the reference, found {name} {own!r} for the query and "
+                f"{other!r} for the reference. Embed both with the same model and arguments."
+            )
+    if (ours[0] is None) != (theirs[0] is None):
+        who = "query" if ours[0] is None else "reference"
+        warn(
+            f"The {who} does not say which model embedded it (`uns` was lost, for example in a concatenation), so it "
+            "cannot be checked that both lie in the same space.",
+            stacklevel=3,
+        )
+
+
+def _space(source: Mapping[str, Any]) -> list[str | None]:
+    values = [source.get(part, {}).get(name) for part, name in _SPACE]
+    return [None if value is None else str(value) for value in values]

@@ -1,0 +1,213 @@
+"""Expression after perturbations, cell by cell."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import PredictionKeys
+from scgpt_tools.data.conditions import control_mask, read_conditions
+from scgpt_tools.data.perturbation_batches import paired_controls
+from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
+from scgpt_tools.settings import settings
+from scgpt_tools.tl._cells import Request
+from scgpt_tools.tl._perturbation import Predictor, check_told, open_predictor, read_perturbations
+from scgpt_tools.tokens.perturbations import condition_genes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    import torch
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from tqdm.auto import tqdm
+
+    from scgpt_tools._types import Attention
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.models.precision import Precision
+    from scgpt_tools.tokens.features import Duplicates
+    from scgpt_tools.tokens.names import NameTable
+    from scgpt_tools.tokens.perturbations import Genes
+
+logger = logging.getLogger(__name__)
+
+
+@shared_docs
+def predict_perturbation(
+    adata: AnnData,
+    perts: str | Sequence[str] | None = None,
+    model: CellModel | str | PathLike[str] | None = None,
+    *,
+    key: str | None = "condition",
+    pairs: str | None = None,
+    within: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "first",
+    include: Include = "all",
+    unknown: Unknown = "drop",
+    unmeasured: Unmeasured = "error",
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    attention: Attention | None = None,
+    rng: int = 0,
+    key_added: str = "predicted",
+    show_progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Predict expression after perturbations, seen or unseen, single or combined :cite:p:`Cui2024`.
+
+    A prediction is as good as its evaluation: compare with :func:`scgpt_tools.tl.evaluate_perturbation` before you rely
+    on one, for simple baselines are often better.
+
+    Parameters
+    ----------
+    adata
+        Log-normalised cells, controls among them.  Nothing but the keys below is changed, and only at the end.
+    perts
+        ``None`` predicts every cell under its own condition from its paired control, for evaluation.  One perturbation
+        such as ``"KLF1"`` or ``"SAMD1+ZBTB1"``, or several, predict every control cell as if it had been perturbed.
+    model
+        Result of :func:`scgpt_tools.train.finetune` with ``task="perturb"``, or the folder that it was saved to.
+    key
+        Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`; ``None`` takes all cells for
+        controls.
+    pairs
+        Key of ``obsm`` with the paired controls, of which the first counts; ``None`` takes ``"ctrl_indices"`` if it is
+        there and ``within`` is not given, and else draws one control a cell.  Only without ``perts``.
+    within
+        Columns of ``obs`` that a cell and its control share, for that draw.
+    {layer}
+    {genes}
+    symbols, aliases, ignore_case, duplicates
+        How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
+    include
+        ``"all"`` genes, or ``"batch-wise"`` those that some control of the minibatch expresses; then the result
+        depends on ``batch_size``.
+    unknown
+        Columns without a token: ``"drop"``, they keep the value of the control, or ``"pad"``, they take part under the
+        token of padding as in the original, and change all other predictions.
+    unmeasured
+        Perturbed genes without a column: refuse them, or add their ``"token"`` to the cells, for models that were
+        trained so.
+    batch_size
+        Cells computed at once.
+    device, precision, attention
+        As in :func:`scgpt_tools.tl.embed`.
+    rng
+        Seed of the draw of controls.
+    key_added
+        Layer of the result, and beginning of the names of several.
+    {show_progress}
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes
+
+    ``layers[key_added]`` : float32, (cells, genes)
+        Predictions in the unit of the input, for ``perts=None`` or one perturbation; NaN for cells that are no
+        controls in the second case.
+    ``layers[f"{key_added}_{perturbation}"]`` : float32, (cells, genes)
+        The same for each of several perturbations, such as ``layers["predicted_SAMD1+ZBTB1"]``.
+    ``uns[key_added]`` : :class:`dict`
+        ``perturbations`` and ``layers``, their layers; ``params``, ``model``, ``tokenizer`` and ``genes`` as
+        :func:`scgpt_tools.tl.embed` leaves them.
+
+    Raises
+    ------
+    KeyError
+        If a column, layer or key is absent; the message lists what is there.
+    ValueError
+        If values look like counts, a cell has no label, there are no controls, the model knows no perturbations, or a
+        perturbed gene has no column or no token.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> model = sct.train.finetune("scgpt-demo", adata, task="perturb")  # doctest: +SKIP
+    >>> sct.tl.predict_perturbation(adata, ["KLF1", "SAMD1+ZBTB1"], model)  # doctest: +SKIP
+    >>> adata.layers["predicted_SAMD1+ZBTB1"]  # doctest: +SKIP
+    """
+    request = Request(
+        layer=layer,
+        genes=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        attention=attention,
+        rng=rng,
+        copy=copy,
+    )
+    wanted = None if perts is None else read_perturbations(perts)
+    predictor = open_predictor(
+        adata, model, request, GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
+    )
+    conditions = _conditions(adata, key)
+    keys = PredictionKeys(key_added)
+    if wanted is None:
+        rows = paired_controls(adata, conditions, pairs=pairs, within=within, seed=rng)[:, 0]
+        own = [condition_genes(condition) for condition in conditions]
+        layers = {keys.layer: (np.arange(adata.n_obs), rows, own)}
+    else:
+        controls = np.flatnonzero(control_mask(conditions))
+        layers = {
+            keys.layer if len(wanted) == 1 else keys.layer_of(name): (controls, controls, [genes] * len(controls))
+            for name, genes in wanted.items()
+        }
+    found = _predicted(predictor, layers, show_progress=show_progress)
+    about = predictor.cells.provenance(include=include, unknown=unknown, unmeasured=unmeasured, key=key or "")
+    result = adata.copy() if copy else adata
+    for name, values in found.items():
+        result.layers[name] = values
+    names = ["own condition"] if wanted is None else list(wanted)
+    listed = {"perturbations": np.array(names, dtype=object), "layers": np.array(list(found), dtype=object)}
+    result.uns[keys.uns] = listed | about
+    logger.info("Added %s and `uns[%r]`.", ", ".join(f"`layers[{name!r}]`" for name in found), keys.uns)
+    return result if copy else None
+
+
+def _conditions(adata: AnnData, key: str | None) -> NDArray[Any]:
+    if key is None:
+        return np.full(adata.n_obs, "ctrl", dtype=object)
+    conditions = read_conditions(adata, key)
+    if not control_mask(conditions).any():
+        raise ValueError(
+            f"Expected control cells (label 'ctrl' in obs[{key!r}]) to predict from, found none. Pass key=None if all "
+            "cells are controls."
+        )
+    return conditions
+
+
+def _predicted(
+    predictor: Predictor,
+    layers: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], list[Genes]]],
+    *,
+    show_progress: bool | None,
+) -> dict[str, NDArray[np.float32]]:
+    """One matrix for each layer: cells to fill, cells to start from, genes to perturb."""
+    check_told(predictor, (genes for _, _, perturbed in layers.values() for genes in perturbed))
+    shape = (len(predictor.source), predictor.source.n_columns)
+    found = {}
+    total = sum(len(cells) for cells, _, _ in layers.values())
+    bar: tqdm[Any]
+    with settings.progress((), total=total, unit="cell", show=show_progress) as bar:
+        for name, (cells, rows, perturbed) in layers.items():
+            found[name] = np.full(shape, np.nan, dtype=np.float32)
+            keys = predictor.source.keys[cells]
+            for part, expression in predictor.predict(rows, perturbed, keys=keys):
+                found[name][cells[part]] = expression
+                bar.update(len(expression))
+    return found

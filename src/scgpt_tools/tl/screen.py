@@ -1,0 +1,275 @@
+"""In-silico screens: thousands of perturbations of the same control cells, in bounded memory, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import ScreenKeys
+from scgpt_tools._validate import check_integer
+from scgpt_tools.data.conditions import control_mask, read_conditions
+from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
+from scgpt_tools.settings import settings
+from scgpt_tools.tl._cells import Request
+from scgpt_tools.tl._perturbation import Predictor, check_told, open_predictor, read_perturbations
+from scgpt_tools.tokens.orders import sample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from os import PathLike
+
+    import torch
+    from numpy.typing import NDArray
+
+    from scgpt_tools._types import Attention
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.models.precision import Precision
+    from scgpt_tools.tokens.perturbations import Genes
+
+
+@shared_docs
+def screen(
+    adata: AnnData,
+    perts: str | Iterable[str],
+    model: CellModel | str | PathLike[str],
+    *,
+    key: str | None = "condition",
+    n_controls: int | None = 300,
+    layer: str | None = None,
+    genes: str | None = None,
+    include: Include = "all",
+    unknown: Unknown = "drop",
+    unmeasured: Unmeasured = "error",
+    store: str | PathLike[str] | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    attention: Attention | None = None,
+    rng: int = 0,
+    show_progress: bool | None = None,
+) -> AnnData:
+    """Predict the mean effect of many perturbations on the same control cells :cite:p:`Cui2024`.
+
+    Parameters
+    ----------
+    adata
+        Log-normalised cells, controls among them; not changed.
+    perts
+        Perturbations such as ``"KLF1"`` or ``"SAMD1+ZBTB1"``.
+    model
+        Result of :func:`scgpt_tools.train.finetune` with ``task="perturb"``, or the folder that it was saved to.
+    key
+        Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`; ``None`` takes all cells for
+        controls.
+    n_controls
+        Most control cells to perturb, drawn by seed; ``None`` takes all.
+    {layer}
+    {genes}
+    include, unknown, unmeasured
+        Which genes take part, as in :func:`scgpt_tools.tl.predict_perturbation`.
+    store
+        Folder for finished perturbations.  A call that was interrupted goes on from there when it is repeated, and one
+        with more perturbations computes those only.
+    batch_size
+        Cells computed at once; the memory needed grows with it and not with the number of perturbations.
+    device, precision, attention
+        As in :func:`scgpt_tools.tl.embed`.
+    rng
+        Seed of the draw of controls.
+    {show_progress}
+
+    Returns
+    -------
+    A new table with one row per perturbation, by its name, and the genes of ``adata`` with
+
+    ``X`` : float32
+        Mean predicted profile.
+    ``layers["effect"]`` : float32
+        Its change against the mean of the same controls.
+    ``layers["dispersion"]`` : float32
+        Standard deviation of the predictions over the controls.
+    ``obs["effect_size"]``, ``obs["n_genes"]``
+        Length of the change, perturbed genes left out, and number of perturbed genes.
+    ``var["control_mean"]``
+        Mean of the controls.
+    ``uns["screen"]`` : :class:`dict`
+        ``n_controls``, and provenance as :func:`scgpt_tools.tl.embed` leaves it.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer is absent; the message lists what is there.
+    ValueError
+        If values look like counts, there are no controls, a perturbed gene has no column or no token, or the store
+        belongs to another model, other cells or other settings.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> effects = sct.tl.screen(adata, adata.var_names, model, store="screen")  # doctest: +SKIP
+    >>> effects.obs.nlargest(5, "effect_size")  # doctest: +SKIP
+    """
+    if n_controls is not None:
+        check_integer("n_controls", n_controls, least=2)
+    request = Request(
+        layer=layer,
+        genes=genes,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        attention=attention,
+        rng=rng,
+    )
+    wanted = read_perturbations(perts)
+    choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
+    predictor = open_predictor(adata, model, request, choice)
+    check_told(predictor, wanted.values())
+    rows = _controls(adata, predictor, key, n_controls)
+    about = predictor.cells.provenance(include=include, unknown=unknown, unmeasured=unmeasured, key=key or "")
+    control = _mean_of(predictor, rows)
+    finished = _Store.open(store, _request(about, adata, rows, control), adata.n_vars)
+    results = np.empty((2, len(wanted), predictor.source.n_columns), dtype=np.float32)
+    with settings.progress((), total=len(wanted), unit="perturbation", show=show_progress) as bar:
+        for number, (name, perturbed) in enumerate(wanted.items()):
+            found = finished.read(name)
+            if found is None:
+                found = _moments(predictor, rows, perturbed)
+                finished.write(name, found)
+            results[:, number] = found
+            bar.update()
+    return _table(adata, wanted, results, control, predictor, about | {"n_controls": len(rows)})
+
+
+def _controls(adata: AnnData, predictor: Predictor, key: str | None, n: int | None) -> NDArray[np.int64]:
+    rows = np.arange(adata.n_obs) if key is None else np.flatnonzero(control_mask(read_conditions(adata, key)))
+    if rows.size < 2:
+        raise ValueError(
+            f"Expected at least two control cells (label 'ctrl' in obs[{key!r}]) to perturb, found {rows.size}. Pass "
+            "key=None if all cells are controls."
+        )
+    if n is None:
+        return rows
+    return rows[sample(predictor.cells.plan.seed, 0, predictor.source.keys[rows], n)]
+
+
+def _mean_of(predictor: Predictor, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    total = np.zeros(predictor.source.n_columns)
+    for start in range(0, len(rows), predictor.cells.plan.batch_size):
+        part = predictor.source.take(rows[start : start + predictor.cells.plan.batch_size])
+        total += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()
+    return total / len(rows)
+
+
+def _moments(predictor: Predictor, rows: NDArray[np.int64], perturbed: Genes) -> NDArray[np.float32]:
+    """(2, G) mean and standard deviation of the predictions over cells, one minibatch at a time."""
+    mean, squares, seen = np.zeros(predictor.source.n_columns), np.zeros(predictor.source.n_columns), 0
+    for _, expression in predictor.predict(rows, [perturbed] * len(rows)):
+        # Chan's way to add up variances: sums of squares would lose the digits that small dispersions live in.
+        own = expression.mean(axis=0, dtype=np.float64)
+        gap, n = own - mean, len(expression)
+        squares += ((expression - own) ** 2).sum(axis=0, dtype=np.float64) + gap**2 * seen * n / (seen + n)
+        mean += gap * n / (seen + n)
+        seen += n
+    return np.stack([mean, np.sqrt(squares / (seen - 1))]).astype(np.float32)
+
+
+def _table(
+    adata: AnnData,
+    wanted: Mapping[str, Genes],
+    results: NDArray[np.float32],
+    control: NDArray[np.float64],
+    predictor: Predictor,
+    about: dict[str, Any],
+) -> AnnData:
+    keys = ScreenKeys()
+    effect = (results[0] - control).astype(np.float32)
+    place = predictor.tokens.place
+    others = effect.copy()
+    for number, genes in enumerate(wanted.values()):
+        others[number, [predictor.tokens.columns[place[gene]] for gene in genes if gene in place]] = 0
+    obs = pd.DataFrame(
+        {
+            keys.size: np.linalg.norm(others, axis=1),
+            keys.genes: [len(genes) for genes in wanted.values()],
+        },
+        index=pd.Index(list(wanted), dtype=object),
+    )
+    var = adata.var.copy()
+    var[keys.control] = control.astype(np.float32)
+    layers = {keys.effect: effect, keys.dispersion: results[1]}
+    return AnnData(results[0], obs=obs, var=var, layers=layers, uns={keys.uns: about})
+
+
+@dataclass(frozen=True)
+class _Store:
+    """Finished perturbations, a file each; without a folder nothing is kept."""
+
+    folder: Path | None
+    n_columns: int
+
+    @classmethod
+    def open(cls, folder: str | PathLike[str] | None, request: Mapping[str, str], n_columns: int) -> _Store:
+        if folder is None:
+            return cls(None, n_columns)
+        path = Path(folder).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        written = path / "request.json"
+        if written.is_file():
+            before = json.loads(written.read_text(encoding="utf-8"))
+            if different := sorted(name for name in request if before.get(name) != request[name]):
+                raise ValueError(
+                    f"Expected the store '{path}' to belong to this screen, found other {', '.join(different)}. Choose "
+                    "another folder, or delete this one."
+                )
+        else:
+            _replace(written, json.dumps(request, indent=1).encode())
+        return cls(path, n_columns)
+
+    def read(self, name: str) -> NDArray[np.float32] | None:
+        path = self._path(name)
+        if path is None or not path.is_file():
+            return None
+        return np.frombuffer(path.read_bytes(), dtype="<f4").reshape(2, self.n_columns)
+
+    def write(self, name: str, found: NDArray[np.float32]) -> None:
+        path = self._path(name)
+        if path is not None:
+            _replace(path, found.astype("<f4").tobytes())
+
+    def _path(self, name: str) -> Path | None:
+        # The order in which genes are written does not matter to the model.
+        key = "+".join(sorted(name.split("+")))
+        return None if self.folder is None else self.folder / f"{sha256(key.encode()).hexdigest()[:32]}.f4"
+
+
+def _request(
+    about: Mapping[str, Any], adata: AnnData, rows: NDArray[np.int64], control: NDArray[np.float64]
+) -> dict[str, str]:
+    """What has to agree for finished perturbations to be of use."""
+
+    def digest(names: Iterable[str]) -> str:
+        return sha256("\n".join(map(str, names)).encode()).hexdigest()
+
+    return {
+        "model": str(about["model"]["checksum"]),
+        "controls": digest(adata.obs_names[rows]),
+        "values": sha256(control.tobytes()).hexdigest(),
+        "genes": digest(adata.var_names),
+        "settings": json.dumps({name: str(value) for name, value in about["params"].items()}, sort_keys=True),
+    }
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(path)

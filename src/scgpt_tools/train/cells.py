@@ -1,0 +1,301 @@
+"""Fine-tuning on annotated cells: to name their types, or to embed them without their technical batches."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, get_args
+from warnings import warn
+
+import numpy as np
+
+from scgpt_tools._lookup import absent, lookup
+from scgpt_tools._optional import optional
+from scgpt_tools._validate import check_choice, check_fraction, check_integer
+from scgpt_tools.data.cell_splits import split_cells
+from scgpt_tools.data.classes import UNKNOWN, Classes, read_classes
+from scgpt_tools.data.module import CellDataModule, CellTable
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.objectives import check_objectives
+from scgpt_tools.tokens.corruptions import MaskValues
+from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.units import warn_about_units
+from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.freezing import Freeze, frozen
+from scgpt_tools.train.lora import LoraConfig, adapters
+from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.train.tasks import TASKS, Task, needs_hidden_values, parts_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from anndata import AnnData
+    from mudata import MuData
+    from numpy.typing import NDArray
+
+    from scgpt_tools.data.epochs import Sampling
+    from scgpt_tools.objectives.base import Objective
+    from scgpt_tools.tokens.corruptions import Corruption
+    from scgpt_tools.tokens.features import Duplicates
+    from scgpt_tools.tokens.names import NameTable
+
+logger = logging.getLogger(__name__)
+
+
+def finetune_cells(
+    model: CellModel | str | PathLike[str],
+    adata: AnnData | MuData,
+    *,
+    task: str = "annotate",
+    label: str | None = None,
+    batch: str | None = None,
+    layer: str | None = None,
+    genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "first",
+    modality: str | None = None,
+    validation: float | str = 0.1,
+    objectives: Sequence[Objective] | None = None,
+    corruption: Corruption | None = None,
+    sampling: Sampling | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    dropout: float | None = None,
+    batch_parts: bool | None = None,
+    freeze: Freeze = "nothing",
+    unfreeze_every: int | None = None,
+    lora: LoraConfig | int | None = None,
+    config: FitConfig | None = None,
+    callbacks: Sequence[Any] = (),
+    loggers: Sequence[Any] = (),
+    **changes: Any,
+) -> CellModel:
+    """Fine-tune a model on annotated cells with the recipe of its authors :cite:p:`Cui2024`.
+
+    What :func:`scgpt_tools.train.finetune` does for ``task="annotate"`` and ``task="integrate"``.
+
+    Parameters
+    ----------
+    model
+        A loaded model, which stays as it is, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
+    adata
+        Cells to learn from; may be backed, lazy or a view.  Never changed.
+    task
+        ``"annotate"`` learns the classes of ``label``: cross-entropy, on the genes that each cell expresses.
+        ``"integrate"`` learns an embedding without the batches of ``batch``: masked expression from tokens and from the
+        cell, zero likelihood, elastic similarity and a batch adversary, with a norm for each batch (DSBN), on all
+        genes of the table whether expressed or not.  Choose some 1200 highly variable genes for it first, and embed
+        the same genes afterwards.
+    label
+        Column of ``obs`` with classes.  Cells without one (NaN) are not trained on where classes are learnt.
+    batch
+        Column of ``obs`` with technical batches.
+    layer
+        Key of ``layers`` to read; ``None`` takes ``X``.
+    genes, symbols, aliases, ignore_case, duplicates, modality
+        How to match names to the vocabulary, as in :func:`scgpt_tools.tl.embed`.
+    validation
+        Share of the cells to validate on, drawn by seed within each class and batch; 0 for none.  Or a column of
+        ``obs`` as :func:`scgpt_tools.pp.cell_split` writes it: ``"train"`` cells are trained on, ``"val"`` cells
+        validate, others are not touched.
+    objectives
+        Loss terms instead of the recipe's; the heads that they read are added to the model.
+    corruption
+        What to hide from the network if a term asks for hidden values; ``None`` masks 40 %, as scGPT.
+    sampling
+        ``"random"``; ``"balanced"``, each class as often; ``"one_batch"``, minibatches of one technical batch; or
+        ``"blocks"`` for files that are read in pieces.  ``None`` takes the task's: ``"random"`` to annotate,
+        ``"one_batch"`` to integrate.
+    tokenizer
+        Fields of the model's tokenizer to change, such as ``{"length": 600}``; the new model keeps them.
+    dropout
+        Probability in the encoder; ``None`` keeps the model's.  On CPUs, 0 trains several times faster.
+    batch_parts
+        Give each batch a norm of its own, and tell the expression heads the batch; ``None`` does so to integrate.  Such
+        a model needs ``batch`` wherever it is used, and knows these batches only.
+    freeze
+        Parts that keep their weights: ``"nothing"``; ``"embedder"``, the gene and value embeddings; ``"backbone"``, all
+        but the heads.
+    unfreeze_every
+        With ``freeze="backbone"``: release one part more every so many epochs, from the last layer to the embedder.
+    lora
+        Train low-rank adapters in the encoder (extra ``peft``) instead of its weights: their settings or rank.  They
+        are merged at the end.
+    config
+        How to train, instead of the task's defaults.
+    callbacks, loggers
+        Callbacks and loggers of Lightning.
+    **changes
+        Fields of :class:`~scgpt_tools.train.FitConfig` to change.
+
+    Returns
+    -------
+    A new model with the best weights by ``monitor`` on the validation cells.  Its ``history`` is a table with one row
+    per epoch.
+
+    Raises
+    ------
+    ImportError
+        If Lightning, or peft for ``lora``, is not installed.
+    KeyError
+        If a column or layer is absent; the message lists what is there.
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        If an argument that the task needs is missing, or arguments do not go together.
+    """
+    optional("lightning", extra="train")
+    # It defines a class of Lightning, so it can be imported only where Lightning is.
+    from scgpt_tools.train.callbacks import History
+
+    chosen = lookup(TASKS, task, "task")
+    terms = check_objectives(chosen.recipe.objectives if objectives is None else objectives)
+    low_rank = LoraConfig(rank=lora) if isinstance(lora, int) else lora
+    _check_arguments(chosen, task, label=label, batch=batch)
+    _check_freezing(freeze, unfreeze_every, low_rank)
+    settings = _settings(chosen, config, changes)
+    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
+    source = RowSource(adata, layer=layer, modality=modality)
+    features = FeatureTable.from_var(
+        source.var,
+        loaded.vocabulary,
+        column=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
+    )
+    warn_about_units(source.sample(), loaded.config.tokenizer.expects)
+    add_parts = chosen.batch_parts if batch_parts is None else batch_parts
+    labels = None if label is None else read_classes(source.obs, label, allow_unknown=True)
+    batches = _read_batches(source, loaded, batch, add_parts=add_parts)
+    usable = np.ones(len(source), dtype=bool) if labels is None else labels.codes != UNKNOWN
+    if "cell_type" not in {term.name for term in terms}:
+        usable[:] = True
+    train, held_out = _parts(source, validation, usable, [labels, batches], seed=settings.seed)
+    if not held_out.size and settings.monitor == chosen.fit.get("monitor"):
+        settings = replace(settings, monitor=None)
+    parts = parts_for(
+        loaded.config,
+        terms,
+        classes=None if labels is None else labels.names,
+        batches=None if batches is None else batches.names,
+        batch_parts=add_parts,
+        tokenizer={**chosen.tokenizer, **(tokenizer or {})},
+        dropout=dropout,
+    )
+    with own_random_numbers(settings.seed):
+        tuned = loaded.adapt(**parts)
+        data = CellDataModule(
+            [CellTable(source, features, _codes(batches), _codes(labels))],
+            tuned.tokenizer,
+            corruption=_corruption(corruption, tuned, terms),
+            train=train,
+            validation=held_out,
+            sampling=sampling or chosen.sampling,
+        )
+        _warn_about_length(tuned, features)
+        logger.info("Fine-tuning on %d cells, validating on %d.", len(data.train), len(data.validation))
+        history = History(None if settings.folder is None else settings.folder / "history.csv")
+        watchers = [history, *_unfreezing(tuned, unfreeze_every), *callbacks]
+        # Gradual unfreezing wants all parameters in the optimiser, and freezes them itself.
+        with frozen(tuned, "nothing" if unfreeze_every else freeze), adapters(tuned, low_rank):
+            fit(tuned, data, terms, settings, callbacks=watchers, loggers=loggers)
+    tuned.name, tuned.history = f"{loaded.name} ({task})", history.table
+    return tuned.to(loaded.device)
+
+
+def _check_arguments(task: Task, name: str, **columns: str | None) -> None:
+    for column in task.needs:
+        if columns[column] is None:
+            raise ValueError(f"Expected `{column}`, a column of `obs`, for task={name!r}, found None.")
+
+
+def _check_freezing(freeze: Freeze, unfreeze_every: int | None, lora: LoraConfig | None) -> None:
+    check_choice("freeze", freeze, get_args(Freeze))
+    if unfreeze_every is not None:
+        check_integer("unfreeze_every", unfreeze_every)
+        if freeze != "backbone":
+            raise ValueError(f"`unfreeze_every` goes with freeze='backbone' only, found {freeze=}.")
+    if lora is not None and freeze != "nothing":
+        raise ValueError(f"`lora` freezes the backbone itself and goes with freeze='nothing' only, found {freeze=}.")
+
+
+def _settings(task: Task, config: FitConfig | None, changes: Mapping[str, Any]) -> FitConfig:
+    known = [field.name for field in fields(FitConfig)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(absent(name, known, "argument of `finetune` or field of FitConfig named"))
+    return replace(config or FitConfig(**task.fit), **changes)
+
+
+def _read_batches(source: RowSource, model: CellModel, key: str | None, *, add_parts: bool) -> Classes | None:
+    """Batches of the table, numbered as the model numbers them where it has parts for each already."""
+    has_parts = bool(model.config.domains or model.config.context.batches)
+    if key is None:
+        if has_parts or add_parts:
+            raise ValueError("Expected `batch`, the column of `obs` with technical batches, found None.")
+        return None
+    keep = has_parts and not add_parts
+    return read_classes(source.obs, key, names=model.config.batch_names if keep else None)
+
+
+def _parts(
+    source: RowSource,
+    validation: float | str,
+    usable: NDArray[np.bool_],
+    strata: Sequence[Classes | None],
+    *,
+    seed: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the cells to train and to validate on."""
+    if isinstance(validation, str):
+        if validation not in source.obs.columns:
+            raise KeyError(absent(validation, source.obs.columns, "key in `obs`:"))
+        part = np.asarray(source.obs[validation])
+        return np.flatnonzero(usable & (part == "train")), np.flatnonzero(usable & (part == "val"))
+    share = check_fraction("validation", validation, one=False)
+    cells = np.flatnonzero(usable)
+    if share == 0:
+        return cells, cells[:0]
+    groups = ["-".join(str(classes.codes[cell]) for classes in strata if classes is not None) for cell in cells]
+    names = np.asarray(source.names, dtype=str)[cells]
+    part = split_cells(names.tolist(), test=0, val=share, seed=seed, strata=groups)
+    return cells[part == "train"], cells[part == "val"]
+
+
+def _codes(classes: Classes | None) -> NDArray[np.int64] | None:
+    return None if classes is None else classes.codes
+
+
+def _corruption(given: Corruption | None, model: CellModel, objectives: Sequence[Objective]) -> Corruption | None:
+    if given is not None or not needs_hidden_values(objectives):
+        return given
+    # 0.4 as in scGPT's finetune_integration.py; its function default, 0.15, is not what they trained with there.
+    return MaskValues(ratio=0.4, mask_value=model.config.tokenizer.mask_value)
+
+
+def _unfreezing(model: CellModel, every: int | None) -> list[Any]:
+    if every is None:
+        return []
+    # It defines a class of Lightning, so it can be imported only where Lightning is.
+    from scgpt_tools.train.unfreezing import GradualUnfreezing
+
+    return [GradualUnfreezing(model, every)]
+
+
+def _warn_about_length(model: CellModel, features: FeatureTable) -> None:
+    tokenizer = model.config.tokenizer
+    if tokenizer.genes != "all" or tokenizer.length is None:
+        return
+    room = tokenizer.length - tokenizer.cls
+    if len(features) > room:
+        warn(
+            f"{len(features)} genes are known to the model and every cell shows {room} of them, drawn at random and "
+            "mostly zero. Choose as many highly variable genes first (`scanpy.pp.highly_variable_genes`), or raise "
+            "`tokenizer={'length': ...}`.",
+            stacklevel=3,
+        )

@@ -1,0 +1,304 @@
+"""Fine-tuning a generator: expression after a perturbation from expression before it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from scgpt_tools._lookup import absent
+from scgpt_tools._optional import optional
+from scgpt_tools._validate import check_choice
+from scgpt_tools.data.conditions import read_conditions
+from scgpt_tools.data.perturbation_batches import (
+    PerturbationBatches,
+    check_log_values,
+    leave_untold_out,
+    paired_controls,
+    screen_parts,
+)
+from scgpt_tools.data.perturbation_tokens import GeneChoice, GeneSampling, Include, ScreenTokens, Unknown
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.config import ContextConfig, ExpressionConfig, HeadsConfig, ModelConfig
+from scgpt_tools.models.families import scgpt_perturbation
+from scgpt_tools.objectives import check_objectives
+from scgpt_tools.objectives.recipes import PERTURB
+from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.names import column_names
+from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.freezing import Freeze, frozen
+from scgpt_tools.train.lora import LoraConfig, adapters
+from scgpt_tools.train.randomness import own_random_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from anndata import AnnData
+
+    from scgpt_tools.objectives.base import Objective
+    from scgpt_tools.tokens.features import Duplicates
+    from scgpt_tools.tokens.names import NameTable
+
+logger = logging.getLogger(__name__)
+
+_FIT: dict[str, Any] = {"epochs": 15, "batch_size": 64, "lr": 1e-4, "patience": 10}
+"""Of scGPT's tutorial, whose early stopping watched a correlation on the validation conditions."""
+
+
+def finetune_perturbation(
+    model: CellModel | str | PathLike[str],
+    adata: AnnData,
+    *,
+    key: str = "condition",
+    within: str | Sequence[str] | None = None,
+    pairs: str | None = None,
+    layer: str | None = None,
+    genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "first",
+    validation: float | str = "split",
+    controls: bool = True,
+    include: Include = "all",
+    unknown: Unknown = "drop",
+    unmeasured: Literal["error", "token", "drop"] = "error",
+    length: int | None = 1536,
+    gene_sampling: GeneSampling = "keep_perturbed",
+    objectives: Sequence[Objective] | None = None,
+    dropout: float | None = 0.0,
+    adaptive_offset: bool = False,
+    activation: str | None = None,
+    freeze: Freeze = "nothing",
+    lora: LoraConfig | int | None = None,
+    config: FitConfig | None = None,
+    callbacks: Sequence[Any] = (),
+    loggers: Sequence[Any] = (),
+    **changes: Any,
+) -> CellModel:
+    """Fine-tune a model to predict expression after a perturbation :cite:p:`Cui2024`.
+
+    What :func:`scgpt_tools.train.finetune` does for ``task="perturb"``.  Gene table, value embedding and transformer
+    are taken over, the flags and the affine head start from scratch, as in the original; both are logged.
+
+    Parameters
+    ----------
+    model
+        A loaded model, which stays as it is, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
+    adata
+        Log-normalised cells of a screen; may be backed.  Never changed.
+    key
+        Column of ``obs`` with conditions as :func:`scgpt_tools.pp.parse_conditions` writes them.
+    within
+        Columns of ``obs`` that a cell and its control share; only if controls are to be drawn here.
+    pairs
+        Key of ``obsm`` with paired controls; ``None`` takes ``"ctrl_indices"`` if it is there and ``within`` is not
+        given, and else draws one control a cell.
+    layer
+        Key of ``layers`` to read; ``None`` takes ``X``.
+    genes, symbols, aliases, ignore_case, duplicates
+        How to match names to the vocabulary, as in :func:`scgpt_tools.tl.embed`.
+    validation
+        Column of ``obs`` as :func:`scgpt_tools.pp.perturbation_split` and :func:`scgpt_tools.pp.cell_split` write it:
+        ``"train"`` cells are trained on, perturbed ``"val"`` cells validate, others are not touched.  Or a share of
+        the conditions to hold out.
+    controls
+        Train on controls too, each paired with itself, as GEARS and scGPT do.
+    include
+        ``"all"`` genes, or ``"batch-wise"`` those that some control of the minibatch expresses.
+    unknown
+        Columns without a token: ``"drop"`` them, or let them take part under the token of padding (``"pad"``), as in
+        the original.
+    unmeasured
+        Perturbed genes without a column: refuse them, add their ``"token"`` to the cells that they are perturbed in, or
+        ``"drop"`` these cells.
+    length
+        Most genes of a cell; of more, some are drawn for each cell and epoch.
+    gene_sampling
+        ``"keep_perturbed"`` never loses a perturbed gene; ``"original"`` draws as scGPT does, where a minibatch may
+        lose what was perturbed.
+    objectives
+        Loss terms instead of the squared error at every gene.
+    dropout
+        Probability in the encoder; ``None`` keeps the model's.
+    adaptive_offset, activation
+        Of the affine head, see :class:`~scgpt_tools.models.config.ExpressionConfig`.
+    freeze
+        Parts that keep their weights: ``"nothing"``, ``"embedder"`` or ``"backbone"``.
+    lora
+        Train low-rank adapters in the encoder instead of its weights: their settings or rank.
+    config
+        How to train, instead of scGPT's settings (15 epochs of 64 cells at 1e-4, a factor 0.9 each epoch).
+    callbacks, loggers
+        Callbacks and loggers of Lightning.
+    **changes
+        Fields of :class:`~scgpt_tools.train.FitConfig` to change.
+
+    Returns
+    -------
+    A new model with the best weights by ``"validation_profile_error"``, the squared error of mean profiles of
+    validation conditions, or by ``monitor``.  Its ``history`` is a table with one row per epoch.
+
+    Raises
+    ------
+    ImportError
+        If Lightning, or peft for ``lora``, is not installed.
+    KeyError
+        If a column, layer or key is absent; the message lists what is there.
+    ValueError
+        If values look like counts, a cell has no label, there are no controls, or a perturbed gene has no column or no
+        token.
+    """
+    optional("lightning", extra="train")
+    # It defines a class of Lightning, so it can be imported only where Lightning is.
+    from scgpt_tools.train.callbacks import History
+
+    check_choice("unmeasured", unmeasured, ("error", "token", "drop"))
+    terms = check_objectives(PERTURB.objectives if objectives is None else objectives)
+    settings = _settings(config, changes)
+    choice = GeneChoice(
+        include=include,
+        unknown=unknown,
+        unmeasured="token" if unmeasured == "token" else "error",
+        length=length,
+        sampling=gene_sampling,
+    )
+    source = RowSource(adata, layer=layer)
+    check_log_values(source)
+    conditions = read_conditions(source.adata, key)
+    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
+    features = FeatureTable.from_var(
+        source.var,
+        loaded.vocabulary,
+        column=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
+    )
+    tokens = ScreenTokens.match(features, column_names(source.var, genes), loaded.vocabulary, choice)
+    paired = paired_controls(source.adata, conditions, pairs=pairs, within=within, seed=settings.seed)
+    train, held_out = screen_parts(source.adata, conditions, validation, controls=controls, seed=settings.seed)
+    if unmeasured == "drop":
+        train, held_out = (leave_untold_out(tokens, conditions, part, stacklevel=3) for part in (train, held_out))
+    if config is None and objectives is None and "monitor" not in changes and held_out.size:
+        # scGPT's choice of the best epoch looks at mean profiles too, by their correlation.
+        settings = replace(settings, monitor="validation_profile_error")
+    head = ExpressionConfig(style="affine", adaptive_offset=adaptive_offset, activation=activation)
+    with own_random_numbers(settings.seed):
+        tuned, transfer = as_generator(loaded, head=head, dropout=dropout)
+        logger.info("%s", transfer)
+        data = PerturbationBatches(
+            source, features, tuned.tokenizer, tokens, conditions, paired, train=train, validation=held_out
+        )
+        logger.info("Fine-tuning on %d cells, validating on %d.", len(data.train), len(data.validation))
+        history = History(None if settings.folder is None else settings.folder / "history.csv")
+        low_rank = LoraConfig(rank=lora) if isinstance(lora, int) else lora
+        with frozen(tuned, freeze), adapters(tuned, low_rank):
+            # The flags lie in the embedder, but they are as new as the head.
+            for name, parameter in tuned.named_parameters():
+                parameter.requires_grad |= name.startswith("embedder.perturbation.")
+            fit(tuned, data, terms, settings, callbacks=[history, *callbacks], loggers=loggers)
+    tuned.history = history.table
+    return tuned.to(loaded.device)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Which weights a new model took over from the one it was made of."""
+
+    taken: tuple[str, ...]
+    """Names of tensors that were copied."""
+    fresh: tuple[str, ...]
+    """Names of tensors that start from scratch."""
+    left: tuple[str, ...]
+    """Names of tensors of the old model that the new one has no place for."""
+
+    def __str__(self) -> str:
+        parts = {
+            "Weights taken over": self.taken,
+            "starting from scratch": self.fresh,
+            "left behind": self.left,
+        }
+        return "; ".join(f"{what}: {_by_part(names)}" for what, names in parts.items()) + "."
+
+
+def as_generator(
+    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None
+) -> tuple[CellModel, Transfer]:
+    """Make a model of perturbations from a pre-trained one, which stays as it is.
+
+    Parameters
+    ----------
+    model
+        Any model of the family, or a generator, of which everything is kept.
+    head
+        The affine head; ``None`` takes its defaults.
+    dropout
+        Probability in the encoder; ``None`` keeps the model's.
+
+    Returns
+    -------
+    The generator, and which weights it took over.
+    """
+    config = generator_config(model, head=head, dropout=dropout)
+    changes = {field.name: getattr(config, field.name) for field in fields(ModelConfig)}
+    tuned = model.adapt(**changes)
+    tuned.name = f"{model.name} (perturb)"
+    old, new = model.state_dict(), tuned.state_dict()
+    taken = tuple(key for key in new if key in old and old[key].shape == new[key].shape)
+    fresh = tuple(key for key in new if key not in taken)
+    return tuned, Transfer(taken, fresh, tuple(key for key in old if key not in taken))
+
+
+def generator_config(
+    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None
+) -> ModelConfig:
+    """The family ``scgpt_perturbation`` in the sizes of another model.
+
+    Parameters
+    ----------
+    model
+        The model to start from.
+    head
+        The affine head; ``None`` takes its defaults.
+    dropout
+        Probability in the encoder; ``None`` keeps the model's.
+
+    Returns
+    -------
+    The configuration; a generator keeps its flags.
+    """
+    config = model.config
+    plain = scgpt_perturbation(model.vocabulary, dim=config.dim, heads=config.encoder.heads)
+    flags = config.embedder if config.embedder.perturbation_rows else plain.embedder
+    encoder = config.encoder if dropout is None else replace(config.encoder, dropout=dropout)
+    return replace(
+        config,
+        family=plain.family,
+        embedder=flags,
+        encoder=encoder,
+        pooling="cls",
+        context=ContextConfig(),
+        heads=HeadsConfig(expression=head or ExpressionConfig(style="affine")),
+        tokenizer=plain.tokenizer,
+        domains=0,
+        batch_names=None,
+    )
+
+
+def _by_part(names: Sequence[str]) -> str:
+    """Names of parts with how many tensors each has."""
+    parts = Counter(".".join(name.split(".")[: 1 if name.startswith("encoder.") else 2]) for name in names)
+    return ", ".join(f"{part} ({count} tensors)" for part, count in parts.items()) or "nothing"
+
+
+def _settings(config: FitConfig | None, changes: Mapping[str, Any]) -> FitConfig:
+    known = [field.name for field in fields(FitConfig)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(absent(name, known, "argument of task='perturb' or field of FitConfig named"))
+    return replace(FitConfig(**_FIT) if config is None else config, **changes)

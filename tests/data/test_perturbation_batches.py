@@ -1,0 +1,166 @@
+"""Minibatches of controls and the cells that they are to become."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scgpt_tools import pp
+from scgpt_tools.data.conditions import read_conditions
+from scgpt_tools.data.pairing import pair_controls
+from scgpt_tools.data.perturbation_batches import (
+    PerturbationBatches,
+    check_log_values,
+    leave_untold_out,
+    paired_controls,
+    screen_parts,
+)
+from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.models.families import scgpt_perturbation
+from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.perturbations import condition_genes
+from scgpt_tools.tokens.tokenizer import Tokenizer
+from scgpt_tools.vocabulary import Vocabulary
+from screens import screen
+
+
+@pytest.fixture
+def cells():
+    adata = screen(8)
+    pp.pair_controls(adata, n=2)
+    return adata
+
+
+@pytest.fixture
+def vocabulary(cells) -> Vocabulary:
+    return Vocabulary.from_genes(cells.var_names)
+
+
+@pytest.fixture
+def make_data(vocabulary):
+    def make(adata, **choice) -> PerturbationBatches:
+        features = FeatureTable.from_var(adata.var, vocabulary)
+        tokenizer = Tokenizer(scgpt_perturbation(vocabulary, dim=8, heads=2).tokenizer, vocabulary)
+        tokens = ScreenTokens.match(features, list(adata.var_names), vocabulary, GeneChoice(**choice))
+        conditions = read_conditions(adata, "condition")
+        pairs = paired_controls(adata, conditions)
+        train, validation = screen_parts(adata, conditions, 0.3, controls=True, seed=0)
+        return PerturbationBatches(
+            RowSource(adata), features, tokenizer, tokens, conditions, pairs, train=train, validation=validation
+        )
+
+    return make
+
+
+def batches(data, part="train", *, seed=0, workers=0):
+    return list(data.loader(part, batch_size=16, seed=seed, workers=workers))
+
+
+def test_inputs_are_paired_controls_and_targets_the_cells(cells, make_data):
+    data = make_data(cells)
+    dense, pairs = cells.X.toarray(), cells.obsm["ctrl_indices"]
+    conditions = cells.obs["condition"].astype(str).to_numpy()
+    seen = []
+    for batch in batches(data):
+        rows = batch.index.numpy()
+        np.testing.assert_array_equal(batch.target.numpy(), dense[rows])
+        for cell, values, flags in zip(rows, batch.values.numpy(), batch.perturbed.numpy(), strict=True):
+            assert any(np.array_equal(values, dense[control]) for control in pairs[cell])
+            assert {cells.var_names[column] for column in np.flatnonzero(flags)} == set(
+                condition_genes(conditions[cell])
+            )
+        seen.extend(rows)
+    assert sorted(seen) == data.train.tolist()
+
+
+@pytest.mark.parametrize("choice", [{}, {"length": 9}, {"include": "batch-wise", "length": 20}], ids=str)
+def test_the_target_does_not_reach_the_inputs(cells, make_data, choice):
+    """Whatever the perturbed cells hold, the network is shown the same."""
+    changed = cells.copy()
+    perturbed = np.flatnonzero(changed.obs["condition"] != "ctrl")
+    dense = changed.X.toarray()
+    dense[perturbed] = np.random.default_rng(5).permutation(dense[perturbed], axis=1)
+    changed.X = dense
+    before, after = batches(make_data(cells, **choice)), batches(make_data(changed, **choice))
+    for one, other in zip(before, after, strict=True):
+        for name in ("genes", "values", "mask", "perturbed", "index"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+    targets = [torch.equal(one.target, other.target) for one, other in zip(before, after, strict=True)]
+    assert not any(targets)
+
+
+def test_held_out_conditions_and_controls_are_not_trained_on_or_validated_with(cells, make_data):
+    data = make_data(cells)
+    conditions = cells.obs["condition"].astype(str).to_numpy()
+    assert not set(conditions[data.train]) & set(conditions[data.validation])
+    assert "ctrl" in conditions[data.train]
+    assert "ctrl" not in conditions[data.validation]
+    assert data.validation.size
+
+
+def test_epochs_draw_other_controls_and_validation_the_same(cells, make_data):
+    data = make_data(cells)
+    loader = data.loader("train", batch_size=1000, seed=0)
+    first, second = (next(iter(loader)) for _ in range(2))
+    order = [torch.argsort(batch.index) for batch in (first, second)]
+    assert not torch.equal(first.values[order[0]], second.values[order[1]])
+    one, other = (batches(data, "validation")[0].values for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_workers_give_the_same_minibatches(cells, make_data):
+    data = make_data(cells, length=9)
+    for one, other in zip(batches(data), batches(data, workers=2), strict=True):
+        assert torch.equal(one.values, other.values)
+        assert torch.equal(one.genes, other.genes)
+
+
+def test_genes_without_a_column_are_refused_before_training(cells, make_data):
+    with pytest.raises(ValueError, match="no column for G7"):
+        make_data(cells[:, [name for name in cells.var_names if name != "G7"]].copy())
+
+
+def test_pairs_are_taken_or_drawn(cells):
+    conditions = read_conditions(cells, "condition")
+    np.testing.assert_array_equal(paired_controls(cells, conditions), cells.obsm["ctrl_indices"])
+    drawn = paired_controls(cells, conditions, within="batch", seed=4)
+    expected = pair_controls(conditions == "ctrl", cells.obs_names, contexts=cells.obs["batch"], seed=4)
+    np.testing.assert_array_equal(drawn, expected)
+    cells.obsm["mine"] = np.zeros((cells.n_obs, 1), dtype=int) + int(np.flatnonzero(conditions != "ctrl")[0])
+    with pytest.raises(ValueError, match="pairs with controls only"):
+        paired_controls(cells, conditions, pairs="mine")
+    with pytest.raises(KeyError, match=r"Run pp\.pair_controls first"):
+        paired_controls(cells, conditions, pairs="other")
+
+
+def test_parts_come_from_a_column(cells):
+    conditions = read_conditions(cells, "condition")
+    pp.cell_split(cells, "batch", test=["b"])
+    train, held = screen_parts(cells, conditions, "split", controls=False, seed=0)
+    assert set(cells.obs["batch"].iloc[train]) == {"a"}
+    assert "ctrl" not in conditions[train]
+    assert held.size == 0
+    cells.obs["split"] = "test"
+    with pytest.raises(ValueError, match="found none in the part 'train'"):
+        screen_parts(cells, conditions, "split", controls=True, seed=0)
+    with pytest.raises(KeyError, match="Did you mean 'split'"):
+        screen_parts(cells, conditions, "splitt", controls=True, seed=0)
+
+
+def test_cells_of_untold_conditions_can_be_left_out(cells, vocabulary):
+    few = cells[:, [name for name in cells.var_names if name not in ("G0", "G7")]].copy()
+    features = FeatureTable.from_var(few.var, vocabulary)
+    tokens = ScreenTokens.match(features, list(few.var_names), vocabulary, GeneChoice())
+    conditions = read_conditions(few, "condition")
+    with pytest.warns(UserWarning, match=r"5 conditions \(80 cells\) are left out.*no column for G0, G7"):
+        kept = leave_untold_out(tokens, conditions, np.arange(few.n_obs))
+    assert not any({"G0", "G7"} & set(condition_genes(name)) for name in set(conditions[kept]))
+
+
+def test_counts_are_refused(cells):
+    cells.layers["counts"] = np.rint(np.expm1(cells.X.toarray()))
+    with pytest.raises(ValueError, match=r"log-normalised expression in layers\['counts'\], found whole numbers"):
+        check_log_values(RowSource(cells, layer="counts"))
+    check_log_values(RowSource(cells))

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+import scgpt_tools as sct
+
+TRUTH = ["B", "B", "B", "T", "T", "NK"]
+
+
+def test_right_predictions_score_one():
+    scores = sct.metrics.score_annotation(TRUTH, TRUTH)
+    assert scores == (1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+def test_scores_are_those_of_sklearn_over_the_classes_of_the_truth(rng):
+    truth, guess = rng.choice(list("abcd"), 200), rng.choice(list("abcd"), 200)
+    scores = sct.metrics.score_annotation(truth, guess)
+    assert scores.accuracy == pytest.approx(accuracy_score(truth, guess))
+    assert scores.macro_precision == pytest.approx(precision_score(truth, guess, average="macro"))
+    assert scores.macro_recall == pytest.approx(recall_score(truth, guess, average="macro"))
+    assert scores.macro_f1 == pytest.approx(f1_score(truth, guess, average="macro"))
+
+
+def test_a_constant_answer_recalls_one_class_of_three():
+    scores = sct.metrics.score_annotation(TRUTH, ["B"] * 6)
+    assert scores.accuracy == 0.5
+    assert scores.macro_recall == pytest.approx(1 / 3)
+
+
+def test_a_class_that_only_the_prediction_knows_is_no_class_of_its_own():
+    one = sct.metrics.score_annotation(TRUTH, ["B", "B", "B", "T", "DC", "NK"])
+    other = sct.metrics.score_annotation(TRUTH, ["B", "B", "B", "T", "unassigned", "NK"])
+    assert one.macro_f1 == other.macro_f1 == pytest.approx((1 + 2 / 3 + 1) / 3)
+    assert one.assigned == 1.0
+    assert other.assigned == pytest.approx(5 / 6)
+
+
+def test_cells_of_unknown_type_do_not_count():
+    truth = pd.Series([*TRUTH, np.nan, None], dtype="category")
+    assert sct.metrics.score_annotation(truth, [*TRUTH, "B", "T"]) == (1.0,) * 5
+
+
+def test_each_class_by_itself():
+    table = sct.metrics.class_scores(TRUTH, ["B", "B", "T", "T", "T", "T"])
+    assert table.loc["B"].to_dict() == pytest.approx({"precision": 1, "recall": 2 / 3, "f1": 0.8, "cells": 3})
+    assert table.loc["T", "precision"] == 0.5
+    assert table.loc["NK", "f1"] == 0
+
+
+@pytest.mark.parametrize(("normalize", "axis"), [("truth", 1), ("predicted", 0)])
+def test_normalised_confusion_sums_to_one(normalize, axis):
+    table = sct.metrics.confusion_table(TRUTH, ["B", "B", "T", "T", "T", "DC"], normalize=normalize)
+    np.testing.assert_allclose(table.sum(axis=axis), 1)
+
+
+def test_confusion_counts_stand_in_the_same_order_on_both_sides():
+    table = sct.metrics.confusion_table(TRUTH, ["T", "B", "B", "T", "T", "A new one"], normalize="none")
+    assert list(table.index) == ["B", "NK", "T"]
+    assert list(table.columns) == ["B", "T", "A new one"]
+    assert table.loc["B"].tolist() == [2, 1, 0]
+    assert table.loc["NK"].tolist() == [0, 0, 1]
+    assert table.to_numpy().sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "message"),
+    [(["B"], ["B", "T"], "one prediction per cell"), ([None, np.nan], ["B", "T"], "none among 2")],
+)
+def test_what_cannot_be_scored_is_refused(truth, predicted, message):
+    with pytest.raises(ValueError, match=message):
+        sct.metrics.score_annotation(truth, predicted)

@@ -1,0 +1,82 @@
+"""What a table of scores says when it is printed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgpt_tools.metrics import PerturbationScores, top_k_accuracy
+from scgpt_tools.metrics.scores import collapsed, overall_spread
+
+VALUES = {
+    "model": {"mse": [2.0, 2.0, 2.0], "pearson_control": [0.9, 0.8, 0.9]},
+    "no_change": {"mse": [1.0, 1.0, 1.5], "pearson_control": [np.nan] * 3},
+    "perturbed_mean": {"mse": [3.0, 3.0, 3.0], "pearson_control": [0.5, 0.4, 0.3]},
+    "split_half": {"mse": [0.1, 0.1, 0.1], "pearson_control": [1.0, 1.0, 1.0]},
+}
+
+
+@pytest.fixture
+def scores() -> PerturbationScores:
+    roles = {"model": "model", "split_half": "ceiling"}
+    rows = [
+        (condition, "unseen_single", method, roles.get(method, "baseline"), metric, value)
+        for method, metrics in VALUES.items()
+        for metric, values in metrics.items()
+        for condition, value in zip("ABC", values, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["condition", "group", "method", "role", "metric", "value"])
+    return PerturbationScores(table, table.iloc[:0], pd.Series({"model": 0.05}), "abcdef0123456789xyz")
+
+
+def test_a_winning_baseline_is_named_first(scores):
+    lines = str(scores).splitlines()
+    assert lines[0] == "3 held-out conditions (3 unseen_single), hash abcdef0123456789; means:"
+    assert "A baseline has the better mean: no_change in mse." in lines
+    assert "model against no_change: worse in mse; undecided in pearson_control." in lines
+    assert "model against perturbed_mean: better in mse, pearson_control." in lines
+    assert any("nearly the same for every perturbation: they differ 5.0%" in line for line in lines)
+
+
+def test_winners_leave_the_ceiling_out(scores):
+    assert scores.winners().to_dict() == {"mse": "no_change", "pearson_control": "model"}
+
+
+def test_means_have_a_row_for_every_method(scores):
+    means = scores.means()
+    assert list(means.index) == list(VALUES)
+    assert means.loc["no_change", "mse"] == pytest.approx(3.5 / 3)
+    assert np.isnan(means.loc["no_change", "pearson_control"])
+
+
+def test_spread_counts_what_is_scored(rng):
+    true = rng.normal(size=(5, 7))
+    assert overall_spread(true, true) == pytest.approx(1)
+    assert overall_spread(0.2 * true + 3, true) == pytest.approx(0.2)
+    scored = np.ones(true.shape, dtype=bool)
+    scored[2, 4] = False
+    changed = true.copy()
+    changed[2, 4] = 100
+    assert overall_spread(changed, true, scored) == pytest.approx(1)
+    assert np.isnan(overall_spread(true[:1], true[:1]))
+    assert collapsed({"a": 0.05, "b": 0.5, "c": np.nan}) == {"a": 0.05}
+
+
+def test_top_k_counts_states():
+    ranking = pd.DataFrame(
+        {
+            "state": ["A+B"] * 3 + ["C+ctrl"] * 3,
+            "perturbation": ["A", "A+B", "C"] * 2,
+            "rank": [1, 2, 3] * 2,
+            "exact": [False, True, False, False, False, True],
+            "relevant": [True, True, False, False, False, True],
+        }
+    )
+    found = top_k_accuracy(ranking, k=(1, 2, 3))
+    assert found["exact"].tolist() == [0, 0.5, 1]
+    assert found["relevant"].tolist() == [0.5, 0.5, 1]
+    np.testing.assert_allclose(found["exact_by_chance"], [1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(found["relevant_by_chance"], [(2 / 3 + 1 / 3) / 2, (1 + 2 / 3) / 2, 1])
+    with pytest.raises(ValueError, match="at least 1"):
+        top_k_accuracy(ranking, k=(0,))

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import scgpt_tools as sct
+
+
+@pytest.fixture(autouse=True)
+def no_window():
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    columns = ["cLISI", "KMeans NMI", "iLISI", "KBET", "Bio conservation", "Batch correction", "Total"]
+    rows = [[0.9, 0.5, 0.1, np.nan, 0.7, 0.1, 0.46], [0.8, 0.7, 0.3, np.nan, 0.75, 0.3, 0.57]]
+    return pd.DataFrame(rows, index=pd.Index(["X_pca", "X_scGPT"], name="embedding"), columns=columns)
+
+
+def test_the_best_total_comes_first_unless_the_order_is_kept(table):
+    ax = sct.pl.scores(table, show=False)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["X_scGPT", "X_pca"]
+    np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), table.iloc[::-1])
+    ax = sct.pl.scores(table, sort=False, show=False)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["X_pca", "X_scGPT"]
+
+
+def test_the_best_of_each_column_is_bold(table):
+    ax = sct.pl.scores(table, sort=False, show=False)
+    cells = [text for text in ax.texts if text.get_transform() == ax.transData]
+    bold = [text.get_position()[1] for text in cells if text.get_weight() == "bold"]
+    columns = [text.get_position()[0] for text in cells if text.get_weight() == "bold"]
+    assert dict(zip(columns, bold, strict=True)) == {0: 0, 1: 1, 2: 1, 4: 1, 5: 1, 6: 1}
+
+
+def test_a_score_that_was_not_computed_is_said(table):
+    ax = sct.pl.scores(table, show=False, title="Blood")
+    assert [text.get_text() for text in ax.texts].count("–") == 2
+    assert ax.get_title(loc="left") == "Blood   (without KBET)"
+
+
+def test_groups_stand_above_their_columns(table):
+    ax = sct.pl.scores(table, show=False)
+    names = {text.get_text(): text.get_position()[0] for text in ax.texts if text.get_position()[1] == 1.02}
+    assert names == {"Bio conservation": 0.5, "Batch correction": 2.5, "Means": 5}
+
+
+def test_figures_end_as_in_scanpy(table, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    _, ax = plt.subplots()
+    assert sct.pl.scores(table, ax=ax, show=False) is ax
+    assert isinstance(sct.pl.scores(table, return_fig=True), plt.Figure)
+    assert sct.pl.scores(table, show=True) is None
+    assert shown == [True]
+
+
+def test_an_empty_table_is_refused():
+    with pytest.raises(ValueError, match=r"found shape \(0, 0\)"):
+        sct.pl.scores(pd.DataFrame())

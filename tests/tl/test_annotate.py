@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anndata as ad
+import mudata
+import numpy as np
+import pytest
+import torch
+
+import scgpt_tools as sct
+from scgpt_tools.models import CellModel
+from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
+
+CLASSES = ("B", "NK/T", "T")
+
+
+@pytest.fixture
+def annotator(make_model) -> CellModel:
+    heads = HeadsConfig(cell_type=ClassifierConfig(classes=3, names=CLASSES))
+    model = make_model(config={"heads": heads}).eval()
+    with torch.no_grad():
+        # Untrained heads say nearly the same of every cell.
+        model.heads["cell_type"].out.weight.mul_(20)
+    return model
+
+
+def annotated(adata, model, **arguments) -> ad.AnnData:
+    return sct.tl.annotate(adata, model, show_progress=False, copy=True, **arguments)
+
+
+def test_probabilities_are_the_softmax_of_the_head(adata, annotator):
+    result = annotated(adata, annotator)
+    sct.tl.embed(adata, annotator, normalize=False, show_progress=False)
+    logits = annotator.heads["cell_type"].logits(torch.from_numpy(adata.obsm["X_scGPT"]))
+    expected = logits.softmax(dim=1).detach().numpy()
+    probabilities = result.obsm["scgpt_cell_type_probabilities"]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert probabilities.dtype == np.float32
+    best = expected.argmax(axis=1)
+    assert result.obs["scgpt_cell_type"].tolist() == [CLASSES[place] for place in best]
+    np.testing.assert_allclose(result.obs["scgpt_cell_type_confidence"], expected.max(axis=1), atol=1e-5)
+    assert len(set(best)) > 1
+
+
+def test_names_of_classes_travel_with_the_folder(adata, annotator, tmp_path):
+    ours = annotated(adata, annotator)
+    theirs = annotated(adata, annotator.save(tmp_path / "annotator"))
+    assert theirs.uns["scgpt_cell_type"]["classes"].tolist() == list(CLASSES)
+    assert ours.obs["scgpt_cell_type"].equals(theirs.obs["scgpt_cell_type"])
+    assert list(theirs.obs["scgpt_cell_type"].cat.categories) == list(CLASSES)
+
+
+def test_cells_under_the_threshold_get_no_class(adata, annotator):
+    sure = annotated(adata, annotator)
+    confidence = sure.obs["scgpt_cell_type_confidence"].to_numpy()
+    threshold = float(np.median(confidence))
+    result = annotated(adata, annotator, threshold=threshold, unassigned="unknown")
+    none = (result.obs["scgpt_cell_type"] == "unknown").to_numpy()
+    np.testing.assert_array_equal(none, confidence < threshold)
+    assert none.any()
+    assert not none.all()
+    kept = result.obs["scgpt_cell_type"].astype(str)[~none]
+    assert kept.equals(sure.obs["scgpt_cell_type"].astype(str)[~none])
+    np.testing.assert_array_equal(result.obs["scgpt_cell_type_confidence"], confidence)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_the_result_does_not_depend_on_the_size_of_minibatches(adata, annotator, batch_size):
+    expected = annotated(adata, annotator).obsm["scgpt_cell_type_probabilities"]
+    found = annotated(adata, annotator, batch_size=batch_size).obsm["scgpt_cell_type_probabilities"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_order_of_cells_does_not_matter(adata, annotator):
+    expected = annotated(adata, annotator).obsm["scgpt_cell_type_probabilities"]
+    found = annotated(adata[::-1].copy(), annotator).obsm["scgpt_cell_type_probabilities"]
+    np.testing.assert_allclose(found[::-1], expected, atol=1e-5)
+
+
+def test_bins_can_be_made_before(adata, annotator):
+    expected = annotated(adata, annotator).obsm["scgpt_cell_type_probabilities"]
+    sct.pp.tokenize(adata, annotator)
+    found = annotated(adata, annotator, tokens="X_binned").obsm["scgpt_cell_type_probabilities"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_only_the_documented_keys_are_written(adata, annotator, unchanged):
+    before = unchanged(adata)
+    assert sct.tl.annotate(adata, annotator, key_added="kind", show_progress=False) is None
+    assert set(adata.obs) == {"cell_type", "batch", "kind", "kind_confidence"}
+    assert set(adata.obsm) == {"kind_probabilities"}
+    assert set(adata.uns) == {"kind"}
+    adata.obs = adata.obs[["cell_type", "batch"]]
+    del adata.obsm["kind_probabilities"], adata.uns["kind"]
+    assert unchanged(adata) == before
+
+
+def test_the_result_can_be_kept_in_a_file(adata, annotator, tmp_path):
+    result = annotated(adata, annotator, threshold=0.5)
+    result.write_h5ad(tmp_path / "cells.h5ad")
+    again = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert again.obs["scgpt_cell_type"].equals(result.obs["scgpt_cell_type"])
+    assert again.uns["scgpt_cell_type"]["classes"].tolist() == list(CLASSES)
+    assert again.uns["scgpt_cell_type"]["params"]["threshold"] == 0.5
+    assert again.uns["scgpt_cell_type"]["model"]["checksum"] == annotator.checksum
+
+
+def test_a_modality_of_a_mudata(adata, annotator):
+    mudata.set_options(pull_on_update=False)
+    mdata = mudata.MuData({"rna": adata.copy()})
+    sct.tl.annotate(mdata, annotator, modality="rna", show_progress=False)
+    expected = annotated(adata, annotator).obs["scgpt_cell_type"]
+    assert mdata["rna"].obs["scgpt_cell_type"].tolist() == expected.tolist()
+
+
+def test_a_model_of_several_batches_needs_to_know_them(adata, make_model, unchanged):
+    heads = HeadsConfig(cell_type=ClassifierConfig(classes=3, names=CLASSES))
+    plain = make_model(config={"heads": heads})
+    model = plain.adapt(
+        embedder=replace(plain.config.embedder, norm="domain"), domains=2, batch_names=("a", "b")
+    ).eval()
+    with torch.no_grad():
+        model.embedder.norm.domains[1].running_mean.add_(1.0)
+    before = unchanged(adata)
+    with pytest.raises(ValueError, match="normalises each of its 2 batches by itself: a, b"):
+        sct.tl.annotate(adata, model, show_progress=False)
+    assert unchanged(adata) == before
+    result = annotated(adata, model, batch="batch")
+    swapped = adata.copy()
+    swapped.obs["batch"] = swapped.obs["batch"].map({"a": "b", "b": "a"})
+    other = annotated(swapped, model, batch="batch")
+    name = "scgpt_cell_type_probabilities"
+    assert np.abs(result.obsm[name] - other.obsm[name]).max() > 1e-4
+    swapped.obs["batch"] = "c"
+    with pytest.raises(ValueError, match=r"named 'c'.*'a', 'b'"):
+        annotated(swapped, model, batch="batch")
+
+
+def test_what_cannot_be_annotated_is_refused(adata, annotator, model, unchanged):
+    before = unchanged(adata)
+    with pytest.raises(ValueError, match=r"fine-tuned to tell cell types apart, found 'tiny'.*finetune"):
+        sct.tl.annotate(adata, model)
+    with pytest.raises(ValueError, match="`unassigned` to be no class of the model, found 'T'"):
+        sct.tl.annotate(adata, annotator, unassigned="T")
+    with pytest.raises(ValueError, match="`threshold` to lie in"):
+        sct.tl.annotate(adata, annotator, threshold=1.5)
+    with pytest.raises(ValueError, match="no `batch` for a model that treats all batches alike"):
+        sct.tl.annotate(adata, annotator, batch="batch")
+    assert unchanged(adata) == before
+
+
+def test_a_foreign_classifier_has_numbers_for_names(adata, make_model):
+    model = make_model(config={"heads": HeadsConfig(cell_type=ClassifierConfig(classes=4))}).eval()
+    assert list(annotated(adata, model).obs["scgpt_cell_type"].cat.categories) == ["0", "1", "2", "3"]

@@ -1,0 +1,194 @@
+"""Models beside baselines and the ceiling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import scgpt_tools as sct
+from generators import generator
+from scgpt_tools.data.evaluation import prepare_evaluation
+from screens import screen
+
+# Generators with random weights tell perturbations hardly apart, and are told off for it.
+pytestmark = pytest.mark.filterwarnings("ignore:The predictions of:UserWarning")
+
+HELD = ("G0+ctrl", "G2+G3", "G0+G6", "G4+G5")
+BASELINES = {"no_change", "perturbed_mean", "matching_mean", "additive", "linear"}
+
+
+@pytest.fixture(autouse=True)
+def _without_bars():
+    with sct.settings.override(show_progress=False):
+        yield
+
+
+@pytest.fixture
+def cells():
+    adata = screen(20)
+    rest = [name for name in adata.obs["condition"].unique() if name not in HELD]
+    sct.pp.perturbation_split(adata, "custom", parts={"train": rest, "test": HELD})
+    sct.pp.pair_controls(adata)
+    return adata
+
+
+@pytest.fixture
+def truth(cells) -> pd.DataFrame:
+    """Mean profiles of the held-out conditions."""
+    found = prepare_evaluation(cells).truth
+    return pd.DataFrame(found.true, index=list(found.conditions), columns=cells.var_names)
+
+
+@pytest.fixture
+def model(cells):
+    return generator(cells.var_names, strength=20)
+
+
+def test_the_table_holds_every_method_condition_and_metric(cells, model, unchanged):
+    before = unchanged(cells)
+    scores = sct.tl.evaluate_perturbation(cells, {"mine": model})
+    assert unchanged(cells) == before
+    assert list(scores.table.columns) == ["condition", "group", "method", "role", "metric", "value"]
+    assert set(scores.table["method"]) == {"mine", "split_half", *BASELINES}
+    assert scores.models == ("mine",)
+    assert set(scores.baselines) == BASELINES
+    assert set(scores.table["condition"]) == set(HELD)
+    assert set(scores.table["group"]) == {"seen_single", "combo_seen2"}
+    assert not scores.table.duplicated(["condition", "method", "metric"]).any()
+    assert scores.test_hash == cells.uns["split"]["hash"]["test"]
+    expected = prepare_evaluation(cells).table({})
+    baseline = scores.table[scores.table["role"] != "model"].drop(columns="role").reset_index(drop=True)
+    pd.testing.assert_frame_equal(baseline, expected)
+
+
+def test_the_truth_wins_and_the_summary_says_so(cells, truth):
+    scores = sct.tl.evaluate_perturbation(cells, {"oracle": truth})
+    means = scores.means()
+    assert means.loc["oracle", "mse"] == 0
+    assert set(scores.winners()) == {"oracle"}
+    assert "No baseline has a better mean than oracle." in str(scores)
+    assert scores.spread["oracle"] == pytest.approx(1)
+
+
+def test_a_losing_model_is_said_to_lose(cells, model, caplog):
+    caplog.set_level("INFO", logger="scgpt_tools")
+    scores = sct.tl.evaluate_perturbation(cells, {"mine": model})
+    text = str(scores)
+    assert "A baseline has the better mean: " in text
+    assert "additive in mse" in text
+    assert "mine against additive: worse in mse" in text
+    assert text in caplog.text
+    assert "4 held-out conditions (3 combo_seen2, 1 seen_single)" in text
+    compared = scores.compare("mine").set_index(["metric", "other"])
+    assert compared.loc[("mse", "additive"), "low"] > 0
+
+
+def test_predictions_come_from_controls_only(cells, model):
+    """Held-out cells are the truth, and nothing else."""
+    profiles = sct.tl.screen(cells, list(HELD), model, n_controls=None)
+    by_screen = sct.tl.evaluate_perturbation(cells, {"m": profiles})
+    by_model = sct.tl.evaluate_perturbation(cells, {"m": model}, n_controls=10_000)
+    own = [scores.table[scores.table["method"] == "m"]["value"].to_numpy() for scores in (by_screen, by_model)]
+    np.testing.assert_allclose(own[0], own[1], rtol=1e-3, atol=1e-4)
+    changed = cells.copy()
+    held = np.flatnonzero(changed.obs["split"] == "test")
+    dense = changed.X.toarray()
+    dense[held] = dense[held][:, ::-1]
+    changed.X = dense
+    np.testing.assert_array_equal(sct.tl.screen(changed, list(HELD), model, n_controls=None).X, profiles.X)
+
+
+def test_layers_of_predictions_are_averaged(cells, model):
+    sct.tl.predict_perturbation(cells, None, model)
+    scores = sct.tl.evaluate_perturbation(cells, "predicted")
+    prepared = prepare_evaluation(cells)
+    means = [cells.layers["predicted"][(cells.obs["condition"] == name).to_numpy()].mean(axis=0) for name in HELD]
+    frame = pd.DataFrame(np.stack(means), index=list(HELD), columns=cells.var_names)
+    expected = prepared.table({"predicted": frame.loc[list(prepared.truth.conditions)].to_numpy(float)})
+    own, wanted = (table[table["method"] == "predicted"]["value"].to_numpy() for table in (scores.table, expected))
+    np.testing.assert_allclose(own, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_contexts_are_predicted_from_their_own_controls(cells, model):
+    scores = sct.tl.evaluate_perturbation(cells, {"m": model}, within="batch")
+    assert set(scores.table["condition"]) == {f"{batch}_{name}" for batch in "ab" for name in HELD}
+    shifted = cells.copy()
+    dense = shifted.X.toarray()
+    others = ((shifted.obs["batch"] == "b") & (shifted.obs["condition"] == "ctrl")).to_numpy()
+    dense[others] += 0.3
+    shifted.X = dense
+    again = sct.tl.evaluate_perturbation(shifted, {"m": model}, within="batch")
+    for batch, same in (("a", True), ("b", False)):
+        own = [
+            s.table.query(f"method == 'm' and metric == 'mse' and condition.str.startswith('{batch}_')")[
+                "value"
+            ].to_numpy()
+            for s in (scores, again)
+        ]
+        assert np.allclose(*own) == same
+
+
+def test_held_out_replicates(cells, model):
+    sct.pp.cell_split(cells, "batch", test=["b"])
+    scores = sct.tl.evaluate_perturbation(cells, {"m": model}, within="batch")
+    assert scores.table["condition"].nunique() == 13
+    assert set(scores.table["group"]) == {"seen_single", "combo_seen2"}
+
+
+def test_cells_are_compared_on_request(cells, model, truth):
+    scores = sct.tl.evaluate_perturbation(cells, {"m": model}, cells=True)
+    found = scores.distributions.set_index(["condition", "method"])
+    assert set(found.index.get_level_values("method")) == {"m", "no_change"}
+    assert (found.xs("no_change", level="method")["energy_to_control"] == 1).all()
+    cells.layers["true"] = cells.X.toarray()
+    exact = sct.tl.evaluate_perturbation(cells, "true", cells=True).distributions.set_index("method")
+    assert (exact.loc["true", "energy"] < 0.3 * exact.loc["no_change", "energy"].mean()).all()
+
+
+def test_the_originals_metrics_stand_beside(cells, truth):
+    originals = sct.tl.evaluate_perturbation(cells, {"oracle": truth}).originals
+    means = originals.groupby("metric")["value"].mean()
+    assert means["gears_mse"] == 0
+    assert means[["scgpt_pearson", "scgpt_pearson_delta", "scgpt_pearson_de_delta"]].tolist() == pytest.approx(
+        [1, 1, 1]
+    )
+
+
+def test_collapsed_predictions_raise_an_alarm(cells, truth):
+    same = pd.DataFrame(np.tile(truth.mean(axis=0), (len(truth), 1)), index=truth.index, columns=truth.columns)
+    with pytest.warns(
+        UserWarning, match=r"predictions of mean are nearly the same for every perturbation: they differ 0\.0%"
+    ):
+        scores = sct.tl.evaluate_perturbation(cells, {"mean": same})
+    assert "nearly the same for every perturbation" in str(scores)
+
+
+def test_several_models_stand_in_one_table(cells, truth, model):
+    scores = sct.tl.evaluate_perturbation(cells, {"oracle": truth, "generator": model})
+    assert scores.models == ("oracle", "generator")
+    assert scores.ranges()["mse"] > 0.5
+    assert {"group", "metric", "method", "mean", "low", "high"} <= set(scores.summary(by_group=True))
+
+
+def test_bad_input(cells, truth, model):
+    with pytest.raises(ValueError, match="Expected a row 'G0\\+G6' in the predictions"):
+        sct.tl.evaluate_perturbation(cells, truth.drop(index="G0+G6"))
+    with pytest.raises(ValueError, match="found 1 missing, the first being 'G9'"):
+        sct.tl.evaluate_perturbation(cells, truth.drop(columns="G9"))
+    with pytest.raises(ValueError, match="found NaN. Predict with perts=None"):
+        sct.tl.predict_perturbation(cells, "G0", model)
+        sct.tl.evaluate_perturbation(cells, "predicted")
+    with pytest.raises(ValueError, match="no token for G4"):
+        sct.tl.evaluate_perturbation(cells, generator([name for name in cells.var_names if name != "G4"]))
+    with pytest.raises(ValueError, match="found whole numbers"):
+        cells.X = np.rint(np.expm1(cells.X.toarray()))
+        sct.tl.evaluate_perturbation(cells, truth)
+
+
+def test_a_condition_with_one_cell_is_refused(cells, truth):
+    keep = (cells.obs["condition"] != "G0+G6").to_numpy()
+    keep[np.flatnonzero(~keep)[0]] = True
+    few = cells[keep].copy()
+    with pytest.raises(ValueError, match="G0\\+G6"):
+        sct.tl.evaluate_perturbation(few, truth)

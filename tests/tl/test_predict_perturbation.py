@@ -1,0 +1,197 @@
+"""Predictions of perturbations, cell by cell."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+import scgpt_tools as sct
+from generators import generator
+from scgpt_tools.models.scgpt import TransformerGenerator
+from screens import screen
+
+
+@pytest.fixture(autouse=True)
+def _without_bars():
+    with sct.settings.override(show_progress=False):
+        yield
+
+
+@pytest.fixture
+def cells():
+    adata = screen(4)
+    sct.pp.pair_controls(adata)
+    return adata
+
+
+@pytest.fixture
+def model(cells):
+    return generator(cells.var_names)
+
+
+def controls(adata):
+    return (adata.obs["condition"] == "ctrl").to_numpy()
+
+
+def test_one_perturbation_predicts_every_control(cells, model):
+    sct.tl.predict_perturbation(cells, "G0", model)
+    predicted = cells.layers["predicted"]
+    assert predicted.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(predicted).all(axis=1), ~controls(cells))
+    assert np.isfinite(predicted[controls(cells)]).all()
+    about = cells.uns["predicted"]
+    assert list(about["perturbations"]) == ["G0"]
+    assert list(about["layers"]) == ["predicted"]
+    assert about["model"]["checksum"] == model.checksum
+    assert about["genes"]["n_exact"] == cells.n_vars
+
+
+def test_several_have_a_layer_each(cells, model):
+    sct.tl.predict_perturbation(cells, ["G0", "G1+G9", "G2+ctrl", "G30"], model)
+    assert {"predicted_G0", "predicted_G1+G9", "predicted_G2", "predicted_G30"} == set(cells.layers)
+    assert list(cells.uns["predicted"]["perturbations"]) == ["G0", "G1+G9", "G2", "G30"]
+    alone = sct.tl.predict_perturbation(cells, "G1+G9", model, copy=True)
+    np.testing.assert_array_equal(alone.layers["predicted"], cells.layers["predicted_G1+G9"])
+    assert not np.allclose(cells.layers["predicted_G0"], cells.layers["predicted_G30"], equal_nan=True)
+
+
+def test_every_cell_under_its_own_condition(cells, model):
+    sct.tl.predict_perturbation(cells, None, model)
+    sct.tl.predict_perturbation(cells, ["G0", "G0+G1"], model, key_added="asked")
+    for name, layer in (("G0+ctrl", "asked_G0"), ("G0+G1", "asked_G0+G1")):
+        rows = np.flatnonzero(cells.obs["condition"] == name)
+        paired = cells.obsm["ctrl_indices"][rows, 0]
+        np.testing.assert_allclose(cells.layers["predicted"][rows], cells.layers[layer][paired], atol=1e-6)
+
+
+def test_the_true_cells_do_not_reach_their_predictions(cells, model):
+    """Changing every perturbed cell changes no prediction."""
+    changed = cells.copy()
+    dense = changed.X.toarray()
+    dense[~controls(cells)] = dense[~controls(cells)][:, ::-1]
+    changed.X = dense
+    for adata in (cells, changed):
+        sct.tl.predict_perturbation(adata, None, model)
+    perturbed = ~controls(cells)
+    np.testing.assert_array_equal(cells.layers["predicted"][perturbed], changed.layers["predicted"][perturbed])
+
+
+def test_the_batch_size_and_the_order_of_cells_do_not_matter(cells, model):
+    whole = sct.tl.predict_perturbation(cells, "G3", model, copy=True)
+    small = sct.tl.predict_perturbation(cells, "G3", model, batch_size=3, copy=True)
+    turned = sct.tl.predict_perturbation(cells[::-1].copy(), "G3", model, copy=True)
+    np.testing.assert_allclose(whole.layers["predicted"], small.layers["predicted"], atol=1e-6)
+    np.testing.assert_allclose(whole.layers["predicted"], turned.layers["predicted"][::-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("include", ["all", "batch-wise"])
+def test_padding_gives_the_numbers_of_the_original(cells, include):
+    """Genes without a token take part under the token of padding, as ``pred_perturb`` has it."""
+    known = [name for name in cells.var_names if name not in ("G5", "G38")]
+    model = generator(known)
+    vocabulary = model.vocabulary
+    original = TransformerGenerator(
+        len(vocabulary), 16, 2, 16, 1, 1, 1, {token: i for i, token in enumerate(vocabulary)}, 0.0, pert_pad_id=0
+    )
+    heads = {
+        key: tensor for key, tensor in original.cell_model.state_dict().items() if key.startswith("heads.cell_type")
+    }
+    original.cell_model.load_state_dict(model.state_dict() | heads)
+    chosen = cells[controls(cells)].copy()
+    chosen.X[:, [3, 7]] = 0
+    chosen.X.eliminate_zeros()
+    ids = vocabulary.ids(chosen.var_names)
+    flags = np.tile((chosen.var_names == "G0").astype(np.float32), (chosen.n_obs, 1))
+    x = torch.from_numpy(np.stack([chosen.X.toarray(), flags], axis=-1).reshape(-1, 2))
+    batch = SimpleNamespace(pert=["G0+ctrl"] * chosen.n_obs, x=x)
+    expected = original.pred_perturb(batch, include, np.where(ids < 0, vocabulary.pad_id, ids), amp=False)
+    options = {"unknown": "pad", "include": include, "key": None, "batch_size": chosen.n_obs}
+    sct.tl.predict_perturbation(chosen, "G0", model, **options)
+    np.testing.assert_allclose(chosen.layers["predicted"], expected.detach().numpy(), atol=1e-5)
+
+
+def test_genes_without_a_token_keep_the_value_of_the_control(cells):
+    model = generator([name for name in cells.var_names if name not in ("G5", "G38")])
+    sct.tl.predict_perturbation(cells, "G0", model)
+    columns = [5, 38]
+    rows = controls(cells)
+    np.testing.assert_array_equal(cells.layers["predicted"][rows][:, columns], cells.X.toarray()[rows][:, columns])
+
+
+def test_genes_without_a_column_are_an_error_or_bring_their_token(cells):
+    model = generator([*cells.var_names, "ELSEWHERE"])
+    with pytest.raises(ValueError, match=r"no column for ELSEWHERE\. .*unmeasured='token'"):
+        sct.tl.predict_perturbation(cells, "ELSEWHERE", model)
+    sct.tl.predict_perturbation(cells, ["ELSEWHERE", "G0"], model, unmeasured="token")
+    rows = controls(cells)
+    plain = sct.tl.predict_perturbation(cells, "G0", model, copy=True)
+    np.testing.assert_array_equal(plain.layers["predicted"][rows], cells.layers["predicted_G0"][rows])
+    assert not np.allclose(cells.layers["predicted_ELSEWHERE"][rows], plain.layers["predicted"][rows], atol=1e-3)
+
+
+def test_saved_generators_predict_the_same_and_files_keep_the_result(cells, model, tmp_path):
+    model.save(tmp_path / "model")
+    sct.tl.predict_perturbation(cells, ["G0", "G1+G2"], tmp_path / "model", device="cpu")
+    again = sct.tl.predict_perturbation(cells, ["G0", "G1+G2"], model, copy=True)
+    np.testing.assert_array_equal(cells.layers["predicted_G0"], again.layers["predicted_G0"])
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    back = ad.read_h5ad(tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(back.layers["predicted_G1+G2"], cells.layers["predicted_G1+G2"])
+    assert list(back.uns["predicted"]["layers"]) == ["predicted_G0", "predicted_G1+G2"]
+
+
+def test_tables_of_controls_only_need_no_conditions(cells, model):
+    chosen = cells[controls(cells)].copy()
+    del chosen.obs["condition"]
+    sct.tl.predict_perturbation(chosen, "G0", model, key=None)
+    assert np.isfinite(chosen.layers["predicted"]).all()
+
+
+def _counts(adata):
+    adata.X = np.rint(np.expm1(adata.X.toarray()))
+    return adata
+
+
+def _unlabelled(adata):
+    adata.obs["condition"] = adata.obs["condition"].astype(object).where(np.arange(adata.n_obs) > 2)
+    return adata
+
+
+def _without_controls(adata):
+    return adata[~controls(adata)].copy()
+
+
+BAD = {
+    "unknown gene": (lambda adata: adata, {"perts": "GENE0"}, "no token for GENE0"),
+    "unknown gene in a combination": (lambda adata: adata, {"perts": ["G1", "G0+NOPE"]}, "no token for NOPE"),
+    "no perturbation": (lambda adata: adata, {"perts": []}, "at least one perturbation"),
+    "control as perturbation": (lambda adata: adata, {"perts": "ctrl"}, "to name genes"),
+    "counts": (_counts, {"perts": "G0"}, "Expected log-normalised expression"),
+    "counts, own condition": (_counts, {"perts": None}, "Expected log-normalised expression"),
+    "unlabelled": (_unlabelled, {"perts": "G0"}, "Expected a label"),
+    "no controls": (_without_controls, {"perts": "G0"}, "Expected control cells"),
+    "no controls, own condition": (_without_controls, {"perts": None}, "Expected control cells"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_leaves_the_table_as_it_was(cells, model, unchanged, case):
+    change, arguments, message = BAD[case]
+    adata = change(cells)
+    before = unchanged(adata)
+    with pytest.raises(ValueError, match=message):
+        sct.tl.predict_perturbation(adata, model=model, **arguments)
+    assert unchanged(adata) == before
+
+
+def test_models_without_flags_are_refused(cells, make_model):
+    with pytest.raises(ValueError, match=r"fine-tuned to predict perturbations, found 'tiny'.*task='perturb'"):
+        sct.tl.predict_perturbation(cells, "G0", make_model())
+    with pytest.raises(TypeError, match="Expected `model`"):
+        sct.tl.predict_perturbation(cells, "G0")
+    with pytest.raises(KeyError, match="Did you mean 'condition'"):
+        sct.tl.predict_perturbation(cells, "G0", generator(cells.var_names), key="conditions")

@@ -1,0 +1,168 @@
+"""In-silico screens: bounded, resumable, and the same as predictions cell by cell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import scgpt_tools as sct
+from generators import generator
+from screens import screen as screen_cells
+
+PERTS = ["G0", "G1+G9", "G30", "G2+ctrl"]
+
+
+@pytest.fixture(autouse=True)
+def _without_bars():
+    with sct.settings.override(show_progress=False):
+        yield
+
+
+@pytest.fixture
+def cells():
+    return screen_cells(6)
+
+
+@pytest.fixture
+def model(cells):
+    return generator(cells.var_names)
+
+
+def test_rows_are_means_over_the_predicted_controls(cells, model, unchanged):
+    before = unchanged(cells)
+    found = sct.tl.screen(cells, PERTS, model, n_controls=None, batch_size=5)
+    assert unchanged(cells) == before
+    assert list(found.obs_names) == ["G0", "G1+G9", "G30", "G2"]
+    assert found.var_names.equals(cells.var_names)
+    rows = (cells.obs["condition"] == "ctrl").to_numpy()
+    sct.tl.predict_perturbation(cells, PERTS, model)
+    control = cells.X.toarray()[rows].mean(axis=0)
+    for name in found.obs_names:
+        expected = cells.layers[f"predicted_{name}"][rows].astype(float)
+        own = found[name]
+        np.testing.assert_allclose(own.X[0], expected.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(own.layers["effect"][0], expected.mean(axis=0) - control, atol=1e-5)
+        np.testing.assert_allclose(own.layers["dispersion"][0], expected.std(axis=0, ddof=1), rtol=1e-4, atol=1e-5)
+    assert found.obs["n_genes"].tolist() == [1, 2, 1, 1]
+    np.testing.assert_allclose(found.var["control_mean"], control, rtol=1e-5)
+    effect = found.layers["effect"][1].copy()
+    effect[[1, 9]] = 0
+    assert found.obs["effect_size"].iloc[1] == pytest.approx(np.linalg.norm(effect), rel=1e-5)
+    assert found.uns["screen"]["n_controls"] == rows.sum()
+
+
+def test_controls_are_drawn_by_name(cells, model):
+    found = sct.tl.screen(cells, PERTS, model, n_controls=7)
+    turned = sct.tl.screen(cells[::-1].copy(), PERTS, model, n_controls=7)
+    other = sct.tl.screen(cells, PERTS, model, n_controls=7, rng=1)
+    np.testing.assert_allclose(found.X, turned.X, atol=1e-6)
+    assert not np.allclose(found.X, other.X, atol=1e-6)
+    assert found.uns["screen"]["n_controls"] == 7
+
+
+def test_finished_perturbations_are_kept(cells, model, tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    first = sct.tl.screen(cells, PERTS[:2], model, store=store)
+    asked = []
+    predict = sct.tl._perturbation.Predictor.predict
+
+    def counting(self, rows, perturbed, **options):
+        asked.append(perturbed[0])
+        return predict(self, rows, perturbed, **options)
+
+    monkeypatch.setattr("scgpt_tools.tl._perturbation.Predictor.predict", counting)
+    more = sct.tl.screen(cells, [*PERTS, "G9+G1"], model, store=store)
+    assert asked == [("G30",), ("G2",)]
+    np.testing.assert_array_equal(more.X[:2], first.X)
+    np.testing.assert_array_equal(more["G9+G1"].X, more["G1+G9"].X)
+    plain = sct.tl.screen(cells, PERTS, model)
+    np.testing.assert_array_equal(more.X[:4], plain.X)
+
+
+@pytest.mark.parametrize("what", ["model", "controls", "values", "settings"])
+def test_stores_of_other_screens_are_refused(cells, model, tmp_path, what):
+    sct.tl.screen(cells, "G0", model, store=tmp_path)
+    options, other = {}, cells
+    if what == "model":
+        model = generator(cells.var_names, seed=1)
+    elif what == "controls":
+        other = cells[cells.obs["batch"] == "a"].copy()
+    elif what == "values":
+        other = cells.copy()
+        other.X = other.X * 0.5
+    else:
+        options = {"include": "batch-wise"}
+    with pytest.raises(ValueError, match=rf"store .* to belong to this screen, found other .*{what}"):
+        sct.tl.screen(other, "G0", model, store=tmp_path, **options)
+
+
+SCRIPT = """
+import sys, anndata, scgpt_tools as sct
+sct.settings.show_progress = False
+cells = anndata.read_h5ad(sys.argv[1])
+sct.tl.screen(cells, [f"G{i}" for i in range(40)], sys.argv[2], store=sys.argv[3], device="cpu", batch_size=1)
+"""
+
+
+def test_a_killed_screen_goes_on(cells, model, tmp_path):
+    model.save(tmp_path / "model")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    store = tmp_path / "store"
+    paths = [str(tmp_path / "cells.h5ad"), str(tmp_path / "model"), str(store)]
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *paths], cwd=Path.cwd())
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(store.glob("*.f4"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = {path: path.stat().st_mtime_ns for path in store.glob("*.f4")}
+    assert 3 <= len(done) < 40
+    cells = ad.read_h5ad(tmp_path / "cells.h5ad")
+    names = [f"G{i}" for i in range(40)]
+    resumed = sct.tl.screen(cells, names, tmp_path / "model", store=store, device="cpu", batch_size=1)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    np.testing.assert_allclose(resumed.X, sct.tl.screen(cells, names, model).X, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_perturbations(cells, model):
+    """What is held at once is one minibatch and two rows a perturbation."""
+    import tracemalloc
+
+    def peak(n: int) -> int:
+        tracemalloc.start()
+        sct.tl.screen(cells, [f"G{i}" for i in range(n)], model, batch_size=8)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(2)
+    # Mean, dispersion, effect and the copy for its length: some rows of float32 each.
+    assert peak(40) - peak(2) < 38 * cells.n_vars * 4 * 12 + 50_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda adata: adata[adata.obs["condition"] != "ctrl"].copy(), "at least two control cells"),
+        (lambda adata: adata[(adata.obs["condition"] != "ctrl") | (np.arange(adata.n_obs) == 0)].copy(), "found [01]"),
+    ],
+)
+def test_controls_are_needed(cells, model, change, message):
+    with pytest.raises(ValueError, match=message):
+        sct.tl.screen(change(cells), "G0", model)
+
+
+def test_unknown_genes_are_refused(cells, model, tmp_path):
+    with pytest.raises(ValueError, match="no token for NOPE"):
+        sct.tl.screen(cells, ["G0", "NOPE"], model, store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()

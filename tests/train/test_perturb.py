@@ -1,0 +1,160 @@
+"""Fine-tuning a generator from a pre-trained model."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from scgpt_tools import pp
+from scgpt_tools.models import FAMILIES, CellModel
+from scgpt_tools.train import finetune
+from scgpt_tools.train.perturb import as_generator
+from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.vocabulary import Vocabulary
+from screens import screen
+
+QUICK = {"task": "perturb", "epochs": 1, "accelerator": "cpu", "lr": 1e-3}
+
+
+@pytest.fixture
+def cells():
+    adata = screen(12)
+    pp.perturbation_split(adata, draw="stable")
+    pp.pair_controls(adata, within="batch")
+    return adata
+
+
+def pretrained(names, **options) -> CellModel:
+    vocabulary = Vocabulary.from_genes(names)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CellModel(
+            FAMILIES["scgpt"](vocabulary, dim=16, layers=1, heads=2, hidden=16, **options), vocabulary, name="tiny"
+        ).eval()
+
+
+def test_gene_table_values_and_transformer_are_taken_over(cells):
+    base = pretrained(cells.var_names)
+    generator, transfer = as_generator(base)
+    before, after = base.state_dict(), generator.state_dict()
+    for key in after:
+        if key.startswith(("embedder.genes.", "embedder.values.", "encoder.")):
+            assert key in transfer.taken
+            assert torch.equal(after[key], before[key])
+    assert {key.split(".")[0] for key in transfer.fresh} == {"embedder", "heads"}
+    assert [key for key in transfer.fresh if key.startswith("embedder")] == ["embedder.perturbation.weight"]
+    assert all(key.startswith(("heads.", "embedder.generation")) for key in transfer.left)
+    assert sorted((*transfer.taken, *transfer.fresh)) == sorted(after)
+    assert "Weights taken over: embedder.genes (3 tensors), embedder.values" in str(transfer)
+    assert "starting from scratch: embedder.perturbation (1 tensors), heads.expression (12 tensors)" in str(transfer)
+
+
+def test_a_generator_keeps_everything(cells):
+    first, _ = as_generator(pretrained(cells.var_names))
+    again, transfer = as_generator(first)
+    assert transfer.fresh == transfer.left == ()
+    assert again.config == first.config
+
+
+def test_training_learns_and_reports_what_was_taken_over(cells, caplog):
+    base = pretrained(cells.var_names)
+    kept = {key: tensor.clone() for key, tensor in base.state_dict().items()}
+    caplog.set_level(logging.INFO, logger="scgpt_tools")
+    state = torch.get_rng_state()
+    model = finetune(base, cells, **(QUICK | {"epochs": 6}))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(base.state_dict()[key], kept[key]) for key in kept)
+    assert "Weights taken over: embedder.genes" in caplog.text
+    assert model.config.family == "scgpt_perturbation"
+    assert model.history["train_loss"].iloc[-1] < 0.6 * model.history["train_loss"].iloc[0]
+    assert {"validation_loss", "validation_perturbed_expression"} <= set(model.history)
+
+
+def test_the_table_stays_as_it_is_and_the_seed_decides(cells):
+    before = cells.copy()
+    first, again, other = (
+        finetune(pretrained(cells.var_names), cells, **QUICK, seed=seed).checksum for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert set(cells.obsm) == set(before.obsm)
+    assert set(cells.uns) == set(before.uns)
+    np.testing.assert_array_equal(cells.X.toarray(), before.X.toarray())
+
+
+def test_early_stopping_on_held_out_conditions(cells):
+    settings = QUICK | {"epochs": 40, "patience": 1, "lr": 0.02}
+    model = finetune(pretrained(cells.var_names), cells, **settings, validation=0.3)
+    assert 1 < len(model.history) < 40
+
+
+def test_frozen_backbones_keep_their_weights_but_flags_are_learnt(cells):
+    base = pretrained(cells.var_names)
+    model = finetune(base, cells, **QUICK, freeze="backbone")
+    with own_random_numbers(0):
+        start, _ = as_generator(base)
+    for key, tensor in model.state_dict().items():
+        if key.startswith(("encoder.", "embedder.genes", "embedder.values")):
+            assert torch.equal(tensor, start.state_dict()[key]), key
+    flags, before = model.embedder.perturbation.weight, start.embedder.perturbation.weight
+    assert not torch.equal(flags[1], before[1])
+    assert torch.equal(flags[2], before[2]), "a flag that does not occur is not trained"
+    assert torch.equal(flags[0], torch.zeros(16)), "'not perturbed' adds nothing"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"include": "batch-wise"},
+        {"length": 10},
+        {"length": 10, "gene_sampling": "original", "include": "batch-wise"},
+        {"adaptive_offset": True, "activation": "ReLU"},
+        {"controls": False, "within": "batch"},
+    ],
+    ids=str,
+)
+def test_options_of_the_original(cells, options):
+    model = finetune(pretrained(cells.var_names), cells, **QUICK, **options)
+    assert np.isfinite(model.history["train_loss"]).all()
+    if "activation" in options:
+        assert model.config.heads.expression.activation == "ReLU"
+
+
+def test_genes_without_token_are_dropped_or_padding(cells):
+    known = [name for name in cells.var_names if name not in ("G38", "G39")]
+    dropped, padded = (finetune(pretrained(known), cells, **QUICK, unknown=unknown) for unknown in ("drop", "pad"))
+    assert dropped.checksum != padded.checksum
+
+
+def test_genes_without_a_column(cells):
+    few = cells[:, [name for name in cells.var_names if name != "G7"]].copy()
+    base = pretrained(cells.var_names)
+    with pytest.raises(ValueError, match=r"no column for G7\. .*unmeasured='token'"):
+        finetune(base, few, **QUICK, validation=0.0)
+    with pytest.warns(UserWarning, match="are left out"):
+        finetune(base, few, **QUICK, validation=0.0, unmeasured="drop")
+    assert len(finetune(base, few, **QUICK, validation=0.0, unmeasured="token").history) == 1
+
+
+def test_bad_input_is_refused(cells):
+    base = pretrained(cells.var_names)
+    with pytest.raises(ValueError, match="log-normalised expression in `X`, found whole numbers"):
+        counts = cells.copy()
+        counts.X = np.rint(np.expm1(counts.X.toarray()))
+        finetune(base, counts, **QUICK)
+    with pytest.raises(ValueError, match="Expected a label"):
+        unlabelled = cells.copy()
+        unlabelled.obs["condition"] = unlabelled.obs["condition"].astype(object).where(np.arange(cells.n_obs) > 3)
+        finetune(base, unlabelled, **QUICK)
+    with pytest.raises(ValueError, match="Expected control cells to pair with"):
+        perturbed = cells[cells.obs["condition"] != "ctrl"].copy()
+        del perturbed.obsm["ctrl_indices"]
+        finetune(base, perturbed, **QUICK)
+    with pytest.raises(ValueError, match="found others"):
+        finetune(base, cells[::2].copy(), **QUICK)
+    with pytest.raises(TypeError, match="Did you mean 'epochs'"):
+        finetune(base, cells, task="perturb", epoch=3)
+    with pytest.raises(ValueError, match="`unmeasured` to be one of"):
+        finetune(base, cells, **QUICK, unmeasured="ignore")
