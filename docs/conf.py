@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from datetime import date
 from importlib import import_module
 from importlib.metadata import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,6 +54,11 @@ myst_heading_anchors = 3
 # Notebooks are committed with their output; the tests run them.
 nb_execution_mode = "off"
 
+# Sphinx reads below this folder only; the notebooks lie where users look for them.
+HERE = Path(__file__).parent
+for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
+    shutil.copyfile(notebook, HERE / "tutorials" / notebook.name)
+
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 
@@ -79,7 +86,11 @@ if os.environ.get("READTHEDOCS") == "True":
 
 nitpicky = True
 # A name of our own must resolve; one of another project can only with the network.
-nitpick_ignore_regex = [("py:.*", r"(?!scgpt_tools)[\w]+(\..*)?")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!scgpt_tools)[\w]+(\..*)?"),
+    # Part of a default value with commas in it, taken for a type.
+    ("py:class", r"'.*"),
+]
 # Bounds of type variables, of no use to a reader.
 nitpick_ignore = [("py:class", "scgpt_tools.config.Dataclass")]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from scgpt_tools.objectives import (
     BatchAdversary,
@@ -64,6 +65,15 @@ def test_history_says_everything(make_model, make_data, tmp_path):
     assert np.isfinite(table.to_numpy()).all()
     sums = table["train_masked_expression"] + table["train_masked_expression_from_cell"]
     assert np.allclose(sums, table["train_loss"], rtol=1e-5)
+
+
+def test_loggers_get_steps_and_epochs(make_model, make_data, tmp_path):
+    logger = CSVLogger(tmp_path, name="log", version="0")
+    fit(make_model(), make_data(), BOTH, FitConfig(**QUICK), loggers=[logger])
+    logged = pd.read_csv(tmp_path / "log" / "0" / "metrics.csv")
+    assert logged["loss"].notna().sum() == 2  # once in each short epoch
+    for name in ("train_loss", "train_masked_expression", "validation_masked_expression_from_cell"):
+        assert logged[name].notna().sum() == 2
 
 
 def test_seeds_decide_and_global_random_numbers_stay(make_model, make_data):

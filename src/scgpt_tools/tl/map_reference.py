@@ -205,8 +205,8 @@ def _check_same_space(query: Mapping[str, Any], reference: Mapping[str, Any]) ->
     for (_, name), own, other in zip(_SPACE, ours, theirs, strict=True):
         if own is not None and other is not None and own != other:
             raise ValueError(
-                f"Expected cells embedded in the same way as the reference, found {name} {own!r} for the query and "
-                f"{other!r} for the reference. Embed both with the same model and arguments."
+                f"Expected cells embedded in the same way as the reference, found {name} {own[:12]!r} for the query and "
+                f"{other[:12]!r} for the reference. Embed both with the same model and arguments."
             )
     if (ours[0] is None) != (theirs[0] is None):
         who = "query" if ours[0] is None else "reference"

@@ -159,7 +159,9 @@ def fit(
         if monitor is not None and config.patience is not None:
             watchers.append(watching.stop_early(monitor, mode=config.mode, patience=config.patience))
         watchers += watching.best_and_last(folder, monitor=monitor, mode=config.mode, every=config.checkpoint_steps)
-        trainer = lightning.Trainer(**_trainer_options(config), callbacks=watchers, logger=list(loggers) or False)
+        trainer = lightning.Trainer(
+            **_trainer_options(config, len(loaders["train"])), callbacks=watchers, logger=list(loggers) or False
+        )
         module = CellModule(model.train(), objectives, config, seed=config.seed)
         validation = loaders["validation"] if data.validation.size else None
         trainer.fit(module, loaders["train"], validation, ckpt_path=_checkpoint_to_resume(config, folder))
@@ -167,7 +169,7 @@ def fit(
     return model.eval()
 
 
-def _trainer_options(config: FitConfig) -> dict[str, Any]:
+def _trainer_options(config: FitConfig, n_batches: int) -> dict[str, Any]:
     several = config.devices not in (1, "1") or config.nodes > 1
     # Heads that no objective reads get no gradient, which plain DDP takes for an error.
     shared = "ddp_find_unused_parameters_true"
@@ -185,6 +187,7 @@ def _trainer_options(config: FitConfig) -> dict[str, Any]:
         "deterministic": config.deterministic,
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
+        "log_every_n_steps": min(50, n_batches),
         # Our loader knows which part of a minibatch is whose.
         "use_distributed_sampler": False,
     }
