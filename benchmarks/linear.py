@@ -42,7 +42,9 @@ def main() -> None:
                     run()
                     seconds[name].append(time.perf_counter() - start)
         rate = {name: 2 * rows * dim * dim / median(times) / 1e9 for name, times in seconds.items()}
-        print(f"{rows:6d} {rate['linear']:7.0f} {rate['convolution']:12.0f} {rate['convolution'] / rate['linear']:25.2f}")
+        print(
+            f"{rows:6d} {rate['linear']:7.0f} {rate['convolution']:12.0f} {rate['convolution'] / rate['linear']:25.2f}"
+        )
 
 
 if __name__ == "__main__":
