@@ -301,10 +301,12 @@ class _FixedParser:
 
 # Waits in the middle of writing, after telling so.
 _SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from scgpt_tools import cli
 from scgpt_tools.data import stores
+# A shell's background job is born deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 write = stores.write_elem
 def slow(group, name, value, **options):
     write(group, name, value, **options)

@@ -54,7 +54,9 @@ def executed(name: str) -> nbformat.NotebookNode:
     notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({RESULTS.get(name)}))"))
     with TemporaryDirectory() as folder:
         client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
-        client.execute(env=os.environ | OFFLINE)
+        # As in Jupyter, whatever backend the tests themselves draw with.
+        inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        client.execute(env=os.environ | OFFLINE | inline)
     return notebook
 
 
