@@ -67,15 +67,11 @@ def process(*words: object, code: str | None = None, **options) -> subprocess.Co
 # ----------------------------------------------------------------------------------------------------------- help
 
 
-def test_help_answers_at_once():
-    start = time.perf_counter()
+def test_help_lists_the_commands():
     done = process("--help")
-    seconds = time.perf_counter() - start
     assert done.returncode == 0
     assert done.stderr == ""
     assert all(f"  {name}" in done.stdout for name in cli.COMMANDS)
-    # Without torch it takes a fraction of this, also on a busy machine; with it, rather more.
-    assert seconds < 5
 
 
 def test_help_imports_nothing_heavy():
