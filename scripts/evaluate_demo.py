@@ -147,8 +147,8 @@ thousand blood cells of two people and knows nothing else.
 
 `pretrain.yaml` beside this file is all there is to it.  Some expressed genes of a cell are shown; the network predicts the
 bins of other genes, expressed and silent ones, once from their tokens and once from the cell embedding alone.  No label
-was used.  Training{duration} starts from the same seeds; weights of two runs differ by rounding, which grows with
-the steps, and scores by some hundredths:
+was used.  Training{duration} starts from the same seeds.  Two runs differ by rounding,
+which grows with the steps:
 
 ```console
 $ mkdir -p data    # and put pbmc3k_annotated.h5ad there
