@@ -16,7 +16,8 @@ from scgpt_tools.cli import COMMANDS
 from scgpt_tools.train.pretrain import read_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "generated" not in path.parts)]
+BUILT = {"generated", "_build"}
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if not BUILT & set(path.parts))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
