@@ -101,7 +101,7 @@ def write_card(
     """The card as Markdown."""
     size = ", ".join(f"{name} {value}" for name, value in asdict(config.family).items())
     weights = sum(parameter.numel() for parameter in model.parameters())
-    duration = "" if seconds is None else f" took {seconds / 60:.0f} minutes on two threads and"
+    duration = "" if seconds is None else f" took {seconds / 60:.0f} minutes on one thread of a shared machine and"
     tested = "".join(
         f"| {TITLES[name]} | {int((parts[name] == 'train').sum())} | {int((parts[name] == 'test').sum())} | "
         f"`{hash_of(tables[name].obs_names[parts[name] == 'test'])}` |\n"
@@ -147,13 +147,13 @@ thousand blood cells of two people and knows nothing else.
 
 `pretrain.yaml` beside this file is all there is to it.  Some expressed genes of a cell are shown; the network predicts the
 bins of other genes, expressed and silent ones, once from their tokens and once from the cell embedding alone.  No label
-was used.  Training{duration} starts from the same seeds.  Two runs differ by rounding,
+was used.  Training{duration} starts from the same seeds.  Another number of threads differs by rounding,
 which grows with the steps:
 
 ```console
 $ mkdir -p data    # and put pbmc3k_annotated.h5ad there
 $ python -c "import scgpt_tools as sct; sct.datasets.pbmc_demo().write_h5ad('data/pbmc_demo.h5ad')"
-$ OMP_NUM_THREADS=2 scgpt-tools pretrain --config src/scgpt_tools/models/demo/pretrain.yaml --data data --output model
+$ OMP_NUM_THREADS=1 scgpt-tools pretrain --config src/scgpt_tools/models/demo/pretrain.yaml --data data --output model
 $ python scripts/evaluate_demo.py data    # writes this card
 ```
 
