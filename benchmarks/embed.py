@@ -44,15 +44,16 @@ def ceiling(lengths: np.ndarray, layers: int, dim: int, heads: int, dtype: torch
     """Cells per second if only matrix products and attention took time."""
     n = int(lengths.mean())
     x, w = torch.randn(n, dim, dtype=dtype), torch.randn(dim, dim, dtype=dtype)
-    rows, kernel = x.view(1, n, 1, dim).permute(0, 3, 1, 2), w[:, :, None, None]
+    rows, filters = x.view(1, n, 1, dim).permute(0, 3, 1, 2), w[:, :, None, None]
     q = torch.randn(1, heads, n, dim // heads, dtype=dtype)
     products = [lambda: F.linear(x, w)]
     if dtype == torch.float32:
-        products.append(lambda: F.conv2d(rows, kernel))
+        products.append(lambda: F.conv2d(rows, filters))
     rate_linear = 2 * n * dim * dim / min(best_of(product) for product in products)
-    rate_attention = 4 * n * n * dim / best_of(lambda: F.scaled_dot_product_attention(q, q, q))
-    linear, attention = flops(lengths, layers, dim, dim)
-    return len(lengths) / (linear / rate_linear + attention / rate_attention)
+    attention = [lambda: F.scaled_dot_product_attention(q, q, q), lambda: (q @ q.mT).softmax(dim=-1) @ q]
+    rate_attention = 4 * n * n * dim / min(best_of(kernel) for kernel in attention)
+    of_linear, of_attention = flops(lengths, layers, dim, dim)
+    return len(lengths) / (of_linear / rate_linear + of_attention / rate_attention)
 
 
 def best_of(run: Callable[[], object], times: int = 15) -> float:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+# Scores that may stand in memory at once where attention is written out: 64 MiB in bf16.
+_SCORES = 2**25
+
 AttentionBackend = Literal["sdpa", "varlen", "flash", "eager"]
 
 
@@ -121,8 +124,18 @@ def eager(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dro
 
 def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention within one cell, (n, D) each."""
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        return _by_products(q, k, v, heads)
     q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
     return _merge_heads(F.scaled_dot_product_attention(q, k, v)).squeeze(0)
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention within one cell as two matrix products: in bf16, CPUs have units for these that torch's kernel ignores."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q * (q.shape[-1] // heads) ** -0.5, k, v))
+    keys = k.transpose(1, 2)
+    rows = max(1, _SCORES // (heads * k.shape[1]))
+    return torch.cat([((part @ keys).softmax(dim=-1) @ v).transpose(0, 1).flatten(1) for part in q.split(rows, dim=1)])
 
 
 def has_packed_kernel(device: torch.device, width: int) -> bool:

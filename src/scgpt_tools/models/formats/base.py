@@ -87,7 +87,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its place and move it there, so that readers of the old one never see half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        # Some writers make files for the owner only; who may read is up to the user's own settings.
+        beside.touch()
+        mode = beside.stat().st_mode
         write(beside)
+        beside.chmod(mode)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
