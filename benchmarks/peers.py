@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from types import ModuleType
-from typing import TYPE_CHECKING
+import tempfile
+import time
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+
+    from scgpt_tools import CellModel
+    from scgpt_tools.tokens.batch import TokenBatch
 
 
 class ScGPT:
@@ -30,7 +36,8 @@ class ScGPT:
     def __init__(self, source: Path, checkpoint: Path) -> None:
         sys.path.insert(0, str(source))
         # A logging service that scGPT imports and this does not use.
-        sys.modules.setdefault("wandb", ModuleType("wandb"))
+        service = sys.modules.setdefault("wandb", ModuleType("wandb"))
+        service.log = lambda _: None
         from scgpt.model import TransformerModel
         from scgpt.tasks.cell_emb import get_batch_cell_embeddings
         from scgpt.tokenizer import GeneVocab
@@ -69,3 +76,117 @@ class ScGPT:
             model_configs=self.args,
             gene_ids=np.array(self.vocab(list(adata.var_names)), dtype=int),
         )
+
+    def trainee(self, model: CellModel, cells: TokenBatch, *, recipe: str, batch_size: int) -> ScGPTTraining:
+        """The weights of a model of ours in scGPT's class, with tokens to train on."""
+        return ScGPTTraining(self, model, cells, recipe=recipe, batch_size=batch_size)
+
+
+class ScGPTTraining:
+    """scGPT's ``trainer.train`` on tokens that are there already.
+
+    Parameters
+    ----------
+    peer
+        Arguments of the checkpoint and its vocabulary.
+    model
+        Model whose weights and dropout are taken.
+    cells
+        Tokens of all cells, hidden values included, padded to the longest as scGPT pads them.
+    recipe
+        ``"annotate"`` or ``"masked"``.
+    batch_size
+        Cells of a minibatch.
+    """
+
+    def __init__(self, peer: ScGPT, model: CellModel, cells: TokenBatch, *, recipe: str, batch_size: int) -> None:
+        # The trainer passes modalities, which this one of scGPT's classes takes.
+        from scgpt.model import MultiOmicTransformerModel
+
+        classifier, args = model.config.heads.cell_type, peer.args
+        self.network = MultiOmicTransformerModel(
+            ntoken=len(peer.vocab),
+            d_model=args["embsize"],
+            nhead=args["nheads"],
+            d_hid=args["d_hid"],
+            nlayers=args["nlayers"],
+            nlayers_cls=3 if classifier is None else classifier.layers,
+            n_cls=1 if classifier is None else classifier.classes,
+            vocab=peer.vocab,
+            dropout=model.config.encoder.dropout,
+            pad_token=args["pad_token"],
+            pad_value=args["pad_value"],
+            do_mvc=recipe == "masked",
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            weights = torch.load(model.export(folder) / "best_model.pt", map_location="cpu", weights_only=True)
+        missing = [key for key in self.network.state_dict() if key not in weights]
+        if missing and recipe == "masked":
+            missing = [key for key in missing if not key.startswith("cls_decoder")]
+        if missing:
+            raise SystemExit(f"The model lacks weights that scGPT's needs: {missing}.")
+        self.network.load_state_dict(weights, strict=False)
+        self.vocab, self.batch_size, self.recipe = peer.vocab, batch_size, recipe
+        n_cells = len(cells)
+        self.tokens = {
+            "gene_ids": cells.genes,
+            "values": cells.values,
+            "target_values": cells.values if cells.target is None else cells.target,
+            "batch_labels": torch.zeros(n_cells, dtype=torch.long),
+            "celltype_labels": torch.zeros(n_cells, dtype=torch.long) if cells.label is None else cells.label,
+        }
+
+    def loss(self) -> float:
+        """Loss of the first cells, without dropout."""
+        from scgpt.loss import masked_mse_loss
+
+        part = {name: tensor[: self.batch_size] for name, tensor in self.tokens.items()}
+        self.network.eval()
+        with torch.no_grad():
+            output = self.network(
+                part["gene_ids"],
+                part["values"],
+                src_key_padding_mask=part["gene_ids"].eq(self.vocab["<pad>"]),
+                CLS=self.recipe == "annotate",
+                MVC=self.recipe == "masked",
+            )
+        if self.recipe == "annotate":
+            return float(torch.nn.functional.cross_entropy(output["cls_output"], part["celltype_labels"]))
+        hidden = part["values"].eq(-1)
+        return sum(
+            float(masked_mse_loss(output[n], part["target_values"], hidden)) for n in ("mlm_output", "mvc_output")
+        )
+
+    def steps(self, number: int) -> list[float]:
+        """Seconds of each step but the first."""
+        from scgpt.loss import masked_mse_loss
+        from scgpt.trainer import prepare_dataloader, train
+
+        few = {name: tensor[: number * self.batch_size] for name, tensor in self.tokens.items()}
+        loader = prepare_dataloader(few, batch_size=self.batch_size, shuffle=True)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, eps=1e-8)
+        times: list[float] = []
+        optimizer.register_step_post_hook(lambda *_: times.append(time.perf_counter()))
+        train(
+            self.network,
+            loader,
+            self.vocab,
+            masked_mse_loss,
+            None,
+            torch.nn.CrossEntropyLoss(),
+            torch.amp.GradScaler("cpu", enabled=False),
+            optimizer,
+            None,
+            "cpu",
+            _settings(self.recipe),
+            logging.getLogger("scgpt"),
+            1,
+        )
+        return np.diff(times).tolist()
+
+
+def _settings(recipe: str) -> Any:
+    annotate = recipe == "annotate"
+    off = dict.fromkeys(("amp", "use_batch_labels", "DSBN", "ESC", "DAR", "use_mod", "explicit_zero_prob"), False)
+    names = {"task": "annotation", "pad_token": "<pad>", "mask_value": -1, "log_interval": 10**9, "dab_weight": 1.0}
+    return SimpleNamespace(**off, **names, CLS=annotate, GEP=not annotate, GEPC=not annotate)
