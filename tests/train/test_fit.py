@@ -182,6 +182,24 @@ def test_accumulated_gradients_are_those_of_larger_minibatches(make_model, make_
         torch.testing.assert_close(parts.state_dict()[name], tensor, atol=3e-3, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_computes_twice_and_changes_nothing(dropout, make_model, make_data):
+    calls, results = {}, {}
+    for on in (False, True):
+        model = make_model(dropout=dropout)
+        calls[on] = 0
+
+        def count(*_, on=on):
+            calls[on] += 1
+
+        model.encoder.blocks[0].register_forward_pre_hook(count)
+        config = FitConfig(**QUICK, gradient_checkpointing=on)
+        results[on] = weights(fit(model, make_data(), BOTH, config))
+        assert not model.encoder.gradient_checkpointing
+    assert_same_weights(results[False], results[True])
+    assert calls[True] > 1.5 * calls[False]
+
+
 def test_mixed_precision_keeps_weights_in_single_precision(make_model, make_data):
     history = History()
     config = FitConfig(**QUICK, precision="bf16-mixed")

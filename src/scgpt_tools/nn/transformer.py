@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from scgpt_tools.nn.attention import Attention, Layout
 from scgpt_tools.nn.linear import Linear
@@ -76,6 +79,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout, norm) for _ in range(layers))
+        self.gradient_checkpointing = False
+        """Keep only what goes into each block and compute the rest again for the gradients."""
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -91,8 +96,10 @@ class Transformer(nn.Module):
         """
         weights: list[Tensor] = []
         last = len(self.blocks) - 1
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks):
-            x, layer_weights = block(x, layout, backend, first_only=first_only and number == last)
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            x, layer_weights = run(x, layout, backend, first_only=first_only and number == last)
             if layer_weights is not None:
                 weights.append(layer_weights)
         return x, weights or None
