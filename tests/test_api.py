@@ -52,6 +52,8 @@ def test_documentation_lists_what_is_public(package):
 def test_documentation_lists_the_top_level():
     top_level = {"Vocabulary", "settings.Settings"}
     assert top_level <= set(documented(DOCS / "ground.md"))
+    objects = {"scGPTConfig", "scGPTModel", "scGPTPerturbationModel", "PerturbationData"}
+    assert objects <= set(documented(DOCS / "wrappers.md"))
 
 
 def test_user_guide_has_every_released_model():

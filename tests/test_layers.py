@@ -16,7 +16,7 @@ LAYERS = (
     ("nn", "data"),
     ("models", "objectives"),
     ("train",),
-    ("pp", "tl", "pl", "datasets"),
+    ("pp", "tl", "pl", "datasets", "wrappers"),
     ("cli", "demo", "testing", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -16,15 +16,20 @@ if TYPE_CHECKING:
     from scgpt_tools import datasets, metrics, models, pl, pp, tl, tokens, train
     from scgpt_tools.models import CellModel
     from scgpt_tools.vocabulary import Vocabulary
+    from scgpt_tools.wrappers import PerturbationData, scGPTConfig, scGPTModel, scGPTPerturbationModel
 
 __all__ = [
     "CellModel",
+    "PerturbationData",
     "Vocabulary",
     "datasets",
     "metrics",
     "models",
     "pl",
     "pp",
+    "scGPTConfig",
+    "scGPTModel",
+    "scGPTPerturbationModel",
     "settings",
     "tl",
     "tokens",
@@ -33,7 +38,14 @@ __all__ = [
 
 __version__ = version("scgpt-tools")
 
-_HOMES = {"CellModel": "scgpt_tools.models", "Vocabulary": "scgpt_tools.vocabulary"}
+_HOMES = {
+    "CellModel": "scgpt_tools.models",
+    "PerturbationData": "scgpt_tools.data.perturbation_data",
+    "Vocabulary": "scgpt_tools.vocabulary",
+    "scGPTConfig": "scgpt_tools.wrappers",
+    "scGPTModel": "scgpt_tools.wrappers",
+    "scGPTPerturbationModel": "scgpt_tools.wrappers",
+}
 _PACKAGES = ("datasets", "metrics", "models", "pl", "pp", "tl", "tokens", "train")
 
 

@@ -61,6 +61,8 @@ class Repository:
         Address of the hub; ``None`` takes the client's.
     origin
         Where else the files are published, for messages.
+    force_download
+        Download what is in the cache too.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class Repository:
         local_files_only: bool = False,
         endpoint: str | None = None,
         origin: str | None = None,
+        force_download: bool = False,
     ) -> None:
         self.name = name
         self.revision = constants.DEFAULT_REVISION if revision is None else revision
         self.cache_dir = Path(cache_dir or settings.cache_dir or constants.HF_HUB_CACHE).expanduser()
         self.token = token
+        self.force = force_download
         self.offline = local_files_only or settings.offline or constants.HF_HUB_OFFLINE
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._otherwise = "" if origin is None else f" The files are also published at {origin}; download them there."
@@ -125,6 +129,8 @@ class Repository:
         """
         revision = self._commit or self.revision
         cached = try_to_load_from_cache(self.name, name, cache_dir=self.cache_dir, revision=revision)
+        if self.force and not self.offline:
+            cached = None
         if self.offline or self._commit is not None:
             # Not through the client's download function: that may ask the hub for other things even then.
             if isinstance(cached, str):
@@ -155,6 +161,7 @@ class Repository:
                     cache_dir=self.cache_dir,
                     token=self.token,
                     endpoint=self.endpoint,
+                    force_download=self.force,
                     library_name="scgpt-tools",
                 )
             )

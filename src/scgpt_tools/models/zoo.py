@@ -134,6 +134,7 @@ def fetch(
     token: str | bool | None = None,
     local_files_only: bool = False,
     endpoint: str | None = None,
+    force_download: bool = False,
 ) -> Path:
     """Find or download the files of a model.
 
@@ -154,6 +155,8 @@ def fetch(
         Never use the network.
     endpoint
         Address of another hub, such as a mirror.
+    force_download
+        Download files that are in the cache too; without effect where nothing may be downloaded.
 
     Returns
     -------
@@ -182,6 +185,7 @@ def fetch(
         local_files_only=local_files_only,
         endpoint=endpoint,
         origin=origin,
+        force_download=force_download,
     ).checkpoint()
 
 

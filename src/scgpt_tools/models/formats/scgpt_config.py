@@ -144,7 +144,8 @@ def _embedder(args: Mapping[str, Any], weights: Weights, norm: EmbedderNorm) -> 
         value_rows=_rows(weights, "embedder.values.table.weight") if binned else None,
         value_pad=_value_pad(args, weights) if binned else None,
         perturbation_rows=0 if flags is None else len(flags),
-        perturbation_pad=args.get("pert_pad_id", silent[0] if silent else None),
+        # Wrappers write the setting of models without flags too.
+        perturbation_pad=None if flags is None else args.get("pert_pad_id", silent[0] if silent else None),
         generation="embedder.generation.weight" in weights,
         norm=norm,
     )

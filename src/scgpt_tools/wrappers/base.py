@@ -1,0 +1,287 @@
+"""What both wrappers are: a network with scGPT's names, its settings and its genes; and their way from and to files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from scgpt_tools.models import formats, zoo
+from scgpt_tools.models.cell_model import CellModel, pick_device
+from scgpt_tools.models.config import ModelConfig
+from scgpt_tools.models.formats.base import read_settings, replace_file
+from scgpt_tools.models.formats.native import NATIVE
+from scgpt_tools.models.formats.scgpt import ARGS, WEIGHTS
+from scgpt_tools.train.perturb import Transfer
+from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.wrappers.config import args_with, check_changes, config_of, genes_of
+from scgpt_tools.wrappers.genes import listed, needed, vocabulary_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from os import PathLike
+    from pathlib import Path
+    from typing import Self
+
+    from scgpt_tools.models.scgpt.base import ScGPTModule
+    from scgpt_tools.vocabulary import Vocabulary
+    from scgpt_tools.wrappers.config import scGPTConfig
+
+logger = logging.getLogger(__name__)
+
+_GENES = "embedder.genes.table.weight"
+# What no model can do without; everything else may be new.
+_CORE = ("embedder.genes.", "embedder.values.", "encoder.")
+_BEST, _PLAIN = WEIGHTS
+
+
+class Wrapper(ABC):
+    """A network in ``model``, its settings in ``config``, its genes in ``vocab``.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    gene_list
+        Genes of a model that starts from scratch, numbered as scGPT numbers them; or, if ``config`` is that of a
+        checkpoint, the genes to read, of which absent ones are added.
+    device
+        Where to put the weights; ``None`` for CUDA or MPS if there is one, else CPU.  A device that is not there is
+        replaced by the CPU, which is logged.
+    """
+
+    config: scGPTConfig
+    model: ScGPTModule
+    gene_list: tuple[str, ...] | None
+    """Genes that are read; ``None`` for all that the model knows."""
+
+    _refused: ClassVar[tuple[str, ...]]
+    """Beginnings of tensors that make a checkpoint one for something else, if they have no place."""
+    _may_lose: ClassVar[tuple[str, ...]]
+    """Beginnings of tensors that may be left behind."""
+
+    def __init__(
+        self,
+        config: scGPTConfig,
+        gene_list: Iterable[str] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        genes = None if gene_list is None else listed(gene_list)
+        vocabulary = vocabulary_of(config, genes)
+        rows = max(config.ntoken or 0, len(vocabulary))
+        self._assemble(replace(config, ntoken=rows, vocab=vocabulary), genes if config.vocab is not None else None)
+        self.to(device)
+
+    @abstractmethod
+    def _network(self, config: scGPTConfig) -> ScGPTModule:
+        """Build the network of some settings."""
+
+    @abstractmethod
+    def _described(self, described: ModelConfig, checkpoint: ModelConfig | None) -> ModelConfig:
+        """Complete the description that the network makes of itself, with what a checkpoint adds."""
+
+    @abstractmethod
+    def _resolved(self, config: scGPTConfig) -> scGPTConfig:
+        """Fill in what the settings leave open."""
+
+    # ------------------------------------------------------------------ what is inside
+
+    @property
+    def cell_model(self) -> CellModel:
+        """The same network as the other functions of this package take it, with genes and tokenizer."""
+        return self.model.cell_model
+
+    @property
+    def vocab(self) -> Vocabulary:
+        """Genes and their ids."""
+        return self.cell_model.vocabulary
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.cell_model.device
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
+        """Switch dropout on (or off); returns the wrapper."""
+        self.model.train(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Switch dropout off; returns the wrapper."""
+        return self.train(mode=False)
+
+    def to(self, device: str | torch.device | None) -> Self:
+        """Move the weights; returns the wrapper."""
+        self.model.to(_available(device))
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.cell_model.name!r}, {len(self.vocab)} tokens, {self.cell_model.dim} wide)"
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, directory: str | PathLike[str]) -> Path:
+        """Write ``model.pt``, ``args.json`` and ``vocab.json``; weights of scGPT's format in the folder are replaced.
+
+        Parameters
+        ----------
+        directory
+            Folder to write; :meth:`from_pretrained`, :meth:`scgpt_tools.CellModel.from_pretrained` and the original
+            read it.
+
+        Returns
+        -------
+        The folder.
+        """
+        cells = self.cell_model
+        # The original has no layers with that norm and torch's spelling.
+        spelling = "fused" if cells.config.encoder.norm == "replace" else "torch"
+        folder = formats.write(
+            directory, cells.config, cells.vocabulary, cells.state_dict(), "scgpt", attention_names=spelling
+        )
+        args = args_with(read_settings(folder / ARGS), self.config, self.gene_list)
+        text = json.dumps(args, indent=2) + "\n"
+        replace_file(folder / ARGS, lambda path: path.write_text(text, encoding="utf-8"))
+        (folder / _BEST).replace(folder / _PLAIN)
+        return folder
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        gene_list: Iterable[str] | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        force_download: bool = False,
+        resume_download: bool | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Load a released model by name, a repository of the Hugging Face Hub, or a folder.
+
+        Parameters
+        ----------
+        model
+            What :meth:`scgpt_tools.CellModel.from_pretrained` takes, such as ``"scgpt-human"``.
+        device
+            As for the class.
+        gene_list
+            Genes to read; the others are left out of the cells.  The vocabulary stays the checkpoint's, and genes that
+            it lacks are appended with untrained rows.
+        revision, token, cache_dir
+            As for :meth:`scgpt_tools.CellModel.from_pretrained`.
+        force_download
+            Download the files again although they are in the cache.
+        resume_download
+            Has no effect: the client always goes on where a transfer broke off.
+        **changes
+            Settings to change, such as ``n_cls=5`` or ``do_dab=True``; parts that are new start from scratch.
+
+        Returns
+        -------
+        The wrapper in eval mode.
+
+        Raises
+        ------
+        ValueError
+            If a tensor of the checkpoint has no place in the model and no change asks for that, or the model has a part
+            that cannot do without the checkpoint.
+        """
+        check_changes(changes)
+        folder = zoo.fetch(model, revision=revision, cache_dir=cache_dir, token=token, force_download=force_download)
+        source = CellModel.from_pretrained(folder, device="cpu")
+        source.name = zoo.display_name(model)
+        args = {} if NATIVE.recognise(folder) else read_settings(folder / ARGS)
+        config = replace(config_of(source.config, source.vocabulary, args), **changes)
+        genes = genes_of(args) if gene_list is None else listed(gene_list)
+        wrapper = cls.__new__(cls)
+        wrapper._take_over(source, config, genes, changed=bool(changes))
+        return wrapper.to(device).eval()
+
+    # ------------------------------------------------------------------ putting together
+
+    def _assemble(self, config: scGPTConfig, genes: tuple[str, ...] | None) -> None:
+        """Start from scratch."""
+        self.config, self.gene_list = self._resolved(config), genes
+        # The classes with scGPT's names know no genes: they lend their methods, and the description of their network.
+        with torch.device("meta"):
+            self.model = self._network(self.config)
+        self.model.cell_model = CellModel(self._described(self.model.cell_model.config, None), config.vocab)
+
+    def _take_over(
+        self, source: CellModel, config: scGPTConfig, genes: tuple[str, ...] | None, *, changed: bool
+    ) -> None:
+        """Start from trained weights."""
+        vocabulary = source.vocabulary.extended(genes or ())
+        if new := vocabulary.tokens[len(source.vocabulary) :]:
+            logger.warning("%d genes are new to %s; their rows are not trained: %s.", len(new), source.name, _some(new))
+        rows = max(source.config.n_tokens, len(vocabulary))
+        self.config, self.gene_list = self._resolved(replace(config, ntoken=rows, vocab=vocabulary)), genes
+        with torch.device("meta"):
+            self.model = self._network(self.config)
+        wanted = _with_names(self._described(self.model.cell_model.config, source.config), source.config)
+        # What is new is drawn by a seed of its own, so that equal calls give equal models.
+        with own_random_numbers(0):
+            inner = source.adapt(vocabulary, **{each.name: getattr(wanted, each.name) for each in fields(ModelConfig)})
+        self._report(source, inner, changed=changed)
+        self.model.cell_model = inner
+
+    @staticmethod
+    def _shared(config: scGPTConfig) -> dict[str, Any]:
+        """Arguments that both of scGPT's classes have."""
+        genes = needed(config.vocab)
+        names = (
+            *("ntoken", "d_model", "nhead", "d_hid", "nlayers", "nlayers_cls", "n_cls", "dropout", "pad_token"),
+            *("pad_value", "do_mvc", "domain_spec_batchnorm", "cell_emb_style", "mvc_decoder_style", "ecs_threshold"),
+            *("explicit_zero_prob", "use_fast_transformer", "fast_transformer_backend", "pre_norm"),
+        )
+        return {"vocab": {config.pad_token: genes.pad_id}} | {name: getattr(config, name) for name in names}
+
+    def _report(self, old: CellModel, new: CellModel, *, changed: bool) -> None:
+        """Name the tensors that were not taken over, or refuse."""
+        before, after = old.state_dict(), new.state_dict()
+        taken = {key for key in after if key in before and before[key].shape == after[key].shape} | {_GENES}
+        left = tuple(key for key in before if key not in taken)
+        fresh = tuple(key for key in after if key not in taken)
+        lost = [key for key in fresh if key.startswith(_CORE)]
+        lost += [
+            key for key in left if key.startswith(self._refused) or not (changed or key.startswith(self._may_lose))
+        ]
+        transfer = Transfer(tuple(sorted(taken)), fresh, left)
+        if lost:
+            raise ValueError(
+                f"Expected a checkpoint for {type(self).__name__}, found one that does not fit: {transfer} Load it with "
+                "`scgpt_tools.CellModel.from_pretrained`, or with the other wrapper."
+            )
+        if left or any(not key.startswith("heads.cell_type.") for key in fresh):
+            logger.warning("%s: %s", old.name, transfer)
+
+
+def _with_names(new: ModelConfig, old: ModelConfig) -> ModelConfig:
+    """Names of classes and batches, which settings have no place for, from the checkpoint."""
+    classifier = new.heads.cell_type
+    if old.heads.cell_type is not None and classifier is not None:
+        same = old.heads.cell_type.classes == classifier.classes
+        classifier = replace(classifier, names=old.heads.cell_type.names if same else None)
+    batches = max(new.domains, new.context.batches, new.heads.batch.classes if new.heads.batch else 0)
+    known = old.batch_names if old.batch_names is not None and len(old.batch_names) == batches else None
+    return replace(new, heads=replace(new.heads, cell_type=classifier), batch_names=known)
+
+
+def _available(device: str | torch.device | None) -> torch.device:
+    chosen = pick_device(device)
+    there = torch.cuda.is_available() if chosen.type == "cuda" else torch.backends.mps.is_available()
+    if chosen.type in ("cuda", "mps") and not there:
+        logger.warning("There is no device %r here; the CPU is used.", str(device))
+        return torch.device("cpu")
+    return chosen
+
+
+def _some(names: tuple[str, ...], *, shown: int = 10) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -1,0 +1,78 @@
+"""Embeddings as arrays; :mod:`scgpt_tools.tl` writes the same into tables."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.models.embedding import CellPooling, RowPlan, cell_embeddings, computed_rows
+from scgpt_tools.models.modes import evaluating
+from scgpt_tools.models.precision import resolve_precision
+from scgpt_tools.settings import settings
+from scgpt_tools.wrappers.batches import match
+from scgpt_tools.wrappers.tables import open_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgpt_tools.models.precision import Precision
+    from scgpt_tools.wrappers.base import Wrapper
+
+
+def embed_cells(
+    wrapper: Wrapper, adata: AnnData, *, batch_size: int, normalize: bool, precision: Precision, seed: int
+) -> NDArray[np.float32]:
+    """Embed cells; the arguments are those of :meth:`scGPTModel.predict_embeddings`.
+
+    Returns
+    -------
+    (cells, D) in the order of the table.
+    """
+    cells = wrapper.cell_model
+    table = open_table(wrapper, adata, labels=False, batches=cells.config.domains > 0)
+    plan = RowPlan(
+        tokenizer=cells.tokenizer,
+        features=table.features,
+        batch_size=batch_size,
+        seed=seed,
+        precision=resolve_precision(precision, wrapper.device),
+        batch=table.batch,
+    )
+    pooling = cast("CellPooling", cells.config.pooling)
+    embed = partial(cell_embeddings, cells, pooling=pooling, normalize=normalize, attention=settings.attention)
+    found = np.empty((adata.n_obs, cells.dim), dtype=np.float32)
+    with evaluating(wrapper.model), settings.progress((), total=adata.n_obs, unit="cell") as bar:
+        for rows, values in computed_rows(cells, table.source, plan, embed):
+            found[rows] = values
+            bar.update(len(rows))
+    return found
+
+
+def embed_genes(wrapper: Wrapper, adata: AnnData | None) -> NDArray[np.float32]:
+    """Embed genes without their values.
+
+    Parameters
+    ----------
+    wrapper
+        The model.
+    adata
+        Whose genes; ``None`` for all tokens.
+
+    Returns
+    -------
+    (genes, D) in the order of the table, NaN for unknown genes; or (tokens, D).
+    """
+    ids = columns = np.arange(len(wrapper.vocab))
+    n_rows = len(ids)
+    if adata is not None:
+        features = match(RowSource(adata), wrapper.vocab, wrapper.gene_list, duplicates="all")
+        ids, columns, n_rows = features.ids, features.columns, features.n_columns
+    found = np.full((n_rows, wrapper.cell_model.dim), np.nan, dtype=np.float32)
+    with torch.inference_mode(), evaluating(wrapper.model):
+        found[columns] = wrapper.model.encoder(torch.from_numpy(ids).to(wrapper.device)).float().cpu().numpy()
+    return found

@@ -1,0 +1,83 @@
+"""A perturbation screen as a wrapper reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgpt_tools.data.conditions import control_mask, read_labels
+from scgpt_tools.data.perturbation_batches import leave_untold_out, paired_controls
+from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.tokens.names import column_names
+from scgpt_tools.tokens.perturbations import ConditionStyle, canonical_labels, format_condition
+from scgpt_tools.tokens.units import warn_about_units
+from scgpt_tools.wrappers.batches import PairsInParts, as_screen, match
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scgpt_tools.data.perturbation_data import PerturbationData
+    from scgpt_tools.wrappers.base import Wrapper
+    from scgpt_tools.wrappers.batches import Dataset
+
+# Stands for cells that are to be ignored, so that they are neither controls nor trained on.
+_IGNORED = format_condition(["<ignored>"])
+
+
+class Screen:
+    """Cells of a screen with their conditions, controls and tokens, as one model reads them.
+
+    Parameters
+    ----------
+    wrapper
+        The model.
+    dataset
+        Cells.
+    length
+        Most genes of a cell; ``None`` for all.
+    seed
+        Seed of the pairs, where there are none.
+    """
+
+    def __init__(self, wrapper: Wrapper, dataset: Dataset, *, length: int | None, seed: int) -> None:
+        screen, vocabulary = as_screen(dataset), wrapper.vocab
+        self.source = RowSource(screen.adata)
+        if len(self.source):
+            warn_about_units(self.source.sample(), "log1p", stacklevel=4)
+        self.features = match(self.source, vocabulary, wrapper.gene_list)
+        self.tokenizer = wrapper.cell_model.tokenizer
+        names = column_names(self.source.var, None)
+        self.tokens = ScreenTokens.match(self.features, names, vocabulary, GeneChoice(length=length))
+        self.conditions, self.used = _conditions(screen, wrapper.config.perturbation_delimiter)
+        self.pairs = paired_controls(screen.adata, self.conditions, seed=seed)
+
+    def parts(self) -> tuple[Any, ...]:
+        """What minibatches are made of."""
+        return self.source, self.features, self.tokenizer, self.tokens, self.conditions, self.pairs
+
+    def batches(self, rows: NDArray[np.int64]) -> PairsInParts:
+        """Minibatches of some cells."""
+        return PairsInParts(*self.parts(), train=rows, validation=[])
+
+    def told(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of conditions that the network can be told of; the others are named in a warning."""
+        return leave_untold_out(self.tokens, self.conditions, rows[self.used[rows]], stacklevel=4)
+
+
+def _conditions(screen: PerturbationData, delimiter: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Condition of each cell in GEARS' spelling, and which cells count."""
+    labels = read_labels(screen.adata, screen.perturb_col)
+    used = ~np.isin(labels, screen.ignore_tags)
+    style = ConditionStyle(control=screen.control_tag, delimiter=delimiter)
+    known = frozenset(map(str, screen.adata.var_names))
+    canonical = canonical_labels(pd.unique(labels[used]), style, known=known)
+    conditions = np.array([canonical.get(label, _IGNORED) for label in labels], dtype=object)
+    if not control_mask(conditions).any():
+        raise ValueError(
+            f"Expected control cells, labelled {' or '.join(map(repr, screen.control_tag))} in "
+            f"obs[{screen.perturb_col!r}], found none. Pass `control_tag` to PerturbationData."
+        )
+    return conditions, used
