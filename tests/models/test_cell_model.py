@@ -17,6 +17,7 @@ from scgpt_tools.models.config import (
     EmbedderConfig,
 )
 from scgpt_tools.models.formats.scgpt import to_scgpt
+from scgpt_tools.tokens.batch import TokenBatch
 from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
 from scgpt_tools.tokens.tokenizer import Tokenizer
 from scgpt_tools.vocabulary import Vocabulary
@@ -165,9 +166,32 @@ def test_a_norm_by_domain_needs_its_labels():
             call(batch.replace(batch=None))
 
 
-def test_training_with_packed_attention_is_refused(model, batch):
-    with pytest.raises(ValueError, match="no attention dropout"):
-        model.train()(batch, attention="varlen")
+def test_gradients_without_padding_are_those_with_it(batch):
+    model = build(replace(SCGPT, encoder=replace(SCGPT.encoder, dropout=0.0))).train()
+    gradients = {}
+    for attention in ("sdpa", "varlen", None):
+        model.zero_grad()
+        output = model(batch, attention=attention)
+        sum(prediction.square().mean() for prediction in output.predictions.values()).backward()
+        gradients[attention] = {
+            name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None
+        }
+    assert gradients["varlen"]
+    torch.testing.assert_close(gradients["varlen"], gradients["sdpa"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients[None], gradients["varlen"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("lengths", "expected"), [((6, 6), "sdpa"), ((6, 4), "varlen"), ((6, 0), "sdpa")])
+def test_padding_is_left_out_where_there_is_some(lengths, expected, model, monkeypatch):
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    batch = TokenBatch(genes=torch.full((2, 6), 3), values=torch.ones(2, 6), mask=mask)
+    used = []
+    encode = model._encode
+    monkeypatch.setattr(
+        model, "_encode", lambda x, batch, attention, cell: used.append(attention) or encode(x, batch, attention, cell)
+    )
+    model(batch)
+    assert used == [expected]
 
 
 def test_computing_draws_nothing_from_the_global_generators(model, batch):

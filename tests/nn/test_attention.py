@@ -145,19 +145,38 @@ def test_nothing_sees_a_generated_token_but_itself(attention, x):
 # Choices --------------------------------------------------------------------------------------------------------------
 
 
-def test_attention_dropout_is_for_training_and_needs_a_backend_that_has_it(x):
+@pytest.mark.parametrize("backend", ["sdpa", "eager", "varlen"])
+def test_attention_dropout_is_for_training(backend, x):
     torch.manual_seed(0)
     attention = Attention(DIM, HEADS, 0.5).double()
-    layout = PaddedLayout.from_mask(MASK)
-    for backend in ("sdpa", "eager"):
-        attention.train()
-        assert not torch.equal(*(attention(x, layout, backend).context for _ in range(2)))
-        attention.eval()
-        assert torch.equal(*(attention(x, layout, backend).context for _ in range(2)))
+    inputs = packed(x, MASK) if backend == "varlen" else (x, PaddedLayout.from_mask(MASK))
     attention.train()
+    assert not torch.equal(*(attention(*inputs, backend).context for _ in range(2)))
+    attention.eval()
+    assert torch.equal(*(attention(*inputs, backend).context for _ in range(2)))
+
+
+@pytest.mark.gpu
+def test_packed_attention_on_cuda_has_no_dropout(x):
+    attention = Attention(DIM, HEADS, 0.5).to("cuda", torch.bfloat16).train()
+    tokens, _ = packed(x.bfloat16(), MASK)
+    layout = PackedLayout.from_lengths(tuple(MASK.sum(dim=1).tolist()), "cuda")
     with pytest.raises(ValueError, match="no attention dropout, found 0.5; train with 'sdpa'"):
-        attention(*packed(x, MASK), "varlen")
-    assert attention.eval()(*packed(x, MASK), "varlen").context.isfinite().all()
+        attention(tokens.cuda(), layout, "varlen")
+
+
+@pytest.mark.parametrize("scores", [1, 2**25], ids=["query by query", "at once"])
+@pytest.mark.parametrize("first_only", [False, True])
+def test_bf16_on_a_cpu_is_fp32_to_its_precision(scores, first_only, x, monkeypatch):
+    monkeypatch.setattr("scgpt_tools.nn.attention._SCORES", scores)
+    torch.manual_seed(0)
+    attention = Attention(DIM, HEADS, 0.0).eval()
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        tokens, layout = packed(x.to(dtype), MASK)
+        results.append(attention.to(dtype)(tokens, layout, "varlen", first_only=first_only).context.float())
+    assert results[0].shape == results[1].shape
+    torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.02)
 
 
 def test_an_unknown_backend_is_refused(attention, x):

@@ -126,7 +126,7 @@ class CellModel(nn.Module):
         batch: TokenBatch,
         heads: Sequence[str] | None = None,
         *,
-        attention: str = "sdpa",
+        attention: str | None = None,
         cell: Tensor | None = None,
     ) -> CellOutput:
         """Embed, encode, pool and predict.
@@ -138,7 +138,8 @@ class CellModel(nn.Module):
         heads
             Names of the heads to run; ``None`` runs all.
         attention
-            Backend: ``"sdpa"``, ``"varlen"``, ``"flash"`` or ``"eager"``, which also returns the weights.
+            Backend: ``"sdpa"``, ``"varlen"``, ``"flash"`` or ``"eager"``, which also returns the weights; ``None`` takes
+            ``"varlen"`` for cells of several lengths on a CPU, else ``"sdpa"``.
         cell
             (B, D) vectors to put at position 0 in place of its embedding.
 
@@ -149,6 +150,8 @@ class CellModel(nn.Module):
         embedded = self.embedder(
             batch.genes, batch.values, perturbed=batch.perturbed, generated=batch.generated, domain=batch.batch
         )
+        if attention is None:
+            attention = "varlen" if self._packing_pays(batch) else "sdpa"
         tokens, weights = self._encode(embedded.tokens, batch, attention, cell)
         return self._predict(batch, tokens, embedded.genes, heads, weights)
 
@@ -206,6 +209,13 @@ class CellModel(nn.Module):
             return x
         batch = batch.to(self.device)
         return pool(pooling, _unpack(x, batch.mask), batch.mask, batch.values)
+
+    def _packing_pays(self, batch: TokenBatch) -> bool:
+        """Whether to leave padding out, for which its place has to be known at once: on a CPU it is."""
+        if self.device.type != "cpu" or batch.generated is not None:
+            return False
+        lengths = batch.mask.sum(dim=1)
+        return bool((lengths > 0).all()) and bool((lengths < batch.mask.shape[1]).any())
 
     def _fastest_attention(self) -> str:
         device, width = self.device, self.dim // self.config.encoder.heads

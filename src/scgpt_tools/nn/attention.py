@@ -122,12 +122,12 @@ def eager(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dro
     return Attended(_merge_heads(F.dropout(weights, dropout) @ v), weights)
 
 
-def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
     """Attention within one cell, (n, D) each."""
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not dropout:
         return _by_products(q, k, v, heads)
     q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
-    return _merge_heads(F.scaled_dot_product_attention(q, k, v)).squeeze(0)
+    return _merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)).squeeze(0)
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -147,9 +147,9 @@ def has_packed_kernel(device: torch.device, width: int) -> bool:
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dropout: float) -> Attended:
     """Packed attention: torch's ``varlen_attn`` on CUDA in half precision, elsewhere one SDPA call a cell."""
-    if dropout:
+    if dropout and q.is_cuda:
         raise ValueError(
-            f"The 'varlen' backend has no attention dropout, found {dropout}; train with 'sdpa' or 'flash'."
+            f"On CUDA the 'varlen' backend has no attention dropout, found {dropout}; train with 'sdpa' or 'flash'."
         )
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and has_packed_kernel(q.device, q.shape[-1] // heads):
         # Only where it is used: older torch has no such module.
@@ -158,7 +158,7 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dr
         return Attended(_call_packed(varlen_attn, q, k, v, layout, heads))
     queries = q.split(layout.lengths) if len(q) == len(k) else q.split(1)
     cells = zip(queries, k.split(layout.lengths), v.split(layout.lengths), strict=True)
-    return Attended(torch.cat([_one_cell(*cell, heads) for cell in cells]))
+    return Attended(torch.cat([_one_cell(*cell, heads, dropout) for cell in cells]))
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dropout: float) -> Attended:
