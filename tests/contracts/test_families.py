@@ -187,7 +187,7 @@ def test_positions_are_noticed():
     def number_the_tokens(model):
         forward = model.encoder.forward
         model.encoder.forward = lambda x, *rest, **options: forward(
-            x + torch.arange(x.shape[1])[:, None] / 10, *rest, **options
+            x + torch.arange(x.shape[-2])[:, None] / 10, *rest, **options
         )
 
     broken("gene order", scgpt(), number_the_tokens)

@@ -194,6 +194,17 @@ def test_padding_is_left_out_where_there_is_some(lengths, expected, model, monke
     assert used == [expected]
 
 
+def test_cells_go_one_by_one_in_training_with_dropout(monkeypatch):
+    model = build(replace(SCGPT, encoder=replace(SCGPT.encoder, dropout=0.1)))
+    batch = TokenBatch(genes=torch.full((2, 6), 3), values=torch.ones(2, 6), mask=torch.ones(2, 6, dtype=torch.bool))
+    calls = []
+    monkeypatch.setattr("scgpt_tools.nn.attention._one_cell", lambda q, *_: calls.append(len(q)) or q)
+    model(batch)
+    assert calls == []
+    model.train()(batch)
+    assert calls == [6, 6] * SCGPT.encoder.layers
+
+
 def test_computing_draws_nothing_from_the_global_generators(model, batch):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     model(batch)

@@ -156,6 +156,17 @@ def test_attention_dropout_is_for_training(backend, x):
     assert torch.equal(*(attention(*inputs, backend).context for _ in range(2)))
 
 
+def test_attention_dropout_keeps_the_mean(x):
+    torch.manual_seed(0)
+    attention = Attention(DIM, HEADS, 0.2)
+    tokens, layout = packed(x.float(), MASK)
+    with torch.no_grad():
+        expected = attention.eval()(tokens, layout, "varlen").context
+        attention.train()
+        mean = torch.stack([attention(tokens, layout, "varlen").context for _ in range(2000)]).mean(dim=0)
+    torch.testing.assert_close(mean, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
 @pytest.mark.gpu
 def test_packed_attention_on_cuda_has_no_dropout(x):
     attention = Attention(DIM, HEADS, 0.5).to("cuda", torch.bfloat16).train()

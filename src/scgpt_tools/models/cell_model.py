@@ -139,7 +139,7 @@ class CellModel(nn.Module):
             Names of the heads to run; ``None`` runs all.
         attention
             Backend: ``"sdpa"``, ``"varlen"``, ``"flash"`` or ``"eager"``, which also returns the weights; ``None`` takes
-            ``"varlen"`` for cells of several lengths on a CPU, else ``"sdpa"``.
+            ``"varlen"`` where it pays, on a CPU for cells of several lengths or with dropout, else ``"sdpa"``.
         cell
             (B, D) vectors to put at position 0 in place of its embedding.
 
@@ -211,11 +211,12 @@ class CellModel(nn.Module):
         return pool(pooling, _unpack(x, batch.mask), batch.mask, batch.values)
 
     def _packing_pays(self, batch: TokenBatch) -> bool:
-        """Whether to leave padding out, for which its place has to be known at once: on a CPU it is."""
+        """Whether to go cell by cell without padding, for which its place has to be known at once: on a CPU it is."""
         if self.device.type != "cpu" or batch.generated is not None:
             return False
         lengths = batch.mask.sum(dim=1)
-        return bool((lengths > 0).all()) and bool((lengths < batch.mask.shape[1]).any())
+        padded, dropout = bool((lengths < batch.mask.shape[1]).any()), self.training and self.config.encoder.dropout > 0
+        return bool((lengths > 0).all()) and (padded or dropout)
 
     def _fastest_attention(self) -> str:
         device, width = self.device, self.dim // self.config.encoder.heads

@@ -18,6 +18,7 @@ from torch import nn
 
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
+from scgpt_tools.nn.dropout import drop
 from scgpt_tools.nn.linear import Linear
 
 if TYPE_CHECKING:
@@ -124,18 +125,25 @@ def eager(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dro
 
 def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
     """Attention within one cell, (n, D) each."""
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not dropout:
-        return _by_products(q, k, v, heads)
+    if q.device.type == "cpu" and (dropout or q.dtype == torch.bfloat16):
+        return _by_products(q, k, v, heads, dropout)
     q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
     return _merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)).squeeze(0)
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention within one cell as two matrix products: in bf16, CPUs have units for these that torch's kernel ignores."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q * (q.shape[-1] // heads) ** -0.5, k, v))
-    keys = k.transpose(1, 2)
-    rows = max(1, _SCORES // (heads * k.shape[1]))
-    return torch.cat([((part @ keys).softmax(dim=-1) @ v).transpose(0, 1).flatten(1) for part in q.split(rows, dim=1)])
+def _by_products(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+    """Attention within one cell as two matrix products.
+
+    Sooner than torch's own on CPUs in bf16, for which they have units that its kernel ignores, and with dropout.
+    """
+    q = q * (q.shape[-1] // heads) ** -0.5
+    v = v / (1 - dropout)
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k, v))
+    parts = []
+    for part in q.split(max(1, _SCORES // (heads * k.shape[1])), dim=1):
+        weights = (part @ k.transpose(1, 2)).softmax(dim=-1)
+        parts.append((drop(weights, dropout) if dropout else weights) @ v)
+    return torch.cat(parts, dim=1).transpose(0, 1).flatten(1)
 
 
 def has_packed_kernel(device: torch.device, width: int) -> bool:

@@ -1,0 +1,47 @@
+"""Dropout of large matrices on a CPU, where drawing random numbers is most of its work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Probabilities are multiples of 2 to the minus this.
+_BITS = 16
+
+
+def drop(x: Tensor, probability: float) -> Tensor:
+    """Set numbers to zero at random, without scaling the others.
+
+    Takes half the time of :func:`torch.nn.functional.dropout`, because four numbers share one draw from torch's
+    generator.
+
+    Parameters
+    ----------
+    x
+        Numbers on the CPU.
+    probability
+        Of becoming zero; rounded to 16 bits.
+    """
+    dropped: Tensor = _Drop.apply(x, probability)
+    return dropped
+
+
+class _Drop(torch.autograd.Function):
+    """Keeps one byte a number for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
+        draws = torch.empty(-(-x.numel() * _BITS // 64), dtype=torch.int64).random_(-(2**63), None)
+        bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
+        kept = bits >= round((probability - 0.5) * 2**_BITS)
+        ctx.save_for_backward(kept)
+        return x * kept
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return gradients[0] * kept, None

@@ -1,0 +1,45 @@
+"""Dropout by few draws: as often as asked, independent, with the gradient of what was kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scgpt_tools.nn.dropout import drop
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.2, 0.5, 0.9])
+def test_so_many_are_zero_and_the_others_stay(probability):
+    torch.manual_seed(0)
+    x = torch.rand(7, 300, 301) + 1
+    dropped = drop(x, probability)
+    share = (dropped == 0).float().mean()
+    assert share == pytest.approx(probability, abs=0.005)
+    assert torch.equal(dropped[dropped != 0], x[dropped != 0])
+    # Numbers that share a draw do not share their fate: neighbours agree as often as chance has it.
+    kept = (dropped != 0).flatten()
+    chance = probability**2 + (1 - probability) ** 2
+    for apart in range(1, 9):
+        assert (kept[apart:] == kept[:-apart]).float().mean() == pytest.approx(chance, abs=0.005)
+
+
+def test_the_gradient_is_that_of_what_was_kept():
+    torch.manual_seed(0)
+    x = torch.rand(5, 6, requires_grad=True)
+    dropped = drop(x, 0.4)
+    (3 * dropped).sum().backward()
+    assert torch.equal(x.grad, 3.0 * (dropped != 0))
+
+
+def test_seeds_decide():
+    torch.manual_seed(1)
+    first = drop(torch.ones(100), 0.5)
+    second = drop(torch.ones(100), 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(drop(torch.ones(100), 0.5), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5])
+def test_any_size(size):
+    assert drop(torch.ones(size, 1), 0.5).shape == (size, 1)
