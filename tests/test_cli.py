@@ -149,6 +149,48 @@ def test_embed_h5mu(adata, model, expected, tmp_path):
     np.testing.assert_array_equal(written["protein"].X, protein.X)
 
 
+def test_embed_by_chunks(h5ad, model, expected, tmp_path):
+    """An output in zarr of another input holds the embedding alone; repeated, the command has nothing left to do."""
+    out = tmp_path / "out.zarr"
+    for _ in range(2):
+        assert run("embed", h5ad, "--model", model, "-o", out, "--chunk", 5) == 0
+    written = ad.read_zarr(out)
+    np.testing.assert_allclose(written.obsm["X_scGPT"], expected.obsm["X_scGPT"], atol=1e-6)
+    assert written.uns["X_scGPT"] == expected.uns["X_scGPT"]
+    assert written.n_vars == 0
+    assert zarr.open_group(out, mode="r")["obsm/X_scGPT"].chunks == (5, 8)
+
+
+@pytest.mark.parametrize("how", ["options", "torchrun", "srun"])
+def test_embed_by_several_processes(adata, model, expected, tmp_path, monkeypatch, capsys, how):
+    """From zarr, too, where one process would write a copy of the input."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        ad.io.write_elem(zarr.open_group(tmp_path / "in.zarr", mode="w"), "/", adata)
+    out, names = tmp_path / "out.zarr", {"torchrun": ("RANK", "WORLD_SIZE")}
+    for rank in range(2):
+        words = ["embed", tmp_path / "in.zarr", "--model", model, "-o", out, "--chunk", 5]
+        if how == "options":
+            words += ["--rank", rank, "--processes", 2]
+        else:
+            for name, value in zip(names.get(how, ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")), (rank, 2), strict=True):
+                monkeypatch.setenv(name, str(value))
+        assert run(*words) == 0
+        assert out.exists() == (rank == 1)
+        assert ("All 12 cells are in" if rank else "Process 0 of 2 has finished") in capsys.readouterr().err
+    np.testing.assert_allclose(ad.read_zarr(out).obsm["X_scGPT"], expected.obsm["X_scGPT"], atol=1e-6)
+
+
+def test_by_chunks_of_a_zarr_on_demand(adata, model, tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        ad.io.write_elem(zarr.open_group(tmp_path / "in.zarr", mode="w"), "/", adata)
+    words = ("embed", tmp_path / "in.zarr", "--model", model, "-o", tmp_path / "out.zarr")
+    assert run(*words, "--by-chunks") == 0
+    assert ad.read_zarr(tmp_path / "out.zarr").n_vars == 0
+    assert run(*words) == 2, "the copy would take its place"
+
+
 def test_options_reach_the_function(h5ad, adata, model, tmp_path):
     out = tmp_path / "out.h5ad"
     assert run("embed", h5ad, "--model", model, "-o", out, "--layer=counts", "--batch-size", 5, "--pooling", "mean",
@@ -245,7 +287,16 @@ def test_the_input_is_overwritten_only_when_allowed(h5ad, model, expected):
         (("embde",), "Did you mean 'embed'"),
         (("embed",), "arguments are required"),
         (("embed", "absent.h5ad", "-o", "{out}"), "found nothing"),
-        (("embed", "{in}", "-o", "out.zarr"), "format of the input"),
+        (("embed", "{in}", "-o", "out.h5mu"), "format of the input"),
+        (("tokenize", "{in}", "-o", "out.zarr"), "format of the input"),
+        (("embed", "{in}", "-o", "{out}", "--by-chunks"), "ends in .zarr"),
+        (("embed", "{in}", "-o", "{out}", "--chunk", "4"), "ends in .zarr"),
+        (("embed", "{in}", "-o", "{out}", "--rank", "0", "--processes", "2"), "ends in .zarr"),
+        (("embed", "{in}", "-o", "out.zarr", "--rank", "2", "--processes", "2"), "below `processes`"),
+        (("embed", "{in}", "-o", "out.zarr", "--rank", "0"), "`rank` and `processes` together"),
+        (("embed", "{in}", "-o", "out.zarr", "--overwrite"), "no --overwrite for work by chunks"),
+        (("embed", "{in}", "-o", "out.zarr", "--tokens", "X_binned"), "no --tokens for work by chunks"),
+        (("embed", "{in}", "-o", "out.zarr", "--chunk", "0"), "`chunk` to be at least 1"),
         (("embed", "{in}", "-o", "absent/out.h5ad"), "folder of the output"),
         (("embed", "{in}", "-o", "{out}", "--batch-size", "many"), "batch_size"),
         (("embed", "{in}", "-o", "{out}", "--pooling", "max"), "pooling"),
@@ -262,7 +313,7 @@ def test_errors_of_the_user_are_one_line(words, message, h5ad, model, tmp_path, 
     monkeypatch.chdir(tmp_path)
     fill = {"{in}": str(h5ad), "{out}": str(tmp_path / "out.h5ad")}
     words = [fill.get(word, word) for word in words]
-    if words[0] == "embed" and "--model" not in words:
+    if words[0] in ("embed", "tokenize") and "--model" not in words:
         words += ["--model", model]
     assert run(*words) == 2
     captured = capsys.readouterr()
@@ -285,6 +336,7 @@ class _FixedParser:
 
     def __init__(self, source, target):
         self.options = {"input": source, "output": target, "overwrite": False, "key_added": "x"}
+        self.options |= dict.fromkeys(("by_chunks", "chunk", "rank", "processes"))
 
     def parse_args(self, words):
         return self

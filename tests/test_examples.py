@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from scgpt_tools import settings
 
 SOURCE = Path(__file__).parents[1] / "src"
 MODULES = [
@@ -18,6 +21,8 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    result = doctest.testmod(import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    # Examples may change settings, which are not to reach other tests.
+    with settings.override(**asdict(settings)):
+        result = doctest.testmod(import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert result.attempted
     assert result.failed == 0

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 PARAGRAPHS = {
     "layer": """\
 layer
-    Key of ``layers`` to read; ``None`` takes ``X``.""",
+    Key of ``layers`` to read; ``None`` takes ``X``.  For several modalities of a MuData also a mapping from modality to
+    key; those that it does not name take ``X``.""",
     "genes": """\
 genes
     Column of ``var`` with the gene names that the vocabulary holds; ``None`` takes ``var_names``.""",

@@ -225,3 +225,36 @@ class ScreenKeys:
     """Column of ``obs`` with the number of perturbed genes."""
     uns: str = "screen"
     """Settings and provenance."""
+
+
+@dataclass(frozen=True)
+class ImputeKeys:
+    """What :func:`scgpt_tools.tl.impute` writes."""
+
+    key: str = "prot_imputed"
+
+    @property
+    def obsm(self) -> str:
+        """One row per cell, one column per feature."""
+        return self.key
+
+    @property
+    def uns(self) -> str:
+        """Unit, settings and provenance."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class ModalityWeightKeys:
+    """What :func:`scgpt_tools.tl.modality_weights` writes; the names of the columns are muon's."""
+
+    key: str = "mod_weight"
+
+    def obs(self, modality: str) -> str:
+        """Weight of a modality in each cell."""
+        return f"{modality}:{self.key}"
+
+    @property
+    def uns(self) -> str:
+        """Settings and provenance."""
+        return self.key

@@ -48,6 +48,7 @@ _HELP = {
     "symbols": "Symbol of each Ensembl id: a column of var, or a .csv or .tsv file with two columns, id and symbol.",
     "aliases": "Current symbols of outdated ones: a .csv or .tsv file with two columns, old and new name.",
 }
+_CHUNK_OPTIONS = ("chunk", "rank", "processes")
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
@@ -111,11 +112,7 @@ class TableCommand(Command):
         modality = options.pop("modality", None)
         check_target(source, target, overwrite=overwrite)
         check_name(options["key_added"])
-        for name in ("symbols", "aliases"):
-            given = options.get(name)
-            # Symbols may be a column as well.
-            if given and (name == "aliases" or Path(given).suffix.lower() in _SEPARATORS):
-                options[name] = _read_names(given)
+        _read_tables_of_names(options)
         with open_table(source, modality=modality) as table:
             before = contents(table)
             self.resolve()(table, **options)
@@ -123,6 +120,43 @@ class TableCommand(Command):
         write_results(source, target, results, modality=modality, overwrite=overwrite)
         places = (f"{slot}[{name!r}]" for slot, elements in results.items() for name in elements)
         logger.info("Wrote %s with %s.", target, ", ".join(places))
+
+
+@dataclass(frozen=True)
+class EmbedCommand(TableCommand):
+    """Embedding, which has a second way for tables and machines of any size."""
+
+    by_chunks: str = "scgpt_tools.tl:embed_store"
+    """The function of that way, as its module and name."""
+
+    def add_arguments(self, parser: ArgumentParser, function: Callable[..., Any]) -> None:
+        """Add those of the second way, too."""
+        super().add_arguments(parser, function)
+        group = parser.add_argument_group(
+            "by chunks",
+            "For large tables and several processes: the output has the embedding alone, and can be resumed.",
+        )
+        group.add_argument(
+            "--by_chunks",
+            action="store_true",
+            help="Work by chunks; so do several processes, and all whose output, unlike their input, ends in .zarr.",
+        )
+        described = _about(Command(self.by_chunks, "").resolve())[1]
+        for name in _CHUNK_OPTIONS:
+            group.add_argument(f"--{name}", type=int, default=None, help=described[name])
+
+    def run(self, options: dict[str, Any]) -> None:
+        """Take one way or the other."""
+        from scgpt_tools.data.processes import check_process  # imports torch
+
+        by_chunks = options.pop("by_chunks")
+        chunk = {name: value for name in _CHUNK_OPTIONS if (value := options.pop(name)) is not None}
+        processes = check_process(chunk.get("rank"), chunk.get("processes"))[1]
+        zarr = [Path(options[name]).suffix == ".zarr" for name in ("input", "output")]
+        if not (by_chunks or chunk or processes > 1 or zarr == [False, True]):
+            super().run(options)
+            return
+        _embed_by_chunks(Command(self.by_chunks, "").resolve(), options, chunk)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,7 +251,7 @@ def info() -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "embed": TableCommand("scgpt_tools.tl:embed", "embed cells with a model"),
+    "embed": EmbedCommand("scgpt_tools.tl:embed", "embed cells with a model"),
     "embed-genes": TableCommand("scgpt_tools.tl:embed_genes", "look up a model's embedding of each gene"),
     "tokenize": TableCommand("scgpt_tools.pp:tokenize", "bin each cell's expressed genes as a model does"),
     "models": Command(models, "list the models that can be loaded by name"),
@@ -275,6 +309,30 @@ def _plain(text: str) -> str:
 def _with_underscores(words: Sequence[str]) -> list[str]:
     """Let ``--batch-size 8`` stand for ``--batch_size 8``."""
     return [re.sub(r"^--[\w-]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in words]
+
+
+def _embed_by_chunks(function: Callable[..., Any], options: dict[str, Any], chunk: dict[str, int]) -> None:
+    """Call the function that works by chunks with what it knows of the options; refuse the others."""
+    if options.pop("overwrite"):
+        raise ValueError(
+            "Expected no --overwrite for work by chunks, of which no process knows how far the others are. Delete the "
+            "output yourself."
+        )
+    source, target = options.pop("input"), options.pop("output")
+    for name in set(options) - set(signature(function).parameters):
+        if options.pop(name) is not None:
+            raise ValueError(f"Expected no --{name.replace('_', '-')} for work by chunks, found it.")
+    _read_tables_of_names(options)
+    function(source, target, **options, **chunk)
+
+
+def _read_tables_of_names(options: dict[str, Any]) -> None:
+    """Put tables in the places of their files."""
+    for name in ("symbols", "aliases"):
+        given = options.get(name)
+        # Symbols may be a column as well.
+        if given and (name == "aliases" or Path(given).suffix.lower() in _SEPARATORS):
+            options[name] = _read_names(given)
 
 
 def _read_names(path: str) -> Any:

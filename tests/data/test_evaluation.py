@@ -116,3 +116,23 @@ def test_counts_are_refused(split_screen):
     split_screen.layers["counts"] = np.expm1(split_screen.X.toarray()).round()
     with pytest.raises(ValueError, match="raw counts"):
         prepare_evaluation(split_screen, layer="counts")
+
+
+@pytest.mark.parametrize("within", [None, "batch"])
+def test_the_truth_holds_no_training_cell(within):
+    """Where cells are held out, their conditions have training cells too, which are no part of the truth."""
+    adata = screen(30)
+    pp.cell_split(adata, "batch", test=["b"])
+    before = prepare_evaluation(adata, within=within)
+    held = ((adata.obs["batch"] == "b") & (adata.obs["condition"] == "G3+ctrl")).to_numpy()
+    row = before.conditions.index("G3+ctrl")
+    np.testing.assert_allclose(before.truth.true[row], adata.X.toarray()[held].mean(axis=0), rtol=1e-5)
+    changed = adata.copy()
+    trained = ((adata.obs["batch"] == "a") & (adata.obs["condition"] == "G3+ctrl")).to_numpy()
+    dense = changed.X.toarray()
+    dense[trained] = dense[trained][:, ::-1]
+    changed.X = dense
+    after = prepare_evaluation(changed, within=within)
+    np.testing.assert_array_equal(after.truth.scores[row], before.truth.scores[row])
+    np.testing.assert_array_equal(after.truth.true, before.truth.true)
+    np.testing.assert_array_equal(after.halves, before.halves)

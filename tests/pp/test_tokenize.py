@@ -143,8 +143,9 @@ def test_a_modality(adata, vocabulary):
     sct.pp.tokenize(mdata, vocabulary, modality="rna")
     assert "X_binned" in mdata["rna"].layers
     assert "X_binned" not in mdata["prot"].layers
-    with pytest.raises(ValueError, match="Expected `modality` to name one of"):
-        sct.pp.tokenize(mdata, vocabulary)
+    sct.pp.tokenize(mdata, vocabulary, key_added="both")
+    assert "both" in mdata["rna"].layers
+    assert "both" in mdata["prot"].layers
 
 
 def test_draws_do_not_depend_on_the_table_around(adata, vocabulary, rng):

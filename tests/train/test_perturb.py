@@ -158,3 +158,27 @@ def test_bad_input_is_refused(cells):
         finetune(base, cells, task="perturb", epoch=3)
     with pytest.raises(ValueError, match="`unmeasured` to be one of"):
         finetune(base, cells, **QUICK, unmeasured="ignore")
+
+
+def test_held_out_cells_do_not_reach_the_weights(cells):
+    """Whatever the test cells hold, the same model comes out."""
+    changed = cells.copy()
+    held = np.flatnonzero(changed.obs["split"] == "test")
+    assert held.size
+    dense = changed.X.toarray()
+    dense[held] = np.random.default_rng(5).permutation(dense[held], axis=1)
+    changed.X = dense
+    first, second = (finetune(pretrained(cells.var_names), table, **QUICK).checksum for table in (cells, changed))
+    assert first == second
+
+
+def test_genes_without_a_token_can_be_added(cells):
+    """A target outside of the vocabulary gets a token of its own before training."""
+    base = pretrained([name for name in cells.var_names if name != "G7"])
+    with pytest.raises(ValueError, match=r"no token for G7\. .*model\.adapt\(vocabulary=model\.vocabulary\.extended"):
+        finetune(base, cells, **QUICK, validation=0.0)
+    larger = base.adapt(vocabulary=base.vocabulary.extended(["G7"]))
+    model = finetune(larger, cells, **QUICK, validation=0.0)
+    kept = model.state_dict()["embedder.genes.table.weight"]
+    assert model.vocabulary["G7"] == len(kept) - 1
+    assert not torch.equal(kept[-1], larger.state_dict()["embedder.genes.table.weight"][-1])

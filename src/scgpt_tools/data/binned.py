@@ -15,12 +15,17 @@ from scgpt_tools._keys import TokenizeKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools.tokens.coverage import OUTCOMES, Coverage
 from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.joint_features import joined_features
+from scgpt_tools.tokens.modalities import values_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import scipy.sparse as sp
     from anndata import AnnData
 
     from scgpt_tools._types import Ties
+    from scgpt_tools.data.modalities import ModalityRows
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
     from scgpt_tools.vocabulary import Vocabulary
 
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 class BinnedSettings:
     """How bins were made; scalars and strings only, which every file format keeps."""
 
-    bins: int
+    bins: int | None
     ties: Ties
     seed: int
     """Seed of random ties."""
@@ -41,6 +46,8 @@ class BinnedSettings:
     """Name of the model whose vocabulary was used, empty for a bare vocabulary."""
     vocabulary: str
     """Checksum of the vocabulary."""
+    modality: str = ""
+    """How the modality was read, of a table of several; see :func:`~scgpt_tools.tokens.modalities.values_of`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +88,7 @@ def write_binned(
     adata.uns[keys.uns] = {
         "params": {name: getattr(settings, name) for name in ("bins", "ties", "seed", "layer", "genes")},
         "model": {"name": settings.model, "vocabulary": settings.vocabulary},
+        **({"modality": settings.modality} if settings.modality else {}),
         "genes": features.coverage.to_dict(),
     }
 
@@ -110,32 +118,71 @@ def read_binned(adata: AnnData, vocabulary: Vocabulary, config: TokenizerConfig,
     ValueError
         If they were made with another vocabulary, number of bins or rule for ties.
     """
+    settings = _stored(adata, key)
+    wanted = {"bins": config.bins, "ties": config.ties, "vocabulary": vocabulary.checksum, "modality": ""}
+    _check(settings, wanted, key)
+    return Binned(TokenizeKeys(key).layer, _features(adata, TokenizeKeys(key).var, vocabulary), settings)
+
+
+def read_all_binned(
+    rows: ModalityRows, vocabulary: Vocabulary, config: TokenizerConfig, *, key: str = "X_binned"
+) -> FeatureTable:
+    """Find values of several modalities that fit a model; see :func:`read_binned`.
+
+    Parameters
+    ----------
+    rows
+        Cells of the modalities that are read.
+    vocabulary
+        Vocabulary of the model.
+    config
+        Tokenizer of the model.
+    key
+        Name under which the values were written.
+
+    Returns
+    -------
+    Which columns are which tokens.
+    """
+    parts = [part for part in config.parts if part.name in rows.parts]
+    features = []
+    for part in parts:
+        table = rows.parts[part.name].adata
+        wanted = {"vocabulary": vocabulary.checksum, "modality": values_of(part)}
+        _check(_stored(table, key), wanted, key)
+        features.append(_features(table, TokenizeKeys(key).var, vocabulary))
+    return joined_features(parts, features, vocabulary, config.modalities)
+
+
+def _stored(adata: AnnData, key: str) -> BinnedSettings:
     keys = TokenizeKeys(key)
     for place, name in (("layers", keys.layer), ("var", keys.var), ("uns", keys.uns)):
         if name not in getattr(adata, place):
             message = absent(name, getattr(adata, place).keys(), f"key in `{place}`:")
             raise KeyError(f"{message} `sct.pp.tokenize(adata, key_added={key!r})` writes it.")
-    settings = _settings(adata.uns[keys.uns])
-    wanted = {"bins": config.bins, "ties": config.ties, "vocabulary": vocabulary.checksum}
+    return _settings(adata.uns[keys.uns])
+
+
+def _check(settings: BinnedSettings, wanted: Mapping[str, object], key: str) -> None:
     for name, value in wanted.items():
         if getattr(settings, name) != value:
             raise ValueError(
                 f"Expected bins with {name} {value!r} in {key!r}, found {getattr(settings, name)!r}. Run "
                 "`sct.pp.tokenize` with this model."
             )
-    return Binned(keys.layer, _features(adata, keys.var, vocabulary), settings)
 
 
 def _settings(stored: dict[str, Any]) -> BinnedSettings:
     params, model = stored["params"], stored["model"]
     return BinnedSettings(
-        bins=int(params["bins"]),
+        bins=None if params["bins"] is None else int(params["bins"]),
         ties=params["ties"],
         seed=int(params["seed"]),
         layer=params["layer"],
         genes=params["genes"],
         model=model["name"],
         vocabulary=model["vocabulary"],
+        modality=stored.get("modality", ""),
     )
 
 

@@ -6,7 +6,7 @@ One row is one condition, or one condition in one context where conditions are c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,11 @@ class ScreenEvaluation:
         """Genes that each row perturbs."""
         return tuple(condition_genes(condition) for condition in self.conditions)
 
+    def baselines(self) -> dict[str, NDArray[np.float64]]:
+        """(C, G) mean profiles by the name of the baseline."""
+        profiles, _ = predict_baselines(self.train, self.targets, self.truth.control)
+        return profiles
+
     def table(
         self, predictions: Mapping[str, NDArray[np.float64]], *, metrics: Sequence[str] | None = None
     ) -> pd.DataFrame:
@@ -70,8 +75,7 @@ class ScreenEvaluation:
         See :func:`scgpt_tools.metrics.evaluation.evaluation_table`.  The ceiling, ``"split_half"``, is one half of the
         true cells scored against the other half.
         """
-        baselines, _ = predict_baselines(self.train, self.targets, self.truth.control)
-        scored = evaluation_table({**predictions, **baselines}, self.truth, groups=self.groups, metrics=metrics)
+        scored = evaluation_table({**predictions, **self.baselines()}, self.truth, groups=self.groups, metrics=metrics)
         first, second = self.halves
         half = replace(self.truth, true=second)
         ceiling = evaluation_table({CEILING: first}, half, groups=self.groups, metrics=metrics)
@@ -130,7 +134,7 @@ def prepare_evaluation(
     cells = log_values(adata, layer)
     train = rows.training_effects(cells, names)
     held = rows.held_out(part)
-    truth, halves = rows.truth(cells, held, train, names, adata.obs_names, seed)
+    truth, halves = rows.truth(cells, part, held, train, names, adata.obs_names, seed)
     shown = [rows.name(*pair) for pair in held]
     seen = seen_groups(sorted({condition for _, condition in held}), pd.unique(conditions[parts == PARTS[0]]))
     group_of = {condition: group for group, members in seen.items() for condition in members}
@@ -192,6 +196,7 @@ class _Rows:
     def truth(
         self,
         cells: Any,
+        part: str,
         held: list[tuple[str, str]],
         train: TrainingEffects,
         names: Sequence[str],
@@ -200,12 +205,14 @@ class _Rows:
     ) -> tuple[Truth, tuple[NDArray[np.float64], NDArray[np.float64]]]:
         shown = [self.name(*pair) for pair in held]
         targets = [condition_genes(condition) for _, condition in held]
-        mask = np.isin(self.units, shown)
+        # Where cells are held out, a condition has cells in other parts too.
+        own = np.isin(self.units, shown)
+        mask = own & (self.parts == part)
         # Controls are given to every method, so all of a context count, whatever part they are in.
         controls = self.controls(cells, np.ones(mask.size, dtype=bool))
         _check_contexts(held, controls)
         control = controls.of([context for context, _ in held])
-        scores, rest = self._scores(cells, shown)
+        scores, rest = self._scores(cells, shown, mask | ~own)
         mean = perturbed_mean(train, targets).effects
         added = additive(train, targets)
         rows = np.flatnonzero(mask)
@@ -227,14 +234,20 @@ class _Rows:
         )
         return truth, (halves[0], halves[1])
 
-    def _scores(self, cells: Any, shown: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _scores(
+        self, cells: Any, shown: Sequence[str], take: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Test scores against the controls, and against all other perturbed cells."""
         whole = self.contexts if self.contexts[0] else None
-        chosen = np.flatnonzero(self.is_control | np.isin(self.units, shown))
-        own = rank_genes(cells[chosen], self.conditions[chosen], contexts=None if whole is None else whole[chosen])
-        rest = rank_genes(cells, self.conditions, contexts=whole, against="rest")
         found = []
-        for ranking in (own, rest):
+        members: dict[Literal["control", "rest"], NDArray[np.bool_]] = {
+            "control": take & (self.is_control | np.isin(self.units, shown)),
+            "rest": take,
+        }
+        for against, mask in members.items():
+            chosen = np.flatnonzero(mask)
+            where = None if whole is None else whole[chosen]
+            ranking = rank_genes(cells[chosen], self.conditions[chosen], contexts=where, against=against)
             row = {name: i for i, name in enumerate(ranking.names)}
             found.append(ranking.scores()[[row[name] for name in shown]])
         return found[0], found[1]

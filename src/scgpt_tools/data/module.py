@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from scgpt_tools.data.epochs import Sampling
-    from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.data.rows import Rows
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.corruptions import Corruption
     from scgpt_tools.tokens.features import FeatureTable
@@ -43,7 +43,7 @@ _VALIDATION_EPOCH = 2**31
 class CellTable:
     """Cells of one table, ready to be tokenized."""
 
-    source: RowSource
+    source: Rows
     features: FeatureTable
     """Which columns are which tokens."""
     batch: NDArray[np.int64] | None = None

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ADD_TOKENS = " Before training, tokens can be added: `model.adapt(vocabulary=model.vocabulary.extended(genes))`."
 # Sets the draw of a cell's control apart from the draws of its genes.
 _CONTROL = 101
 
@@ -78,7 +79,8 @@ class PerturbationBatches(CellDataModule):
         self.tokens, self.pairs, self.conditions = tokens, pairs, conditions
         self.perturbed = [condition_genes(condition) for condition in conditions]
         used = np.union1d(self.train, self.validation)
-        tokens.check(perturbed_genes(np.unique(conditions[used])))
+        genes = perturbed_genes(np.unique(conditions[used]))
+        tokens.check(genes, hint=_ADD_TOKENS if tokens.untold(genes).without_token else "")
 
     def epoch(self, part: Part, number: int, *, batch_size: int, seed: int) -> Batches:
         """Cell numbers of each minibatch; those to validate on hold one condition each, so that their means count."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -41,6 +41,34 @@ class RawBlock:
     """(rows,) number of each row in the table."""
 
 
+class Rows(Protocol):
+    """What a walk through cells needs of a table; :class:`RowSource` and ``ModalityRows`` are such."""
+
+    @property
+    def names(self) -> pd.Index:
+        """Names of the cells."""
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """(cells,) hash of each cell's name."""
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """Columns of the cells."""
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of the matrix."""
+
+    def __len__(self) -> int: ...
+
+    def blocks(self, rows: int = 4096, *, columns: ArrayLike | None = None) -> Iterator[RawBlock]:
+        """Read the table from its first row to its last."""
+
+    def take(self, indices: ArrayLike) -> sp.csr_matrix:
+        """Read some rows."""
+
+
 class RowSource:
     """Rows of an AnnData, or of one modality of a MuData.
 
@@ -67,7 +95,7 @@ class RowSource:
     def __init__(self, data: AnnData | MuData, *, layer: str | None = None, modality: str | None = None) -> None:
         self.adata = table_of(data, modality)
         """The AnnData that the rows come from."""
-        self.layer = layer
+        self.layer, self.modality = layer, modality
         base, self._rows, self._columns = _base_of(self.adata)
         if layer is not None:
             check_key(self.adata.layers, layer, "layers")
@@ -176,6 +204,7 @@ class RowSource:
             return
         row = int(index[np.searchsorted(X.indptr, bad, side="right") - 1])
         place = "`X`" if self.layer is None else f"layer {self.layer!r}"
+        place = place if self.modality is None else f"{place} of modality {self.modality!r}"
         raise ValueError(
             f"Expected finite values that are not negative in {place}, found {X.data[bad]} in cell "
             f"{str(self.names[row])!r}, gene {str(self.adata.var_names[X.indices[bad]])!r}. Use counts or log1p values, "
@@ -207,6 +236,23 @@ def table_of(data: AnnData | MuData, modality: str | None = None) -> AnnData:
     if modality is not None:
         raise ValueError(f"Expected `modality` with MuData only, found {modality!r} with an AnnData.")
     return data
+
+
+def slots_of(data: AnnData | MuData, modality: str | None = None) -> AnnData | MuData:
+    """Where results about cells are written: the table itself, or the named modality of a MuData.
+
+    Parameters
+    ----------
+    data
+        AnnData or MuData.
+    modality
+        Key of ``mod``; ``None`` takes the table itself, whose ``obs`` and ``obsm`` hold all cells of a MuData.
+
+    Returns
+    -------
+    What has the slots.
+    """
+    return data if modality is None else table_of(data, modality)
 
 
 def row_keys(names: pd.Index | ArrayLike) -> NDArray[np.uint64]:

@@ -79,6 +79,25 @@ def check_name(name: str) -> str:
 
 
 @contextmanager
+def open_group(path: str | PathLike[str], *, modality: str | None = None) -> Iterator[Any]:
+    """Open a table on disk and read nothing.
+
+    Parameters
+    ----------
+    path
+        A ``.h5ad``, ``.h5mu`` or ``.zarr``.
+    modality
+        Which table of a MuData to open.
+
+    Yields
+    ------
+    The group of the AnnData, of HDF5 or zarr, to be used until the block ends; refuses what :func:`open_table` does.
+    """
+    with _opened(Path(path), "r") as root:
+        yield _table_in(root, modality, path)
+
+
+@contextmanager
 def open_table(path: str | PathLike[str], *, modality: str | None = None) -> Iterator[AnnData]:
     """Open a table on disk; ``X`` and the layers stay there.
 
@@ -103,8 +122,7 @@ def open_table(path: str | PathLike[str], *, modality: str | None = None) -> Ite
     KeyError
         If the modality is absent; the message lists what is there.
     """
-    with _opened(Path(path), "r") as root:
-        group = _table_in(root, modality, path)
+    with open_group(path, modality=modality) as group:
         layers = group["layers"] if "layers" in group else {}
         yield AnnData(
             X=_matrix(group["X"]) if "X" in group else None,

@@ -1,8 +1,9 @@
-"""Small data to try things on: one set that is always there, and public ones by name."""
+"""Small data to try things on: cells and a simulated screen that are always there, and public sets by name."""
 
 from __future__ import annotations
 
 from scgpt_tools.datasets._examples import pbmc_demo
 from scgpt_tools.datasets._registry import available, load
+from scgpt_tools.datasets._simulated import simulated_screen
 
-__all__ = ["available", "load", "pbmc_demo"]
+__all__ = ["available", "load", "pbmc_demo", "simulated_screen"]

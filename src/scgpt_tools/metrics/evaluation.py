@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tools._lookup import absent
-from scgpt_tools.metrics.panel import METRICS
+from scgpt_tools.metrics.panel import METRICS, SCALES
 from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference
 
 if TYPE_CHECKING:
@@ -132,8 +132,10 @@ def compare_methods(
             raise ValueError(absent(name, sorted(set(methods)), "method"))
     rows = []
     for metric in table["metric"].unique():
-        for other in others:
-            better = METRICS[metric].higher_is_better
+        # Methods that predict no cells have no scores of cells.
+        scored = wide[metric].columns
+        for other in [name for name in others if {name, method} <= set(scored)]:
+            better = SCALES[metric].higher_is_better
             pair = (wide[metric][method], wide[metric][other])
             found = paired_difference(*pair, higher_is_better=better, level=level, rng=rng)
             gains = (found.low, found.high) if better else (-found.high, -found.low)
@@ -158,9 +160,11 @@ def verdict(comparison: pd.DataFrame, method: str) -> str:
     """
     lines = []
     for other, own in comparison.groupby("other", sort=False):
+        own = own[own["n"] > 0]
         found = {name: own.loc[own["verdict"] == name, "metric"].tolist() for name in ("worse", "better", "undecided")}
         parts = [f"{name} in {', '.join(metrics)}" for name, metrics in found.items() if metrics]
-        lines.append(f"{method} against {other}: {'; '.join(parts)}.")
+        if parts:
+            lines.append(f"{method} against {other}: {'; '.join(parts)}.")
     return "\n".join(lines)
 
 
@@ -183,7 +187,7 @@ def dynamic_ranges(table: pd.DataFrame, *, ceiling: str, baseline: str) -> pd.Se
     means = table.groupby(["metric", "method"], sort=False)["value"].mean()
     return pd.Series(
         {
-            metric: dynamic_range(means[metric, ceiling], means[metric, baseline], METRICS[metric].perfect)
+            metric: dynamic_range(means[metric, ceiling], means[metric, baseline], SCALES[metric].perfect)
             for metric in table["metric"].unique()
         },
         name="dynamic_range",

@@ -1,4 +1,8 @@
-"""The mean-level metrics of a table of perturbation predictions, and what they are measured against."""
+"""The metrics of a table of perturbation predictions, and what they are measured against.
+
+Those of mean profiles are computed here.  Those of cells, which compare samples, are known here by name and direction
+only: they need other packages and the cells themselves.
+"""
 
 from __future__ import annotations
 
@@ -70,14 +74,20 @@ class Truth:
         return highest(self.control, _EXPRESSED)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How to read a score."""
+
+    higher_is_better: bool
+    perfect: float
+
+
 @dataclass(frozen=True)
-class Metric:
+class Metric(Scale):
     """A score of predictions against a :class:`Truth`."""
 
     compute: Callable[[NDArray[np.float64], Truth], NDArray[np.float64] | None]
     """One score a condition, or ``None`` where the truth lacks what it needs."""
-    higher_is_better: bool
-    perfect: float
 
 
 def _top_only(score: Callable[..., NDArray[np.float64]], reference: str | None = None):
@@ -153,3 +163,27 @@ METRICS: dict[str, Metric] = {
     "interaction": Metric(_interaction, higher_is_better=True, perfect=1),
 }
 """Mean-level metrics; a table shows those that the truth allows."""
+
+PERTPY = ("edistance", "mmd", "wasserstein")
+"""Distances of ``pertpy.tools.Distance`` between samples of cells."""
+CELL_EVAL = (
+    "overlap_at_N",
+    "precision_at_N",
+    "de_direction_match",
+    "de_spearman_lfc_sig",
+    "de_sig_genes_recall",
+    "pr_auc",
+)
+"""Scores of cell-eval on differentially expressed genes."""
+
+_DISTANCE, _SHARE = Scale(higher_is_better=False, perfect=0), Scale(higher_is_better=True, perfect=1)
+
+CELL_METRICS: dict[str, Scale] = {
+    **dict.fromkeys(("energy", "energy_to_control", "mmd"), _DISTANCE),
+    **{f"pertpy_{name}": _DISTANCE for name in PERTPY},
+    **{f"celleval_{name}": _SHARE for name in CELL_EVAL},
+}
+"""Metrics between predicted and true cells."""
+
+SCALES: dict[str, Scale] = {**METRICS, **CELL_METRICS}
+"""How to read every metric that a table may hold."""

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tools.metrics.evaluation import compare_methods, dynamic_ranges, summarise_scores, verdict
-from scgpt_tools.metrics.panel import METRICS
+from scgpt_tools.metrics.panel import SCALES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +38,6 @@ class PerturbationScores:
     """By model: how much predictions differ between conditions, as a share of how much the truth does."""
     test_hash: str
     """SHA-256 of the held-out conditions, to report with every figure."""
-    distributions: pd.DataFrame | None = None
-    """Distances between predicted and true cells, where these were asked for."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -84,7 +82,7 @@ class PerturbationScores:
         for metric, values in means.items():
             known = values.dropna()
             if known.size:
-                best[metric] = known.idxmax() if METRICS[str(metric)].higher_is_better else known.idxmin()
+                best[metric] = known.idxmax() if SCALES[str(metric)].higher_is_better else known.idxmin()
         return pd.Series(best, name="winner")
 
     def __str__(self) -> str:

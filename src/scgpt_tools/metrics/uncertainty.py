@@ -35,11 +35,11 @@ def bootstrap_interval(
 
     Returns
     -------
-    Lower and upper end; NaN without a score.
+    Lower and upper end; NaN with less than two scores, which say nothing about the spread.
     """
     check_fraction("level", level, zero=False, one=False)
     scores = _finite(values)
-    if scores.size == 0:
+    if scores.size < 2:
         return np.nan, np.nan
     means = scores[as_generator(rng).integers(0, scores.size, (draws, scores.size))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

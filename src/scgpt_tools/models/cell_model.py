@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from scgpt_tools.models import formats, zoo
+from scgpt_tools.models.modes import without_memory
 from scgpt_tools.nn.attention import PACKED, PackedLayout, PaddedLayout, has_packed_kernel
 from scgpt_tools.nn.context import Context
 from scgpt_tools.nn.embedders import Embedder
@@ -339,7 +340,7 @@ class CellModel(nn.Module):
         )
         checkpoint = formats.read(folder)
         # Built without memory, then given the tensors as they lie in the file: no weight is made or copied twice.
-        with torch.device("meta"):
+        with without_memory():
             loaded = cls(checkpoint.config, checkpoint.vocabulary, name=zoo.display_name(model))
         _give_weights(loaded, checkpoint)
         return loaded.to(pick_device(device)).eval()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.data.rows import Rows
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.nn.heads import ClassifierHead
     from scgpt_tools.tokens.batch import TokenBatch
@@ -51,7 +51,7 @@ class RowPlan:
 
 
 def computed_rows(
-    model: CellModel, source: RowSource, plan: RowPlan, compute: Callable[[TokenBatch], Tensor]
+    model: CellModel, source: Rows, plan: RowPlan, compute: Callable[[TokenBatch], Tensor]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Compute something for every row of a table.
 
@@ -127,7 +127,7 @@ def class_probabilities(model: CellModel, batch: TokenBatch, *, attention: str |
     return head.logits(model.embed_cells(batch, attention=attention)).float().softmax(dim=1)
 
 
-def _batches(source: RowSource, plan: RowPlan) -> Iterator[TokenBatch]:
+def _batches(source: Rows, plan: RowPlan) -> Iterator[TokenBatch]:
     for block in source.blocks(BLOCK_ROWS):
         lengths = plan.tokenizer.lengths(block.X, plan.features)
         for rows in length_buckets(lengths, batch_size=plan.batch_size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scgpt_tools.models.config import (
@@ -13,11 +14,13 @@ from scgpt_tools.models.config import (
     HeadsConfig,
     ModelConfig,
 )
+from scgpt_tools.tokens.modalities import default_modality, modality_names
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from scgpt_tools.tokens.modalities import ModalityConfig
     from scgpt_tools.vocabulary import Vocabulary
 
 
@@ -96,7 +99,7 @@ def scgpt_perturbation(
 def scgpt_multiomic(
     vocabulary: Vocabulary,
     *,
-    modalities: int,
+    modalities: int | Sequence[ModalityConfig | str],
     modality_pad: int | None = None,
     batches: int = 0,
     dim: int = 512,
@@ -113,16 +116,23 @@ def scgpt_multiomic(
     vocabulary
         Features of all modalities; special tokens included.
     modalities
-        Rows of the modality table, special ones included.
+        How each modality becomes tokens, or its name for the defaults
+        (:func:`~scgpt_tools.tokens.modalities.default_modality`); the tokenizer has them then.  Or the number of rows
+        of the modality table, special ones included, for token batches made by hand.
     modality_pad
-        Row that padding reads.
+        Row that padding reads; known where modalities are named.
     batches
         Number of batch labels; 0 for none.
     dim, layers, heads, hidden, dropout
         Sizes.
     tokenizer
-        How cells become tokens; ``None`` takes 51 bins and 1200 tokens.
+        How cells become tokens; ``None`` takes 51 bins and 1200 tokens, and all tokens of named modalities.
     """
+    if not isinstance(modalities, int):
+        parts = tuple(default_modality(part) if isinstance(part, str) else part for part in modalities)
+        names = modality_names(parts)
+        tokenizer = replace(tokenizer or TokenizerConfig(length=None), modalities=names, parts=parts)
+        modalities, modality_pad = len(names), names.index("<pad>")
     return ModelConfig(
         family="scgpt_multiomic",
         n_tokens=len(vocabulary),

@@ -29,10 +29,12 @@ class MaskedExpression(Objective):
 
     name: ClassVar[str] = "masked_expression"
     heads: ClassVar[tuple[str, ...]] = ("expression",)
+    by_modality: bool = False
+    """Average over the values of each modality first, so that a short panel counts as much as thousands of genes."""
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean squared error over hidden values."""
-        return _hidden_mse(views["first"]["expression"], batch)
+        return _hidden_mse(views["first"]["expression"], batch, by_modality=self.by_modality)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +47,12 @@ class MaskedExpressionFromCell(Objective):
 
     name: ClassVar[str] = "masked_expression_from_cell"
     heads: ClassVar[tuple[str, ...]] = ("expression_from_cell",)
+    by_modality: bool = False
+    """As for :class:`MaskedExpression`."""
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean squared error over hidden values."""
-        return _hidden_mse(views["first"]["expression_from_cell"], batch)
+        return _hidden_mse(views["first"]["expression_from_cell"], batch, by_modality=self.by_modality)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +126,14 @@ class PerturbedExpression(Objective):
         return {"profile_error": (total / place.bincount(minlength=len(genes))).square().mean()}
 
 
-def _hidden_mse(prediction: Tensor, batch: TokenBatch) -> Tensor:
-    return _mse(prediction, batch.require("target"), batch.require("hidden"))
+def _hidden_mse(prediction: Tensor, batch: TokenBatch, *, by_modality: bool = False) -> Tensor:
+    target, hidden = batch.require("target"), batch.require("hidden")
+    if not by_modality:
+        return _mse(prediction, target, hidden)
+    _, kind = batch.require("modality")[hidden].unique(return_inverse=True)
+    counts = kind.bincount()
+    error = (prediction.float() - target)[hidden].square()
+    return (error / counts[kind]).sum() / max(len(counts), 1) * share_of_mean(hidden)
 
 
 def _hidden_zeros(nonzero: Tensor, batch: TokenBatch) -> Tensor:

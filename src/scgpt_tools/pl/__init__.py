@@ -5,6 +5,7 @@ from __future__ import annotations
 from scgpt_tools.pl.annotation import confidence, confusion_matrix
 from scgpt_tools.pl.coverage import coverage
 from scgpt_tools.pl.embedding import embedding
+from scgpt_tools.pl.modalities import joint_embedding, modality_weights
 from scgpt_tools.pl.perturbation import perturbation_de, perturbation_scatter
 from scgpt_tools.pl.scores import scores
 from scgpt_tools.pl.screens import perturbation_benchmark, perturbation_heatmap
@@ -14,6 +15,8 @@ __all__ = [
     "confusion_matrix",
     "coverage",
     "embedding",
+    "joint_embedding",
+    "modality_weights",
     "perturbation_benchmark",
     "perturbation_de",
     "perturbation_heatmap",

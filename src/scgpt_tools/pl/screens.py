@@ -12,7 +12,7 @@ from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_integer, check_key
 from scgpt_tools.metrics.evaluation import summarise_scores
-from scgpt_tools.metrics.panel import METRICS
+from scgpt_tools.metrics.panel import SCALES
 from scgpt_tools.pl._style import PALETTE, axes, finish
 from scgpt_tools.pl.perturbation import column_of
 
@@ -232,7 +232,7 @@ def _forest(ax: Axes, summary: pd.DataFrame, roles: pd.Series, metric: str) -> N
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color=PALETTE["grey"], linewidth=0.4, alpha=0.6)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
+    better = "higher is better" if SCALES[metric].higher_is_better else "lower is better"
     ax.set_title(_TITLES.get(metric, metric), fontsize="medium", loc="left")
     ax.set_xlabel(better, fontsize="small")
 

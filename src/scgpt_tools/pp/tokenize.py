@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -12,8 +13,12 @@ import scipy.sparse as sp
 
 from scgpt_tools._docs import shared_docs
 from scgpt_tools.data.binned import BinnedSettings, write_binned
+from scgpt_tools.data.learning import open_to_learn
+from scgpt_tools.data.modalities import has_modalities
+from scgpt_tools.data.opening import Matching
 from scgpt_tools.data.rows import RowSource, table_of
 from scgpt_tools.models import CellModel
+from scgpt_tools.pp._modalities import tokenize_modalities
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.orders import seed_of
@@ -26,7 +31,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from scgpt_tools._types import RngLike, Ties
+    from scgpt_tools._types import Layers, RngLike, Ties
+    from scgpt_tools.tokens.modalities import Modalities
     from scgpt_tools.tokens.names import NameTable
 
 logger = logging.getLogger(__name__)
@@ -50,8 +56,9 @@ def tokenize(
     adata: AnnData | MuData,
     model: HasTokenizer | Vocabulary | str | PathLike[str] = "scgpt-human",
     *,
-    layer: str | None = None,
+    layer: Layers = None,
     modality: str | None = None,
+    modalities: Modalities = None,
     genes: str | None = None,
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
@@ -67,6 +74,9 @@ def tokenize(
 
     Only genes that the model's vocabulary holds count.  Zero stays 0 and the other values of a cell become 1 to
     ``bins - 1``, so counts, normalised counts and their logarithms have the same bins.
+    Of a MuData every modality is read in its own way: bins for RNA, centred log ratios for proteins, 0 or 1 for peaks;
+    features that the vocabulary lacks get numbers behind its own, as fine-tuning gives them.
+
     :func:`scgpt_tools.tl.embed` makes the same bins by itself; keep them to look at them, to train on them, or to embed
     many times.
 
@@ -80,7 +90,12 @@ def tokenize(
         A model, or its name, repository or folder; or a :class:`~scgpt_tools.Vocabulary`, or the path of a
         ``vocab.json``, which are enough for binning.
     {layer}
-    {modality}
+    modality
+        The only modality of a MuData to bin.
+    modalities
+        Modalities of a MuData to make tokens of, or how to read each
+        (:class:`~scgpt_tools.tokens.modalities.ModalityConfig`); ``None`` for all, by their names.  A model that was
+        fine-tuned on several has its own.
     {genes}
     symbols
         Symbol of each Ensembl id, as a table or as the name of a column of ``var``.
@@ -101,10 +116,10 @@ def tokenize(
 
     Returns
     -------
-    ``None``, or the changed copy.  Writes, to the modality if the input is MuData,
+    ``None``, or the changed copy.  Writes, to the modality or modalities if the input is MuData,
 
     ``layers[key_added]`` : :class:`scipy.sparse.csr_matrix`, uint8 or int16, (cells, genes)
-        Bins; columns without a token are empty.
+        Bins; columns without a token are empty.  Values of modalities that are not binned are float32.
     ``var[key_added + "_token_id"]`` : int32
         Token of each gene, -1 if it has none.
     ``obs[key_added + "_n_tokens"]`` : int32
@@ -132,6 +147,24 @@ def tokenize(
         raise ValueError("Expected a table in memory for copy=True, found a backed one. Pass `adata.to_memory()`.")
     vocabulary, tokenizer, name = _resolve(model, bins, ties)
     adata = adata.copy() if copy else adata
+    if has_modalities(adata) and modality is None:
+        matching = Matching(genes=genes, symbols=symbols, aliases=aliases, ignore_case=ignore_case)
+        changes = {key: value for key, value in (("bins", bins), ("ties", ties)) if value is not None}
+        opened = open_to_learn(
+            adata,
+            vocabulary,
+            tokenizer.config,
+            layer=layer,
+            modality=None,
+            modalities=modalities,
+            matching=matching,
+            changes=changes,
+            seed=int(seed_of(rng)),
+        )
+        tokenize_modalities(adata, opened, key_added, name=name, layer=layer, genes=genes, seed=int(seed_of(rng)))
+        return adata if copy else None
+    if modalities is not None or isinstance(layer, Mapping):
+        raise ValueError("Expected `modalities` and a `layer` for each with a MuData and without `modality` only.")
     table = table_of(adata, modality)
     source = RowSource(table, layer=layer)
     features = FeatureTable.from_var(

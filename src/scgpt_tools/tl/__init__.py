@@ -5,8 +5,12 @@ from __future__ import annotations
 from scgpt_tools.tl.annotate import annotate
 from scgpt_tools.tl.embed import embed
 from scgpt_tools.tl.embed_genes import embed_genes
+from scgpt_tools.tl.embed_store import embed_store
 from scgpt_tools.tl.evaluate_perturbation import evaluate_perturbation
+from scgpt_tools.tl.genetic_interactions import genetic_interactions
+from scgpt_tools.tl.impute import impute
 from scgpt_tools.tl.map_reference import index_reference, map_reference
+from scgpt_tools.tl.modality_weights import modality_weights
 from scgpt_tools.tl.predict_perturbation import predict_perturbation
 from scgpt_tools.tl.rank_perturbations import rank_perturbations
 from scgpt_tools.tl.score_embedding import score_embedding
@@ -16,9 +20,13 @@ __all__ = [
     "annotate",
     "embed",
     "embed_genes",
+    "embed_store",
     "evaluate_perturbation",
+    "genetic_interactions",
+    "impute",
     "index_reference",
     "map_reference",
+    "modality_weights",
     "predict_perturbation",
     "rank_perturbations",
     "score_embedding",

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from scgpt_tools._validate import check_key
 from scgpt_tools.data.conditions import context_labels, control_mask, read_conditions
 from scgpt_tools.data.profiles import mean_profiles
-from scgpt_tools.metrics.distribution import energy_distance, mmd
 from scgpt_tools.metrics.perturbation_gears import evaluation_metrics
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
 from scgpt_tools.settings import settings
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from scgpt_tools.data.rows import RowSource
 
 _TOP = 20
-_COMPONENTS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +77,15 @@ class HeldOut:
     def from_layer(self, layer: str, *, keep: bool) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
         """Mean over the predictions of the held-out cells."""
         chosen = np.flatnonzero(self.units != "")
-        values = np.asarray(self.adata.layers[layer][chosen], dtype=np.float64)
+        found = self.adata.layers[layer][chosen]
+        values = np.asarray(found.toarray() if sparse.issparse(found) else found, dtype=np.float64)
         if np.isnan(values).any():
             raise ValueError(
                 f"Expected a prediction of every held-out cell in layers[{layer!r}], found NaN. Predict with perts=None."
             )
-        found = mean_profiles(values, self.units[chosen], names=self.rows)
+        profiles = mean_profiles(values, self.units[chosen], names=self.rows)
         cells = {name: values[self.units[chosen] == name].astype(np.float32) for name in self.rows} if keep else {}
-        return found.means, cells
+        return profiles.means, cells
 
     def from_table(self, name: str, table: AnnData | pd.DataFrame) -> NDArray[np.float64]:
         """Rows of mean profiles by the name of the condition."""
@@ -105,7 +105,12 @@ class HeldOut:
                 f"Expected all {self.adata.n_vars} genes in the predictions of {name!r}, found {len(absent)} missing, "
                 f"the first being {absent[0]!r}."
             )
-        return frame.loc[rows, self.adata.var_names].to_numpy(dtype=np.float64)
+        profiles = frame.loc[rows, self.adata.var_names].to_numpy(dtype=np.float64)
+        if not np.isfinite(profiles).all():
+            # Left to the metrics, conditions without a score would drop out of the mean of this method alone.
+            unknown = [row for row, values in zip(rows, profiles, strict=True) if not np.isfinite(values).all()]
+            raise ValueError(f"Expected finite predictions of {name!r}, found NaN or infinite values in {unknown}.")
+        return profiles
 
     def from_model(
         self, predictor: Predictor, *, n_controls: int, keep: bool, show_progress: bool | None
@@ -114,7 +119,10 @@ class HeldOut:
         targets = self.prepared.targets
         check_told(predictor, targets)
         contexts = self.prepared.truth.contexts or ("",) * len(targets)
-        controls = {context: self._controls(predictor, context, n_controls) for context in dict.fromkeys(contexts)}
+        controls = {
+            context: self.controls(predictor.source, context, n_controls, seed=predictor.cells.plan.seed)
+            for context in dict.fromkeys(contexts)
+        }
         means = np.zeros((len(targets), predictor.source.n_columns))
         cells: dict[str, NDArray[np.float32]] = {}
         total = sum(len(controls[context]) for context in contexts)
@@ -132,9 +140,10 @@ class HeldOut:
                     cells[self.rows[row]] = np.concatenate(kept)
         return means, cells
 
-    def _controls(self, predictor: Predictor, context: str, n: int) -> NDArray[np.int64]:
+    def controls(self, source: RowSource, context: str, n: int, *, seed: int) -> NDArray[np.int64]:
+        """Rows of at most ``n`` controls of a context, drawn by seed and name."""
         rows = np.flatnonzero(self.is_control & (self.contexts == context))
-        return rows[sample(predictor.cells.plan.seed, 0, predictor.source.keys[rows], n)]
+        return rows[sample(seed, 0, source.keys[rows], n)]
 
 
 def original_scores(prepared: ScreenEvaluation, models: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
@@ -154,28 +163,3 @@ def original_scores(prepared: ScreenEvaluation, models: Mapping[str, NDArray[np.
             frame.insert(1, "group", frame["condition"].map(prepared.groups))
             rows.append(frame)
     return pd.concat(rows, ignore_index=True)
-
-
-def distances(
-    screen: HeldOut, source: RowSource, samples: Mapping[str, Mapping[str, NDArray[np.float32]]]
-) -> pd.DataFrame:
-    """Distances of predicted and of control cells to the true ones, on components of controls and true cells."""
-    held = np.flatnonzero(screen.units != "")
-    controls = np.flatnonzero(screen.is_control & np.isin(screen.contexts, screen.prepared.truth.contexts or ("",)))
-    real = source.take(np.concatenate([controls, held])).toarray().astype(np.float64)
-    centre = real.mean(axis=0)
-    _, _, right = np.linalg.svd(real - centre, full_matrices=False)
-    axes = right[:_COMPONENTS].T
-    base, true = np.split((real - centre) @ axes, [controls.size])
-    rows = []
-    for name, context in zip(screen.rows, screen.prepared.truth.contexts or ("",) * len(screen.rows), strict=True):
-        own = true[screen.units[held] == name]
-        start = base[screen.contexts[controls] == context]
-        scale = energy_distance(start, own)
-        rows.append((name, "no_change", scale, mmd(start, own), 1.0))
-        for model, cells in samples.items():
-            if name in cells:
-                found = (cells[name].astype(np.float64) - centre) @ axes
-                distance = energy_distance(found, own)
-                rows.append((name, model, distance, mmd(found, own), distance / scale))
-    return pd.DataFrame(rows, columns=["condition", "method", "energy", "mmd", "energy_to_control"])

@@ -38,7 +38,7 @@ class Predictor:
     @property
     def source(self) -> RowSource:
         """The table."""
-        return self.cells.source
+        return self.cells.table
 
     @property
     def model(self) -> CellModel:
@@ -109,7 +109,7 @@ def open_predictor(
     """
     if model is None:
         raise TypeError("Expected `model`, a generator or the folder that one was saved to, found None.")
-    source = RowSource(adata, layer=request.layer)
+    source = RowSource(adata, layer=request.one_layer)
     check_log_values(source)
     loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=request.device)
     config = loaded.config

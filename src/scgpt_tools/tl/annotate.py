@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools._validate import check_fraction
-from scgpt_tools.data.rows import table_of
+from scgpt_tools.data.rows import slots_of
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.embedding import class_probabilities
 from scgpt_tools.tl._cells import Request, open_cells
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from scgpt_tools._types import Attention
+    from scgpt_tools._types import Attention, Layers
     from scgpt_tools.models.precision import Precision
-    from scgpt_tools.tokens.features import Duplicates
+    from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.names import NameTable
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def annotate(
     *,
     threshold: float = 0.0,
     unassigned: str = "unassigned",
-    layer: str | None = None,
+    layer: Layers = None,
     tokens: str | None = None,
     genes: str | None = None,
     symbols: NameTable | str | None = None,
@@ -90,7 +90,7 @@ def annotate(
 
     Returns
     -------
-    ``None``, or the changed copy.  Writes, for MuData into the named modality,
+    ``None``, or the changed copy.  Writes, into the modality if one is named,
 
     ``obs[key_added]`` : categorical
         Class of each cell.
@@ -143,7 +143,7 @@ def annotate(
     about = cells.provenance(threshold=threshold, unassigned=unassigned)
     result = query.copy() if copy else query
     left_out = write_labels(
-        table_of(result, modality),
+        slots_of(result, modality),
         keys,
         winner=probabilities.argmax(axis=1),
         probabilities=probabilities,

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, get_args
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
 from scgpt_tools._validate import check_choice
-from scgpt_tools.data.rows import table_of
+from scgpt_tools.data.rows import slots_of
 from scgpt_tools.models.embedding import CellPooling, cell_embeddings
 from scgpt_tools.tl._cells import Request, open_cells
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
     import torch
     from anndata import AnnData
     from mudata import MuData
 
-    from scgpt_tools._types import Attention
+    from scgpt_tools._types import Attention, Layers
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
-    from scgpt_tools.tokens.features import Duplicates
+    from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.names import NameTable
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def embed(
     adata: AnnData | MuData,
     model: CellModel | str | PathLike[str] = "scgpt-human",
     *,
-    layer: str | None = None,
+    layer: Layers = None,
     tokens: str | None = None,
     genes: str | None = None,
     symbols: NameTable | str | None = None,
@@ -42,6 +43,7 @@ def embed(
     ignore_case: bool = False,
     duplicates: Duplicates = "first",
     modality: str | None = None,
+    modalities: Sequence[str] | None = None,
     batch: str | None = None,
     pooling: CellPooling = "cls",
     normalize: bool = True,
@@ -73,7 +75,11 @@ def embed(
     {genes}
     symbols, aliases, ignore_case, duplicates
         How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
-    {modality}
+    modality
+        Which modality of a MuData to read and to write to, for models that read one.  A model that was fine-tuned on
+        several reads all of them and writes to the MuData itself, whose cells need not have been measured in each.
+    modalities
+        Modalities to embed cells by, of those that the model reads; ``None`` for all that are there.
     {batch}
     pooling
         ``"cls"`` as scGPT's own function, ``"mean"`` over the tokens of a cell, or ``"weighted"`` by their values.
@@ -99,7 +105,7 @@ def embed(
 
     Returns
     -------
-    ``None``, or the changed copy.  Writes, for MuData into the named modality,
+    ``None``, or the changed copy.  Writes, into the modality if one is named,
 
     ``obsm[key_added]`` : float32, (cells, dim)
         One row per cell, in the order of ``obs``.
@@ -139,6 +145,7 @@ def embed(
         ignore_case=ignore_case,
         duplicates=duplicates,
         modality=modality,
+        modalities=None if modalities is None else tuple(modalities),
         batch=batch,
         length=length,
         batch_size=batch_size,
@@ -156,7 +163,7 @@ def embed(
     keys = EmbedKeys(key_added)
     provenance = cells.provenance(pooling=pooling, normalize=normalize)
     result = adata.copy() if copy else adata
-    table = table_of(result, modality)
+    table = slots_of(result, modality)
     table.obsm[keys.obsm] = embedding
     table.uns[keys.uns] = provenance
     logger.info("Added `obsm[%r]` (%d cells, %d dimensions) and `uns[%r]`.", keys.obsm, *embedding.shape, keys.uns)

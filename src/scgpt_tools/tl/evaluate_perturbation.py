@@ -19,8 +19,9 @@ from scgpt_tools.data.splits import condition_hash
 from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, collapsed, overall_spread
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.tl._cells import Request
-from scgpt_tools.tl._held_out import HeldOut, distances, original_scores
+from scgpt_tools.tl._held_out import HeldOut, original_scores
 from scgpt_tools.tl._perturbation import open_predictor
+from scgpt_tools.tl._predicted_cells import CellScores, Samples, score_cells
 from scgpt_tools.tokens.names import column_names
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def evaluate_perturbation(
     genes: str | None = None,
     metrics: Sequence[str] | None = None,
     cells: bool = False,
+    distances: str | Sequence[str] = (),
+    cell_eval: bool = False,
     n_controls: int = 300,
     include: Include = "all",
     unknown: Unknown = "drop",
@@ -92,10 +95,21 @@ def evaluate_perturbation(
     metrics
         Names in ``scgpt_tools.metrics.panel.METRICS``; ``None`` takes all that the data allow.
     cells
-        Also compare predicted with true cells: energy distance and MMD in the space of principal components.  Of
-        generators and layers only.
+        Also compare predicted with true cells, which generators and layers have: the metrics ``"energy"`` and ``"mmd"``
+        in the space of 50 principal components of controls and true cells, and ``"energy_to_control"``, the former as
+        a share of the distance of the controls, NaN where that is no larger than between two halves of the true cells.
+        Baselines are the controls, moved by the change that they predict.
+    distances
+        The same with distances of pertpy: ``"edistance"``, ``"mmd"`` (a Gaussian kernel as wide as the median
+        distance) and ``"wasserstein"``, as the metrics ``"pertpy_edistance"`` and so on.  Those of pertpy 1.0 count the
+        distance of a cell to itself, so small samples look farther apart.
+    cell_eval
+        Also find differentially expressed genes in predicted and in true cells with cell-eval, by a Mann-Whitney test
+        against the same controls, and compare them: ``"celleval_overlap_at_N"`` and others.  Negative predictions
+        count as 0.  Cells that vary less than real ones make more genes significant.
     n_controls
-        Most control cells that a generator predicts each condition from, drawn by seed within each context.
+        Most control cells of a context that a generator predicts each condition from and that cells are compared
+        with, drawn by seed.
     include, unknown, unmeasured
         Which genes a generator is shown, as in :func:`scgpt_tools.tl.predict_perturbation`.
     batch_size
@@ -113,11 +127,13 @@ def evaluate_perturbation(
 
     Raises
     ------
+    ImportError
+        If pertpy or cell-eval is asked for and not installed.
     KeyError
         If a column or layer is absent; the message lists what is there.
     ValueError
         If values look like counts, a part has no perturbed cells, a held-out condition has a single cell or no
-        prediction, or a context has no controls.
+        prediction, a context has no controls, or cells are to be compared and no prediction has any.
 
     Warns
     -----
@@ -136,6 +152,7 @@ def evaluate_perturbation(
     )
     choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
     named = predictions if isinstance(predictions, Mapping) else {_name_of(predictions): predictions}
+    wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
     prepared = prepare_evaluation(
         adata, key=key, split=split, part=part, within=within, layer=layer, genes=names, seed=rng
@@ -145,23 +162,28 @@ def evaluate_perturbation(
     samples: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, prediction in named.items():
         if isinstance(prediction, str) and prediction in adata.layers:
-            profiles[name], samples[name] = screen.from_layer(prediction, keep=cells)
+            profiles[name], samples[name] = screen.from_layer(prediction, keep=bool(wanted))
         elif isinstance(prediction, AnnData | pd.DataFrame):
             profiles[name] = screen.from_table(name, prediction)
         else:
             predictor = open_predictor(adata, prediction, request, choice)
             profiles[name], samples[name] = screen.from_model(
-                predictor, n_controls=n_controls, keep=cells, show_progress=show_progress
+                predictor, n_controls=n_controls, keep=bool(wanted), show_progress=show_progress
             )
+    wanted.check(samples)
     spread = {name: _spread(values, prepared) for name, values in profiles.items()}
     for name, share in collapsed(spread).items():
         warn(collapse_message(name, share), stacklevel=2)
+    table = prepared.table(profiles, metrics=metrics)
+    if wanted:
+        source = RowSource(adata, layer=layer)
+        compared = Samples.read(screen, source, samples, n_controls=n_controls, seed=rng)
+        table = pd.concat([table, _with_groups(score_cells(compared, wanted), prepared)], ignore_index=True)
     scores = PerturbationScores(
-        table=_with_roles(prepared.table(profiles, metrics=metrics), profiles),
+        table=_with_roles(table, profiles),
         originals=original_scores(prepared, profiles),
         spread=pd.Series(spread, name="spread", dtype=float),
         test_hash=condition_hash(prepared.conditions),
-        distributions=distances(screen, RowSource(adata, layer=layer), samples) if cells else None,
     )
     logger.info("%s", scores)
     return scores
@@ -171,6 +193,11 @@ def _name_of(prediction: Prediction) -> str:
     if isinstance(prediction, CellModel):
         return prediction.name
     return str(prediction) if not isinstance(prediction, AnnData | pd.DataFrame) else "prediction"
+
+
+def _with_groups(table: pd.DataFrame, prepared: ScreenEvaluation) -> pd.DataFrame:
+    table.insert(1, "group", table["condition"].map(prepared.groups))
+    return table
 
 
 def _with_roles(table: pd.DataFrame, models: Mapping[str, Any]) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools._validate import check_choice, check_fraction, check_integer, check_key
 from scgpt_tools.data.classes import UNKNOWN, read_classes
-from scgpt_tools.data.rows import table_of
+from scgpt_tools.data.modalities import cell_columns
+from scgpt_tools.data.rows import slots_of
 from scgpt_tools.metrics.mapping import Vote, vote
 from scgpt_tools.models.reference import ReferenceIndex
 from scgpt_tools.tl._labels import check_unassigned, write_labels
@@ -67,9 +68,9 @@ def index_reference(
     >>> sct.tl.embed(query, "scgpt-demo")  # doctest: +SKIP
     >>> sct.tl.map_reference(query, "blood")  # doctest: +SKIP
     """
-    table = table_of(reference, modality)
+    table = slots_of(reference, modality)
     vectors, source = _embedding(table, use_rep)
-    labels = read_classes(table.obs, label, allow_unknown=True)
+    labels = read_classes(cell_columns(table), label, allow_unknown=True)
     known = labels.codes != UNKNOWN
     return ReferenceIndex(vectors[known], labels.codes[known], labels.names, {**source, "label": label})
 
@@ -122,7 +123,7 @@ def map_reference(
 
     Returns
     -------
-    ``None``, or the changed copy.  Writes, for MuData into the named modality,
+    ``None``, or the changed copy.  Writes, into the modality if one is named,
 
     ``obs[key_added]`` : categorical
         Type of each cell.
@@ -151,7 +152,7 @@ def map_reference(
     check_fraction("threshold", threshold)
     index = _open_reference(reference, label=label, use_rep=use_rep, modality=modality)
     check_unassigned(unassigned, index.classes)
-    vectors, source = _embedding(table_of(query, modality), use_rep)
+    vectors, source = _embedding(slots_of(query, modality), use_rep)
     _check_same_space(source, index.source)
     found = index.search(vectors, k, backend=backend)
     ballot = vote(index.codes[found.rows], len(index.classes), how=how, proportions=index.proportions)
@@ -162,7 +163,7 @@ def map_reference(
         "model": dict(source.get("model", {})),
     }
     result = query.copy() if copy else query
-    table = table_of(result, modality)
+    table = slots_of(result, modality)
     left_out = write_labels(
         table,
         keys,
@@ -187,12 +188,12 @@ def _open_reference(reference: Any, *, label: str | None, use_rep: str, modality
             raise ValueError(f"Expected no `label` with an index, which has its types already, found {label!r}.")
         return reference
     if label is None:
-        columns = [str(column) for column in table_of(reference, modality).obs.columns]
+        columns = [str(column) for column in cell_columns(slots_of(reference, modality)).columns]
         raise ValueError(f"Expected `label` to name the column of `obs` with the types, one of {columns}; found None.")
     return index_reference(reference, label=label, use_rep=use_rep, modality=modality)
 
 
-def _embedding(table: AnnData, use_rep: str) -> tuple[np.ndarray, Mapping[str, Any]]:
+def _embedding(table: AnnData | MuData, use_rep: str) -> tuple[np.ndarray, Mapping[str, Any]]:
     """Vectors, and how they were made as far as that is known."""
     vectors = np.asarray(table.obsm[check_key(table.obsm, use_rep, "obsm")], dtype=np.float32)
     about = table.uns.get(use_rep)

@@ -17,7 +17,8 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice, check_integer, check_key
 from scgpt_tools.data.classes import read_classes
-from scgpt_tools.data.rows import RowSource, table_of
+from scgpt_tools.data.modalities import ModalityRows, cell_columns, has_modalities
+from scgpt_tools.data.rows import RowSource, slots_of
 from scgpt_tools.metrics.integration import AGGREGATE, GROUPS
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.units import describe_values
@@ -25,6 +26,7 @@ from scgpt_tools.tokens.units import describe_values
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import scipy.sparse as sp
     from anndata import AnnData
     from mudata import MuData
 
@@ -79,7 +81,9 @@ def score_embedding(
         Counts or log-normalised values to compute baselines from; ``None`` takes ``X``.
     n_top_genes
         Number of variable genes.
-    {modality}
+    modality
+        Which modality of a MuData holds the embeddings; ``None`` takes those of all its cells, with baselines from its
+        RNA.
     n_jobs
         Threads of the neighbour search above 20,000 cells, where it is approximate; below, it is exact.
     {show_progress}
@@ -108,14 +112,14 @@ def score_embedding(
     check_integer("n_top_genes", n_top_genes)
     for baseline in baselines:
         check_choice("baselines", baseline, get_args(Baseline))
-    table = table_of(adata, modality)
+    table = slots_of(adata, modality)
     for key in embeddings:
         check_key(table.obsm, key, "obsm")
     obs = _labels(table, label_key, batch_key)
     with _quiet():
         benchmark = optional("scib_metrics.benchmark", extra="scib")
     scored = ad.AnnData(obs=obs, obsm={key: np.asarray(table.obsm[key], dtype=np.float32) for key in embeddings})
-    genes = _variable_genes(RowSource(adata, layer=layer, modality=modality), obs, n_top_genes)
+    genes = _variable_genes(*_gene_values(adata, layer, modality), obs, n_top_genes)
     scored.obsm["X_pca"] = _components(table, genes)
     scored.obsm["hvg"] = genes.X.toarray()
     names = list(dict.fromkeys([*embeddings, *baselines]))
@@ -140,13 +144,13 @@ def score_embedding(
     return _tidy(results, names, with_batch=batch_key is not None)
 
 
-def _labels(table: AnnData, label_key: str, batch_key: str | None) -> pd.DataFrame:
+def _labels(table: AnnData | MuData, label_key: str, batch_key: str | None) -> pd.DataFrame:
     if table.n_obs <= _NEIGHBOURS:
         raise ValueError(f"Expected more than {_NEIGHBOURS} cells to score neighbourhoods of, found {table.n_obs}.")
     columns = {"label": label_key} if batch_key is None else {"label": label_key, "batch": batch_key}
     obs = pd.DataFrame(index=table.obs_names.astype(str))
     for name, key in columns.items():
-        classes = read_classes(table.obs, key)
+        classes = read_classes(cell_columns(table), key)
         if len(classes.names) < 2:
             raise ValueError(f"Expected at least two classes in obs[{key!r}], found only {classes.names}.")
         obs[name] = pd.Categorical([classes.names[code] for code in classes.codes], categories=list(classes.names))
@@ -155,10 +159,23 @@ def _labels(table: AnnData, label_key: str, batch_key: str | None) -> pd.DataFra
     return obs
 
 
-def _variable_genes(source: RowSource, obs: pd.DataFrame, n_top_genes: int) -> AnnData:
+def _gene_values(
+    adata: AnnData | MuData, layer: str | None, modality: str | None
+) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    """What baselines are computed from, and some rows that show its unit; of a MuData its RNA or, without such, its first modality."""
+    if not has_modalities(adata) or modality is not None:
+        source = RowSource(adata, layer=layer, modality=modality)
+        return source.take(np.arange(len(source))), source.sample()
+    name = "rna" if "rna" in adata.mod else next(iter(adata.mod))
+    rows = ModalityRows(adata, modalities=[name], layer=layer)
+    # Without the column that tells measured cells from others.
+    return rows.take(np.arange(len(rows)))[:, :-1], rows.parts[name].sample()
+
+
+def _variable_genes(X: sp.csr_matrix, sample: sp.csr_matrix, obs: pd.DataFrame, n_top_genes: int) -> AnnData:
     """Log-normalised values of the genes that vary most, batch by batch."""
-    values = ad.AnnData(source.take(np.arange(len(source))).astype(np.float32), obs=obs)
-    if describe_values(source.sample()).unit in ("counts", "normalised"):
+    values = ad.AnnData(X.astype(np.float32), obs=obs)
+    if describe_values(sample).unit in ("counts", "normalised"):
         sc.pp.normalize_total(values, target_sum=1e4)
         sc.pp.log1p(values)
     sc.pp.filter_genes(values, min_cells=1)
@@ -169,7 +186,7 @@ def _variable_genes(source: RowSource, obs: pd.DataFrame, n_top_genes: int) -> A
     return values
 
 
-def _components(table: AnnData, genes: AnnData) -> np.ndarray:
+def _components(table: AnnData | MuData, genes: AnnData) -> np.ndarray:
     if "X_pca" in table.obsm:
         return np.asarray(table.obsm["X_pca"], dtype=np.float32)
     n_comps = min(_COMPONENTS, genes.n_obs - 1, genes.n_vars - 1)

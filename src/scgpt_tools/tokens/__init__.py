@@ -6,13 +6,17 @@ from scgpt_tools.tokens.batch import TokenBatch
 from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
 from scgpt_tools.tokens.coverage import Coverage
 from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.modalities import ModalityConfig
+from scgpt_tools.tokens.modality_masks import HideModalities
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 
 __all__ = [
     "Coverage",
     "FeatureTable",
     "GenerateValues",
+    "HideModalities",
     "MaskValues",
+    "ModalityConfig",
     "TokenBatch",
     "Tokenizer",
     "TokenizerConfig",

@@ -9,26 +9,24 @@ genes still returns an embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
-from warnings import warn
+from typing import TYPE_CHECKING, Protocol, get_args
 
 import numpy as np
 import pandas as pd
 
 from scgpt_tools._validate import check_choice, check_fraction, check_type
-from scgpt_tools.tokens.coverage import MATCHED, OUTCOMES, Coverage, some
-from scgpt_tools.tokens.names import column_names, describe, name_pairs, text_columns, unversioned
+from scgpt_tools.tokens.coverage import Coverage
+from scgpt_tools.tokens.matching import Duplicates, Matcher, matched, report
+from scgpt_tools.tokens.names import column_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from scgpt_tools.tokens.modalities import ModalityConfig, Span
     from scgpt_tools.tokens.names import NameTable
     from scgpt_tools.vocabulary import Vocabulary
-
-Duplicates: TypeAlias = Literal["first", "error", "all"]
-"""What to do with several columns of the same token: read the best matched one, refuse, or read each as a token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +48,12 @@ class FeatureTable:
     """What became of every column."""
     modality: NDArray[np.int64] | None = None
     """(n_known,) modality id of each column; ``None`` for models that know one modality only."""
+    spans: tuple[Span, ...] = ()
+    """Which columns belong to which modality, of a table of several."""
+    parts: tuple[FeatureTable, ...] = ()
+    """The modalities one by one, each over its own columns; as many as ``spans``."""
+    vocabulary: Vocabulary | None = None
+    """What ``ids`` are numbers of, where the vocabulary was extended for the table."""
 
     def __post_init__(self) -> None:
         lengths = {"columns": len(self.columns), "ids": len(self.ids), "names": len(self.names)}
@@ -124,159 +128,93 @@ class FeatureTable:
         names = column_names(var, column)
         if isinstance(symbols, str):
             symbols = pd.Series(column_names(var, symbols), index=pd.Index(names, dtype=object), dtype=object)
-        matcher = _Matcher(vocabulary, symbols=symbols, aliases=aliases, ignore_case=ignore_case)
-        coverage = _matched(names, matcher, duplicates)
-        _report(coverage, matcher, var, min_coverage=min_coverage, duplicates=duplicates)
+        matcher = Matcher(vocabulary, symbols=symbols, aliases=aliases, ignore_case=ignore_case)
+        coverage = matched(names, matcher, duplicates)
+        report(coverage, matcher, var, min_coverage=min_coverage, duplicates=duplicates)
         columns = np.flatnonzero(coverage.used)
         tokens = coverage.tokens[columns]
         return cls(columns, vocabulary.ids(tokens, unknown=None), tokens, len(var), coverage)
 
-
-class _Matcher:
-    """Token of one name, and the rule that found it."""
-
-    def __init__(
-        self,
+    @classmethod
+    def from_mudata(
+        cls,
+        mdata: HasModalities,
         vocabulary: Vocabulary,
+        modalities: Sequence[ModalityConfig] | None = None,
         *,
-        symbols: NameTable | None = None,
+        extend: bool = True,
+        numbering: Sequence[str] | None = None,
+        column: str | Mapping[str, str] | None = None,
+        symbols: NameTable | str | None = None,
         aliases: NameTable | None = None,
         ignore_case: bool = False,
-    ) -> None:
-        specials = set(vocabulary.specials)
-        self.genes = dict.fromkeys(token for token in vocabulary if token not in specials)
-        self.ignore_case = ignore_case
-        self.symbols = _Table({} if symbols is None else name_pairs(symbols, "symbols"), ignore_case=ignore_case)
-        self.aliases = _Table({} if aliases is None else name_pairs(aliases, "aliases"), ignore_case=ignore_case)
-        self._folded: dict[str, set[str]] = {}
-        if ignore_case:
-            for gene in self.genes:
-                self._folded.setdefault(gene.casefold(), set()).add(gene)
+        min_coverage: float = 0.5,
+        duplicates: Duplicates = "first",
+    ) -> FeatureTable:
+        """Match the features of several modalities to one vocabulary.
 
-    def __call__(self, name: str | None) -> tuple[str | None, str]:
-        if name is None:
-            return None, "unnamed"
-        if name in self.genes:
-            return name, "exact"
-        ambiguous = False
-        for rule, candidates in self._candidates(name):
-            found = {candidate for candidate in candidates if candidate in self.genes}
-            if len(found) == 1:
-                return found.pop(), rule
-            ambiguous |= len(found) > 1
-        return None, "ambiguous" if ambiguous else "missing"
+        Parameters
+        ----------
+        mdata
+            A MuData, or anything whose ``mod`` maps names to tables with a ``var``; not changed.
+        vocabulary
+            Tokens of the model.
+        modalities
+            How each modality is read, in the order of its columns; ``None`` reads all with the defaults of their names
+            (:func:`~scgpt_tools.tokens.modalities.default_modality`).
+        extend
+            Append features that the vocabulary lacks, of modalities that are configured so, to the vocabulary of the
+            table; its tokens keep their ids.  Otherwise what it lacks is not read.
+        numbering
+            Names of modalities in the order of their numbers, as ``TokenizerConfig.modalities`` of a model holds them;
+            ``None`` sorts those that are read.
+        column
+            Column of ``var`` with the names, by modality; one name is that of modalities without prefix.
+        symbols, aliases, ignore_case, min_coverage, duplicates
+            As in :meth:`from_var`, for modalities that are matched to genes.
 
-    def _candidates(self, name: str) -> Iterable[tuple[str, Iterable[str]]]:
-        bare = unversioned(name)
-        symbols = self.symbols.of(bare)
-        yield "ensembl", (bare, *symbols)
-        outdated = (name, *symbols)
-        current = [new for old in outdated for new in self.aliases.of(old)]
-        yield "alias", current
-        if self.ignore_case:
-            yield (
-                "case",
-                {gene for spelled in (*outdated, *current) for gene in self._folded.get(spelled.casefold(), ())},
-            )
+        Returns
+        -------
+        A table over the columns of all modalities in a row; each modality is followed by one more column, which tells
+        measured cells from others (:class:`~scgpt_tools.data.modalities.ModalityRows`).  Its ``vocabulary`` is the one
+        given with what was added.
 
+        Raises
+        ------
+        KeyError
+            If a modality or a column is absent.
+        ValueError
+            If a modality has no features, a name twice, or none that the vocabulary knows.
+        """
+        # It builds on this file.
+        from scgpt_tools.tokens.joint_features import match_modalities
 
-class _Table:
-    """Names to names, whatever the version of an Ensembl id and, if wished, the case."""
-
-    def __init__(self, pairs: dict[str, tuple[str, ...]], *, ignore_case: bool) -> None:
-        self._fold = str.casefold if ignore_case else str
-        self._pairs: dict[str, tuple[str, ...]] = {}
-        for old, new in pairs.items():
-            key = self._fold(unversioned(old))
-            self._pairs[key] = (*self._pairs.get(key, ()), *new)
-
-    def of(self, name: str) -> tuple[str, ...]:
-        return self._pairs.get(self._fold(name), ())
-
-
-def _matched(names: Sequence[str | None], matcher: _Matcher, duplicates: Duplicates) -> Coverage:
-    tokens = np.empty(len(names), dtype=object)
-    outcomes = np.empty(len(names), dtype=np.int8)
-    for position, name in enumerate(names):
-        tokens[position], outcome = matcher(name)
-        outcomes[position] = OUTCOMES.index(outcome)
-    matched = outcomes < len(MATCHED)
-    used = matched if duplicates == "all" else _best(tokens, outcomes, matched)
-    return Coverage(_objects(names), tokens, outcomes, used, n_vocabulary=len(matcher.genes))
-
-
-def _best(tokens: NDArray[np.object_], outcomes: NDArray[np.int8], matched: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """One column per token: the one with the strongest rule, the first of equals."""
-    columns = np.flatnonzero(matched)
-    best: dict[str, int] = {}
-    for column in columns[np.argsort(outcomes[columns], kind="stable")]:
-        best.setdefault(tokens[column], int(column))
-    used = np.zeros(len(tokens), dtype=bool)
-    used[list(best.values())] = True
-    return used
-
-
-def _objects(values: Sequence[object]) -> NDArray[np.object_]:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-def _report(
-    coverage: Coverage, matcher: _Matcher, var: pd.DataFrame, *, min_coverage: float, duplicates: Duplicates
-) -> None:
-    """Say what the user can act on; called by :meth:`FeatureTable.from_var` only, for the place of the warnings."""
-    if coverage.n_features == 0:
-        raise ValueError("Expected a matrix with genes, found no row in `var`.")
-    if coverage.n_matched == 0:
-        raise ValueError(
-            f"Expected names of genes of the vocabulary, which holds {describe(matcher.genes)}, found none among "
-            f"{coverage.n_features:,} features. {_advice(coverage, matcher, var)}"
-        )
-    if coverage.n_duplicates and duplicates == "error":
-        raise ValueError(
-            f"Expected one column per gene, found {coverage.n_duplicates} more: {some(coverage.duplicates)}. Merge or "
-            "drop them, or choose with duplicates='first' or 'all'."
-        )
-    if coverage.n_duplicates and duplicates == "first":
-        warn(
-            f"{coverage.n_duplicates} columns match a gene that another column has, and are not read: "
-            f"{some(coverage.duplicates)}. Merge them, or choose with duplicates='error' or 'all'.",
-            stacklevel=3,
-        )
-    if coverage.share < min_coverage:
-        warn(
-            f"Only {coverage.headline()}; expected at least {100 * min_coverage:g} %. "
-            f"{_advice(coverage, matcher, var)}",
-            stacklevel=3,
+        return match_modalities(
+            mdata,
+            vocabulary,
+            modalities,
+            extend=extend,
+            numbering=numbering,
+            column=column,
+            symbols=symbols,
+            aliases=aliases,
+            ignore_case=ignore_case,
+            min_coverage=min_coverage,
+            duplicates=duplicates,
         )
 
 
-def _advice(coverage: Coverage, matcher: _Matcher, var: pd.DataFrame) -> str:
-    """What the unmatched names look like, and what would match them."""
-    looks = describe(coverage.missing)
-    who = "The others" if coverage.n_matched else "Yours"
-    seen = f"{who} look like {looks}." if coverage.missing else "The names are missing."
-    shares = {column: _share(column_names(var, column), matcher) for column in [None, *text_columns(var)]}
-    column = max(shares, key=lambda name: shares[name])
-    if shares[column] > max(2 * coverage.share, 0.05):
-        place = "The index of `var`" if column is None else f"The column {column!r} of `var`"
-        return f"{seen} {place} matches {100 * shares[column]:.0f} %: choose it for the names."
-    in_other_case = _in_other_case(coverage.missing, matcher)
-    if 10 * in_other_case > len(coverage.missing) and not matcher.ignore_case:
-        return (
-            f"{seen} {in_other_case:,} of them are in the vocabulary with other upper and lower case: correct the "
-            "spelling, or pass ignore_case=True if the genes are the same."
-        )
-    if "Ensembl" in looks:
-        return f"{seen} Choose a column of `var` with symbols, or pass `symbols=` a table from Ensembl id to symbol."
-    return f"{seen} No column of `var` matches better; add one with names that the vocabulary has."
+class HasVar(Protocol):
+    """A table with features."""
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Columns of the features."""
 
 
-def _in_other_case(names: Sequence[str], matcher: _Matcher) -> int:
-    folded = {gene.casefold() for gene in matcher.genes}
-    return sum(name.casefold() in folded for name in names)
+class HasModalities(Protocol):
+    """What of a MuData is needed here."""
 
-
-def _share(names: Sequence[str | None], matcher: _Matcher) -> float:
-    return sum(matcher(name)[0] is not None for name in names) / max(len(names), 1)
+    @property
+    def mod(self) -> Mapping[str, HasVar]:
+        """Tables by name."""

@@ -16,6 +16,8 @@ from scgpt_tools._types import Expects, Genes, Overflow, Ties, Values
 from scgpt_tools._validate import check_choice, check_integer
 from scgpt_tools.tokens import kernels
 from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.tokens.joint import joint_batch, joint_lengths
+from scgpt_tools.tokens.modalities import ModalityConfig
 from scgpt_tools.tokens.orders import seed_of
 from scgpt_tools.tokens.values import bin_rows, bits_of, canonical, count_known, fractions_of
 
@@ -58,6 +60,8 @@ class TokenizerConfig:
     """Unit that ``values`` starts from; bins depend on ranks only and take any."""
     modalities: tuple[str, ...] = ()
     """Names of the modality ids in their order, ``<pad>`` and ``<cls>`` among them; empty for one modality."""
+    parts: tuple[ModalityConfig, ...] = ()
+    """How each modality of a MuData is read, instead of the fields above from ``genes`` to ``overflow``."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -71,6 +75,9 @@ class TokenizerConfig:
         absent = {"<pad>", "<cls>"} - set(self.modalities)
         if self.modalities and absent:
             raise ValueError(f"Expected `modalities` to hold '<pad>' and '<cls>', found {self.modalities}.")
+        unknown = {part.name for part in self.parts} - set(self.modalities)
+        if unknown:
+            raise ValueError(f"Expected `modalities` to hold the names of `parts`, found {self.modalities}.")
 
 
 _CHOICES = {"genes": Genes, "values": Values, "ties": Ties, "overflow": Overflow, "expects": Expects}
@@ -135,6 +142,8 @@ class Tokenizer:
         """
         X, token_of = canonical(X), self._token_of(X, features)
         keys = _one_per_row("keys", keys, X, np.uint64)
+        if self.config.parts:
+            return joint_batch(self, X, features, keys, rng=rng, rows=rows, index=index, prebinned=prebinned)
         index = np.arange(X.shape[0]) if index is None else _one_per_row("index", index, X, np.int64)
         rows = np.arange(X.shape[0]) if rows is None else _rows_of(X, rows)
         expressed = count_known(X, rows, token_of)
@@ -172,6 +181,8 @@ class Tokenizer:
         One number per row, the cell token included.
         """
         X = canonical(X)
+        if self.config.parts:
+            return joint_lengths(self, X, features)
         return self._lengths(count_known(X, np.arange(X.shape[0]), self._token_of(X, features)), features)
 
     def bin_rows(self, X: sp.csr_matrix, features: FeatureTable, keys: ArrayLike, *, rng: RngLike = 0) -> sp.csr_matrix:

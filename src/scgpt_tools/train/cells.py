@@ -11,19 +11,21 @@ import numpy as np
 
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_choice, check_fraction, check_integer
-from scgpt_tools.data.cell_splits import split_cells
-from scgpt_tools.data.classes import UNKNOWN, Classes, read_classes
+from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools.data.classes import UNKNOWN, read_classes
+from scgpt_tools.data.learning import open_to_learn
+from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.module import CellDataModule, CellTable
-from scgpt_tools.data.rows import RowSource
+from scgpt_tools.data.opening import Matching, warn_about_rows
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.objectives import check_objectives
+from scgpt_tools.models.growing import keep_narrow_heads
+from scgpt_tools.objectives import CellType, check_objectives
 from scgpt_tools.tokens.corruptions import MaskValues
-from scgpt_tools.tokens.features import FeatureTable
-from scgpt_tools.tokens.units import warn_about_units
+from scgpt_tools.train.cell_parts import codes_of, read_batches, training_parts
 from scgpt_tools.train.fit import FitConfig, fit
 from scgpt_tools.train.freezing import Freeze, frozen
 from scgpt_tools.train.lora import LoraConfig, adapters
+from scgpt_tools.train.multiomic import hiding
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.train.tasks import TASKS, Task, needs_hidden_values, parts_for
 
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from mudata import MuData
-    from numpy.typing import NDArray
 
+    from scgpt_tools._types import Layers
     from scgpt_tools.data.epochs import Sampling
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.corruptions import Corruption
-    from scgpt_tools.tokens.features import Duplicates
+    from scgpt_tools.tokens.features import FeatureTable
+    from scgpt_tools.tokens.matching import Duplicates
+    from scgpt_tools.tokens.modalities import Modalities
     from scgpt_tools.tokens.names import NameTable
 
 logger = logging.getLogger(__name__)
@@ -51,13 +55,14 @@ def finetune_cells(
     task: str = "annotate",
     label: str | None = None,
     batch: str | None = None,
-    layer: str | None = None,
+    layer: Layers = None,
     genes: str | None = None,
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
     duplicates: Duplicates = "first",
     modality: str | None = None,
+    modalities: Modalities = None,
     validation: float | str = 0.1,
     objectives: Sequence[Objective] | None = None,
     corruption: Corruption | None = None,
@@ -89,14 +94,22 @@ def finetune_cells(
         cell, zero likelihood, elastic similarity and a batch adversary, with a norm for each batch (DSBN), on all
         genes of the table whether expressed or not.  Choose some 1200 highly variable genes for it first, and embed
         the same genes afterwards.
+        ``"multiomic"`` learns the modalities of a MuData together: masked expression from tokens and from the cell,
+        each modality weighing the same, a batch adversary if ``batch`` is named, and the classes of ``label`` if that
+        is.  The heads are told the modality of a token and the batch.
     label
         Column of ``obs`` with classes.  Cells without one (NaN) are not trained on where classes are learnt.
     batch
         Column of ``obs`` with technical batches.
     layer
-        Key of ``layers`` to read; ``None`` takes ``X``.
+        Key of ``layers`` to read, of a MuData also one for each modality; ``None`` takes ``X``.
     genes, symbols, aliases, ignore_case, duplicates, modality
         How to match names to the vocabulary, as in :func:`scgpt_tools.tl.embed`.
+    modalities
+        Names of the modalities of a MuData to learn, or how to read each
+        (:class:`~scgpt_tools.tokens.ModalityConfig`); ``None`` for all, by their names.  Features that the vocabulary
+        lacks get new tokens; the new model keeps all of it.  Every task takes a MuData so; with ``modality``, it reads
+        that one only.
     validation
         Share of the cells to validate on, drawn by seed within each class and batch; 0 for none.  Or a column of
         ``obs`` as :func:`scgpt_tools.pp.cell_split` writes it: ``"train"`` cells are trained on, ``"val"`` cells
@@ -104,7 +117,8 @@ def finetune_cells(
     objectives
         Loss terms instead of the recipe's; the heads that they read are added to the model.
     corruption
-        What to hide from the network if a term asks for hidden values; ``None`` masks 40 %, as scGPT.
+        What to hide from the network if a term asks for hidden values; ``None`` masks 40 %, as scGPT, and of several
+        modalities whole panels in half of the cells.
     sampling
         ``"random"``; ``"balanced"``, each class as often; ``"one_batch"``, minibatches of one technical batch; or
         ``"blocks"`` for files that are read in pieces.  ``None`` takes the task's: ``"random"`` to annotate,
@@ -152,30 +166,38 @@ def finetune_cells(
     from scgpt_tools.train.callbacks import History
 
     chosen = lookup(TASKS, task, "task")
-    terms = check_objectives(chosen.recipe.objectives if objectives is None else objectives)
+    terms = check_objectives(_terms(chosen, label=label, batch=batch) if objectives is None else objectives)
     low_rank = LoraConfig(rank=lora) if isinstance(lora, int) else lora
     _check_arguments(chosen, task, label=label, batch=batch)
     _check_freezing(freeze, unfreeze_every, low_rank)
     settings = _settings(chosen, config, changes)
     loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
-    source = RowSource(adata, layer=layer, modality=modality)
-    features = FeatureTable.from_var(
-        source.var,
+    if chosen.modalities and not has_modalities(adata):
+        raise TypeError(f"Expected a MuData for task={task!r}, found {type(adata).__name__}.")
+    source, features, tokens = open_to_learn(
+        adata,
         loaded.vocabulary,
-        column=genes,
-        symbols=symbols,
-        aliases=aliases,
-        ignore_case=ignore_case,
-        duplicates=duplicates,
+        loaded.config.tokenizer,
+        layer=layer,
+        modality=modality,
+        modalities=modalities,
+        matching=Matching(
+            genes=genes, symbols=symbols, aliases=aliases, ignore_case=ignore_case, duplicates=duplicates
+        ),
+        changes={**chosen.tokenizer, **(tokenizer or {})},
+        seed=settings.seed,
     )
-    warn_about_units(source.sample(), loaded.config.tokenizer.expects)
-    add_parts = chosen.batch_parts if batch_parts is None else batch_parts
+    warn_about_rows(source, tokens)
+    # A task that can do without batches has no parts for them then.
+    add_parts = (
+        (chosen.batch_parts and (batch is not None or "batch" in chosen.needs)) if batch_parts is None else batch_parts
+    )
     labels = None if label is None else read_classes(source.obs, label, allow_unknown=True)
-    batches = _read_batches(source, loaded, batch, add_parts=add_parts)
+    batches = read_batches(source, loaded, batch, add_parts=add_parts)
     usable = np.ones(len(source), dtype=bool) if labels is None else labels.codes != UNKNOWN
     if "cell_type" not in {term.name for term in terms}:
         usable[:] = True
-    train, held_out = _parts(source, validation, usable, [labels, batches], seed=settings.seed)
+    train, held_out = training_parts(source, validation, usable, [labels, batches], seed=settings.seed)
     if not held_out.size and settings.monitor == chosen.fit.get("monitor"):
         settings = replace(settings, monitor=None)
     parts = parts_for(
@@ -184,13 +206,15 @@ def finetune_cells(
         classes=None if labels is None else labels.names,
         batches=None if batches is None else batches.names,
         batch_parts=add_parts,
-        tokenizer={**chosen.tokenizer, **(tokenizer or {})},
+        batch_norm=chosen.batch_norm,
+        tokenizer=tokens,
         dropout=dropout,
     )
     with own_random_numbers(settings.seed):
-        tuned = loaded.adapt(**parts)
+        tuned = loaded.adapt(features.vocabulary, **parts)
+        keep_narrow_heads(loaded, tuned)
         data = CellDataModule(
-            [CellTable(source, features, _codes(batches), _codes(labels))],
+            [CellTable(source, features, codes_of(batches), codes_of(labels))],
             tuned.tokenizer,
             corruption=_corruption(corruption, tuned, terms),
             train=train,
@@ -206,6 +230,14 @@ def finetune_cells(
             fit(tuned, data, terms, settings, callbacks=watchers, loggers=loggers)
     tuned.name, tuned.history = f"{loaded.name} ({task})", history.table
     return tuned.to(loaded.device)
+
+
+def _terms(task: Task, *, label: str | None, batch: str | None) -> list[Objective]:
+    """Loss terms of the recipe; where the task can do without a column, without the terms that need it."""
+    terms = [term for term in task.recipe.objectives if "batch" not in term.heads or batch is not None or task.needs]
+    if task.modalities and label is not None:
+        terms.append(CellType())
+    return terms
 
 
 def _check_arguments(task: Task, name: str, **columns: str | None) -> None:
@@ -232,48 +264,11 @@ def _settings(task: Task, config: FitConfig | None, changes: Mapping[str, Any]) 
     return replace(config or FitConfig(**task.fit), **changes)
 
 
-def _read_batches(source: RowSource, model: CellModel, key: str | None, *, add_parts: bool) -> Classes | None:
-    """Batches of the table, numbered as the model numbers them where it has parts for each already."""
-    has_parts = bool(model.config.domains or model.config.context.batches)
-    if key is None:
-        if has_parts or add_parts:
-            raise ValueError("Expected `batch`, the column of `obs` with technical batches, found None.")
-        return None
-    keep = has_parts and not add_parts
-    return read_classes(source.obs, key, names=model.config.batch_names if keep else None)
-
-
-def _parts(
-    source: RowSource,
-    validation: float | str,
-    usable: NDArray[np.bool_],
-    strata: Sequence[Classes | None],
-    *,
-    seed: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the cells to train and to validate on."""
-    if isinstance(validation, str):
-        if validation not in source.obs.columns:
-            raise KeyError(absent(validation, source.obs.columns, "key in `obs`:"))
-        part = np.asarray(source.obs[validation])
-        return np.flatnonzero(usable & (part == "train")), np.flatnonzero(usable & (part == "val"))
-    share = check_fraction("validation", validation, one=False)
-    cells = np.flatnonzero(usable)
-    if share == 0:
-        return cells, cells[:0]
-    groups = ["-".join(str(classes.codes[cell]) for classes in strata if classes is not None) for cell in cells]
-    names = np.asarray(source.names, dtype=str)[cells]
-    part = split_cells(names.tolist(), test=0, val=share, seed=seed, strata=groups)
-    return cells[part == "train"], cells[part == "val"]
-
-
-def _codes(classes: Classes | None) -> NDArray[np.int64] | None:
-    return None if classes is None else classes.codes
-
-
 def _corruption(given: Corruption | None, model: CellModel, objectives: Sequence[Objective]) -> Corruption | None:
     if given is not None or not needs_hidden_values(objectives):
         return given
+    if model.config.tokenizer.parts:
+        return hiding(model.config.tokenizer, generate=model.config.embedder.generation)
     # 0.4 as in scGPT's finetune_integration.py; its function default, 0.15, is not what they trained with there.
     return MaskValues(ratio=0.4, mask_value=model.config.tokenizer.mask_value)
 
@@ -289,7 +284,7 @@ def _unfreezing(model: CellModel, every: int | None) -> list[Any]:
 
 def _warn_about_length(model: CellModel, features: FeatureTable) -> None:
     tokenizer = model.config.tokenizer
-    if tokenizer.genes != "all" or tokenizer.length is None:
+    if tokenizer.parts or tokenizer.genes != "all" or tokenizer.length is None:
         return
     room = tokenizer.length - tokenizer.cls
     if len(features) > room:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FINETUNING: dict[str, Callable[..., CellModel]] = {
     "annotate": partial(finetune_cells, task="annotate"),
     "integrate": partial(finetune_cells, task="integrate"),
+    "multiomic": partial(finetune_cells, task="multiomic"),
     "perturb": finetune_perturbation,
 }
 
@@ -42,7 +43,9 @@ def finetune(
     task
         ``"annotate"`` learns the cell types of the column ``label``, for :func:`scgpt_tools.tl.annotate`;
         ``"integrate"`` learns an embedding without the technical batches of the column ``batch``, for
-        :func:`scgpt_tools.tl.embed`; both take the arguments of :func:`scgpt_tools.train.finetune_cells`.
+        :func:`scgpt_tools.tl.embed`; ``"multiomic"`` learns the modalities of a MuData together, for
+        :func:`scgpt_tools.tl.embed` and :func:`scgpt_tools.tl.impute`; all three take the arguments of
+        :func:`scgpt_tools.train.finetune_cells`.
         ``"perturb"`` learns expression after a perturbation, for :func:`scgpt_tools.tl.predict_perturbation`, and takes
         those of :func:`scgpt_tools.train.finetune_perturbation`.
     **arguments

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -14,14 +13,16 @@ from scgpt_tools.models.config import (
     HeadsConfig,
     ModelConfig,
 )
-from scgpt_tools.objectives.recipes import ANNOTATE, INTEGRATE, Recipe
-from scgpt_tools.tokens.tokenizer import TokenizerConfig
+from scgpt_tools.objectives.expression import MaskedExpression, MaskedExpressionFromCell
+from scgpt_tools.objectives.recipes import ANNOTATE, INTEGRATE, MULTIOMIC, Recipe
+from scgpt_tools.train.multiomic import heads_in_context, modality_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scgpt_tools.data.epochs import Sampling
     from scgpt_tools.objectives.base import Objective
+    from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,21 @@ class Task:
     needs: tuple[str, ...]
     """Columns of ``obs`` that have to be named: ``label``, ``batch``."""
     batch_parts: bool = False
-    """Normalise each batch by itself (DSBN), and tell the expression heads the batch."""
+    """Tell the expression heads the batch, and normalise each batch by itself (DSBN)."""
+    batch_norm: bool = True
+    """Normalise each batch by itself where there are parts for batches; otherwise the heads are told only."""
+    modalities: bool = False
+    """Whether the task is for a MuData only."""
     sampling: Sampling = "random"
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the tokenizer to change."""
     fit: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`~scgpt_tools.train.FitConfig` to change."""
+
+
+def _by_modality(term: Objective) -> Objective:
+    """A term that gives a panel of fourteen proteins the weight of all genes, where the original counts values."""
+    return replace(term, by_modality=True) if isinstance(term, MaskedExpression | MaskedExpressionFromCell) else term
 
 
 TASKS: dict[str, Task] = {
@@ -57,6 +67,14 @@ TASKS: dict[str, Task] = {
         # The adversary's part of the loss is meant to rise, so the sum says nothing about progress.
         fit={"epochs": 15, "batch_size": 64, "lr": 1e-4, "monitor": "validation_masked_expression"},
     ),
+    "multiomic": Task(
+        recipe=replace(MULTIOMIC, objectives=tuple(_by_modality(term) for term in MULTIOMIC.objectives)),
+        needs=(),
+        batch_parts=True,
+        batch_norm=False,
+        modalities=True,
+        fit={"epochs": 20, "batch_size": 32, "lr": 1e-3, "monitor": "validation_masked_expression"},
+    ),
 }
 
 
@@ -72,7 +90,8 @@ def parts_for(
     classes: tuple[str, ...] | None,
     batches: tuple[str, ...] | None,
     batch_parts: bool,
-    tokenizer: Mapping[str, Any],
+    batch_norm: bool = True,
+    tokenizer: TokenizerConfig,
     dropout: float | None = None,
 ) -> dict[str, Any]:
     """Fields of a model's configuration that a task changes.
@@ -86,9 +105,11 @@ def parts_for(
     classes, batches
         Names of classes and technical batches, which are kept in the configuration.
     batch_parts
-        Add a norm for each batch and an embedding of it for the expression heads.
+        Add an embedding of each batch for the expression heads.
+    batch_norm
+        Add a norm for each batch as well.
     tokenizer
-        Fields of the tokenizer to change.
+        How cells become tokens.
     dropout
         Probability in the encoder; ``None`` keeps it.
 
@@ -96,21 +117,19 @@ def parts_for(
     -------
     Arguments of :meth:`~scgpt_tools.CellModel.adapt`.
     """
-    changes: dict[str, Any] = {"heads": _heads(config.heads, objectives, classes, batches)}
-    if tokenizer:
-        changes["tokenizer"] = from_dict(
-            TokenizerConfig, to_dict(config.tokenizer) | dict(tokenizer), where="tokenizer"
-        )
+    heads = _heads(config.heads, objectives, classes, batches)
+    changes: dict[str, Any] = {"heads": heads, "tokenizer": tokenizer}
+    if tokenizer.parts:
+        changes |= modality_parts(config, tokenizer) | {"heads": heads_in_context(heads)}
+        config = replace(config, **{name: changes[name] for name in ("embedder", "context")})
     if dropout is not None:
         changes["encoder"] = replace(config.encoder, dropout=dropout)
     if batches is not None:
         changes["batch_names"] = batches
     if batch_parts and batches is not None:
-        changes |= {
-            "embedder": replace(config.embedder, norm="domain"),
-            "domains": len(batches),
-            "context": replace(config.context, batches=len(batches)),
-        }
+        changes["context"] = replace(config.context, batches=len(batches))
+    if batch_parts and batch_norm and batches is not None:
+        changes |= {"embedder": replace(config.embedder, norm="domain"), "domains": len(batches)}
     return changes
 
 

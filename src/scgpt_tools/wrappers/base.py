@@ -16,6 +16,7 @@ from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.formats.base import read_settings, replace_file
 from scgpt_tools.models.formats.native import NATIVE
 from scgpt_tools.models.formats.scgpt import ARGS, WEIGHTS
+from scgpt_tools.models.modes import without_memory
 from scgpt_tools.train.perturb import Transfer
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.wrappers.config import args_with, check_changes, config_of, genes_of
@@ -210,7 +211,7 @@ class Wrapper(ABC):
         """Start from scratch."""
         self.config, self.gene_list = self._resolved(config), genes
         # The classes with scGPT's names know no genes: they lend their methods, and the description of their network.
-        with torch.device("meta"):
+        with without_memory():
             self.model = self._network(self.config)
         self.model.cell_model = CellModel(self._described(self.model.cell_model.config, None), config.vocab)
 
@@ -223,7 +224,7 @@ class Wrapper(ABC):
             logger.warning("%d genes are new to %s; their rows are not trained: %s.", len(new), source.name, _some(new))
         rows = max(source.config.n_tokens, len(vocabulary))
         self.config, self.gene_list = self._resolved(replace(config, ntoken=rows, vocab=vocabulary)), genes
-        with torch.device("meta"):
+        with without_memory():
             self.model = self._network(self.config)
         wanted = _with_names(self._described(self.model.cell_model.config, source.config), source.config)
         # What is new is drawn by a seed of its own, so that equal calls give equal models.

@@ -1,0 +1,150 @@
+"""Rows and features of a table for a tokenizer, whether it reads one modality or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from scgpt_tools._lookup import lookup
+from scgpt_tools.data.modalities import ModalityRows, has_modalities
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.units import warn_about_units
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scgpt_tools._types import Layers
+    from scgpt_tools.data.rows import Rows
+    from scgpt_tools.tokens.matching import Duplicates
+    from scgpt_tools.tokens.modalities import ModalityConfig
+    from scgpt_tools.tokens.names import NameTable
+    from scgpt_tools.tokens.tokenizer import TokenizerConfig
+    from scgpt_tools.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """How names of features are matched to a vocabulary; :func:`scgpt_tools.tl.embed` describes the fields."""
+
+    genes: str | None = None
+    symbols: NameTable | str | None = None
+    aliases: NameTable | None = None
+    ignore_case: bool = False
+    duplicates: Duplicates = "first"
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of :meth:`~scgpt_tools.tokens.FeatureTable.from_var`."""
+        return {
+            "column": self.genes,
+            "symbols": self.symbols,
+            "aliases": self.aliases,
+            "ignore_case": self.ignore_case,
+            "duplicates": self.duplicates,
+        }
+
+
+class Opened(NamedTuple):
+    """A table ready to be tokenized."""
+
+    rows: Rows
+    features: FeatureTable
+
+
+def open_rows(
+    data: AnnData | MuData,
+    config: TokenizerConfig,
+    *,
+    layer: Layers = None,
+    modality: str | None = None,
+    modalities: Sequence[str] | None = None,
+) -> Rows:
+    """Rows of a table as a tokenizer reads them.
+
+    Parameters
+    ----------
+    data
+        AnnData or MuData.
+    config
+        Of the tokenizer; its ``parts`` say which modalities it reads.
+    layer
+        Key of ``layers``, or one for each modality.
+    modality
+        The only modality to read.
+    modalities
+        Modalities to read of those that the tokenizer knows; ``None`` for all that are there.
+
+    Returns
+    -------
+    Rows of one modality for a tokenizer of one, of several side by side for a tokenizer of several.
+
+    Raises
+    ------
+    TypeError
+        If the tokenizer reads several modalities and the table is an AnnData.
+    ValueError
+        If the table has none of the modalities, or the tokenizer reads one only and none is named.
+    """
+    if not config.parts:
+        if isinstance(layer, Mapping):
+            raise TypeError(f"Expected `layer` to name one layer for a model of one modality, found {dict(layer)!r}.")
+        if modalities is not None:
+            raise ValueError(f"Expected no `modalities` for a model that reads one, found {list(modalities)}.")
+        return RowSource(data, layer=layer, modality=modality)
+    names = [part.name for part in config.parts]
+    if not has_modalities(data):
+        raise TypeError(
+            f"Expected a MuData for a model of the modalities {names}, found {type(data).__name__}. Wrap a single one "
+            f"as `mudata.MuData({{{names[0]!r}: adata}})`."
+        )
+    named = [*(modalities or ()), *([] if modality is None else [modality])]
+    asked = [lookup({known: known for known in names}, name, "modality") for name in named] or names
+    there = [name for name in names if name in data.mod and name in asked]
+    if not there:
+        raise ValueError(f"Expected one of the modalities {asked} that the model reads, found {list(data.mod)}.")
+    return ModalityRows(data, modalities=there, layer=_of_these(layer, there))
+
+
+def match_rows(rows: Rows, vocabulary: Vocabulary, config: TokenizerConfig, matching: Matching) -> FeatureTable:
+    """Features of rows for a tokenizer whose vocabulary is fixed.
+
+    Parameters
+    ----------
+    rows
+        What :func:`open_rows` returned.
+    vocabulary
+        Tokens of the model.
+    config
+        Of the tokenizer.
+    matching
+        How names are matched.
+
+    Returns
+    -------
+    Which columns are which tokens.
+    """
+    if isinstance(rows, ModalityRows):
+        parts: list[ModalityConfig] = [part for part in config.parts if part.name in rows.parts]
+        return FeatureTable.from_mudata(
+            rows.mdata, vocabulary, parts, extend=False, numbering=config.modalities, **matching.arguments()
+        )
+    assert isinstance(rows, RowSource)  # noqa: S101 - there are no others
+    return FeatureTable.from_var(rows.var, vocabulary, **matching.arguments())
+
+
+def warn_about_rows(rows: Rows, config: TokenizerConfig, *, stacklevel: int = 2) -> None:
+    """Warn if values do not look like what a tokenizer was made for; see :func:`warn_about_units`."""
+    parts = rows.parts.values() if isinstance(rows, ModalityRows) else [rows]
+    for part in parts:
+        assert isinstance(part, RowSource)  # noqa: S101 - there are no others
+        warn_about_units(part.sample(), config.expects, stacklevel=stacklevel + 1)
+
+
+def _of_these(layer: Layers, names: Sequence[str]) -> Layers:
+    """Layers of modalities that are read; a mapping may name others too."""
+    return {name: key for name, key in layer.items() if name in names} if isinstance(layer, Mapping) else layer

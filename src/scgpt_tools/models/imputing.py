@@ -1,0 +1,127 @@
+"""Ask a model for the values of tokens that a cell does not have.
+
+The asked tokens are generated: each sees the tokens of the cell and itself, nothing sees it, so the answer does not
+depend on what else is asked.  B cells, L tokens a cell, Q asked tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgpt_tools.tokens.joint import unscaled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.tokens.batch import TokenBatch
+    from scgpt_tools.tokens.modalities import ModalityConfig
+    from scgpt_tools.vocabulary import Vocabulary
+
+# Tokens that are asked for at once; more are asked for in several passes, with the same result.
+_AT_ONCE = 512
+
+
+def asked_values(
+    model: CellModel, batch: TokenBatch, *, ids: NDArray[np.int64], modality: int, attention: str | None = None
+) -> Tensor:
+    """Predict the values of some tokens.
+
+    Parameters
+    ----------
+    model
+        In eval mode, with the head ``expression`` and the vector for values to be generated.
+    batch
+        Cells, without those tokens, on the CPU.
+    ids
+        (Q,) token ids.
+    modality
+        Number of their modality.
+    attention
+        Backend; of those that know generated tokens, ``None`` for ``"sdpa"``.
+
+    Returns
+    -------
+    (B, Q) values in the unit of the tokenizer.
+    """
+    pieces = torch.from_numpy(ids).split(_AT_ONCE)
+    asked = (_with_questions(model, batch, piece, modality).to(model.device) for piece in pieces)
+    outputs = (model(question, ("expression",), attention=attention or "sdpa")["expression"] for question in asked)
+    width = batch.genes.shape[1]
+    return torch.cat([output[:, width:].float() for output in outputs], dim=1)
+
+
+def tokens_of(vocabulary: Vocabulary, part: ModalityConfig) -> tuple[str, ...]:
+    """Tokens of a modality that a model knows; none where its features have no prefix and were not chosen."""
+    if part.keep is not None:
+        return part.keep
+    if not part.prefix:
+        return ()
+    return tuple(token for token in vocabulary.tokens if token.startswith(part.prefix))
+
+
+def in_unit_of_data(values: NDArray[np.float32], part: ModalityConfig, tokens: Sequence[str]) -> NDArray[np.float32]:
+    """Turn what a model predicts into the unit that :func:`unit_of` names.
+
+    Parameters
+    ----------
+    values
+        (cells, tokens) predicted values.
+    part
+        How the modality is read.
+    tokens
+        What they are of.
+
+    Returns
+    -------
+    As many values.
+    """
+    if part.values == "binned":
+        if part.levels is None:
+            return values
+        return np.interp(values, np.arange(len(part.levels)), part.levels).astype(np.float32)
+    return np.clip(unscaled(values, part, tokens), 0, 1 if part.values == "binary" else None)
+
+
+def unit_of(part: ModalityConfig) -> str:
+    """Unit of imputed values.
+
+    Parameters
+    ----------
+    part
+        How the modality is read.
+
+    Returns
+    -------
+    ``"clr"``, ``log1p`` of the ratio to the geometric mean of the cell; ``"log1p"`` of values as they were trained on,
+    also where those were binned, by the mean of each bin in the training cells; ``"probability"`` of a value above
+    zero; ``"raw"``; or ``"bin"`` for a model that kept no such means.
+    """
+    if part.values == "binned":
+        return "bin" if part.levels is None else "log1p"
+    return "probability" if part.values == "binary" else part.values
+
+
+def _with_questions(model: CellModel, batch: TokenBatch, ids: Tensor, modality: int) -> TokenBatch:
+    """The cells with tokens to be generated behind their own, padding included."""
+    n_cells, n_asked = len(batch), len(ids)
+    config = model.config.tokenizer
+
+    def longer(tensor: Tensor, filler: Tensor | Sequence[float] | float) -> Tensor:
+        more = torch.as_tensor(filler, dtype=tensor.dtype).expand(n_cells, n_asked)
+        return torch.cat((tensor, more), dim=1)
+
+    generated = longer(torch.zeros_like(batch.mask), filler=1)
+    return batch.replace(
+        genes=longer(batch.genes, ids),
+        values=longer(batch.values, config.mask_value),
+        mask=longer(batch.mask, filler=1),
+        modality=longer(batch.require("modality"), modality),
+        generated=generated,
+    )

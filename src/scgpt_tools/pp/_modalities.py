@@ -1,0 +1,84 @@
+"""Token values of every modality of a MuData, kept in its layers."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import scipy.sparse as sp
+
+from scgpt_tools._keys import TokenizeKeys
+from scgpt_tools.data.binned import BinnedSettings, write_binned
+from scgpt_tools.data.modalities import ModalityRows
+from scgpt_tools.data.opening import warn_about_rows
+from scgpt_tools.tokens.joint import token_values
+from scgpt_tools.tokens.modalities import values_of
+from scgpt_tools.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mudata import MuData
+
+    from scgpt_tools._types import Layers
+    from scgpt_tools.data.learning import Learning
+    from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.tokens.features import FeatureTable
+    from scgpt_tools.tokens.modalities import ModalityConfig
+
+logger = logging.getLogger(__name__)
+
+
+def tokenize_modalities(
+    mdata: MuData, opened: Learning, key: str, *, name: str, layer: Layers, genes: str | None, seed: int
+) -> None:
+    """Write the values that stand for each modality.
+
+    Parameters
+    ----------
+    mdata
+        Table to change; only after everything is computed.
+    opened
+        Its rows, features and tokenizer.
+    key
+        Name of the layers and beginning of the other names.
+    name
+        Name of the model, empty for a bare vocabulary.
+    layer, genes
+        Where values and names came from.
+    seed
+        Seed of random ties.
+    """
+    rows, features, config = opened
+    assert isinstance(rows, ModalityRows)  # noqa: S101 - a MuData was opened
+    warn_about_rows(rows, config, stacklevel=4)
+    vocabulary = features.vocabulary
+    assert vocabulary is not None  # noqa: S101 - a table of several modalities has one
+    tokenizer = Tokenizer(config, vocabulary)
+    parts = {part.name: part for part in config.parts}
+    done = [
+        (parts[span.name], own, _values_of(rows.parts[span.name], tokenizer, parts[span.name], own, seed))
+        for span, own in zip(features.spans, features.parts, strict=True)
+    ]
+    for part, own, values in done:
+        how = BinnedSettings(
+            bins=part.bins,
+            ties=part.ties,
+            seed=seed,
+            layer=layer if isinstance(layer, str) or layer is None else layer.get(part.name),
+            genes=genes,
+            model=name,
+            vocabulary=vocabulary.checksum,
+            modality=values_of(part),
+        )
+        write_binned(mdata.mod[part.name], key, values, own, how)
+    mdata.uns[TokenizeKeys(key).uns] = {"modalities": ", ".join(parts), "vocabulary": vocabulary.checksum}
+    logger.info("Made tokens of %s in layers %r: %s.", ", ".join(parts), key, features.coverage.headline())
+
+
+def _values_of(
+    source: RowSource, tokenizer: Tokenizer, part: ModalityConfig, features: FeatureTable, seed: int
+) -> sp.csr_matrix:
+    blocks = [
+        token_values(tokenizer, part, block.X, features, source.keys[block.index], seed=seed)
+        for block in source.blocks()
+    ]
+    return sp.vstack(blocks, format="csr")

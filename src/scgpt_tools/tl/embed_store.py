@@ -1,0 +1,246 @@
+"""Cell embeddings of a table on disk by any number of processes, a chunk of cells at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, get_args
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import EmbedKeys
+from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools.data.chunked_result import ChunkedResult, Layout, check_result_path
+from scgpt_tools.data.classes import read_classes
+from scgpt_tools.data.prefetch import prefetched
+from scgpt_tools.data.processes import check_process, device_of_process
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.data.stored_cells import StoredCells
+from scgpt_tools.data.stores import check_name, open_group
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.embedding import BLOCK_ROWS, CellPooling, cell_embeddings
+from scgpt_tools.settings import settings
+from scgpt_tools.tl._cells import Request, open_cells
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import torch
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgpt_tools._types import Attention
+    from scgpt_tools.models.precision import Precision
+    from scgpt_tools.tl._cells import Cells
+    from scgpt_tools.tokens.matching import Duplicates
+    from scgpt_tools.tokens.names import NameTable
+
+logger = logging.getLogger(__name__)
+
+# Cells that show in which unit the values are, and that stand for the values in the comparison of two calls.
+_SHOWN = 256
+
+
+@shared_docs
+def embed_store(
+    source: str | PathLike[str],
+    output: str | PathLike[str],
+    model: CellModel | str | PathLike[str] = "scgpt-human",
+    *,
+    layer: str | None = None,
+    genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "first",
+    modality: str | None = None,
+    batch: str | None = None,
+    pooling: CellPooling = "cls",
+    normalize: bool = True,
+    length: int | None = None,
+    batch_size: int = 64,
+    chunk: int = BLOCK_ROWS,
+    rank: int | None = None,
+    processes: int | None = None,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    attention: Attention | None = None,
+    rng: int = 0,
+    key_added: str = "X_scGPT",
+    show_progress: bool | None = None,
+) -> bool:
+    """Embed the cells of a table on disk, with several processes and resumably :cite:p:`Cui2024`.
+
+    Every process calls this with the same arguments.  Process *r* of *n* computes chunks *r*, *r + n*, ... of the cells
+    and writes each as a chunk of its own.  A call that is repeated computes what is not finished yet, with as many
+    processes as it then has.  The result does not depend on the number of processes, nor on interruptions.
+
+    Parameters
+    ----------
+    source
+        A ``.h5ad``, ``.h5mu`` or ``.zarr``, with its matrix by rows (CSR or dense).  Never changed.
+    output
+        A ``.zarr`` that does not exist yet, on a disk that all processes see; ``<output>.partial`` is beside it until
+        the last chunk is written.
+    model
+        A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.  Of one modality.
+    layer, genes, symbols, aliases, ignore_case, duplicates
+        As in :func:`scgpt_tools.tl.embed`.
+    {modality}
+    batch, pooling, normalize, length, batch_size
+        As in :func:`scgpt_tools.tl.embed`.
+    chunk
+        Cells of a chunk: what is in memory, read at once, and lost when a process dies.
+    rank, processes
+        Number of this process, counted from 0, and how many there are; ``None`` asks ``torchrun``, ``srun`` or the
+        process group, whichever has started this process, and else takes it to be alone.
+    device
+        As in :func:`scgpt_tools.tl.embed`; the processes of a machine take its GPUs in turn.
+    precision, attention
+        As in :func:`scgpt_tools.tl.embed`.
+    {rng}
+    key_added
+        Key of the result in ``obsm`` and ``uns``.
+    show_progress
+        Draw a progress bar of this process; ``None`` follows :data:`scgpt_tools.settings`, in the first process only.
+
+    Returns
+    -------
+    Whether the result is whole.  It is ``False`` in a process that is done while others are at work.  Writes a store that
+    :func:`anndata.read_zarr` reads, with ``obs_names`` in the order of the source and
+
+    ``obsm[key_added]`` : float32, (cells, dim)
+        One row per cell, uncompressed.
+    ``uns[key_added]`` : :class:`dict`
+        Provenance as :func:`scgpt_tools.tl.embed` leaves it.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something else at ``output``.
+    KeyError
+        If ``layer``, ``genes``, ``batch`` or ``modality`` is absent; the message lists what is there.
+    ValueError
+        If a finished or unfinished result at ``output`` is of other cells, another model or other settings, the matrix is
+        stored by columns, or for what :func:`scgpt_tools.tl.embed` refuses.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import scgpt_tools as sct
+    >>> sct.tl.embed_store("atlas.h5ad", "atlas_scGPT.zarr", "scgpt-human")  # doctest: +SKIP
+    True
+    >>> ad.read_zarr("atlas_scGPT.zarr").obsm["X_scGPT"]  # doctest: +SKIP
+    """
+    check_choice("pooling", pooling, get_args(CellPooling))
+    check_integer("chunk", chunk)
+    rank, processes = check_process(rank, processes)
+    request = Request(
+        layer=layer,
+        genes=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
+        batch=batch,
+        length=length,
+        batch_size=batch_size,
+        device=device_of_process(device),
+        precision=precision,
+        attention=attention,
+        rng=rng,
+    )
+    keys = EmbedKeys(check_name(key_added))
+    check_result_path(output)
+    with open_group(source, modality=modality) as group:
+        stored = StoredCells(group, layer=request.one_layer, columns=() if batch is None else (batch,))
+        cells = _open(stored, model, request, pooling)
+        about = cells.provenance(pooling=pooling, normalize=normalize)
+        layout = Layout(
+            cells=len(stored),
+            width=cells.model.dim,
+            chunk=chunk,
+            key=keys.obsm,
+            about=about,
+            request=_request(about, stored, cells, keys, chunk),
+        )
+        result = ChunkedResult(output, layout)
+        show = (rank == 0 and settings.show_progress) if show_progress is None else show_progress
+        compute = partial(cell_embeddings, cells.model, pooling=pooling, normalize=normalize, attention=cells.attention)
+        _write_chunks(result, stored, cells, compute, result.missing(rank, processes), show=show)
+    whole = result.publish()
+    _report(whole, result, rank, processes)
+    return whole
+
+
+def _open(stored: StoredCells, model: CellModel | str | PathLike[str], request: Request, pooling: CellPooling) -> Cells:
+    """Load the model, match genes and look at the first cells."""
+    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=request.device)
+    if loaded.config.tokenizer.parts:
+        names = [part.name for part in loaded.config.tokenizer.parts]
+        raise ValueError(f"Expected a model of one modality, found one of {names}. Use `tl.embed`.")
+    if pooling == "cls" and not loaded.config.tokenizer.cls:
+        raise ValueError("Expected pooling 'mean' or 'weighted' for a model without a cell token, found 'cls'.")
+    return open_cells(stored.read(0, min(_SHOWN, len(stored))), loaded, request)
+
+
+def _write_chunks(
+    result: ChunkedResult, stored: StoredCells, cells: Cells, compute: Any, numbers: list[int], *, show: bool
+) -> None:
+    """Compute and write some chunks; the next one is read meanwhile."""
+    if not numbers:
+        return
+    bounds = [result.layout.bounds(number) for number in numbers]
+    total = sum(stop - start for start, stop in bounds)
+    tables = prefetched(stored.read(start, stop) for start, stop in bounds)
+    with settings.progress((), total=total, unit="cell", show=show) as bar:
+        for number, table in zip(numbers, tables, strict=True):
+            rows = _rows(cells, table)
+            result.write(
+                number, list(table.obs_names), rows.compute(compute, width=cells.model.dim, show_progress=False)
+            )
+            bar.update(table.n_obs)
+
+
+def _rows(cells: Cells, table: AnnData) -> Cells:
+    """The same walk through other cells."""
+    source = RowSource(table, layer=cells.request.one_layer)
+    return replace(cells, source=source, plan=replace(cells.plan, batch=_batch_codes(cells, source)))
+
+
+def _batch_codes(cells: Cells, source: RowSource) -> NDArray[Any] | None:
+    """Technical batch of cells, for a model that normalises each by itself; read as for the first cells."""
+    config, key = cells.model.config, cells.request.batch
+    if cells.plan.batch is None or key is None:
+        return None
+    names = config.batch_names or tuple(str(place) for place in range(config.domains))
+    return read_classes(source.obs, key, names=names).codes
+
+
+def _request(about: dict[str, Any], stored: StoredCells, cells: Cells, keys: EmbedKeys, chunk: int) -> dict[str, str]:
+    """What has to agree for finished chunks to be of use.  Sizes of minibatches may differ: only rounding does."""
+    values = cells.source.take(range(len(cells.source)))
+    features = cells.plan.features
+    return {
+        "model": str(about["model"]["checksum"]),
+        "cells": stored.digest(),
+        "matching of genes": sha256(features.columns.tobytes() + features.ids.tobytes()).hexdigest(),
+        "values": sha256(values.data.tobytes() + values.indices.tobytes()).hexdigest(),
+        "settings": json.dumps({**about["params"], **about["tokenizer"]}, sort_keys=True, default=str),
+        "`chunk`": str(chunk),
+        "`key_added`": keys.obsm,
+    }
+
+
+def _report(whole: bool, result: ChunkedResult, rank: int, processes: int) -> None:  # noqa: FBT001 - the news itself
+    if whole:
+        logger.info("All %d cells are in %s.", result.layout.cells, result.path)
+    else:
+        logger.info(
+            "Process %d of %d has finished its chunks. %s gets its name when the others have.",
+            rank,
+            processes,
+            result.path.name,
+        )

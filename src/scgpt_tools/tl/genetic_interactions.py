@@ -1,0 +1,130 @@
+"""What double perturbations do beyond the sum of their singles, for measured and for predicted effects."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scgpt_tools._keys import ScreenKeys
+from scgpt_tools._validate import check_integer, check_key
+from scgpt_tools.metrics.interactions import genetic_interactions as interaction_scores
+from scgpt_tools.metrics.perturbation import cosine, pearson
+from scgpt_tools.settings import settings
+from scgpt_tools.tokens.perturbations import condition_genes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scgpt_tools.tokens.perturbations import Genes
+
+logger = logging.getLogger(__name__)
+
+_EFFECT = ScreenKeys().effect
+_SHOWN = 10
+
+
+def genetic_interactions(
+    effects: AnnData,
+    *,
+    key: str | None = None,
+    layer: str | None = _EFFECT,
+    exclude_perturbed: bool = False,
+    max_pairs: int = 100_000,
+    rng: int = 1000,
+    show_progress: bool | None = None,
+) -> pd.DataFrame:
+    """Score how the effect of two perturbations together differs from the sum of their effects, as GEARS does.
+
+    The change of a double is fitted by those of its singles, robustly and without intercept, after Norman et al.
+    (2019).  Doubles that are the sum of their singles have ``c1`` and ``c2`` of 1; where ``additive_cosine`` is high,
+    a model can hardly add to the additive baseline.
+
+    Parameters
+    ----------
+    effects
+        One row per condition, singles and doubles, with changes against the control: the result of
+        :func:`scgpt_tools.tl.screen`, or measured effects.  Not changed.
+    key
+        Column of ``obs`` with the conditions, such as ``"KLF1"`` or ``"KLF1+ctrl"`` and ``"SAMD1+ZBTB1"``; ``None``
+        takes ``obs_names``.
+    layer
+        Key of ``layers`` with the changes; ``None`` takes ``X``.
+    exclude_perturbed
+        Leave out the two genes that a double perturbs, whose own change is known beforehand.
+    max_pairs
+        Pairs of genes to fit each double by; drawn where there are more.
+    rng
+        Seed of that draw.
+    show_progress
+        Show a progress bar; ``None`` follows ``sct.settings.show_progress``.
+
+    Returns
+    -------
+    One row per double whose singles are there: ``first`` and ``second``, its genes; the scores of
+    :func:`scgpt_tools.metrics.genetic_interactions`; ``additive_cosine`` and ``additive_pearson`` between the sum of
+    the singles and the double.
+
+    Raises
+    ------
+    KeyError
+        If the column or layer is absent; the message lists what is there.
+    ValueError
+        If a condition occurs twice, changes are not finite, or no double has both singles.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> effects = sct.tl.screen(adata, ["KLF1", "SAMD1", "KLF1+SAMD1"], model)  # doctest: +SKIP
+    >>> sct.tl.genetic_interactions(effects)[["mag", "dominance", "additive_cosine"]]  # doctest: +SKIP
+    """
+    check_integer("max_pairs", max_pairs)
+    names = effects.obs_names if key is None else effects.obs[check_key(effects.obs, key, "obs")].astype(str)
+    conditions = [condition_genes(name) for name in names]
+    row_of = _rows(conditions)
+    matrix = effects.X if layer is None else effects.layers[check_key(effects.layers, layer, "layers")]
+    changes = np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float64)
+    if not np.isfinite(changes).all():
+        raise ValueError("Expected finite changes against the control, found NaN or infinite values.")
+    doubles = _doubles(conditions, row_of)
+    columns = pd.Index(effects.var_names)
+    found = []
+    for genes in settings.progress(doubles, total=len(doubles), unit="double", show=show_progress):
+        kept = ~columns.isin(genes) if exclude_perturbed else np.ones(columns.size, dtype=bool)
+        first, second, double = (
+            changes[row_of[own]][None, kept] for own in ((genes[0],), (genes[1],), tuple(sorted(genes)))
+        )
+        scores = interaction_scores(first, second, double, max_pairs=max_pairs, seed=rng)
+        scores["additive_cosine"] = cosine(first + second, double)
+        scores["additive_pearson"] = pearson(first + second, double)
+        found.append({"first": genes[0], "second": genes[1], **{name: own[0] for name, own in scores.items()}})
+    return pd.DataFrame(found, index=pd.Index(["+".join(genes) for genes in doubles], dtype=object))
+
+
+def _rows(conditions: list[Genes]) -> dict[Genes, int]:
+    """Row of each single and double by its sorted genes; the order in which they are written does not matter."""
+    row_of: dict[Genes, int] = {}
+    for row, genes in enumerate(conditions):
+        key: Genes = tuple(sorted(genes))
+        if key in row_of:
+            raise ValueError(f"Expected one row for each condition, found {'+'.join(key) or 'ctrl'!r} in two.")
+        row_of[key] = row
+    return row_of
+
+
+def _doubles(conditions: list[Genes], row_of: dict[Genes, int]) -> list[Genes]:
+    """Doubles with both singles, in the order of the table."""
+    doubles = [genes for genes in conditions if len(genes) == 2]
+    whole: list[Genes] = [genes for genes in doubles if all((gene,) in row_of for gene in genes)]
+    if not whole:
+        raise ValueError(
+            f"Expected a double and both of its singles among the conditions, found {len(doubles)} doubles and none "
+            "with both."
+        )
+    if without := ["+".join(genes) for genes in doubles if genes not in set(whole)]:
+        more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
+        logger.info("Left out for lack of a single: %s%s.", ", ".join(without[:_SHOWN]), more)
+    return whole

@@ -1,0 +1,195 @@
+"""Modalities that were not measured, from those that were."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import ImputeKeys
+from scgpt_tools._lookup import absent, lookup
+from scgpt_tools.data.modalities import has_modalities
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.imputing import asked_values, in_unit_of_data, tokens_of, unit_of
+from scgpt_tools.tl._cells import Request, open_cells
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    import torch
+    from mudata import MuData
+
+    from scgpt_tools._types import Attention, Layers
+    from scgpt_tools.models.precision import Precision
+    from scgpt_tools.tokens.matching import Duplicates
+    from scgpt_tools.tokens.modalities import ModalityConfig
+    from scgpt_tools.tokens.names import NameTable
+
+logger = logging.getLogger(__name__)
+
+
+@shared_docs
+def impute(
+    mdata: MuData,
+    model: CellModel | str | PathLike[str],
+    *,
+    modality: str,
+    features: Sequence[str] | None = None,
+    layer: Layers = None,
+    genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "first",
+    batch: str | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    attention: Attention | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    show_progress: bool | None = None,
+    copy: bool = False,
+) -> MuData | None:
+    """Predict a modality of every cell from its other modalities :cite:p:`Cui2024`.
+
+    What was measured of the modality is not looked at, so where it was, prediction and measurement can be compared, and
+    where it was not, the prediction stands for it.
+
+    Parameters
+    ----------
+    mdata
+        Cells; those without a measurement in any other modality get what a model knows of no cell in particular.
+    model
+        Result of :func:`scgpt_tools.train.finetune` with ``task="multiomic"`` on cells that were measured in both, or
+        the folder that it was saved to.
+    modality
+        What to predict; ``mdata`` need not have it.
+    features
+        Features to predict; ``None`` for all that the model knows.
+    layer
+        Key of ``layers`` to read of the other modalities, one for all or one for each; ``None`` takes ``X``.
+    {genes}
+    symbols, aliases, ignore_case, duplicates
+        How to match names of genes to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
+    batch
+        Column of ``obs`` with the technical batch of each cell, if the model was trained with it.
+    batch_size
+        Cells computed at once; the result does not depend on it.
+    device, precision, attention
+        As in :func:`scgpt_tools.tl.embed`; ``attention`` must know generated tokens, as ``"sdpa"`` does.
+    {rng}
+    key_added
+        Key of the result in ``obsm`` and ``uns``; ``None`` takes the modality's name with ``"_imputed"``.
+    {show_progress}
+    {copy}
+
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes
+
+    ``obsm[key_added]`` : :class:`pandas.DataFrame`, float32, (cells, features)
+        One row for every cell of ``mdata``, one column for every feature by its name in the modality.
+    ``uns[key_added]`` : :class:`dict`
+        ``unit`` of the values (:func:`~scgpt_tools.models.imputing.unit_of`), and provenance as
+        :func:`scgpt_tools.tl.embed` leaves it.
+
+    Raises
+    ------
+    KeyError
+        If a layer, column or feature is absent; the message lists what is there.
+    TypeError
+        If ``mdata`` is no MuData.
+    ValueError
+        If the model does not know the modality, was not trained to predict it, or ``mdata`` has no other that it reads.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> model = sct.train.finetune("scgpt-demo", paired, task="multiomic", layer="counts")  # doctest: +SKIP
+    >>> sct.tl.impute(mosaic, model, modality="prot", layer="counts")  # doctest: +SKIP
+    >>> mosaic.obsm["prot_imputed"]  # doctest: +SKIP
+    """
+    if not has_modalities(mdata):
+        raise TypeError(
+            f"Expected a MuData, found {type(mdata).__name__}. Wrap it as `mudata.MuData({{'rna': adata}})`."
+        )
+    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=device)
+    part, tokens = _questions(loaded, modality, features)
+    others = tuple(other.name for other in loaded.config.tokenizer.parts if other.name in mdata.mod and other != part)
+    if not others:
+        raise ValueError(
+            f"Expected another modality than {modality!r} that the model reads to predict it from, found only "
+            f"{list(mdata.mod)}."
+        )
+    request = Request(
+        layer=layer,
+        genes=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
+        modalities=others,
+        batch=batch,
+        shows_batch=True,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        attention=attention,
+        rng=rng,
+        copy=copy,
+    )
+    cells = open_cells(mdata, loaded, request)
+    ask = partial(
+        asked_values,
+        loaded,
+        ids=loaded.vocabulary.ids(tokens, unknown=None),
+        modality=loaded.config.tokenizer.modalities.index(modality),
+        attention=cells.attention,
+    )
+    values = in_unit_of_data(cells.compute(ask, width=len(tokens), show_progress=show_progress), part, tokens)
+    names = pd.Index([token.removeprefix(part.prefix) for token in tokens], name=None)
+    keys = ImputeKeys(key_added or f"{modality}_imputed")
+    about = cells.provenance(modality=modality, predicted_from=", ".join(others)) | {"unit": unit_of(part)}
+    result = mdata.copy() if copy else mdata
+    result.obsm[keys.obsm] = pd.DataFrame(values, index=mdata.obs_names, columns=names)
+    result.uns[keys.uns] = about
+    logger.info(
+        "Added `obsm[%r]`: %d features of %d cells, in the unit %r.", keys.obsm, *values.shape[::-1], about["unit"]
+    )
+    return result if copy else None
+
+
+def _questions(
+    model: CellModel, modality: str, features: Sequence[str] | None
+) -> tuple[ModalityConfig, tuple[str, ...]]:
+    """The modality and the tokens to ask for."""
+    parts = {part.name: part for part in model.config.tokenizer.parts}
+    if not parts:
+        raise ValueError(
+            f"Expected a model of several modalities, found {model.name!r}, which reads one. Make one with "
+            "`sct.train.finetune(model, mdata, task='multiomic')`."
+        )
+    part = lookup(parts, modality, "modality")
+    if part.genes != "all" or not model.config.embedder.generation:
+        raise ValueError(
+            f"Expected a model that has learnt to predict all of {modality!r}, found one that reads what is above zero "
+            f"of it only. Train with `modalities={{{modality!r}: {{'genes': 'all', 'most': 500}}}}`."
+        )
+    known = tokens_of(model.vocabulary, part)
+    if features is None:
+        if not known:
+            raise ValueError(
+                f"Expected `features` of {modality!r} to predict, found None, and it has no list of its own."
+            )
+        return part, known
+    asked = tuple(part.token_of(feature) for feature in features)
+    for feature, token in zip(features, asked, strict=True):
+        if token not in (known or model.vocabulary):
+            names = [token.removeprefix(part.prefix) for token in known or model.vocabulary]
+            raise KeyError(absent(feature, names, f"feature of {modality!r} named"))
+    return part, asked

@@ -1,0 +1,175 @@
+"""Rules by which a name finds its token, and what to say about names that find none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+from warnings import warn
+
+import numpy as np
+
+from scgpt_tools.tokens.coverage import MATCHED, OUTCOMES, Coverage, some
+from scgpt_tools.tokens.names import column_names, describe, name_pairs, text_columns, unversioned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from scgpt_tools.tokens.names import NameTable
+    from scgpt_tools.vocabulary import Vocabulary
+
+Duplicates: TypeAlias = Literal["first", "error", "all"]
+"""What to do with several columns of the same token: read the best matched one, refuse, or read each as a token."""
+
+
+class Matcher:
+    """Token of one name, and the rule that found it."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        symbols: NameTable | None = None,
+        aliases: NameTable | None = None,
+        ignore_case: bool = False,
+    ) -> None:
+        specials = set(vocabulary.specials)
+        self.genes = dict.fromkeys(token for token in vocabulary if token not in specials)
+        self.ignore_case = ignore_case
+        self.symbols = _Table({} if symbols is None else name_pairs(symbols, "symbols"), ignore_case=ignore_case)
+        self.aliases = _Table({} if aliases is None else name_pairs(aliases, "aliases"), ignore_case=ignore_case)
+        self._folded: dict[str, set[str]] = {}
+        if ignore_case:
+            for gene in self.genes:
+                self._folded.setdefault(gene.casefold(), set()).add(gene)
+
+    def __call__(self, name: str | None) -> tuple[str | None, str]:
+        """Return the token, or ``None``, and the outcome."""
+        if name is None:
+            return None, "unnamed"
+        if name in self.genes:
+            return name, "exact"
+        ambiguous = False
+        for rule, candidates in self._candidates(name):
+            found = {candidate for candidate in candidates if candidate in self.genes}
+            if len(found) == 1:
+                return found.pop(), rule
+            ambiguous |= len(found) > 1
+        return None, "ambiguous" if ambiguous else "missing"
+
+    def _candidates(self, name: str) -> Iterable[tuple[str, Iterable[str]]]:
+        bare = unversioned(name)
+        symbols = self.symbols.of(bare)
+        yield "ensembl", (bare, *symbols)
+        outdated = (name, *symbols)
+        current = [new for old in outdated for new in self.aliases.of(old)]
+        yield "alias", current
+        if self.ignore_case:
+            yield (
+                "case",
+                {gene for spelled in (*outdated, *current) for gene in self._folded.get(spelled.casefold(), ())},
+            )
+
+
+class _Table:
+    """Names to names, whatever the version of an Ensembl id and, if wished, the case."""
+
+    def __init__(self, pairs: dict[str, tuple[str, ...]], *, ignore_case: bool) -> None:
+        self._fold = str.casefold if ignore_case else str
+        self._pairs: dict[str, tuple[str, ...]] = {}
+        for old, new in pairs.items():
+            key = self._fold(unversioned(old))
+            self._pairs[key] = (*self._pairs.get(key, ()), *new)
+
+    def of(self, name: str) -> tuple[str, ...]:
+        return self._pairs.get(self._fold(name), ())
+
+
+def matched(names: Sequence[str | None], matcher: Matcher, duplicates: Duplicates) -> Coverage:
+    """Find the token of every name."""
+    tokens = np.empty(len(names), dtype=object)
+    outcomes = np.empty(len(names), dtype=np.int8)
+    for position, name in enumerate(names):
+        tokens[position], outcome = matcher(name)
+        outcomes[position] = OUTCOMES.index(outcome)
+    matched = outcomes < len(MATCHED)
+    used = matched if duplicates == "all" else _best(tokens, outcomes, matched)
+    return Coverage(_objects(names), tokens, outcomes, used, n_vocabulary=len(matcher.genes))
+
+
+def _best(tokens: NDArray[np.object_], outcomes: NDArray[np.int8], matched: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """One column per token: the one with the strongest rule, the first of equals."""
+    columns = np.flatnonzero(matched)
+    best: dict[str, int] = {}
+    for column in columns[np.argsort(outcomes[columns], kind="stable")]:
+        best.setdefault(tokens[column], int(column))
+    used = np.zeros(len(tokens), dtype=bool)
+    used[list(best.values())] = True
+    return used
+
+
+def _objects(values: Sequence[object]) -> NDArray[np.object_]:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def report(
+    coverage: Coverage, matcher: Matcher, var: pd.DataFrame, *, min_coverage: float, duplicates: Duplicates
+) -> None:
+    """Say what the user can act on; called by ``FeatureTable.from_var`` only, for the place of the warnings."""
+    if coverage.n_features == 0:
+        raise ValueError("Expected a matrix with genes, found no row in `var`.")
+    if coverage.n_matched == 0:
+        raise ValueError(
+            f"Expected names of genes of the vocabulary, which holds {describe(matcher.genes)}, found none among "
+            f"{coverage.n_features:,} features. {_advice(coverage, matcher, var)}"
+        )
+    if coverage.n_duplicates and duplicates == "error":
+        raise ValueError(
+            f"Expected one column per gene, found {coverage.n_duplicates} more: {some(coverage.duplicates)}. Merge or "
+            "drop them, or choose with duplicates='first' or 'all'."
+        )
+    if coverage.n_duplicates and duplicates == "first":
+        warn(
+            f"{coverage.n_duplicates} columns match a gene that another column has, and are not read: "
+            f"{some(coverage.duplicates)}. Merge them, or choose with duplicates='error' or 'all'.",
+            stacklevel=3,
+        )
+    if coverage.share < min_coverage:
+        warn(
+            f"Only {coverage.headline()}; expected at least {100 * min_coverage:g} %. "
+            f"{_advice(coverage, matcher, var)}",
+            stacklevel=3,
+        )
+
+
+def _advice(coverage: Coverage, matcher: Matcher, var: pd.DataFrame) -> str:
+    """What the unmatched names look like, and what would match them."""
+    looks = describe(coverage.missing)
+    who = "The others" if coverage.n_matched else "Yours"
+    seen = f"{who} look like {looks}." if coverage.missing else "The names are missing."
+    shares = {column: _share(column_names(var, column), matcher) for column in [None, *text_columns(var)]}
+    column = max(shares, key=lambda name: shares[name])
+    if shares[column] > max(2 * coverage.share, 0.05):
+        place = "The index of `var`" if column is None else f"The column {column!r} of `var`"
+        return f"{seen} {place} matches {100 * shares[column]:.0f} %: choose it for the names."
+    in_other_case = _in_other_case(coverage.missing, matcher)
+    if 10 * in_other_case > len(coverage.missing) and not matcher.ignore_case:
+        return (
+            f"{seen} {in_other_case:,} of them are in the vocabulary with other upper and lower case: correct the "
+            "spelling, or pass ignore_case=True if the genes are the same."
+        )
+    if "Ensembl" in looks:
+        return f"{seen} Choose a column of `var` with symbols, or pass `symbols=` a table from Ensembl id to symbol."
+    return f"{seen} No column of `var` matches better; add one with names that the vocabulary has."
+
+
+def _in_other_case(names: Sequence[str], matcher: Matcher) -> int:
+    folded = {gene.casefold() for gene in matcher.genes}
+    return sum(name.casefold() in folded for name in names)
+
+
+def _share(names: Sequence[str | None], matcher: Matcher) -> float:
+    return sum(matcher(name)[0] is not None for name in names) / max(len(names), 1)
