@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ class Ours:
             classes=tuple(map(str, codes.categories)),
             batches=None,
             batch_parts=False,
-            tokenizer={"length": arguments.length},
+            tokenizer=replace(base.config.tokenizer, length=arguments.length),
             dropout=arguments.dropout,
         )
         torch.manual_seed(0)

@@ -166,7 +166,8 @@ def test_a_norm_by_domain_needs_its_labels():
             call(batch.replace(batch=None))
 
 
-def test_gradients_without_padding_are_those_with_it(batch):
+def test_gradients_without_padding_are_those_with_it(batch, monkeypatch):
+    monkeypatch.setattr("scgpt_tools.models.cell_model._LONG", 1)
     model = build(replace(SCGPT, encoder=replace(SCGPT.encoder, dropout=0.0))).train()
     gradients = {}
     for attention in ("sdpa", "varlen", None):
@@ -183,6 +184,7 @@ def test_gradients_without_padding_are_those_with_it(batch):
 
 @pytest.mark.parametrize(("lengths", "expected"), [((6, 6), "sdpa"), ((6, 4), "varlen"), ((6, 0), "sdpa")])
 def test_padding_is_left_out_where_there_is_some(lengths, expected, model, monkeypatch):
+    monkeypatch.setattr("scgpt_tools.models.cell_model._LONG", 6)
     mask = torch.arange(6) < torch.tensor(lengths)[:, None]
     batch = TokenBatch(genes=torch.full((2, 6), 3), values=torch.ones(2, 6), mask=mask)
     used = []
@@ -194,7 +196,9 @@ def test_padding_is_left_out_where_there_is_some(lengths, expected, model, monke
     assert used == [expected]
 
 
-def test_cells_go_one_by_one_in_training_with_dropout(monkeypatch):
+@pytest.mark.parametrize(("long", "expected"), [(6, [6, 6]), (7, [])])
+def test_long_cells_go_one_by_one_in_training_with_dropout(long, expected, monkeypatch):
+    monkeypatch.setattr("scgpt_tools.models.cell_model._LONG", long)
     model = build(replace(SCGPT, encoder=replace(SCGPT.encoder, dropout=0.1)))
     batch = TokenBatch(genes=torch.full((2, 6), 3), values=torch.ones(2, 6), mask=torch.ones(2, 6, dtype=torch.bool))
     calls = []
@@ -202,7 +206,7 @@ def test_cells_go_one_by_one_in_training_with_dropout(monkeypatch):
     model(batch)
     assert calls == []
     model.train()(batch)
-    assert calls == [6, 6] * SCGPT.encoder.layers
+    assert calls == expected * SCGPT.encoder.layers
 
 
 def test_computing_draws_nothing_from_the_global_generators(model, batch):

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Tokens of a cell below which a call of attention for each costs more than padding.
+_LONG = 256
+
 
 class CellModel(nn.Module):
     """A transformer over the genes of single cells.
@@ -213,7 +216,7 @@ class CellModel(nn.Module):
 
     def _packing_pays(self, batch: TokenBatch) -> bool:
         """Whether to go cell by cell without padding, for which its place has to be known at once: on a CPU it is."""
-        if self.device.type != "cpu" or batch.generated is not None:
+        if self.device.type != "cpu" or batch.generated is not None or batch.mask.shape[1] < _LONG:
             return False
         lengths = batch.mask.sum(dim=1)
         padded, dropout = bool((lengths < batch.mask.shape[1]).any()), self.training and self.config.encoder.dropout > 0
