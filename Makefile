@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 test: export OMP_NUM_THREADS := $(TEST_THREADS)
 test: export MPLBACKEND := agg
 test: lint
-	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 	@$(MAKE) --no-print-directory docs
 
 lint: $(VENV)/.installed-test

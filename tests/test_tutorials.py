@@ -1,4 +1,8 @@
-"""Every notebook runs offline from top to bottom, and its stored output is what it gives now."""
+"""Every notebook runs offline from top to bottom and shows what its page shows.
+
+Pages of measured cells were stored with the data at hand; without it their notebooks take stand-ins, so numbers are
+compared for the quickstart, and kinds of output for all.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +70,7 @@ RESULTS = {
 }
 """Expressions that are evaluated after the last cell of a notebook, for those with tests of their own below."""
 
-# Tests of one notebook go to one process, which executes it once.
-
-each_notebook = pytest.mark.parametrize(
-    "name", [pytest.param(path.stem, marks=pytest.mark.xdist_group(path.stem)) for path in NOTEBOOKS]
-)
+each_notebook = pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 
 
 def stored(name: str) -> nbformat.NotebookNode:
@@ -134,13 +134,23 @@ def test_it_runs_offline_and_shows_what_is_stored(name):
     assert now == [kinds(cell) for cell in code_cells(stored(name))]
 
 
+def stored_table(name: str, start: str) -> dict[str, list[float]]:
+    """Rows of a table on a page, as shown by the cell that starts so."""
+    cell = next(cell for cell in code_cells(stored(name)) if cell.source.startswith(start))
+    lines = cell.outputs[-1].data["text/plain"].splitlines()
+    rows = (re.fullmatch(r"(\S.*?)((?: +-?\d+\.\d+)+) *\\?", line) for line in lines)
+    table: dict[str, list[float]] = {}
+    for row in filter(None, rows):
+        table.setdefault(row[1], []).extend(map(float, row[2].split()))
+    return table
+
+
 @each_notebook
 def test_the_documentation_has_it(name):
     listing = (TUTORIALS.parent / "docs" / "tutorials" / "index.md").read_text(encoding="utf-8")
     assert re.search(rf"^{name}$", listing, flags=re.MULTILINE)
 
 
-@pytest.mark.xdist_group("quickstart")
 def test_quickstart_embeds_cells():
     found = results("quickstart")
     assert found["shape"] == found["kept"] == [140, 64]
@@ -150,14 +160,12 @@ def test_quickstart_embeds_cells():
     assert found["matched"] > 0.9
 
 
-@pytest.mark.xdist_group("quickstart")
 def test_quickstart_shows_that_the_model_has_learnt_something():
     scores = results("quickstart")["scores"]
     for score in ("NMI", "ARI", "ASW"):
         assert scores["scgpt-demo"][score] > scores["untrained, same size"][score] + 0.02
 
 
-@pytest.mark.xdist_group("quickstart")
 def test_scores_on_the_page_are_those_of_the_model():
     before, now = (
         numbers(next(cell for cell in code_cells(notebook) if cell.source.endswith("scores.round(2)")))
@@ -174,7 +182,6 @@ def test_the_stored_perturbations_were_measured():
     ]
 
 
-@pytest.mark.xdist_group("perturbation")
 def test_a_generator_beats_no_change_where_something_changes():
     found = results("perturbation")
     effects = [row for row in found["errors"].values() if row["no_change"] > 2 * row["matching_mean"]]
@@ -183,7 +190,6 @@ def test_a_generator_beats_no_change_where_something_changes():
     assert found["weighted"]["generator"] < found["weighted"]["no_change"]
 
 
-@pytest.mark.xdist_group("perturbation")
 def test_a_benchmark_holds_baselines_ceiling_and_cells():
     found = results("perturbation")
     assert {"generator", "no_change", "perturbed_mean", "additive", "linear", "split_half"} <= set(found["unseen"])
@@ -191,7 +197,6 @@ def test_a_benchmark_holds_baselines_ceiling_and_cells():
     assert found["screened"][0] >= 9
 
 
-@pytest.mark.xdist_group("multiomics")
 def test_multiomics_predicts_proteins_of_cells_that_have_none():
     found = results("multiomics")
     cells, rows, width = found["cells"]
@@ -203,7 +208,6 @@ def test_multiomics_predicts_proteins_of_cells_that_have_none():
     assert found["correlation"]["imputed"] > 0.35
 
 
-@pytest.mark.xdist_group("annotation")
 def test_annotation_compares_with_plain_methods():
     found = results("annotation")
     accuracy = found["tables"]["across chemistries | accuracy"]
@@ -212,14 +216,12 @@ def test_annotation_compares_with_plain_methods():
     assert found["new tokens"] > 0
 
 
-@pytest.mark.xdist_group("annotation")
 def test_a_threshold_names_fewer_cells_and_more_of_them_rightly():
     found = results("annotation")
     assert found["named"] == sorted(found["named"], reverse=True)
     assert found["thresholds"][-1] > found["thresholds"][0]
 
 
-@pytest.mark.xdist_group("integration")
 def test_fine_tuning_mixes_batches():
     found = results("integration")
     assert {"X_fine_tuned", "X_zero_shot", "X_harmony", "X_pca"} == set(found)
@@ -227,23 +229,30 @@ def test_fine_tuning_mixes_batches():
 
 
 def test_the_page_on_integration_says_what_its_table_shows():
-    cell = next(cell for cell in code_cells(stored("integration")) if cell.source.startswith("keys ="))
-    lines = [line.split() for line in cell.outputs[0].data["text/plain"].splitlines()[2:]]
-    conservation = {name: float(score) for name, score, *_ in lines}
-    correction = {name: float(score) for name, _, score, *_ in lines}
-    assert correction["X_fine_tuned"] > correction["X_zero_shot"]
-    assert conservation["X_fine_tuned"] >= conservation["X_zero_shot"]
-    assert correction["X_harmony"] > correction["X_fine_tuned"]
+    table = stored_table("integration", "keys =")
+    (kept, mixed, _), (kept_before, mixed_before, _) = table["X_fine_tuned"], table["X_zero_shot"]
+    assert mixed > mixed_before
+    assert kept >= kept_before
+    assert table["X_harmony"][1] > mixed
 
 
-@pytest.mark.xdist_group("pretraining")
+def test_the_page_on_annotation_says_what_its_table_shows():
+    table = stored_table("annotation", 'if measured("pbmc3k_annotated")')
+    ours, linear, neighbours = (
+        table[name] for name in ("scgpt-demo, fine-tuned", "logistic regression on PCA", "k nearest neighbours on PCA")
+    )
+    # Accuracy and macro F1 across chemistries, then across laboratories.
+    assert len(ours) == len(linear) == len(neighbours) == 4
+    assert all(score > other for score, other in zip(ours, neighbours, strict=True))
+    assert all(score < other for score, other in zip(ours[1:], linear[1:], strict=True))
+
+
 def test_pretraining_finds_cell_types_that_an_untrained_model_mixes():
     found = results("pretraining")
     assert found["losses"][1] < 0.9 * found["losses"][0]
     assert found["scores"]["pre-trained"]["nmi"] > found["scores"]["untrained"]["nmi"] + 0.1
 
 
-@pytest.mark.xdist_group("reference_mapping")
 def test_mapping_finds_types_and_tells_what_the_reference_lacks():
     found = results("reference_mapping")
     for use_rep in ("X_scGPT", "X_pca"):

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Tokens of a cell below which a call of attention for each costs more than padding.
-_LONG = 256
+_LONG = 128
 
 
 class CellModel(nn.Module):
