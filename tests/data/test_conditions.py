@@ -82,5 +82,15 @@ def test_contexts_join_columns():
     assert set(context_labels(adata, "batch")) == {"a", "b"}
 
 
+def test_contexts_that_would_be_spelled_alike_stay_apart():
+    adata = screen(4)
+    first = np.arange(adata.n_obs) % 2 == 0
+    adata.obs["donor"] = np.where(first, "a_b", "a")
+    adata.obs["plate"] = np.where(first, "c", "b_c")
+    found = context_labels(adata, ["donor", "plate"])
+    assert len(set(found[first])) == len(set(found[~first])) == 1
+    assert found[first][0] != found[~first][0]
+
+
 def test_control_mask():
     assert control_mask(["ctrl", "A+ctrl", "ctrl+ctrl", "A+B"]).tolist() == [True, False, True, False]

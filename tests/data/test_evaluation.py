@@ -136,3 +136,30 @@ def test_the_truth_holds_no_training_cell(within):
     np.testing.assert_array_equal(after.truth.scores[row], before.truth.scores[row])
     np.testing.assert_array_equal(after.truth.true, before.truth.true)
     np.testing.assert_array_equal(after.halves, before.halves)
+
+
+@pytest.mark.parametrize("within", [None, "batch"])
+@pytest.mark.parametrize("rare", [("G7+ctrl",), ("G7+ctrl", "G1+G7")])
+def test_a_training_condition_of_one_cell_counts_in_the_rest(split_screen, within, rare):
+    """It is scored against nothing, so one cell of it is enough, and it is no reason to fail."""
+    conditions = split_screen.obs["condition"].astype(str).to_numpy()
+    keep = ~np.isin(conditions, rare)
+    keep[[np.flatnonzero(conditions == name)[0] for name in rare]] = True
+    few = split_screen[keep].copy()
+    found = prepare_evaluation(few, within=within)
+    assert np.isfinite(found.truth.scores).all()
+    merged = few.copy()
+    merged.obs["condition"] = merged.obs["condition"].astype(str).replace(dict.fromkeys(rare, "G1+ctrl"))
+    # What the cells of the rest are called makes no difference to the held-out conditions.
+    again = prepare_evaluation(merged, within=within)
+    np.testing.assert_allclose(found.truth.weights, again.truth.weights)
+    np.testing.assert_allclose(found.truth.scores, again.truth.scores)
+
+
+@pytest.mark.parametrize("within", [None, "batch"])
+def test_a_held_out_condition_of_one_cell_is_refused(split_screen, within):
+    conditions = split_screen.obs["condition"].to_numpy()
+    keep = conditions != "G2+G3"
+    keep[np.flatnonzero(~keep)[0]] = True
+    with pytest.raises(ValueError, match=r"at least two cells of every condition, found one for 1 .*G2\+G3"):
+        prepare_evaluation(split_screen[keep].copy(), within=within)

@@ -39,6 +39,24 @@ def test_a_winning_baseline_is_named_first(scores):
     assert any("nearly the same for every perturbation: they differ 5.0%" in line for line in lines)
 
 
+def test_each_model_is_compared_with_baselines_alone():
+    """A better model beside it does not hide that a baseline beats a model."""
+    roles = {"A": "model", "B": "model", "split_half": "ceiling"}
+    means = {"A": 0.1, "B": 0.9, "perturbed_mean": 0.4, "no_change": 1.0, "split_half": 0.05}
+    rows = [
+        (condition, "unseen_single", method, roles.get(method, "baseline"), "mse", value)
+        for method, value in means.items()
+        for condition in "KLM"
+    ]
+    table = pd.DataFrame(rows, columns=["condition", "group", "method", "role", "metric", "value"])
+    scores = PerturbationScores(table, table.iloc[:0], pd.Series({"A": 1.0, "B": 1.0}), "abc")
+    lines = str(scores).splitlines()
+    assert "No baseline has a better mean than A." in lines
+    assert "A baseline has a better mean than B: perturbed_mean in mse." in lines
+    assert "No baseline has a better mean than B." not in lines
+    assert scores.winners().to_dict() == {"mse": "A"}
+
+
 def test_winners_leave_the_ceiling_out(scores):
     assert scores.winners().to_dict() == {"mse": "no_change", "pearson_control": "model"}
 

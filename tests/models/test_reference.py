@@ -95,6 +95,19 @@ def test_an_index_that_makes_no_sense_is_refused(vectors, codes, message):
         ReferenceIndex(vectors, codes, ("B", "T"))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_vectors_that_are_no_numbers_are_refused(index, tmp_path, value):
+    vectors = np.concatenate([index.vectors] * 11)
+    vectors[[1500, 2000], [3, 0]] = value
+    with pytest.raises(ValueError, match="missing or infinite numbers in row 1500"):
+        ReferenceIndex(vectors, np.concatenate([index.codes] * 11), index.classes)
+    damaged = index.vectors.copy()
+    damaged[7, 0] = value
+    np.save(index.save(tmp_path) / "vectors.npy", damaged)
+    with pytest.raises(ValueError, match="in row 7"):
+        ReferenceIndex.load(tmp_path)
+
+
 def test_without_faiss_scikit_learn_searches(index, monkeypatch):
     monkeypatch.setattr("scgpt_tools.models.reference.find_spec", lambda name: None)
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 
 import scgpt_tools as sct
 from generators import generator
+from scgpt_tools.tl.screen import _table
 from screens import screen as screen_cells
 
 PERTS = ["G0", "G1+G9", "G30", "G2+ctrl"]
@@ -134,9 +137,23 @@ def test_a_killed_screen_goes_on(cells, model, tmp_path):
     np.testing.assert_allclose(resumed.X, sct.tl.screen(cells, names, model).X, atol=1e-5)
 
 
+def test_nothing_as_large_as_the_result_is_made_beside_it():
+    """Mean and dispersion are there already, so the table costs one more matrix, of the changes."""
+    wide = ad.AnnData(np.zeros((1, 2000), dtype=np.float32))
+    results = np.ones((2, 60, 2000), dtype=np.float32)
+    predictor = SimpleNamespace(tokens=SimpleNamespace(place={"0": 0}, columns=np.arange(2000)))
+    wanted = {str(number): ("0",) for number in range(60)}
+    tracemalloc.start()
+    table = _table(wide, wanted, results, np.zeros(2000), predictor, {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * results[0].nbytes
+    assert np.shares_memory(table.X, results)
+    np.testing.assert_allclose(table.obs["effect_size"], np.sqrt(1999))
+
+
 def test_memory_does_not_grow_with_perturbations(cells, model):
-    """What is held at once is one minibatch and two rows a perturbation."""
-    import tracemalloc
+    """What is held at once is one minibatch and three rows a perturbation."""
 
     def peak(n: int) -> int:
         tracemalloc.start()
@@ -146,7 +163,7 @@ def test_memory_does_not_grow_with_perturbations(cells, model):
         return size
 
     peak(2)
-    # Mean, dispersion, effect and the copy for its length: some rows of float32 each.
+    # Mean, dispersion and effect: a row of float32 each, and what else a name costs.
     assert peak(40) - peak(2) < 38 * cells.n_vars * 4 * 12 + 50_000
 
 

@@ -282,6 +282,14 @@ def test_heads_can_learn_faster(base, cells):
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 
+def test_one_class_is_nothing_to_learn(base, cells):
+    cells.obs["split"] = np.where(cells.obs["kind"] == "even", "train", "val")
+    for column, options in (("only", {}), ("kind", {"validation": "split"})):
+        cells.obs["only"] = "even"
+        with pytest.raises(ValueError, match=rf"two classes of '{column}' or more to train on, found only \['even'\]"):
+            sct.train.finetune(base, cells, task="annotate", label=column, **options, **QUICK)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -24,6 +24,8 @@ from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.train.callbacks import History
 from scgpt_tools.train.diagnosis import LossNotFiniteError
 from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.module import EpochMeans
+from scgpt_tools.train.unfreezing import GradualUnfreezing
 
 BOTH = (MaskedExpression(), MaskedExpressionFromCell())
 QUICK = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu"}
@@ -263,6 +265,31 @@ def test_a_finished_run_is_not_run_again(make_model, make_data, tmp_path):
     assert_same_weights(weights(again), done)
 
 
+@pytest.mark.parametrize("stop", [1, 6])
+def test_a_run_resumed_in_mid_epoch_holds_what_it_held(stop, make_model, make_data, tmp_path):
+    """Lightning says nothing at the start of an epoch that goes on in its middle."""
+
+    def run(folder, *callbacks, resume=False):
+        model = make_model()
+        settings = FitConfig(**QUICK | {"epochs": 3}, folder=folder, resume=resume, checkpoint_steps=1)
+        return weights(fit(model, make_data(), BOTH, settings, callbacks=[GradualUnfreezing(model, 1), *callbacks]))
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", Interrupt(stop))
+    assert_same_weights(run(tmp_path / "cut", resume=True), whole)
+
+
+def test_the_best_state_of_an_earlier_run_is_not_taken(make_model, make_data, tmp_path):
+    """A new run in the same folder ends before its first validation."""
+    old = weights(fit(make_model(seed=1), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path)))
+    new = weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, max_steps=1, folder=tmp_path / "other")))
+    again = weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, max_steps=1, folder=tmp_path)))
+    assert (tmp_path / "best.ckpt").is_file()
+    assert_same_weights(again, new)
+    assert any(not torch.equal(again[name], old[name]) for name in old)
+
+
 # --------------------------------------------------------------------------------------------------------- errors
 
 
@@ -295,6 +322,67 @@ def test_nan_stops_with_step_and_cause_and_keeps_the_last_state(where, cause, ma
     assert_same_weights(weights(resumed), weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK))))
 
 
+def last_is_finite(folder):
+    state = torch.load(folder / "last.ckpt", weights_only=True)
+    return all(torch.isfinite(tensor).all() for tensor in state["state_dict"].values())
+
+
+def test_a_rate_beyond_reason_leaves_no_broken_checkpoint(make_model, make_data, tmp_path):
+    config = FitConfig(**QUICK | {"lr": 1e30}, folder=tmp_path, checkpoint_steps=1)
+    with pytest.raises(LossNotFiniteError, match="lower the learning rate"):
+        fit(make_model(), make_data(), BOTH, config)
+    assert last_is_finite(tmp_path)
+
+
+class Destroy(lightning.Callback):
+    """Stands for an update that makes a weight infinite."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.after:
+            next(pl_module.model.parameters()).data[0, 0] = math.inf
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(1, 2), (None, None)])
+def test_destroyed_weights_do_not_replace_good_ones(steps, kept, make_model, make_data, tmp_path):
+    config = FitConfig(**QUICK | {"epochs": 1}, folder=tmp_path, checkpoint_steps=steps)
+    data = make_data(validation=[])
+    after = len(data.loader("train", batch_size=config.batch_size)) if kept is None else kept + 1
+    with pytest.raises(LossNotFiniteError, match=rf"weights after step {after},.*1 tensors.*Lower the learning rate"):
+        fit(make_model(), data, BOTH, config, callbacks=[Destroy(after)])
+    assert (tmp_path / "last.ckpt").exists() == (kept is not None)
+    if kept is not None:
+        assert last_is_finite(tmp_path)
+        assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == kept
+
+
+class PoisonGradients(lightning.Callback):
+    """Makes one gradient infinite before a step."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step == self.at:
+            pl_module.model.heads["expression"].value[0].weight.grad[0, 0] = math.inf
+
+
+def test_gradients_that_are_not_finite_change_nothing(make_model, make_data, tmp_path):
+    model, before = make_model(), weights(make_model())
+    with pytest.raises(
+        LossNotFiniteError, match=r"gradients at step 0.*1 parameters.*'heads.expression.value.0.weight'"
+    ):
+        fit(model, make_data(), BOTH, FitConfig(**QUICK, checkpoint_steps=1), callbacks=[PoisonGradients(0)])
+    assert_same_weights(weights(model), before)
+    config = FitConfig(**QUICK, folder=tmp_path, checkpoint_steps=1)
+    with pytest.raises(LossNotFiniteError, match="gradients at step 2"):
+        fit(make_model(), make_data(), BOTH, config, callbacks=[PoisonGradients(2)])
+    assert last_is_finite(tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
 def test_a_minibatch_without_hidden_values_is_named(make_model, make_data):
     data = make_data(corruption=MaskValues(ratio=0.01))
     with pytest.raises(LossNotFiniteError, match="No value of this minibatch is hidden"):
@@ -324,6 +412,41 @@ def test_wrong_settings_are_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=name):
         FitConfig(**options)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", "FSDP"])
+def test_strategies_that_cut_weights_are_refused(strategy):
+    with pytest.raises(ValueError, match=f"found '{strategy}'. Use 'ddp'"):
+        FitConfig(strategy=strategy)
+
+
+def test_patience_needs_a_metric(make_model, make_data):
+    data = make_data(validation=[])
+    with pytest.raises(ValueError, match="Expected validation cells, or another metric as `monitor`, for patience=2"):
+        fit(make_model(), data, BOTH, FitConfig(**QUICK, patience=2))
+    fit(make_model(), data, BOTH, FitConfig(**QUICK | {"epochs": 1}, patience=2, monitor="train_loss"))
+
+
+def test_sums_of_an_epoch_are_made_where_float64_is():
+    """Some devices have no float64, so numbers leave them first."""
+
+    class Number:
+        def __init__(self, here):
+            self.here = here
+
+        def detach(self):
+            return self
+
+        def cpu(self):
+            return Number(True)
+
+        def double(self):
+            assert self.here
+            return torch.tensor(2.0, dtype=torch.float64)
+
+    means = EpochMeans()
+    means.add({"loss": Number(False)}, 3)
+    assert means.take(torch.device("cpu")) == {"loss": torch.tensor(2.0)}
 
 
 def test_resuming_needs_a_folder(make_model, make_data):

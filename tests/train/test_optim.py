@@ -7,7 +7,11 @@ import math
 import pytest
 import torch
 
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.config import ContextConfig
+from scgpt_tools.models.families import scgpt
 from scgpt_tools.train.optim import OptimizerConfig, make_optimizer, make_schedule, parameter_groups, rate_factor
+from scgpt_tools.train.perturb import as_generator
 
 
 def test_every_trainable_parameter_is_in_one_group(make_model):
@@ -23,19 +27,48 @@ def test_norms_and_biases_do_not_decay(make_model):
     groups = {group["name"]: group for group in parameter_groups(model, OptimizerConfig(weight_decay=0.1))}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for kind, expected in (("decay", 0.1), ("no_decay", 0.0)):
-        for part in ("backbone", "heads"):
+        for part in ("backbone", "new"):
             group = groups[f"{part}.{kind}"]
             assert group["weight_decay"] == expected
             for parameter in group["params"]:
                 name = names[id(parameter)]
-                assert name.startswith("heads.") == (part == "heads")
+                assert name.startswith("heads.") == (part == "new")
                 assert (name.endswith("bias") or "norm" in name) == (kind == "no_decay"), name
 
 
 def test_heads_have_a_rate_of_their_own(make_model):
     groups = parameter_groups(make_model(), OptimizerConfig(lr=1e-4, head_lr=1e-2))
-    assert {group["name"].partition(".")[0]: group["lr"] for group in groups} == {"backbone": 1e-4, "heads": 1e-2}
+    assert {group["name"].partition(".")[0]: group["lr"] for group in groups} == {"backbone": 1e-4, "new": 1e-2}
     assert {group["lr"] for group in parameter_groups(make_model(), OptimizerConfig(lr=3e-4))} == {3e-4}
+
+
+def rate_of_each(model, **options):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, OptimizerConfig(**options))
+    return {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+
+
+def test_all_new_parts_have_the_rate_of_the_heads(tiny_vocabulary, make_model):
+    generator, _ = as_generator(make_model())
+    integrator = make_model().adapt(context=ContextConfig(batches=2), batch_names=("a", "b"))
+    for model, part in ((generator, "embedder.perturbation.weight"), (integrator, "context.")):
+        rates = rate_of_each(model, lr=1e-4, head_lr=1e-2)
+        assert any(name.startswith(part) for name in rates)
+        for name, lr in rates.items():
+            assert lr == (1e-2 if name.startswith(("heads.", part)) else 1e-4), name
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_lower_layers_learn_more_slowly(layers, tiny_vocabulary):
+    model = CellModel(scgpt(tiny_vocabulary, dim=16, layers=layers, heads=2, hidden=16), tiny_vocabulary)
+    rates = rate_of_each(model, lr=1e-3, layer_decay=0.5, weight_decay=0.1)
+    assert len(rates) == len(list(model.parameters()))
+    expected = {f"encoder.blocks.{layer}.": 1e-3 * 0.5 ** (layers - 1 - layer) for layer in range(layers)}
+    expected |= {"embedder.": 1e-3 * 0.5**layers, "heads.": 1e-3}
+    for start, lr in expected.items():
+        found = {value for name, value in rates.items() if name.startswith(start)}
+        assert list(found) == [pytest.approx(lr)], start
+    assert parameter_groups(model, OptimizerConfig(lr=1e-3, layer_decay=0.5))[0]["lr"] == 1e-3
 
 
 def test_a_frozen_model_is_refused(make_model):
@@ -103,7 +136,7 @@ def test_schedule_reaches_the_optimizer(make_model):
 @pytest.mark.parametrize(
     "options",
     [{"lr": 0.0}, {"head_lr": -1.0}, {"weight_decay": -0.1}, {"step_factor": 0.0}, {"end": 2.0}, {"betas": (0.9, 1.0)},
-     {"warmup": -1.0}, {"step_epochs": 0}, {"lr": math.nan}],
+     {"warmup": -1.0}, {"step_epochs": 0}, {"layer_decay": 0.0}, {"layer_decay": 1.5}, {"lr": math.nan}],
 )  # fmt: skip
 def test_wrong_settings_are_refused(options):
     (name,) = options

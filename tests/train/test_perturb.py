@@ -156,6 +156,12 @@ def test_bad_input_is_refused(cells):
         finetune(base, cells[::2].copy(), **QUICK)
     with pytest.raises(TypeError, match="Did you mean 'epochs'"):
         finetune(base, cells, task="perturb", epoch=3)
+    with pytest.raises(ValueError, match="`freeze` to be one of"):
+        finetune(base, cells, **QUICK, freeze="backbones")
+    with pytest.raises(ValueError, match="`lora` freezes the backbone itself"):
+        finetune(base, cells, **QUICK, lora=2, freeze="backbone")
+    with pytest.raises(ValueError, match="Expected validation cells"):
+        finetune(base, cells, **QUICK, validation=0.0, patience=3)
     with pytest.raises(ValueError, match="`unmeasured` to be one of"):
         finetune(base, cells, **QUICK, unmeasured="ignore")
 

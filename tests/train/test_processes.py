@@ -33,6 +33,22 @@ CONFIG = {
 
 PRETRAIN = "import sys; from scgpt_tools.train import pretrain; pretrain(sys.argv[1], data=sys.argv[2])"
 
+# Without a folder each process has a temporary one, and the largest loss makes the first epoch the best one.
+FINETUNE = """
+import os, pathlib, sys
+import anndata
+from scgpt_tools.train import finetune
+
+folder = pathlib.Path(sys.argv[2])
+cells = anndata.read_h5ad(folder / "cells.h5ad")
+model = finetune(
+    folder / "alone", cells, task="annotate", label="kind", epochs=2, batch_size=8, lr=1e-3, monitor="train_loss",
+    mode="max", accelerator="cpu", devices=2, strategy="ddp",
+)
+(folder / f"checksum{os.environ['RANK']}").write_text(model.to("cpu").checksum)
+(folder / "losses").write_text(" ".join(map(str, model.history["train_loss"])))
+"""
+
 
 @pytest.fixture
 def folder(tmp_path, make_cells) -> Path:
@@ -86,14 +102,20 @@ def test_kill_9_and_resume_end_where_an_uninterrupted_run_ends(folder):
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_the_doubled_minibatch(folder):
-    """The same losses and weights within rounding, also for terms that compare cells of both processes."""
+    """The same losses and weights within rounding, also for terms that compare cells of both processes.
+
+    Both end with the same weights, also where they have no folder in common.
+    """
     alone = pretrain(written(folder, "alone", batch_size=16), data=folder)
     config = written(folder, "shared", batch_size=8, devices=2, strategy="ddp")
     process = start(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python",
-        sys.executable, "-c", PRETRAIN, str(config), str(folder),
+        sys.executable, "-c", PRETRAIN + FINETUNE, str(config), str(folder),
     )  # fmt: skip
     finish(process)
+    first, second = (float(loss) for loss in (folder / "losses").read_text().split())
+    assert first > second, "the best state is not the last one"
+    assert (folder / "checksum0").read_text() == (folder / "checksum1").read_text()
     one, two = (pd.read_csv(folder / name / "run" / "history.csv") for name in ("alone", "shared"))
     columns = [name for name in one if name.startswith(("train_", "validation_"))]
     assert "train_contrastive_cells" in columns

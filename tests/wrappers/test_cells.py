@@ -202,6 +202,17 @@ def test_a_loss_needs_something_to_learn(build, adata):
         model.compute_loss(batch, model.forward(batch), CCE=True)
 
 
+def test_another_mask_value_than_that_of_the_minibatch_is_refused(build, adata):
+    model = build()
+    batch = first(model.prepare_dataloader(adata, mask_ratio=0.4, mask_value=-2, return_split="train"))
+    with pytest.raises(ValueError, match="mask_value=-1 marks as hidden, found none. Pass mask_value=-2"):
+        model.compute_loss(batch)
+    assert torch.isfinite(model.compute_loss(batch, mask_value=-2)["loss"])
+    batch["masked_values"] = batch["target_values"]
+    with pytest.raises(ValueError, match="hides nothing; pass a larger `mask_ratio`"):
+        model.compute_loss(batch)
+
+
 # Training -------------------------------------------------------------------------------------------------------------
 
 

@@ -178,7 +178,7 @@ def context_labels(adata: AnnData, within: str | Sequence[str] | None) -> NDArra
 
     Returns
     -------
-    (N,) values joined by ``_``.
+    (N,) values joined by ``_``, or as tuples where that would give two combinations the same label.
 
     Raises
     ------
@@ -191,7 +191,11 @@ def context_labels(adata: AnnData, within: str | Sequence[str] | None) -> NDArra
     if not columns:
         return None
     parts = [read_labels(adata, column) for column in columns]
-    return np.array(["_".join(values) for values in zip(*parts, strict=True)], dtype=object)
+    rows = list(zip(*parts, strict=True))
+    label_of = {values: "_".join(values) for values in rows}
+    if len(set(label_of.values())) < len(label_of):  # ("a_b", "c") and ("a", "b_c")
+        label_of = {values: str(values) for values in label_of}
+    return np.array([label_of[values] for values in rows], dtype=object)
 
 
 def _check_counts(labels: NDArray[Any], conditions: NDArray[Any], counts: NDArray[Any]) -> None:

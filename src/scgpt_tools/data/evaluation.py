@@ -240,14 +240,13 @@ class _Rows:
         """Test scores against the controls, and against all other perturbed cells."""
         whole = self.contexts if self.contexts[0] else None
         found = []
-        members: dict[Literal["control", "rest"], NDArray[np.bool_]] = {
-            "control": take & (self.is_control | np.isin(self.units, shown)),
-            "rest": take,
-        }
-        for against, mask in members.items():
-            chosen = np.flatnonzero(mask)
-            where = None if whole is None else whole[chosen]
-            ranking = rank_genes(cells[chosen], self.conditions[chosen], contexts=where, against=against)
+        chosen = np.flatnonzero(take)
+        where = None if whole is None else whole[chosen]
+        # What is not held out is no group of its own, so a single cell of it does.
+        ranked = np.isin(self.units[chosen], shown)
+        sides: tuple[Literal["control", "rest"], ...] = ("control", "rest")
+        for against in sides:
+            ranking = rank_genes(cells[chosen], self.conditions[chosen], contexts=where, against=against, ranked=ranked)
             row = {name: i for i, name in enumerate(ranking.names)}
             found.append(ranking.scores()[[row[name] for name in shown]])
         return found[0], found[1]

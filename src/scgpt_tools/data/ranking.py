@@ -68,6 +68,7 @@ def rank_genes(
     contexts: Labels | None = None,
     method: str = "t-test",
     against: Literal["control", "rest"] = "control",
+    ranked: NDArray[np.bool_] | None = None,
 ) -> GeneRanking:
     """Rank all genes of every condition by the absolute score against other cells of the same context.
 
@@ -84,6 +85,9 @@ def rank_genes(
         Test of :func:`scanpy.tl.rank_genes_groups`.
     against
         The controls, or the cells of all other perturbed conditions.
+    ranked
+        (N,) True for cells of the groups to rank; other perturbed cells count in the rest only, however few they are.
+        ``None`` ranks all groups.
 
     Returns
     -------
@@ -92,21 +96,22 @@ def rank_genes(
     Raises
     ------
     ValueError
-        If a group has fewer than two cells, or a context has no controls.
+        If a ranked group has fewer than two cells, or its context has no controls.
     """
     labels = np.asarray(conditions, dtype=str)
     where = None if contexts is None else np.asarray(contexts, dtype=str)
     is_control = control_mask(labels)
-    _check_groups(labels, where, is_control)
+    wanted = ~is_control if ranked is None else ranked & ~is_control
+    shown = wanted | is_control
+    _check_groups(labels[shown], None if where is None else where[shown], is_control[shown])
     names: list[str] = []
     parts: list[tuple[NDArray[Any], dict[str, NDArray[Any]]]] = []
     for context in [None] if where is None else np.unique(where):
         rows = np.flatnonzero(np.ones(labels.size, dtype=bool) if where is None else where == context)
-        if is_control[rows].all():
+        if not wanted[rows].any():
             continue
-        if against == "rest":
-            rows = rows[~is_control[rows]]
-        groups = np.where(is_control, "", labels)[rows]
+        rows = rows[shown[rows] if against == "control" else ~is_control[rows]]
+        groups = np.where(wanted, labels, "")[rows]
         found, order, statistics = _rank(matrix[rows], groups, method, "" if against == "control" else "rest")
         names += found if context is None else [f"{context}_{name}" for name in found]
         parts.append((order, statistics))
@@ -120,6 +125,8 @@ def rank_genes(
 def _rank(
     matrix: Any, groups: NDArray[Any], method: str, reference: str
 ) -> tuple[list[str], NDArray[Any], dict[str, NDArray[Any]]]:
+    """Rank the groups that have a name."""
+    named = sorted({str(group) for group in groups if group})
     # A shell with positions as names: nothing of the user's object is touched, and repeated gene names do no harm.
     columns = pd.Index([str(column) for column in range(matrix.shape[1])])
     cells = pd.Index([str(row) for row in range(matrix.shape[0])])
@@ -128,7 +135,9 @@ def _rank(
     with warnings.catch_warnings():
         # scanpy inserts one column a group into a frame, and pandas finds that slow.
         warnings.simplefilter("ignore", category=pd.errors.PerformanceWarning)
-        sc.tl.rank_genes_groups(shell, _GROUP, reference=reference, method=method, rankby_abs=True, use_raw=False)
+        sc.tl.rank_genes_groups(
+            shell, _GROUP, groups=named, reference=reference, method=method, rankby_abs=True, use_raw=False
+        )
     found = shell.uns["rank_genes_groups"]
     names = list(found["names"].dtype.names)
     order = np.stack([found["names"][name].astype(np.int32) for name in names])

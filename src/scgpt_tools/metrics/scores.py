@@ -12,7 +12,7 @@ from scgpt_tools.metrics.evaluation import compare_methods, dynamic_ranges, summ
 from scgpt_tools.metrics.panel import SCALES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -77,7 +77,10 @@ class PerturbationScores:
 
     def winners(self) -> pd.Series:
         """Method with the best mean, models and baselines together, by metric."""
-        means = self.means().loc[[*self.models, *self.baselines]]
+        return self._best_of([*self.models, *self.baselines])
+
+    def _best_of(self, methods: Sequence[str]) -> pd.Series:
+        means = self.means().loc[list(methods)]
         best = {}
         for metric, values in means.items():
             known = values.dropna()
@@ -99,13 +102,15 @@ class PerturbationScores:
         return shown[columns].rename_axis(index=None, columns=None).to_string(float_format="{:.3g}".format)
 
     def _conclusions(self) -> list[str]:
-        winners = self.winners()
         lines = []
         for model in self.models:
-            lost = winners[~winners.isin(self.models)]
+            # Other models are left out: one that wins would hide that a baseline beats this one.
+            winners = self._best_of([model, *self.baselines])
+            lost = winners[winners != model]
             if lost.size:
                 listing = "; ".join(f"{method} in {', '.join(own.index)}" for method, own in lost.groupby(lost))
-                lines.append(f"A baseline has the better mean: {listing}.")
+                better = "the better mean" if len(self.models) == 1 else f"a better mean than {model}"
+                lines.append(f"A baseline has {better}: {listing}.")
             else:
                 lines.append(f"No baseline has a better mean than {model}.")
             lines.append(verdict(self.compare(model), model))

@@ -73,6 +73,13 @@ class ReferenceIndex:
             raise ValueError(f"Expected one class for each of {len(self.vectors)} cells, found {self.codes.shape}.")
         if self.codes.min() < 0 or self.codes.max() >= len(self.classes):
             raise ValueError(f"Expected classes numbered below {len(self.classes)}, found {self.codes.max()}.")
+        for start in range(0, len(self), _ROWS):  # a part at a time, as they may lie on disk
+            bad = np.flatnonzero(~np.isfinite(self.vectors[start : start + _ROWS]).all(axis=1))
+            if bad.size:
+                raise ValueError(
+                    f"Expected finite vectors, found missing or infinite numbers in row {start + bad[0]}. Leave such "
+                    "cells out."
+                )
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -131,7 +138,7 @@ class ReferenceIndex:
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> ReferenceIndex:
-        """Read an index from a folder; its vectors stay on disk until they are asked for.
+        """Read an index from a folder; its vectors are checked part by part and stay on disk.
 
         Parameters
         ----------
@@ -147,7 +154,7 @@ class ReferenceIndex:
         FileNotFoundError
             If a file is missing.
         ValueError
-            If the folder was written in a format that this version does not know.
+            If the folder was written in a format that this version does not know, or a vector is not finite.
         """
         path = Path(folder)
         missing = [name for name in (VECTORS, LABELS, ABOUT) if not (path / name).is_file()]

@@ -34,10 +34,11 @@ def share_of_mean(mask: Tensor) -> Tensor | float:
     """
     if not is_shared():
         return 1.0
-    here = mask.sum().double()
+    here = mask.sum()
     everywhere = here.clone()
     dist.all_reduce(everywhere)
-    return (here * dist.get_world_size() / everywhere).float()
+    # Nobody having an entry is no error here: a term that needs one is NaN by itself.
+    return here * dist.get_world_size() / everywhere.clamp(min=1)
 
 
 def from_everyone(cells: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""In-silico screens: thousands of perturbations of the same control cells, in bounded memory, resumable."""
+"""In-silico screens: thousands of perturbations of the same control cells, in little memory, resumable."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def screen(
         Folder for finished perturbations.  A call that was interrupted goes on from there when it is repeated, and one
         with more perturbations computes those only.
     batch_size
-        Cells computed at once; the memory needed grows with it and not with the number of perturbations.
+        Cells computed at once; the memory needed grows with it.  With the number of perturbations only the
+        result grows, which is held whole.
     device, precision, attention
         As in :func:`scgpt_tools.tl.embed`.
     rng
@@ -191,14 +192,18 @@ def _table(
     about: dict[str, Any],
 ) -> AnnData:
     keys = ScreenKeys()
-    effect = (results[0] - control).astype(np.float32)
+    effect = np.empty_like(results[0])
+    sizes = np.empty(len(wanted), dtype=np.float32)
     place = predictor.tokens.place
-    others = effect.copy()
+    # Row by row: whatever is made of all rows at once is as large as the result again.
     for number, genes in enumerate(wanted.values()):
-        others[number, [predictor.tokens.columns[place[gene]] for gene in genes if gene in place]] = 0
+        effect[number] = results[0, number] - control
+        others = effect[number].copy()
+        others[[predictor.tokens.columns[place[gene]] for gene in genes if gene in place]] = 0
+        sizes[number] = np.linalg.norm(others)
     obs = pd.DataFrame(
         {
-            keys.size: np.linalg.norm(others, axis=1),
+            keys.size: sizes,
             keys.genes: [len(genes) for genes in wanted.values()],
         },
         index=pd.Index(list(wanted), dtype=object),

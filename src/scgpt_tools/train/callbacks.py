@@ -133,7 +133,9 @@ class Progress(TQDMProgressBar):
         return {name: value for name, value in found.items() if name != "v_num"}
 
 
-def best_and_last(folder: Path, *, monitor: str | None, mode: str, every: int | None) -> list[ModelCheckpoint]:
+def best_and_last(
+    folder: Path, *, monitor: str | None, mode: str, every: int | None
+) -> tuple[list[ModelCheckpoint], list[ModelCheckpoint]]:
     """Keep the best state by a metric and the last one.
 
     Parameters
@@ -149,16 +151,16 @@ def best_and_last(folder: Path, *, monitor: str | None, mode: str, every: int | 
 
     Returns
     -------
-    Callbacks.
+    Callbacks for the last state, and for the best one: none without a metric.
     """
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
     # The last state knows no metric: a newer file replaces the older one.
-    callbacks = [ModelCheckpoint(filename=LAST, every_n_epochs=1, save_on_train_epoch_end=True, **common)]
+    last = [ModelCheckpoint(filename=LAST, every_n_epochs=1, save_on_train_epoch_end=True, **common)]
     if every is not None:
-        callbacks.append(ModelCheckpoint(filename=LAST, every_n_train_steps=every, **common))
-    if monitor is not None:
-        callbacks.append(ModelCheckpoint(filename=BEST, monitor=monitor, mode=mode, save_weights_only=True, **common))
-    return callbacks
+        last.append(ModelCheckpoint(filename=LAST, every_n_train_steps=every, **common))
+    if monitor is None:
+        return last, []
+    return last, [ModelCheckpoint(filename=BEST, monitor=monitor, mode=mode, save_weights_only=True, **common)]
 
 
 def stop_early(monitor: str, *, mode: str, patience: int) -> EarlyStopping:

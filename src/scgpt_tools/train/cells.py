@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 import numpy as np
 
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_choice, check_integer
-from scgpt_tools.data.classes import UNKNOWN, read_classes
+from scgpt_tools.data.classes import UNKNOWN, Classes, read_classes
 from scgpt_tools.data.learning import open_to_learn
 from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.module import CellDataModule, CellTable
@@ -23,7 +22,7 @@ from scgpt_tools.objectives import CellType, check_objectives
 from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.train.cell_parts import codes_of, read_batches, training_parts
 from scgpt_tools.train.fit import FitConfig, fit
-from scgpt_tools.train.freezing import Freeze, frozen
+from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
 from scgpt_tools.train.lora import LoraConfig, adapters
 from scgpt_tools.train.multiomic import hiding
 from scgpt_tools.train.randomness import own_random_numbers
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from mudata import MuData
+    from numpy.typing import NDArray
 
     from scgpt_tools._types import Layers
     from scgpt_tools.data.epochs import Sampling
@@ -169,7 +169,7 @@ def finetune_cells(
     terms = check_objectives(_terms(chosen, label=label, batch=batch) if objectives is None else objectives)
     low_rank = LoraConfig(rank=lora) if isinstance(lora, int) else lora
     _check_arguments(chosen, task, label=label, batch=batch)
-    _check_freezing(freeze, unfreeze_every, low_rank)
+    check_freezing(freeze, low_rank, unfreeze_every)
     settings = _settings(chosen, config, changes)
     loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
     if chosen.modalities and not has_modalities(adata):
@@ -198,6 +198,8 @@ def finetune_cells(
     if "cell_type" not in {term.name for term in terms}:
         usable[:] = True
     train, held_out = training_parts(source, validation, usable, [labels, batches], seed=settings.seed)
+    if task == "annotate" and labels is not None:
+        _check_classes(label, labels, train)
     if not held_out.size and settings.monitor == chosen.fit.get("monitor"):
         settings = replace(settings, monitor=None)
     parts = parts_for(
@@ -246,14 +248,10 @@ def _check_arguments(task: Task, name: str, **columns: str | None) -> None:
             raise ValueError(f"Expected `{column}`, a column of `obs`, for task={name!r}, found None.")
 
 
-def _check_freezing(freeze: Freeze, unfreeze_every: int | None, lora: LoraConfig | None) -> None:
-    check_choice("freeze", freeze, get_args(Freeze))
-    if unfreeze_every is not None:
-        check_integer("unfreeze_every", unfreeze_every)
-        if freeze != "backbone":
-            raise ValueError(f"`unfreeze_every` goes with freeze='backbone' only, found {freeze=}.")
-    if lora is not None and freeze != "nothing":
-        raise ValueError(f"`lora` freezes the backbone itself and goes with freeze='nothing' only, found {freeze=}.")
+def _check_classes(label: str | None, labels: Classes, train: NDArray[np.int64]) -> None:
+    shown = sorted({labels.names[code] for code in labels.codes[train].tolist() if code != UNKNOWN})
+    if len(shown) < 2:
+        raise ValueError(f"Expected cells of two classes of {label!r} or more to train on, found only {shown}.")
 
 
 def _settings(task: Task, config: FitConfig | None, changes: Mapping[str, Any]) -> FitConfig:

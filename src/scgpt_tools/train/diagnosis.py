@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LossNotFiniteError(FloatingPointError):
-    """A loss became NaN or infinite; the message says when, in which term, and why it probably did."""
+    """A loss, and with it a model, became NaN or infinite; the message says when, where, and why it probably did."""
 
 
 def describe_failure(
@@ -55,6 +56,49 @@ def describe_failure(
     bad = [name for name, term in terms.items() if not bool(torch.isfinite(term).all())]
     cause = likely_cause(batch, output, model, precision=precision, lr=lr)
     return f"Expected a finite loss at step {step}, found NaN or infinity in {bad}. {cause}"
+
+
+def describe_gradients(names: list[str], *, step: int, lr: float) -> str:
+    """Message for gradients that are not finite although the loss is.
+
+    Parameters
+    ----------
+    names
+        Parameters whose gradients are not finite.
+    step
+        Number of the optimiser step.
+    lr
+        Learning rate at that step.
+
+    Returns
+    -------
+    Step, parameters and likely cause.
+    """
+    return (
+        f"Expected finite gradients at step {step}, found NaN or infinity in those of {len(names)} parameters, the first "
+        f"being {names[0]!r}. The loss was finite, so its derivative overflows: lower the learning rate (it was "
+        f"{lr:.1e}), or use precision '32-true'. The weights are those before this step."
+    )
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity, after one look at the device where there are none.
+
+    Parameters
+    ----------
+    tensors
+        Names and tensors; ``None`` and whole numbers are passed over.
+
+    Returns
+    -------
+    Names in the order given.
+    """
+    named = [(name, tensor) for name, tensor in tensors if tensor is not None and tensor.is_floating_point()]
+    # Largest absolute values: NaN and infinity stay what they are, and finite numbers cannot overflow as in a sum.
+    largest = [torch.linalg.vector_norm(tensor.detach(), ord=math.inf) for _, tensor in named if tensor.numel()]
+    if not largest or bool(torch.isfinite(torch.stack(largest)).all()):
+        return []
+    return [name for name, tensor in named if not _finite(tensor)]
 
 
 def likely_cause(

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# They cut weights into pieces, which clipping, weight decay and our checkpoints do not know.
+_SHARDING = ("fsdp", "deepspeed")
+
 # Warnings that do not concern loaders and folders like ours.
 _ADVICE = (
     r"The '\w+_dataloader' does not have many workers",
@@ -69,11 +72,11 @@ class FitConfig(OptimizerConfig):
     mode: Literal["min", "max"] = "min"
     """Whether a smaller or a larger metric is better."""
     patience: int | None = None
-    """Epochs without a better metric after which to stop; ``None`` never stops early."""
+    """Epochs without a better metric after which to stop; ``None`` never stops early.  Needs a metric to watch."""
     folder: Path | None = None
     """Where checkpoints and the history go; ``None`` keeps nothing."""
     resume: bool = False
-    """Go on from ``last.ckpt`` of the folder, if it is there; else begin."""
+    """Go on from ``last.ckpt`` of the folder, if it is there; else begin.  All nodes must see the same folder."""
     checkpoint_steps: int | None = None
     """Optimiser steps between two checkpoints; ``None`` writes one after each epoch."""
     seed: int = 0
@@ -86,7 +89,8 @@ class FitConfig(OptimizerConfig):
     """How many devices of a node, or ``auto`` for all."""
     nodes: int = 1
     strategy: str = "auto"
-    """How several devices share the work: ``ddp``, ``fsdp``, or another name that Lightning knows."""
+    """How several devices share the work: ``auto`` and ``ddp`` give each of them the whole model and a part of every
+    minibatch.  Strategies that cut the weights into pieces (FSDP, DeepSpeed) are refused."""
     deterministic: bool = False
     """Refuse operations whose result differs from run to run on the same machine."""
 
@@ -99,6 +103,11 @@ class FitConfig(OptimizerConfig):
                 check_integer(name, getattr(self, name))
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"Expected `clip` to be above 0 or None, found {self.clip}.")
+        if self.strategy.lower().startswith(_SHARDING):
+            raise ValueError(
+                f"Expected `strategy` to be one that keeps the whole model on each device, found {self.strategy!r}. Use "
+                "'ddp'; less memory is needed with `gradient_checkpointing`, `accumulate` and 'bf16-mixed'."
+            )
 
 
 def fit(
@@ -136,9 +145,10 @@ def fit(
     ImportError
         If Lightning is not installed.
     ValueError
-        If the model lacks a head that an objective reads, or the metric does not exist.
+        If the model lacks a head that an objective reads, the metric does not exist, or there is none to be patient
+        with.
     LossNotFiniteError
-        If the loss becomes NaN or infinite; checkpoints written before stay as they are.
+        If the loss, the gradients or the weights become NaN or infinite; checkpoints written before stay as they are.
     """
     lightning = optional("lightning", extra="train")
     # These define classes of Lightning's, so they can be imported only where it is.
@@ -161,7 +171,8 @@ def fit(
             watchers.append(watching.History(folder / "history.csv"))
         if monitor is not None and config.patience is not None:
             watchers.append(watching.stop_early(monitor, mode=config.mode, patience=config.patience))
-        watchers += watching.best_and_last(folder, monitor=monitor, mode=config.mode, every=config.checkpoint_steps)
+        last, best = watching.best_and_last(folder, monitor=monitor, mode=config.mode, every=config.checkpoint_steps)
+        watchers += [*last, *best]
         trainer = lightning.Trainer(
             **_trainer_options(config, len(loaders["train"])), callbacks=watchers, logger=list(loggers) or False
         )
@@ -169,7 +180,9 @@ def fit(
         validation = loaders["validation"] if data.validation.size else None
         with _recomputing(model, on=config.gradient_checkpointing):
             trainer.fit(module, loaders["train"], validation, ckpt_path=_checkpoint_to_resume(config, folder))
-        _take_best(model, folder / f"{watching.BEST}{watching.SUFFIX}", trainer, wanted=monitor is not None)
+        # A file that an earlier run left in the folder is not of this one.
+        written = any(callback.best_model_path for callback in best)
+        _take_best(model, folder / f"{watching.BEST}{watching.SUFFIX}" if written else None, trainer)
     return model.eval()
 
 
@@ -210,6 +223,10 @@ def _check_heads(model: CellModel, objectives: Sequence[Objective]) -> None:
 def _monitored(config: FitConfig, objectives: Sequence[Objective], *, validates: bool) -> str | None:
     """Name of the metric, after a look at what there will be."""
     if config.monitor is None:
+        if config.patience is not None and not validates:
+            raise ValueError(
+                f"Expected validation cells, or another metric as `monitor`, for patience={config.patience}, found none."
+            )
         return "validation_loss" if validates else None
     parts = ("train", "validation") if validates else ("train",)
     names = ["loss", *(objective.name for objective in objectives)]
@@ -247,13 +264,16 @@ def _checkpoint_to_resume(config: FitConfig, folder: Path) -> Path | None:
     return None
 
 
-def _take_best(model: CellModel, path: Path, trainer: Any, *, wanted: bool) -> None:
-    """Give the model the weights of the best state, in every process."""
+def _take_best(model: CellModel, path: Path | None, trainer: Any) -> None:
+    """Give the model the weights of the best state, which the first process has written, in every process."""
+    state = None
+    if path is not None and trainer.is_global_zero:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    state = trainer.strategy.broadcast(state)
+    if state is not None:
+        model.load_state_dict({key.removeprefix("model."): tensor for key, tensor in state.items()})
+    # Nobody leaves, and takes a temporary folder away, before all have the weights.
     trainer.strategy.barrier()
-    if not wanted or not path.is_file():
-        return
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    model.load_state_dict({key.removeprefix("model."): tensor for key, tensor in state.items()})
 
 
 @contextmanager

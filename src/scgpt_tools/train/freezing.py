@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from scgpt_tools._validate import check_choice, check_integer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -11,12 +13,34 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.train.lora import LoraConfig
 
 Freeze: TypeAlias = Literal["nothing", "embedder", "backbone"]
-"""Parts that keep their weights: none; the gene and value embeddings, as scGPT's option; or all but heads and context."""
+"""Parts that keep their weights: none; the gene and value embeddings, as scGPT's option; or all but :data:`NEW`."""
 
-NEW = ("heads.", "context.")
-"""Where the parts are that a task brings with it."""
+NEW = ("heads.", "context.", "embedder.perturbation.")
+"""Where the parts are that a task brings with it: heads, context, and the flags of perturbed genes."""
+
+
+def check_freezing(freeze: Freeze, lora: LoraConfig | None, unfreeze_every: int | None = None) -> None:
+    """Refuse what does not go together, before anything is opened.
+
+    Parameters
+    ----------
+    freeze
+        Parts that keep their weights.
+    lora
+        Adapters in the encoder.
+    unfreeze_every
+        Epochs between two parts of gradual unfreezing.
+    """
+    check_choice("freeze", freeze, get_args(Freeze))
+    if unfreeze_every is not None:
+        check_integer("unfreeze_every", unfreeze_every)
+        if freeze != "backbone":
+            raise ValueError(f"`unfreeze_every` goes with freeze='backbone' only, found {freeze=}.")
+    if lora is not None and freeze != "nothing":
+        raise ValueError(f"`lora` freezes the backbone itself and goes with freeze='nothing' only, found {freeze=}.")
 
 
 @contextmanager
@@ -33,7 +57,7 @@ def frozen(model: CellModel, freeze: Freeze) -> Iterator[None]:
     for name, parameter in model.named_parameters():
         held = {
             "nothing": False,
-            "embedder": name.startswith("embedder."),
+            "embedder": name.startswith("embedder.") and not name.startswith(NEW),
             "backbone": not name.startswith(NEW),
         }[freeze]
         parameter.requires_grad = not held

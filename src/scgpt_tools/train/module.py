@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scgpt_tools.train.diagnosis import LossNotFiniteError, describe_failure
+from scgpt_tools.train.diagnosis import LossNotFiniteError, describe_failure, describe_gradients, not_finite
 from scgpt_tools.train.optim import OptimizerConfig, make_optimizer, make_schedule
 
 if TYPE_CHECKING:
@@ -73,12 +73,27 @@ class CellModule(lightning.LightningModule):
         }
         self.log_dict(_named("validation", loss, terms | measures), batch_size=len(batch), sync_dist=True)
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Refuse an update that would destroy the weights; with float16 the loss scaling leaves such updates out."""
+        if str(self.trainer.precision).startswith("16"):
+            return
+        bad = not_finite((name, parameter.grad) for name, parameter in self.model.named_parameters())
+        if bad:
+            raise LossNotFiniteError(describe_gradients(bad, step=self.global_step, lr=self._lr))
+
     def on_train_epoch_end(self) -> None:
         """Log the means of the epoch, those of an interrupted epoch over both of its parts."""
         self.log_dict(self.epoch_means.take(self.device), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sums of an epoch that is under way."""
+        """Keep the sums of an epoch that is under way, and refuse to replace a good state by a destroyed one."""
+        bad = not_finite(checkpoint["state_dict"].items())
+        if bad:
+            raise LossNotFiniteError(
+                f"Expected finite weights after step {self.global_step}, found NaN or infinity in {len(bad)} tensors, "
+                f"the first being {bad[0]!r}. Lower the learning rate (it was {self._lr:.1e}), or warm up longer; "
+                "the checkpoint written before stays."
+            )
         checkpoint["epoch_means"] = self.epoch_means.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -101,8 +116,12 @@ class CellModule(lightning.LightningModule):
             self.model,
             step=self.global_step,
             precision=str(self.trainer.precision),
-            lr=float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+            lr=self._lr,
         )
+
+    @property
+    def _lr(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
 
 class EpochMeans:
@@ -115,7 +134,7 @@ class EpochMeans:
     def add(self, numbers: Mapping[str, Tensor], n_cells: int) -> None:
         """Count a minibatch; each number has a mean of its own, for some begin later in a run."""
         for name, value in numbers.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double().cpu() * n_cells
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().cpu().double() * n_cells
             self._cells[name] = self._cells.get(name, 0) + n_cells
 
     def take(self, device: torch.device) -> dict[str, Tensor]:

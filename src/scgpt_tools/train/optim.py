@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from scgpt_tools._validate import check_fraction, check_integer
+from scgpt_tools.train.freezing import NEW
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 # Norms and biases (vectors and numbers) are not pulled to zero: that would fight what they are there for.
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d)
+_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,11 @@ class OptimizerConfig:
     lr: float = 1e-4
     """Highest learning rate."""
     head_lr: float | None = None
-    """Learning rate of the heads; ``None`` for the same as the backbone's."""
+    """Learning rate of the parts that a task brings with it: heads, context, flags of perturbed genes; ``None`` for
+    ``lr``."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from one layer of the encoder to the one below, and from the first to the embedder.
+    The last layer has ``lr``."""
     weight_decay: float = 0.0
     """Decay of matrices and tables; norms and biases never decay."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -59,6 +66,7 @@ class OptimizerConfig:
             check_fraction("betas", beta, one=False)
         check_fraction("end", self.end)
         check_fraction("step_factor", self.step_factor, zero=False)
+        check_fraction("layer_decay", self.layer_decay, zero=False)
         check_integer("step_epochs", self.step_epochs)
 
 
@@ -68,34 +76,42 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     Parameters
     ----------
     model
-        A model whose heads are in ``model.heads``.
+        A model with ``embedder``, ``encoder.blocks``, ``context`` and ``heads``.
     config
         Rates and decay.
 
     Returns
     -------
-    Up to four groups, named by part and decay; groups without parameters are left out.
+    Groups named by part and decay, the backbone's also by its depth where the rate depends on that; groups without
+    parameters are left out.
     """
     decays = _decaying(model)
+    layers = len({found[1] for name, _ in model.named_parameters() if (found := _BLOCK.match(name))})
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "heads" if name.startswith("heads.") else "backbone"
+        part, lr = "backbone", config.lr
+        if name.startswith(NEW):
+            part, lr = "new", config.lr if config.head_lr is None else config.head_lr
+        elif config.layer_decay < 1:
+            depth = _depth(name, layers)
+            part, lr = f"backbone.{depth}", config.lr * config.layer_decay**depth
         decay = "decay" if name in decays else "no_decay"
         group = groups.setdefault(
             f"{part}.{decay}",
             {
                 "name": f"{part}.{decay}",
                 "params": [],
-                "lr": config.lr if part == "backbone" or config.head_lr is None else config.head_lr,
+                "lr": lr,
                 "weight_decay": config.weight_decay if decay == "decay" else 0.0,
             },
         )
         group["params"].append(parameter)
     if not groups:
         raise ValueError("Expected a model with parameters to train, found all of them frozen.")
-    return list(groups.values())
+    # The rate of the first group is the one that the history shows.
+    return sorted(groups.values(), key=lambda group: group["name"])
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
@@ -152,6 +168,14 @@ def rate_factor(step: int, config: OptimizerConfig, *, steps: int, steps_per_epo
     if config.schedule == "step":
         return config.step_factor ** (step // steps_per_epoch // config.step_epochs)
     return 1.0
+
+
+def _depth(name: str, layers: int) -> int:
+    """Layers above a parameter of the backbone: none for the last and what follows it, all of them for the embedder."""
+    if name.startswith("embedder."):
+        return layers
+    found = _BLOCK.match(name)
+    return layers - 1 - int(found[1]) if found else 0
 
 
 def _decaying(model: nn.Module) -> set[str]:

@@ -28,7 +28,7 @@ from scgpt_tools.objectives.recipes import PERTURB
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.train.fit import FitConfig, fit
-from scgpt_tools.train.freezing import Freeze, frozen
+from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
 from scgpt_tools.train.lora import LoraConfig, adapters
 from scgpt_tools.train.randomness import own_random_numbers
 
@@ -149,14 +149,16 @@ def finetune_perturbation(
     KeyError
         If a column, layer or key is absent; the message lists what is there.
     ValueError
-        If values look like counts, a cell has no label, there are no controls, or a perturbed gene has no column or no
-        token.
+        If values look like counts, a cell has no label, there are no controls, a perturbed gene has no column or no
+        token, or arguments do not go together.
     """
     optional("lightning", extra="train")
     # It defines a class of Lightning, so it can be imported only where Lightning is.
     from scgpt_tools.train.callbacks import History
 
     check_choice("unmeasured", unmeasured, ("error", "token", "drop"))
+    low_rank = LoraConfig(rank=lora) if isinstance(lora, int) else lora
+    check_freezing(freeze, low_rank)
     terms = check_objectives(PERTURB.objectives if objectives is None else objectives)
     settings = _settings(config, changes)
     choice = GeneChoice(
@@ -187,6 +189,8 @@ def finetune_perturbation(
     if config is None and objectives is None and "monitor" not in changes and held_out.size:
         # scGPT's choice of the best epoch looks at mean profiles too, by their correlation.
         settings = replace(settings, monitor="validation_profile_error")
+    if config is None and "patience" not in changes and settings.monitor is None and not held_out.size:
+        settings = replace(settings, patience=None)
     head = ExpressionConfig(style="affine", adaptive_offset=adaptive_offset, activation=activation)
     with own_random_numbers(settings.seed):
         tuned, transfer = as_generator(loaded, head=head, dropout=dropout)
@@ -196,11 +200,7 @@ def finetune_perturbation(
         )
         logger.info("Fine-tuning on %d cells, validating on %d.", len(data.train), len(data.validation))
         history = History(None if settings.folder is None else settings.folder / "history.csv")
-        low_rank = LoraConfig(rank=lora) if isinstance(lora, int) else lora
         with frozen(tuned, freeze), adapters(tuned, low_rank):
-            # The flags lie in the embedder, but they are as new as the head.
-            for name, parameter in tuned.named_parameters():
-                parameter.requires_grad |= name.startswith("embedder.perturbation.")
             fit(tuned, data, terms, settings, callbacks=[history, *callbacks], loggers=loggers)
     tuned.history = history.table
     return tuned.to(loaded.device)

@@ -32,6 +32,10 @@ class GradualUnfreezing(Callback):
         super().__init__()
         self.model, self.every = model, every
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Release the parts of an epoch that a run goes on with in its middle, which does not start again."""
+        release(self.model, trainer.current_epoch // self.every)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Release the parts of this epoch."""
         release(self.model, trainer.current_epoch // self.every)

@@ -233,6 +233,11 @@ class scGPTModel(Wrapper):
         probabilities; those from the cell embedding are not scored, as in the original), ``loss_gepc`` (``MVC``),
         ``loss_cls``, ``loss_cce``, ``loss_ecs`` times 10 and ``loss_dab`` times its weight, or what the settings say
         instead.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to learn, or no value that ``mask_value`` marks.
         """
         if output_dict is None:
             output_dict = self.forward(batch_data, CLS=CLS, CCE=CCE, MVC=MVC, ECS=ECS, do_sample=do_sample)
@@ -240,7 +245,10 @@ class scGPTModel(Wrapper):
         terms = terms_of(
             self.config, masked="target_values" in data, labels=CLS and LABELS in data, CCE=CCE, MVC=MVC, ECS=ECS
         )
-        return losses_of(terms, output_dict, batch_of(data, mask_value=mask_value))
+        batch = batch_of(data, mask_value=mask_value)
+        if batch.hidden is not None and not batch.hidden.any():
+            raise ValueError(_nothing_hidden(batch, mask_value))
+        return losses_of(terms, output_dict, batch)
 
     def train_model(
         self,
@@ -435,6 +443,14 @@ def _tokenizer(config: scGPTConfig) -> TokenizerConfig:
         pad_value=float(config.pad_value),
         mask_value=float(bins - 1) if category else -1.0,
     )
+
+
+def _nothing_hidden(batch: TokenBatch, mask_value: float) -> str:
+    changed = batch.values[batch.mask & (batch.values != batch.require("target"))]
+    message = f"Expected values that mask_value={mask_value:g} marks as hidden, found none. "
+    if changed.numel():
+        return message + f"Pass mask_value={changed.mode().values.item():g}, which this minibatch seems to have."
+    return message + "This minibatch hides nothing; pass a larger `mask_ratio` to `prepare_dataloader`."
 
 
 def _as_dict(batch: TokenBatch) -> BatchDict:
