@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-# Tests run in two processes, so each takes one thread unless told otherwise.
+# Tests run in two processes, so each takes one thread unless told otherwise; numba would set torch's number too.
 TEST_THREADS ?= 1
 TEST_PROCESSES ?= 2
 
@@ -18,6 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/scgpt-tools demo
 
 test: export OMP_NUM_THREADS := $(TEST_THREADS)
+test: export NUMBA_NUM_THREADS := $(TEST_THREADS)
 test: export MPLBACKEND := agg
 test: lint
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
