@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
 
 Attention: TypeAlias = Literal["sdpa", "varlen", "flash", "eager"]
@@ -30,5 +29,5 @@ Expects: TypeAlias = Literal["counts", "log1p", "any"]
 RngLike: TypeAlias = "int | np.random.Generator | None"
 """A seed, a generator, or ``None`` for fresh entropy."""
 
-Layers: TypeAlias = "str | Mapping[str, str] | None"
+Layers: TypeAlias = str | Mapping[str, str] | None
 """A key of ``layers``; for a MuData also one for each modality; ``None`` for ``X``."""

@@ -95,8 +95,9 @@ def impute(
     ``obsm[key_added]`` : :class:`pandas.DataFrame`, float32, (cells, features)
         One row for every cell of ``mdata``, one column for every feature by its name in the modality.
     ``uns[key_added]`` : :class:`dict`
-        ``unit`` of the values (:func:`~scgpt_tools.models.imputing.unit_of`), and provenance as
-        :func:`scgpt_tools.tl.embed` leaves it.
+        ``unit`` of the values: ``"clr"``, ``"log1p"`` (binned values too, by the mean of each bin in the training
+        cells), ``"probability"`` of a value above zero, ``"raw"``, or ``"bin"`` for a model that kept no such means;
+        and provenance as :func:`scgpt_tools.tl.embed` leaves it.
 
     Raises
     ------

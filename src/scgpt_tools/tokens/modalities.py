@@ -6,7 +6,7 @@ tokenized by itself, with bins and a length of its own, and the tokens of a cell
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -17,7 +17,7 @@ from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.tokens.values import fractions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 ModalityValues: TypeAlias = Literal["binned", "log1p", "raw", "clr", "binary"]
 """What stands for a value: its quantile bin within the cell and modality; its ``log1p``; itself; its centred log ratio;
@@ -126,7 +126,7 @@ _KINDS: dict[tuple[str, ...], dict[str, Any]] = {
 }
 _OTHER: dict[str, Any] = {"extend": True, "most": 2000}
 
-Modalities: TypeAlias = "Sequence[str] | Mapping[str, ModalityConfig | Mapping[str, Any] | None] | None"
+Modalities: TypeAlias = Sequence[str] | Mapping[str, ModalityConfig | Mapping[str, Any] | None] | None
 """Names of modalities to read, or what to change for each; ``None`` for all with their defaults."""
 
 
