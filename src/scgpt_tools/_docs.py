@@ -38,6 +38,13 @@ rng
     "show_progress": """\
 show_progress
     Draw a progress bar; ``None`` follows :data:`scgpt_tools.settings`.""",
+    "show": """\
+show
+    Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
+save
+    File to write the figure to, in the format of its ending; ``None`` writes none.
+return_fig
+    Return the figure and show nothing.""",
     "copy": """\
 copy
     Return a changed copy and leave the input alone.""",

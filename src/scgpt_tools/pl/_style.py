@@ -1,16 +1,19 @@
 """What all plots share: colours, and how a figure ends.
 
-Every plot takes ``ax``, ``show`` and ``return_fig`` as scanpy's do; saving is ``figure.savefig``.
+Every plot takes ``ax``, ``show``, ``save`` and ``return_fig`` as scanpy's do, but that ``save`` is the path of a file.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import scanpy as sc
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -36,8 +39,8 @@ def axes(ax: Axes | None, *, figsize: tuple[float, float]) -> Axes:
     return new
 
 
-def finish(ax: Axes, *, show: bool | None, return_fig: bool) -> Axes | Figure | None:
-    """Show a finished plot, or hand it over.
+def finish(ax: Axes, *, show: bool | None, save: str | PathLike[str] | None, return_fig: bool) -> Axes | Figure | None:
+    """Write a finished plot to a file if asked to, and show it or hand it over.
 
     Parameters
     ----------
@@ -45,6 +48,8 @@ def finish(ax: Axes, *, show: bool | None, return_fig: bool) -> Axes | Figure | 
         What was drawn in.
     show
         Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
+    save
+        File to write the figure to; ``None`` writes none.
     return_fig
         Return the figure and show nothing.
 
@@ -52,9 +57,11 @@ def finish(ax: Axes, *, show: bool | None, return_fig: bool) -> Axes | Figure | 
     -------
     The figure, ``None`` after showing, else the axes.
     """
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # noqa: S101 - axes that were drawn in belong to one
+    if save is not None:
+        figure.savefig(Path(save), bbox_inches="tight")
     if return_fig:
-        figure = ax.get_figure(root=True)
-        assert figure is not None  # noqa: S101 - axes that were drawn in belong to one
         return figure
     if sc.settings.autoshow if show is None else show:
         plt.show()

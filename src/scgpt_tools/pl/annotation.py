@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools._validate import check_choice, check_key
 from scgpt_tools.metrics.annotation import Normalize, confusion_table
 from scgpt_tools.pl._style import PALETTE, axes, finish
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 _NUMBERED = 400
 
 
+@shared_docs
 def confusion_matrix(
     adata: AnnData,
     *,
@@ -32,6 +36,7 @@ def confusion_matrix(
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Show which cell types were predicted for which.
@@ -55,10 +60,7 @@ def confusion_matrix(
         Axes to draw in; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -84,9 +86,10 @@ def confusion_matrix(
         _write_numbers(ax, table.to_numpy(dtype=float), top=top, digits=0 if normalize == "none" else 2)
     what = {"truth": "share of the known type", "predicted": "share of the prediction", "none": "cells"}[normalize]
     ax.figure.colorbar(image, ax=ax, label=what)
-    return finish(ax, show=show, return_fig=return_fig)
+    return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
+@shared_docs
 def confidence(
     adata: AnnData,
     *,
@@ -96,6 +99,7 @@ def confidence(
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Show how sure the model is of each type that it predicts, and whether rightly.
@@ -117,10 +121,7 @@ def confidence(
         Axes to draw in; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -156,7 +157,7 @@ def confidence(
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     ax.set_title(title or "", loc="left", pad=26)
-    return finish(ax, show=show, return_fig=return_fig)
+    return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
 def _write_numbers(ax: Axes, values: np.ndarray, *, top: float, digits: int) -> None:

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent
 from scgpt_tools.pl._style import PALETTE, axes, finish
 from scgpt_tools.tokens.coverage import MATCHED, OUTCOMES, Coverage
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -34,6 +37,7 @@ COLOURS = {
 _ROOM = 0.06
 
 
+@shared_docs
 def coverage(
     data: Coverage | AnnData | MuData | Mapping[str, Report],
     *,
@@ -42,6 +46,7 @@ def coverage(
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Show which part of the genes matched, and how.
@@ -61,10 +66,7 @@ def coverage(
         Axes to draw in; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -99,7 +101,7 @@ def coverage(
     in_a_row = {"ncols": len(COLOURS), "columnspacing": 1.0, "handlelength": 1.2, "borderpad": 0.2}
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize="small", **in_a_row)
     ax.set_title(title or "", loc="left", pad=26)
-    return finish(ax, show=show, return_fig=return_fig)
+    return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
 def _reports(data: Any, key: str | None) -> Mapping[str, Report]:

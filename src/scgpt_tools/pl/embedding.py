@@ -11,11 +11,14 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
+from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_integer, check_key
 from scgpt_tools.pl._style import PALETTE, finish
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -33,6 +36,7 @@ _PANEL = 3.6
 _VECTORS = 10_000
 
 
+@shared_docs
 def embedding(
     adata: AnnData,
     color: str,
@@ -45,6 +49,7 @@ def embedding(
     ax: Axes | Sequence[Axes] | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
     """Show one or more embeddings beside each other, coloured by the same labels.
@@ -73,10 +78,7 @@ def embedding(
         Axes to draw in, as many as panels; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -103,7 +105,7 @@ def embedding(
         _scatter(panel, _flat(adata, key, rng), labels, styles, 9000 / len(labels) if size is None else size)
         panel.set_title(name)
     _legend(panels, color, styles, own_figure=ax is None)
-    finished = finish(panels[0], show=show, return_fig=return_fig)
+    finished = finish(panels[0], show=show, save=save, return_fig=return_fig)
     return panels if finished is panels[0] and len(panels) > 1 else finished
 
 

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_integer, check_key
@@ -17,6 +18,7 @@ from scgpt_tools.pl.embedding import _flat, _legend, _scatter, _styles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from os import PathLike
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -30,6 +32,7 @@ _PANEL = 3.6
 _COLOURS = tuple(PALETTE[name] for name in ("blue", "orange", "green", "purple", "sky", "vermilion"))
 
 
+@shared_docs
 def joint_embedding(
     mdata: MuData,
     color: str | Sequence[str] = MEASURED,
@@ -41,6 +44,7 @@ def joint_embedding(
     rng: int = 0,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> list[Axes] | Figure | None:
     """Show one embedding of the cells of a MuData, coloured by labels and by features of its modalities.
@@ -68,10 +72,7 @@ def joint_embedding(
         Seed of the UMAP.
     figsize
         Width and height of the figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -103,10 +104,11 @@ def joint_embedding(
         else:
             figure.colorbar(_numbers(panel, xy, values, cmap, area), ax=panel, shrink=0.7)
         panel.set_title(name)
-    finished = finish(panels[0], show=show, return_fig=return_fig)
+    finished = finish(panels[0], show=show, save=save, return_fig=return_fig)
     return panels if finished is panels[0] else finished  # type: ignore[return-value]
 
 
+@shared_docs
 def modality_weights(
     mdata: MuData,
     *,
@@ -115,6 +117,7 @@ def modality_weights(
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Draw how much each modality has to say about cells, as the mean weight and its quartiles in each group.
@@ -131,10 +134,7 @@ def modality_weights(
         Axes to draw in; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -170,7 +170,7 @@ def modality_weights(
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel="weight (mean, and middle half of the cells)", title="Contribution of each modality")
     ax.spines[["top", "right"]].set_visible(False)
-    return finish(ax, show=show, return_fig=return_fig)
+    return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
 def _groups(mdata: MuData, groupby: str | None) -> pd.Categorical[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import PredictionKeys, RankingKeys
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_integer, check_key
@@ -17,6 +18,7 @@ from scgpt_tools.tokens.perturbations import condition_genes, condition_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from os import PathLike
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -27,6 +29,7 @@ KINDS = {"control": PALETTE["grey"], "observed": PALETTE["blue"], "predicted": P
 """Colour of each kind of cells."""
 
 
+@shared_docs
 def perturbation_de(
     adata: AnnData,
     perturbation: str,
@@ -41,6 +44,7 @@ def perturbation_de(
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Show the genes that a perturbation changes most: control, observed and predicted cells.
@@ -72,10 +76,7 @@ def perturbation_de(
         Axes to draw in; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -119,9 +120,10 @@ def perturbation_de(
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small", borderpad=0.2)
     ax.set_title(title or "+".join(condition_genes(cells.condition)), loc="left", pad=24)
-    return finish(ax, show=show, return_fig=return_fig)
+    return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
+@shared_docs
 def perturbation_scatter(
     adata: AnnData,
     perturbation: str,
@@ -134,6 +136,7 @@ def perturbation_scatter(
     ax: Axes | None = None,
     figsize: tuple[float, float] = (4.2, 4.2),
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Show the predicted against the observed change of every gene.
@@ -158,10 +161,7 @@ def perturbation_scatter(
         Axes to draw in; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -193,7 +193,7 @@ def perturbation_scatter(
     ax.set(xlabel="observed change", ylabel="predicted change")
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(title or "+".join(condition_genes(cells.condition)), loc="left")
-    return finish(ax, show=show, return_fig=return_fig)
+    return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
 class _Compared(NamedTuple):

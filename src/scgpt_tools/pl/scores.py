@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._docs import shared_docs
 from scgpt_tools.metrics.integration import AGGREGATE, GROUPS
 from scgpt_tools.pl._style import axes, finish
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
+@shared_docs
 def scores(
     table: pd.DataFrame,
     *,
@@ -25,6 +29,7 @@ def scores(
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Draw a table of scores, one row per embedding.
@@ -45,10 +50,7 @@ def scores(
         Axes to draw in; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -88,7 +90,7 @@ def scores(
     absent = [str(name) for name, column in table.items() if column.isna().all()]
     ax.set_title((title or "") + (f"   (without {', '.join(absent)})" if absent else ""), loc="left", pad=22)
     ax.figure.colorbar(image, ax=ax, label="score")
-    return finish(ax, show=show, return_fig=return_fig)
+    return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
 def _mark_groups(ax: Axes, columns: list[str]) -> None:

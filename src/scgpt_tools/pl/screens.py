@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 
+from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_integer, check_key
@@ -18,6 +19,7 @@ from scgpt_tools.pl.perturbation import column_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from os import PathLike
 
     import pandas as pd
     from anndata import AnnData
@@ -48,6 +50,7 @@ _TITLES = {
 }
 
 
+@shared_docs
 def perturbation_benchmark(
     scores: PerturbationScores,
     *,
@@ -58,6 +61,7 @@ def perturbation_benchmark(
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Show models beside baselines and the ceiling, one panel a metric: means with bootstrap intervals.
@@ -78,10 +82,7 @@ def perturbation_benchmark(
         Axes to draw in, for one metric; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -115,9 +116,10 @@ def perturbation_benchmark(
         figure.suptitle(title or f"{n} held-out conditions{'' if group is None else f' ({group})'}", x=0.02, ha="left")
     elif title:
         panels[0].set_title(title)
-    return finish(panels[0], show=show, return_fig=return_fig)
+    return finish(panels[0], show=show, save=save, return_fig=return_fig)
 
 
+@shared_docs
 def perturbation_heatmap(
     screened: AnnData,
     *,
@@ -131,6 +133,7 @@ def perturbation_heatmap(
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
+    save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Show the effects of an in-silico screen.
@@ -157,10 +160,7 @@ def perturbation_heatmap(
         Axes to draw in; ``None`` makes a figure.
     figsize
         Width and height of a new figure in inches.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    return_fig
-        Return the figure and show nothing.
+    {show}
 
     Returns
     -------
@@ -201,7 +201,7 @@ def perturbation_heatmap(
     unit = "change from control mean" if layer == ScreenKeys().effect else layer
     figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02, label=unit)
     ax.set_title(title or "", loc="left")
-    return finish(ax, show=show, return_fig=return_fig)
+    return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
 def _panels(n: int, ncols: int, n_methods: int, figsize: tuple[float, float] | None) -> list[Axes]:
