@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from scgpt_tools.models.config import ContextConfig
 from scgpt_tools.objectives import (
     BatchAdversary,
     CellType,
@@ -414,10 +415,29 @@ def test_wrong_settings_are_refused(options):
         FitConfig(**options)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", "FSDP"])
-def test_strategies_that_cut_weights_are_refused(strategy):
-    with pytest.raises(ValueError, match=f"found '{strategy}'. Use 'ddp'"):
+@pytest.mark.parametrize("strategy", ["fsdp_cpu_offload", "deepspeed_stage_2", "FSDP"])
+def test_other_ways_to_cut_weights_are_refused(strategy):
+    with pytest.raises(ValueError, match=f"found '{strategy}'. Use 'fsdp'"):
         FitConfig(strategy=strategy)
+
+
+def test_sharding_does_not_scale_losses():
+    with pytest.raises(ValueError, match="'32-true' or 'bf16-mixed' with strategy='fsdp', found '16-mixed'"):
+        FitConfig(strategy="fsdp", precision="16-mixed")
+
+
+def test_a_run_goes_on_with_the_strategy_that_it_began_with(make_model, make_data, tmp_path):
+    """Before any process group is made."""
+    fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path))
+    with pytest.raises(ValueError, match="'ddp' or 'auto', found 'fsdp'; it comes from a run without sharding"):
+        fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path, resume=True, strategy="fsdp"))
+
+
+def test_a_run_goes_on_with_the_model_that_it_began_with(make_model, make_data, tmp_path):
+    fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path))
+    other = make_model().adapt(context=ContextConfig(batches=2))
+    with pytest.raises(ValueError, match="that only one of them has, such as 'model.context.batch"):
+        fit(other, make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path, resume=True))
 
 
 def test_patience_needs_a_metric(make_model, make_data):

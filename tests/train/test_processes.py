@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from scgpt_tools.train import finetune
 from scgpt_tools.train.pretrain import pretrain
 
 CONFIG = {
@@ -47,6 +49,32 @@ model = finetune(
 )
 (folder / f"checksum{os.environ['RANK']}").write_text(model.to("cpu").checksum)
 (folder / "losses").write_text(" ".join(map(str, model.history["train_loss"])))
+"""
+
+# What each process says at the end: which weights it has, and how many numbers of its copy it kept during training.
+SHARDED = """
+import os, pathlib, sys
+import anndata
+from lightning.pytorch.callbacks import Callback
+from scgpt_tools.train import finetune
+
+folder, name, until = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+kept = set()
+
+class Watch(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        kept.add(sum(part.to_local().numel() for part in pl_module.model.parameters()))
+        if trainer.global_step == until:
+            os._exit(9)
+
+model = finetune(
+    folder / "base", anndata.read_h5ad(folder / "cells.h5ad"), task="annotate", label="kind", epochs=2, batch_size=8,
+    lr=1e-2, weight_decay=0.1, clip=0.1, accelerator="cpu", devices=2, strategy="fsdp", folder=folder / name,
+    checkpoint_steps=2, resume=True, gradient_checkpointing=name == "again", callbacks=[Watch()], **eval(sys.argv[4])
+)
+whole = sum(part.numel() for part in model.parameters())
+assert all(part < 0.6 * whole for part in kept), (kept, whole)
+model.to("cpu").save(folder / f"{name}{os.environ['RANK']}")
 """
 
 
@@ -125,3 +153,48 @@ def test_two_processes_are_one_with_the_doubled_minibatch(folder):
     shared = CellModel.from_pretrained(folder / "shared", device="cpu")
     for name, tensor in alone.state_dict().items():
         torch.testing.assert_close(shared.state_dict()[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def in_two(folder: Path, name: str, *, until: int = 0, options: str = "{}") -> subprocess.Popen[bytes]:
+    """Fine-tune with the weights cut between two processes; both end without a word after step ``until``."""
+    return start(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python",
+        sys.executable, "-c", SHARDED, str(folder), name, str(until), options,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_cut_weights_learn_what_whole_ones_learn(folder, make_model):
+    """In one process with the doubled minibatch, in two with half of the weights each, and after an interruption."""
+    make_model(dropout=0.0).save(folder / "base")
+    cells = ad.read_h5ad(folder / "cells.h5ad")
+    options = {"lr": 1e-2, "weight_decay": 0.1, "clip": 0.1, "accelerator": "cpu", "epochs": 2}
+    alone = finetune(folder / "base", cells, task="annotate", label="kind", batch_size=16, **options)
+    finish(in_two(folder, "whole"))
+    interrupted = in_two(folder, "again", until=7)
+    interrupted.communicate(timeout=300)
+    assert interrupted.returncode != 0
+    assert (folder / "again" / "last.ckpt").is_file()
+    assert not (folder / "again0").exists()
+    finish(in_two(folder, "again"))
+    for name in ("whole0", "whole1", "again0", "again1"):
+        tensors = load_file(folder / name / "model.safetensors")
+        for key, tensor in alone.state_dict().items():
+            torch.testing.assert_close(tensors[key], tensor, atol=2e-4, rtol=1e-3, msg=f"{name} {key}")
+
+
+@pytest.mark.slow
+def test_frozen_parts_stay_with_cut_weights(folder, make_model):
+    make_model(dropout=0.0).save(folder / "base")
+    finish(in_two(folder, "frozen", options="{'freeze': 'backbone'}"))
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("base", "frozen0"))
+    assert any(name.startswith("heads.") for name in after)
+    for name, tensor in before.items():
+        if not name.startswith("heads."):
+            assert torch.equal(after[name], tensor), name
+
+
+def test_gradual_unfreezing_does_not_go_with_cut_weights(cells, make_model):
+    options = {"freeze": "backbone", "unfreeze_every": 1, "strategy": "fsdp"}
+    with pytest.raises(ValueError, match="Expected `unfreeze_every` to be None with strategy='fsdp'"):
+        finetune(make_model(), cells, task="annotate", label="kind", **options)

@@ -171,6 +171,10 @@ def finetune_cells(
     _check_arguments(chosen, task, label=label, batch=batch)
     check_freezing(freeze, low_rank, unfreeze_every)
     settings = _settings(chosen, config, changes)
+    if unfreeze_every is not None and settings.strategy == "fsdp":
+        raise ValueError(
+            "Expected `unfreeze_every` to be None with strategy='fsdp', which settles what is trained once."
+        )
     loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
     if chosen.modalities and not has_modalities(adata):
         raise TypeError(f"Expected a MuData for task={task!r}, found {type(adata).__name__}.")

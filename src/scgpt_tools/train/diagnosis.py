@@ -82,7 +82,7 @@ def describe_gradients(names: list[str], *, step: int, lr: float) -> str:
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity, after one look at the device where there are none.
+    """Names of the tensors that hold NaN or infinity, in this process, after one look at the device where there are none.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
     -------
     Names in the order given.
     """
-    named = [(name, tensor) for name, tensor in tensors if tensor is not None and tensor.is_floating_point()]
+    named = [(name, _own(tensor)) for name, tensor in tensors if tensor is not None and tensor.is_floating_point()]
     # Largest absolute values: NaN and infinity stay what they are, and finite numbers cannot overflow as in a sum.
     largest = [torch.linalg.vector_norm(tensor.detach(), ord=math.inf) for _, tensor in named if tensor.numel()]
     if not largest or bool(torch.isfinite(torch.stack(largest)).all()):
@@ -152,4 +152,9 @@ def _outputs(output: CellOutput) -> dict[str, Tensor]:
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    return bool(torch.isfinite(_own(tensor)).all())
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor that is cut into pieces; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

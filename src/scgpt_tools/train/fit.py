@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# They cut weights into pieces, which clipping, weight decay and our checkpoints do not know.
-_SHARDING = ("fsdp", "deepspeed")
+# Names of Lightning's for other ways to cut weights into pieces; what they write is not one file of whole tensors.
+_OTHER_SHARDING = ("fsdp", "deepspeed", "model_parallel")
 
 # Warnings that do not concern loaders and folders like ours.
 _ADVICE = (
@@ -42,6 +42,9 @@ _ADVICE = (
     # A run cut short by its number of steps has no metric of validation; names of metrics are checked before.
     r"`ModelCheckpoint\(monitor=.*could not find the monitored key",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # Nothing changes outputs in place; and what is to come in the place of all_gather is not in the torch of today.
+    r"FSDP2-wrapped module \(\w+\) returned a view tensor",
+    r"`?torch\.distributed\.nn\.functional\.all_gather`? is deprecated",
 )
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -90,7 +93,8 @@ class FitConfig(OptimizerConfig):
     nodes: int = 1
     strategy: str = "auto"
     """How several devices share the work: ``auto`` and ``ddp`` give each of them the whole model and a part of every
-    minibatch.  Strategies that cut the weights into pieces (FSDP, DeepSpeed) are refused."""
+    minibatch; ``fsdp`` gives each a piece of the weights and of the optimiser's state as well, for models that do not
+    fit one device.  It does not go with ``16-mixed``."""
     deterministic: bool = False
     """Refuse operations whose result differs from run to run on the same machine."""
 
@@ -103,10 +107,14 @@ class FitConfig(OptimizerConfig):
                 check_integer(name, getattr(self, name))
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"Expected `clip` to be above 0 or None, found {self.clip}.")
-        if self.strategy.lower().startswith(_SHARDING):
+        if self.strategy != "fsdp" and self.strategy.lower().startswith(_OTHER_SHARDING):
             raise ValueError(
-                f"Expected `strategy` to be one that keeps the whole model on each device, found {self.strategy!r}. Use "
-                "'ddp'; less memory is needed with `gradient_checkpointing`, `accumulate` and 'bf16-mixed'."
+                f"Expected `strategy` to be one of ours or of Lightning's that keeps the model whole, found "
+                f"{self.strategy!r}. Use 'fsdp' to cut the weights into pieces."
+            )
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError(
+                "Expected `precision` to be '32-true' or 'bf16-mixed' with strategy='fsdp', found '16-mixed'."
             )
 
 
@@ -154,6 +162,7 @@ def fit(
     # These define classes of Lightning's, so they can be imported only where it is.
     from scgpt_tools.train import callbacks as watching
     from scgpt_tools.train.module import CellModule  # another such class
+    from scgpt_tools.train.sharding import ShardedCellModule, whole_weights  # and another
 
     config = config or FitConfig()
     if config.resume and config.folder is None:
@@ -176,13 +185,16 @@ def fit(
         trainer = lightning.Trainer(
             **_trainer_options(config, len(loaders["train"])), callbacks=watchers, logger=list(loggers) or False
         )
-        module = CellModule(model.train(), objectives, config, seed=config.seed)
         validation = loaders["validation"] if data.validation.size else None
         with _recomputing(model, on=config.gradient_checkpointing):
-            trainer.fit(module, loaders["train"], validation, ckpt_path=_checkpoint_to_resume(config, folder))
+            kind = ShardedCellModule if config.strategy == "fsdp" else CellModule
+            module = kind(model.train(), objectives, config, seed=config.seed)
+            trainer.fit(module, loaders["train"], validation, ckpt_path=_checkpoint_to_resume(model, config, folder))
+        last_state = whole_weights(trainer) if config.strategy == "fsdp" else None
         # A file that an earlier run left in the folder is not of this one.
         written = any(callback.best_model_path for callback in best)
-        _take_best(model, folder / f"{watching.BEST}{watching.SUFFIX}" if written else None, trainer)
+        best_path = folder / f"{watching.BEST}{watching.SUFFIX}" if written else None
+        _take_weights(model, best_path, last_state, trainer)
     return model.eval()
 
 
@@ -190,7 +202,12 @@ def _trainer_options(config: FitConfig, n_batches: int) -> dict[str, Any]:
     several = config.devices not in (1, "1") or config.nodes > 1
     # Heads that no objective reads get no gradient, which plain DDP takes for an error.
     shared = "ddp_find_unused_parameters_true"
-    strategy = shared if config.strategy == "ddp" or (several and config.strategy == "auto") else config.strategy
+    strategy: Any = shared if config.strategy == "ddp" or (several and config.strategy == "auto") else config.strategy
+    if strategy == "fsdp":
+        # It defines a class of Lightning's, so it can be imported only where Lightning is.
+        from scgpt_tools.train.sharding import sharding
+
+        strategy = sharding()
     return {
         "accelerator": config.accelerator,
         "devices": config.devices,
@@ -256,19 +273,37 @@ def _recomputing(model: CellModel, *, on: bool) -> Iterator[None]:
         model.encoder.gradient_checkpointing = before
 
 
-def _checkpoint_to_resume(config: FitConfig, folder: Path) -> Path | None:
+def _checkpoint_to_resume(model: CellModel, config: FitConfig, folder: Path) -> Path | None:
     last = folder / "last.ckpt"
-    if config.resume and last.is_file():
-        logger.info("Going on from %s.", last)
-        return last
-    return None
+    if not (config.resume and last.is_file()):
+        return None
+    written = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    sharded = written.get("sharded", False)
+    # Both number the states of the optimiser, but not in the same order.
+    if sharded != (config.strategy == "fsdp"):
+        found, expected = ("with", "'fsdp'") if sharded else ("without", "'ddp' or 'auto'")
+        raise ValueError(
+            f"Expected to go on with the strategy that {last} was written with, {expected}, found {config.strategy!r}; "
+            f"it comes from a run {found} sharding."
+        )
+    differing = {f"model.{name}" for name in model.state_dict()} ^ set(written["state_dict"])
+    if differing:
+        raise ValueError(
+            f"Expected {last} to hold the weights of this model, found {len(differing)} that only one of them has, such as "
+            f"{min(differing)!r}. Begin in another folder, or train the same model with the same objectives."
+        )
+    logger.info("Going on from %s.", last)
+    return last
 
 
-def _take_best(model: CellModel, path: Path | None, trainer: Any) -> None:
-    """Give the model the weights of the best state, which the first process has written, in every process."""
-    state = None
-    if path is not None and trainer.is_global_zero:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+def _take_weights(model: CellModel, best: Path | None, last: dict[str, Any] | None, trainer: Any) -> None:
+    """Give the model the weights of the best state, which the first process has written, in every process.
+
+    Without one, the last weights, where those are not in the model itself.
+    """
+    state = last
+    if best is not None and trainer.is_global_zero:
+        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     state = trainer.strategy.broadcast(state)
     if state is not None:
         model.load_state_dict({key.removeprefix("model."): tensor for key, tensor in state.items()})

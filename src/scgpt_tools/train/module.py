@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
 import numpy as np
@@ -39,6 +39,8 @@ class CellModule(lightning.LightningModule):
         Seed of dropout.  Each step draws from a stream of its own, so that a run that goes on after a checkpoint
         draws what it would have drawn.
     """
+
+    sharded: ClassVar[bool] = False
 
     def __init__(
         self, model: CellModel, objectives: Sequence[Objective], optimizer: OptimizerConfig, *, seed: int = 0
@@ -77,9 +79,13 @@ class CellModule(lightning.LightningModule):
         """Refuse an update that would destroy the weights; with float16 the loss scaling leaves such updates out."""
         if str(self.trainer.precision).startswith("16"):
             return
-        bad = not_finite((name, parameter.grad) for name, parameter in self.model.named_parameters())
+        bad = self.bad_gradients()
         if bad:
             raise LossNotFiniteError(describe_gradients(bad, step=self.global_step, lr=self._lr))
+
+    def bad_gradients(self) -> list[str]:
+        """Names of the parameters whose gradients are not finite."""
+        return not_finite((name, parameter.grad) for name, parameter in self.model.named_parameters())
 
     def on_train_epoch_end(self) -> None:
         """Log the means of the epoch, those of an interrupted epoch over both of its parts."""
@@ -95,6 +101,7 @@ class CellModule(lightning.LightningModule):
                 "the checkpoint written before stays."
             )
         checkpoint["epoch_means"] = self.epoch_means.state_dict()
+        checkpoint["sharded"] = self.sharded
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with those sums."""
