@@ -51,6 +51,29 @@ def test_names_of_classes_travel_with_the_folder(adata, annotator, tmp_path):
     assert list(theirs.obs["scgpt_cell_type"].cat.categories) == list(CLASSES)
 
 
+def test_several_models_vote_by_their_probabilities(adata, make_model, annotator, tmp_path):
+    other = make_model(config={"heads": annotator.config.heads}).eval()
+    with torch.no_grad():
+        other.heads["cell_type"].out.weight.mul_(-10)
+    alone = [annotated(adata, model).obsm["scgpt_cell_type_probabilities"] for model in (annotator, other)]
+    assert not np.allclose(alone[0], alone[1], atol=0.01)
+    result = annotated(adata, [annotator, other.save(tmp_path / "other")])
+    expected = np.mean(alone, axis=0)
+    np.testing.assert_allclose(result.obsm["scgpt_cell_type_probabilities"], expected, atol=1e-6)
+    assert result.obs["scgpt_cell_type"].tolist() == [CLASSES[place] for place in expected.argmax(axis=1)]
+    assert result.uns["scgpt_cell_type"]["model"]["checksum"] == f"{annotator.checksum}, {other.checksum}"
+
+
+def test_models_that_vote_know_the_same_classes(adata, make_model, annotator, unchanged):
+    heads = HeadsConfig(cell_type=ClassifierConfig(classes=3, names=("B", "T", "NK/T")))
+    before = unchanged(adata)
+    with pytest.raises(ValueError, match="the same classes in the same order, found .*'NK/T', 'T'.* and .*'T', 'NK/T'"):
+        sct.tl.annotate(adata, [annotator, make_model(config={"heads": heads})])
+    with pytest.raises(ValueError, match="one `model` or more, found an empty list"):
+        sct.tl.annotate(adata, [])
+    assert unchanged(adata) == before
+
+
 def test_cells_under_the_threshold_get_no_class(adata, annotator):
     sure = annotated(adata, annotator)
     confidence = sure.obs["scgpt_cell_type_confidence"].to_numpy()
