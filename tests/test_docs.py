@@ -32,7 +32,7 @@ def calls_of_ours(code: str) -> list[tuple[str, ast.Call]]:
 
 
 EXAMPLES = [
-    pytest.param(name, call, id=f"{page.stem}: {ast.unparse(call)[:60]}")
+    pytest.param(name, call, id=f"{page.stem}: {ast.unparse(call)[:100]}")
     for page in PAGES
     for code in blocks(page, "python")
     for name, call in calls_of_ours(code)
