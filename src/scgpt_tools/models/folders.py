@@ -29,10 +29,9 @@ class Layout:
     """Files that may hold the weights, the one to prefer first."""
 
 
-LAYOUTS = (
-    Layout("this package's format", "config.json", ("model.safetensors",)),
-    Layout("scGPT's format", "args.json", ("best_model.pt", "model.pt")),
-)
+OURS = Layout("this package's format", "config.json", ("model.safetensors",))
+SCGPTS = Layout("scGPT's format", "args.json", ("best_model.pt", "model.pt"))
+LAYOUTS = (OURS, SCGPTS)
 """In the order of preference: safetensors can hold nothing but tensors."""
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import ModelConfig
+from scgpt_tools.models.folders import OURS, VOCABULARY
 from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, read_settings, replace_file
 from scgpt_tools.models.formats.rename import LoadReport
 from scgpt_tools.vocabulary import Vocabulary
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocab.json", "model.safetensors"
+CONFIG, (WEIGHTS,) = OURS.config, OURS.weights
 VERSION = 1
 
 

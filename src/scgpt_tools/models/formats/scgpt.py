@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scgpt_tools._lookup import lookup
+from scgpt_tools.models.folders import SCGPTS, VOCABULARY
 from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, load_tensors, read_settings, replace_file
 from scgpt_tools.models.formats.rename import LoadReport, Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt_config import config_from, settings_of, special_tokens
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ARGS, VOCABULARY, WEIGHTS = "args.json", "vocab.json", ("best_model.pt", "model.pt")
+ARGS, WEIGHTS = SCGPTS.config, SCGPTS.weights
 
 _LAYER, _BLOCK = "transformer_encoder.layers.{i}.", "encoder.blocks.{i}."
 _QKV = tuple(f"{_BLOCK}attention.{part}." for part in ("query", "key", "value"))
