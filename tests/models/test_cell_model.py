@@ -12,6 +12,7 @@ import torch
 
 from scgpt_tools import testing
 from scgpt_tools.models import FAMILIES, CellModel, ModelConfig
+from scgpt_tools.models.cell_model import _groups
 from scgpt_tools.models.config import (
     ContextConfig,
     EmbedderConfig,
@@ -147,6 +148,38 @@ def test_a_cell_without_tokens_is_zero_and_harms_no_other(model, batch, place, p
         torch.testing.assert_close(found[others], expected[others], rtol=1e-4, atol=1e-6)
     for backend in ("sdpa", "varlen", "eager"):
         torch.testing.assert_close(model(empty, attention=backend).tokens[others], model(batch).tokens[others])
+
+
+@pytest.mark.parametrize("attention", ["varlen", "sdpa"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted", "mean_with_padding"])
+@pytest.mark.parametrize("n_tokens", [1, 12])
+def test_groups_of_cells_are_the_whole(n_tokens, pooling, attention, model, batch, monkeypatch):
+    """How many cells go through the layers at once is a matter of speed."""
+    expected = model.embed_cells(batch, pooling=pooling, attention=attention)
+    used, embed = [], model._embed_cells
+    monkeypatch.setattr("scgpt_tools.models.cell_model._TOKENS", n_tokens)
+    monkeypatch.setattr(model, "_embed_cells", lambda part, *rest: used.append(len(part)) or embed(part, *rest))
+    found = model.embed_cells(batch, pooling=pooling, attention=attention)
+    assert len(used) > 1
+    assert sum(used) == len(batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_groups_keep_to_their_size():
+    mask = torch.arange(5) < torch.tensor([5, 2, 2, 0, 1, 4])[:, None]
+    assert _groups(mask, 4) == [slice(0, 1), slice(1, 4), slice(4, 5), slice(5, 6)]
+    assert _groups(mask, 100) == [slice(0, 6)]
+    assert _groups(mask[:0], 4) == [slice(0, 0)]
+
+
+def test_the_first_label_counts_for_all_cells_of_a_minibatch(batch, monkeypatch):
+    """Also where cells go through the layers in groups."""
+    monkeypatch.setattr("scgpt_tools.models.cell_model._TOKENS", 1)
+    model = build(replace(SCGPT, embedder=EmbedderConfig(norm="domain_of_first"), domains=2))
+    with torch.no_grad():
+        model.embedder.norm.domains[1].running_mean.add_(1)
+    found = model.embed_cells(batch.replace(batch=torch.tensor([1, 0, 1, 0])))
+    torch.testing.assert_close(found, model.embed_cells(batch.replace(batch=torch.tensor([1, 1, 1, 1]))))
 
 
 def test_embed_cells_needs_no_labels_that_only_heads_read():

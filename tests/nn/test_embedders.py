@@ -124,6 +124,31 @@ def test_the_norm_comes_last():
     torch.testing.assert_close(part(GENES, VALUES).genes, part.genes(GENES))
 
 
+@pytest.mark.parametrize("shape", [(600,), (4, 150)], ids=str)
+@pytest.mark.parametrize("n_different", [3, 51, 600])
+def test_few_different_values_are_embedded_once(shape, n_different, monkeypatch):
+    """And again after the weights have changed."""
+    torch.manual_seed(0)
+    part = ContinuousValue(8, 0.5).eval()
+    values = (torch.arange(600) % n_different - 2.0).view(shape)
+    computed, embed = [], part._embed
+    monkeypatch.setattr(part, "_embed", lambda x: computed.append(x.numel()) or embed(x))
+    for _ in range(2):
+        expected = part(values)
+        assert expected.requires_grad
+        with torch.no_grad():
+            torch.testing.assert_close(part(values), expected, rtol=0, atol=1e-6)
+            part.second.weight.mul_(1.5)
+    assert computed == [600, n_different] * 2
+
+
+def test_each_value_has_its_own_dropout():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = ContinuousValue(8, 0.5).train()(torch.ones(100))
+    assert len(found.unique(dim=0)) > 50
+
+
 @pytest.mark.parametrize(
     ("options", "inputs", "message"),
     [

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Tokens to embed at once on each thread of a CPU: enough for its products, and what lies between them stays in the caches.
+_TOKENS = 2048
+
 # Tokens of a cell below which a call of attention for each costs more than padding.
 _LONG = 128
 
@@ -193,6 +196,14 @@ class CellModel(nn.Module):
         """
         attention = attention or self._fastest_attention()
         pooling = pooling or self.config.pooling
+        # A norm that takes the label of the first cell for all has to see the minibatch as it is.
+        whole = self.training or self.device.type != "cpu" or self.config.embedder.norm == "domain_of_first"
+        groups = [slice(None)] if whole else _groups(batch.mask, _TOKENS * torch.get_num_threads())
+        if len(groups) == 1:
+            return self._embed_cells(batch, attention, pooling)
+        return torch.cat([self._embed_cells(batch.select(cells), attention, pooling) for cells in groups])
+
+    def _embed_cells(self, batch: TokenBatch, attention: str, pooling: str) -> Tensor:
         first_only = pooling == "cls"
         if batch.generated is not None:
             # Nothing but themselves looks at generated tokens, so a cell is the same without them.
@@ -376,6 +387,17 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _groups(mask: Tensor, n_tokens: int) -> list[slice]:
+    """Divide cells into neighbours with at most so many real tokens together; a longer cell is alone."""
+    groups, start, total = [], 0, 0
+    for cell, length in enumerate(mask.sum(dim=1).tolist()):
+        if total and total + length > n_tokens:
+            groups.append(slice(start, cell))
+            start, total = cell, 0
+        total += length
+    return [*groups, slice(start, len(mask))]
 
 
 def _build_heads(config: ModelConfig) -> nn.ModuleDict:

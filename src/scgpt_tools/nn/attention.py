@@ -20,6 +20,7 @@ from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
 from scgpt_tools.nn.dropout import drop
 from scgpt_tools.nn.linear import Linear
+from scgpt_tools.nn.products import attend_by_products, products_pay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,14 +126,22 @@ def eager(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dro
 
 def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
     """Attention within one cell, (n, D) each."""
+    if not dropout and not _needs_gradients(q, k, v) and products_pay(q, k):
+        context = attend_by_products(q, k, v, heads)
+        if context is not None:
+            return context
     if q.device.type == "cpu" and (dropout or q.dtype == torch.bfloat16):
         return _by_products(q, k, v, heads, dropout)
     q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
     return _merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)).squeeze(0)
 
 
+def _needs_gradients(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
 def _by_products(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
-    """Attention within one cell as two matrix products.
+    """Attention within one cell as two matrix products around a softmax, with gradients.
 
     Sooner than torch's own on CPUs in bf16, for which they have units that its kernel ignores, and with dropout.
     """

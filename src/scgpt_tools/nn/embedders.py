@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from scgpt_tools._lookup import lookup
@@ -41,9 +42,14 @@ def gene_table(rows: int, dim: int, pad: int) -> NormedTable:
 
 
 class ContinuousValue(nn.Module):
-    """Embed a number by a small MLP; values are capped at 512 and negative markers are ordinary inputs."""
+    """Embed a number by a small MLP; values are capped at 512 and negative markers are ordinary inputs.
+
+    Bins are few: without gradients, on a CPU, each different value is embedded once and looked up.
+    """
 
     CAP = 512.0
+    REPEATS = 4
+    """How often a value has to be there on average to be looked up."""
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
@@ -52,6 +58,14 @@ class ContinuousValue(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Embed (...) values."""
+        if values.device.type == "cpu" and not self.training and not torch.is_grad_enabled():
+            # On a GPU the number of different values would have to be waited for.
+            different, places = values.unique(return_inverse=True)
+            if len(different) * self.REPEATS <= values.numel():
+                return F.embedding(places, self._embed(different))
+        return self._embed(values)
+
+    def _embed(self, values: Tensor) -> Tensor:
         x = values.to(self.first.weight.dtype).clamp(max=self.CAP).unsqueeze(-1)
         return self.dropout(self.norm(self.second(self.first(x).relu())))
 
