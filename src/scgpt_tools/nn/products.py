@@ -65,7 +65,8 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor | 
         part = slice(head, head + several)
         for start in range(0, len(q), rows):
             weights = _product(queries[part, start : start + rows], keys[part]).exp2_()
-            sums = weights.sum(dim=-1, keepdim=True, dtype=torch.float32)
+            # Added up in fp32 and rounded at the end; asked for a sum in fp32, torch would convert all weights first.
+            sums = weights.sum(dim=-1, keepdim=True)
             largest.append(sums.amax())
             block = context[start : start + rows, part].transpose(0, 1)
             torch.div(_product(weights, values[part]), sums, out=block)
