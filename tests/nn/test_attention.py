@@ -203,6 +203,9 @@ def test_flash_says_how_to_install_it(attention, x):
 
 def test_layouts():
     assert PaddedLayout.from_mask(torch.ones_like(MASK)).visible is None
+    # Masks on "meta" hold no values, as if those on a GPU were not to be waited for.
+    assert PaddedLayout.from_mask(MASK.to("meta"), full=True).visible is None
+    assert PaddedLayout.from_mask(MASK.to("meta"), full=False).visible.shape == (3, 1, 1, LENGTH)
     layout = PackedLayout.from_lengths((3, 1, 2), "cpu")
     assert layout.offsets.tolist() == [0, 3, 4, 6]
     assert layout.offsets.dtype == torch.int32

@@ -211,9 +211,10 @@ class CellModel(nn.Module):
         if attention in PACKED and not bool(batch.mask.any(dim=1).all()):
             attention = "sdpa"  # a cell without tokens has no place among packed ones
         if attention not in PACKED:
-            batch = batch.to(self.device)
+            # Asked before the batch moves, so that no GPU has to be waited for.
+            full, batch = bool(batch.mask.all()), batch.to(self.device)
             x = self.embedder(batch.genes, batch.values, perturbed=batch.perturbed, domain=batch.batch).tokens
-            x, _ = self.encoder(x, PaddedLayout.from_mask(batch.mask), attention, first_only=first_only)
+            x, _ = self.encoder(x, PaddedLayout.from_mask(batch.mask, full=full), attention, first_only=first_only)
             x = x * batch.mask[:, : x.shape[1], None]
             return pool(pooling, x, batch.mask, batch.values)
         packed = batch.packed().to(self.device, non_blocking=True)

@@ -45,12 +45,16 @@ class PaddedLayout:
     """(B, L) True on tokens to be generated."""
 
     @classmethod
-    def from_mask(cls, mask: Tensor, generated: Tensor | None = None) -> PaddedLayout:
-        """Let every token see the real tokens; generated ones are seen by themselves only."""
+    def from_mask(cls, mask: Tensor, generated: Tensor | None = None, *, full: bool | None = None) -> PaddedLayout:
+        """Let every token see the real tokens; generated ones are seen by themselves only.
+
+        ``full`` says whether all tokens are real; on a GPU, which would have to be waited for, who knows should say so.
+        """
         # A cell without any real token would be a softmax over nothing; its output is set to zero anyway.
         keys = mask | ~mask.any(dim=1, keepdim=True)
         if generated is None:
-            return cls(mask, None if bool(mask.all()) else keys[:, None, None, :])
+            full = bool(mask.all()) if full is None else full
+            return cls(mask, None if full else keys[:, None, None, :])
         itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         visible = (keys & ~generated)[:, None, None, :] | itself[None, None]
         return cls(mask, visible, generated)

@@ -82,10 +82,12 @@ class BinnedValue(NormedTable):
             If a bin has no row.
         """
         bins, rows = values.long(), self.table.num_embeddings
-        if bins.numel() and (int(bins.min()) < 0 or int(bins.max()) >= rows):
+        # Both at once: each number that is read from a GPU has to be waited for.
+        least, most = torch.stack(bins.aminmax()).tolist() if bins.numel() else (0, 0)
+        if least < 0 or most >= rows:
             raise ValueError(
-                f"Expected bins within 0 .. {rows - 1}, found {int(bins.min())} .. {int(bins.max())}. Markers for "
-                "masked and padded values need rows of their own in the table."
+                f"Expected bins within 0 .. {rows - 1}, found {least} .. {most}. Markers for masked and padded values "
+                "need rows of their own in the table."
             )
         return super().forward(bins)
 

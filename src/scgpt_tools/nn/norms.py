@@ -50,14 +50,15 @@ class DomainNorm(nn.Module):
         """
         if domain is None:
             raise ValueError("Expected batch labels for the domain-specific batch norm, found none.")
-        labels = domain[:1] if self.of_first else domain.unique()
-        if int(labels.max()) >= len(self.domains) or int(labels.min()) < 0:
-            raise ValueError(f"Expected batch labels within 0 .. {len(self.domains) - 1}, found {labels.tolist()}.")
+        labels = (domain[:1] if self.of_first else domain.unique()).tolist()
+        if max(labels) >= len(self.domains) or min(labels) < 0:
+            raise ValueError(f"Expected batch labels within 0 .. {len(self.domains) - 1}, found {labels}.")
         if len(labels) == 1:
-            return self._normalise(x, int(labels))
+            return self._normalise(x, labels[0])
         normed = torch.empty_like(x)
-        for label in labels.tolist():
-            normed[domain == label] = self._normalise(x[domain == label], label)
+        for label in labels:
+            cells = (domain == label).nonzero().squeeze(1)
+            normed[cells] = self._normalise(x[cells], label)
         return normed
 
     def _normalise(self, x: Tensor, label: int) -> Tensor:
