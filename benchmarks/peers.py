@@ -1,7 +1,11 @@
-"""Run scGPT's own functions beside ours; its source lies outside this repository."""
+"""Run others beside us: scGPT's own functions, helical's copy of it, torch's own encoder.
+
+The source of the first two lies outside this repository.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -17,8 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from torch import Tensor
 
     from scgpt_tools import CellModel
+    from scgpt_tools.nn.attention import PaddedLayout
     from scgpt_tools.tokens.batch import TokenBatch
 
 
@@ -80,6 +86,77 @@ class ScGPT:
     def trainee(self, model: CellModel, cells: TokenBatch, *, recipe: str, batch_size: int) -> ScGPTTraining:
         """The weights of a model of ours in scGPT's class, with tokens to train on."""
         return ScGPTTraining(self, model, cells, recipe=recipe, batch_size=batch_size)
+
+
+class Helical:
+    """helical's scGPT, from ``process_data`` to ``get_embeddings``, without its downloads.
+
+    Parameters
+    ----------
+    source
+        Folder that holds the package ``helical``.
+    checkpoint
+        Checkpoint folder with fused names, the only ones that it reads.
+    """
+
+    def __init__(self, source: Path, checkpoint: Path) -> None:
+        sys.path.insert(0, str(source))
+        from helical.models.scgpt import scGPT, scGPTConfig
+        from helical.models.scgpt.scgpt_utils import load_model
+
+        logging.getLogger().setLevel(logging.WARNING)
+        # Its constructor fetches a released checkpoint; the rest of it is repeated here.
+        self.model = model = scGPT.__new__(scGPT)
+        model.config = scGPTConfig(emb_mode="cls", batch_size=64, device="cpu").config
+        model.config["model_path"] = checkpoint / "best_model.pt"
+        model.model, model.vocab = load_model(model.config)
+        model.accelerator = None
+
+    def embed(self, adata: AnnData, *, length: int) -> np.ndarray:
+        """Embed raw counts in ``X``."""
+        self.model.config["MAX_LENGTH"] = length
+        # It wants whole numbers where it is told that they are counts, and writes to the table that it is given.
+        cells = self.model.process_data(adata.copy(), use_raw_counts=False)
+        return np.asarray(self.model.get_embeddings(cells))
+
+
+class TorchEncoder(torch.nn.Module):
+    """``torch.nn.TransformerEncoder`` with our weights in place of our encoder, with its fast path for evaluation.
+
+    Parameters
+    ----------
+    model
+        Model whose encoder is rebuilt.
+    """
+
+    def __init__(self, model: CellModel) -> None:
+        super().__init__()
+        config = model.config.encoder
+        layer = torch.nn.TransformerEncoderLayer(
+            model.dim, config.heads, config.hidden, config.dropout, batch_first=True
+        )
+        self.stack = torch.nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=True).eval()
+        for theirs, ours in zip(self.stack.layers, model.encoder.blocks, strict=True):
+            maps = (ours.attention.query, ours.attention.key, ours.attention.value)
+            theirs.self_attn.in_proj_weight.data = torch.cat([part.weight.data for part in maps])
+            theirs.self_attn.in_proj_bias.data = torch.cat([part.bias.data for part in maps])
+            theirs.self_attn.out_proj.load_state_dict(ours.attention.out.state_dict())
+            theirs.linear1.load_state_dict(ours.feed_forward.expand.state_dict())
+            theirs.linear2.load_state_dict(ours.feed_forward.contract.state_dict())
+            theirs.norm1.load_state_dict(ours.attention_norm.state_dict())
+            theirs.norm2.load_state_dict(ours.feed_forward_norm.state_dict())
+
+    def forward(self, x: Tensor, layout: PaddedLayout, *_: object, **options: object) -> tuple[Tensor, None]:
+        """Encode padded tokens."""
+        tokens = self.stack(x, src_key_padding_mask=~layout.mask)
+        return (layout.first(tokens) if options.get("first_only") else tokens), None
+
+
+def with_torch_encoder(model: CellModel) -> CellModel:
+    """A copy of a model that is encoded by torch's own class; run it with ``attention="sdpa"``."""
+    other = copy.deepcopy(model)
+    other.encoder = TorchEncoder(model)
+    return other
 
 
 class ScGPTTraining:
