@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scgpt_tools.objectives import CellType, ranks
+from scgpt_tools.objectives import CellType, MaskedExpression, MaskedExpressionFromCell, ZeroLikelihood, ranks
+from scgpt_tools.tokens.batch import TokenBatch
 
 
 @pytest.fixture
@@ -41,3 +42,26 @@ def test_labels_that_nobody_has_cost_nothing(others):
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("term", "prediction"),
+    [
+        (MaskedExpression(), "expression"),
+        (MaskedExpressionFromCell(), "expression_from_cell"),
+        (MaskedExpression(by_modality=True), "expression"),
+        (ZeroLikelihood(), "expression_nonzero"),
+    ],
+)
+def test_a_process_with_nothing_hidden_adds_nothing_and_keeps_its_gradient(others, term, prediction):
+    others(3)
+    values = torch.rand(2, 3)
+    batch = TokenBatch(
+        genes=torch.zeros(2, 3).long(), values=values, mask=torch.ones(2, 3, dtype=torch.bool), target=values,
+        hidden=torch.zeros(2, 3, dtype=torch.bool), modality=torch.zeros(2, 3).long(),
+    )  # fmt: skip
+    found = torch.rand(2, 3, requires_grad=True)
+    loss = term({"first": {prediction: found}}, batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert not found.grad.any()

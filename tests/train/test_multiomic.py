@@ -15,9 +15,10 @@ from mudatas import PROTEINS, contents, make_base, make_mudata
 from scgpt_tools.models import CellModel, MultiOmicTransformerModel
 from scgpt_tools.models.families import scgpt_multiomic
 from scgpt_tools.models.growing import keep_narrow_heads
-from scgpt_tools.objectives import MaskedExpression
+from scgpt_tools.objectives import BatchAdversary, MaskedExpression, MaskedExpressionFromCell
 from scgpt_tools.tokens import ModalityConfig, TokenBatch
-from scgpt_tools.train.multiomic import modality_parts
+from scgpt_tools.train.multiomic import modality_parts, weighed
+from scgpt_tools.train.tasks import TASKS
 
 # A protein has the name of a gene on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:var_names are not unique")
@@ -157,15 +158,64 @@ def test_other_tasks_take_a_mudata_too(task, needs):
 
 
 def test_each_modality_weighs_the_same():
-    hidden = torch.tensor([[True, True, True, True]])
-    batch = TokenBatch(
-        genes=torch.zeros(1, 4).long(), values=torch.zeros(1, 4), mask=hidden, hidden=hidden,
-        target=torch.tensor([[1.0, 1.0, 1.0, 3.0]]), modality=torch.tensor([[0, 0, 0, 1]]),
-    )  # fmt: skip
-    views = {"first": {"expression": torch.zeros(1, 4)}}
+    batch, views = _two_modalities()
     assert MaskedExpression()(views, batch) == 3
     assert MaskedExpression(by_modality=True)(views, batch) == 5
-    assert MaskedExpression(by_modality=True)(views, batch.replace(hidden=~hidden)) == 0
+    assert MaskedExpression(by_modality=True)(views, batch.replace(hidden=~batch.require("hidden"))) == 0
+
+
+def test_modalities_may_weigh_differently():
+    batch, views = _two_modalities()
+    assert MaskedExpression(by_modality=True, modality_weights=(0.25, 0.75))(views, batch) == 7
+    assert MaskedExpression(by_modality=True, modality_weights=(0.0, 2.0))(views, batch) == 9
+    # Of a minibatch without the others, the weight of what is there does not matter.
+    alone = batch.replace(hidden=torch.tensor([[False, True, True, False]]))
+    assert MaskedExpression(by_modality=True, modality_weights=(0.25, 0.75))(views, alone) == 1
+
+
+@pytest.mark.parametrize("by_modality", [False, True])
+def test_what_was_shown_is_asked_of_the_cell(by_modality):
+    batch, _ = _two_modalities()
+    batch = batch.replace(hidden=torch.tensor([[False, True, False, False]]))
+    views = {"first": {"expression_from_cell": torch.tensor([[9.0, 1.0, 1.0, 0.0]])}}
+    hidden = MaskedExpressionFromCell(by_modality=by_modality)
+    shown = MaskedExpressionFromCell(by_modality=by_modality, shown=True)
+    assert hidden(views, batch) == 0
+    # The cell token, the first one, has no value to ask for.
+    assert shown(views, batch) == (4.5 if by_modality else 3)
+    padded = batch.replace(mask=torch.tensor([[True, True, True, False]]))
+    assert shown(views, padded) == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "arguments"), [((1.0, 1.0), {}), ((0.0, 0.0), {"by_modality": True}), ((-1.0, 2.0), {"by_modality": True})]
+)  # fmt: skip
+@pytest.mark.parametrize("term", [MaskedExpression, MaskedExpressionFromCell])
+def test_weights_that_cannot_be_are_refused(term, weights, arguments):
+    with pytest.raises(ValueError, match="Expected `modality_weights`"):
+        term(modality_weights=weights, **arguments)
+
+
+def test_panels_weigh_more_than_what_is_not_asked_for_whole():
+    terms = TASKS["multiomic"].recipe.objectives
+    both = scgpt_multiomic(make_base().vocabulary.extended(["p_CD4"]), modalities=["rna", "prot"]).tokenizer
+    found = {term.name: term for term in weighed(terms, both)}
+    # Modalities are numbered by name.
+    assert found["masked_expression"].modality_weights[:2] == (1.0, 0.3)
+    assert found["masked_expression_from_cell"].modality_weights[:2] == (1.0, 0.3)
+    assert found["masked_expression_from_cell"].shown
+    assert found["batch_adversary"] == BatchAdversary(weight=5.0)
+    assert weighed(terms, make_base().config.tokenizer) == terms
+    assert weighed([MaskedExpression()], both) == (MaskedExpression(),)
+
+
+def _two_modalities():
+    batch = TokenBatch(
+        genes=torch.zeros(1, 4).long(), values=torch.zeros(1, 4), mask=torch.ones(1, 4, dtype=torch.bool),
+        hidden=torch.ones(1, 4, dtype=torch.bool), target=torch.tensor([[1.0, 1.0, 1.0, 3.0]]),
+        modality=torch.tensor([[0, 0, 0, 1]]),
+    )  # fmt: skip
+    return batch, {"first": {"expression": torch.zeros(1, 4)}}
 
 
 def _apart(mdata):

@@ -9,7 +9,7 @@ import torch
 
 from scgpt_tools.nn.losses import masked_mse, negative_log_bernoulli
 from scgpt_tools.objectives.base import Objective, View, Views
-from scgpt_tools.objectives.ranks import share_of_mean
+from scgpt_tools.objectives.ranks import part_of_mean, share_of_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +31,19 @@ class MaskedExpression(Objective):
     heads: ClassVar[tuple[str, ...]] = ("expression",)
     by_modality: bool = False
     """Average over the values of each modality first, so that a short panel counts as much as thousands of genes."""
+    modality_weights: tuple[float, ...] | None = None
+    """Weight of each modality by its number in that average; ``None`` for the same.  Only with ``by_modality``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_weights(self.modality_weights, by_modality=self.by_modality)
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean squared error over hidden values."""
-        return _hidden_mse(views["first"]["expression"], batch, by_modality=self.by_modality)
+        prediction, target, hidden = views["first"]["expression"], batch.require("target"), batch.require("hidden")
+        if not self.by_modality:
+            return _mse(prediction, target, hidden)
+        return _mse_by_modality(prediction, target, hidden, batch.require("modality"), self.modality_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +58,25 @@ class MaskedExpressionFromCell(Objective):
     heads: ClassVar[tuple[str, ...]] = ("expression_from_cell",)
     by_modality: bool = False
     """As for :class:`MaskedExpression`."""
+    modality_weights: tuple[float, ...] | None = None
+    """As for :class:`MaskedExpression`."""
+    shown: bool = False
+    """Ask for the values that the network saw as well, so that the cell embedding has to hold all of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_weights(self.modality_weights, by_modality=self.by_modality)
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
-        """Mean squared error over hidden values."""
-        return _hidden_mse(views["first"]["expression_from_cell"], batch, by_modality=self.by_modality)
+        """Mean squared error over hidden values, or over all."""
+        prediction = views["first"]["expression_from_cell"]
+        target, asked = batch.require("target"), batch.require("hidden")
+        if self.shown:
+            # Position 0 is the cell token, which has no value.
+            asked = asked | (batch.mask & (torch.arange(batch.mask.shape[1], device=asked.device) > 0))
+        if not self.by_modality:
+            return _mse(prediction, target, asked)
+        return _mse_by_modality(prediction, target, asked, batch.require("modality"), self.modality_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +93,7 @@ class RegeneratedExpression(Objective):
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean squared error over hidden values in the second pass."""
-        return _hidden_mse(views["from_cell"]["expression"], batch)
+        return _mse(views["from_cell"]["expression"], batch.require("target"), batch.require("hidden"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,22 +150,34 @@ class PerturbedExpression(Objective):
         return {"profile_error": (total / place.bincount(minlength=len(genes))).square().mean()}
 
 
-def _hidden_mse(prediction: Tensor, batch: TokenBatch, *, by_modality: bool = False) -> Tensor:
-    target, hidden = batch.require("target"), batch.require("hidden")
+def _check_weights(weights: tuple[float, ...] | None, *, by_modality: bool) -> None:
+    if weights is None:
+        return
     if not by_modality:
-        return _mse(prediction, target, hidden)
-    _, kind = batch.require("modality")[hidden].unique(return_inverse=True)
-    counts = kind.bincount()
-    error = (prediction.float() - target)[hidden].square()
-    return (error / counts[kind]).sum() / max(len(counts), 1) * share_of_mean(hidden)
+        raise ValueError("Expected `modality_weights` with by_modality=True only, found them with False.")
+    if any(not 0 <= weight < float("inf") for weight in weights) or not any(weights):
+        raise ValueError(f"Expected `modality_weights` of at least 0, one of them above, found {weights}.")
+
+
+def _mse_by_modality(
+    prediction: Tensor, target: Tensor, places: Tensor, modality: Tensor, weights: tuple[float, ...] | None
+) -> Tensor:
+    """Mean over the modalities of the mean over the places of each; 0 where there are none."""
+    present, kind = modality[places].unique(return_inverse=True)
+    error = (prediction.float() - target)[places].square()
+    weight = torch.ones(len(present), device=error.device)
+    if weights is not None:
+        weight = torch.tensor(weights, device=error.device)[present]
+    weight = weight / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return (error * (weight / kind.bincount(minlength=len(present)))[kind]).sum() * share_of_mean(places)
 
 
 def _hidden_zeros(nonzero: Tensor, batch: TokenBatch) -> Tensor:
     hidden = batch.require("hidden")
     # Half precision cannot hold the distance of a probability to 1 that the original keeps.
-    return negative_log_bernoulli(nonzero.float(), batch.require("target"), hidden) * share_of_mean(hidden)
+    return part_of_mean(negative_log_bernoulli(nonzero.float(), batch.require("target"), hidden), nonzero, hidden)
 
 
 def _mse(prediction: Tensor, target: Tensor, places: Tensor) -> Tensor:
     # Sums over thousands of squared bins overflow float16, so the loss is computed in float32 whatever the model is.
-    return masked_mse(prediction.float(), target, places) * share_of_mean(places)
+    return part_of_mean(masked_mse(prediction.float(), target, places), prediction, places)

@@ -41,6 +41,29 @@ def share_of_mean(mask: Tensor) -> Tensor | float:
     return here * dist.get_world_size() / everywhere.clamp(min=1)
 
 
+def part_of_mean(mean: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+    """This process's part of a mean over everyone's entries.
+
+    Parameters
+    ----------
+    mean
+        Mean over the entries of this process, which is NaN where it has none.
+    prediction
+        What the mean was computed from.
+    mask
+        True on the entries.
+
+    Returns
+    -------
+    The mean times its share.  A process without an entry adds zero and passes a gradient of zero on, so that the
+    others are not kept waiting for it; in a single process the mean stays NaN.
+    """
+    share = share_of_mean(mask)
+    if is_shared() and not bool(mask.any()):
+        return torch.zeros_like(prediction, dtype=torch.float32).mul(prediction).sum()
+    return mean * share
+
+
 def from_everyone(cells: Tensor) -> Tensor:
     """Stack (B, D) cells of all processes; gradients flow back to each.
 

@@ -24,7 +24,7 @@ from scgpt_tools.train.cell_parts import codes_of, read_batches, training_parts
 from scgpt_tools.train.fit import FitConfig, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
 from scgpt_tools.train.lora import LoraConfig, adapters
-from scgpt_tools.train.multiomic import hiding
+from scgpt_tools.train.multiomic import hiding, weighed
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.train.tasks import TASKS, Task, needs_hidden_values, parts_for
 
@@ -192,6 +192,8 @@ def finetune_cells(
         seed=settings.seed,
     )
     warn_about_rows(source, tokens)
+    if objectives is None:
+        terms = weighed(terms, tokens)
     # A task that can do without batches has no parts for them then.
     add_parts = (
         (chosen.batch_parts and (batch is not None or "batch" in chosen.needs)) if batch_parts is None else batch_parts

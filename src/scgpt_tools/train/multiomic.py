@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from scgpt_tools.objectives import BatchAdversary, MaskedExpression, MaskedExpressionFromCell
 from scgpt_tools.tokens.modality_masks import HideModalities
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scgpt_tools.models.config import HeadsConfig, ModelConfig
+    from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
+
+# Chosen on cells of pbmc_citeseq_2runs that were held out of its training cells, see benchmarks/multiomics.py.
+_NO_PANEL = 0.3
+_ADVERSARY = 5.0
 
 
 def modality_parts(config: ModelConfig, tokenizer: TokenizerConfig) -> dict[str, Any]:
@@ -45,13 +53,36 @@ def heads_in_context(heads: HeadsConfig) -> HeadsConfig:
     return replace(heads, expression_from_cell=replace(heads.expression_from_cell, context_in_query=True))
 
 
+def by_modality(term: Objective) -> Objective:
+    """A term as several modalities need it, where the original's counts values and asks for hidden ones only.
+
+    A panel of fourteen proteins then weighs as much as all genes, the cell embedding holds what the network saw of it,
+    and the adversary is heard beside squared errors, which are some ten times a cross-entropy.
+    """
+    if isinstance(term, MaskedExpressionFromCell):
+        return replace(term, by_modality=True, shown=True)
+    if isinstance(term, MaskedExpression):
+        return replace(term, by_modality=True)
+    return replace(term, weight=_ADVERSARY) if isinstance(term, BatchAdversary) else term
+
+
+def weighed(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> tuple[Objective, ...]:
+    """Terms in which panels count more than other modalities, whose errors are mostly noise that nothing predicts."""
+    panels = _panels(tokenizer)
+    if not panels or len(panels) == len(tokenizer.parts):
+        return tuple(terms)
+    weights = tuple(1.0 if number in panels else _NO_PANEL for number in range(len(tokenizer.modalities)))
+    return tuple(
+        replace(term, modality_weights=weights)
+        if isinstance(term, MaskedExpression | MaskedExpressionFromCell) and term.by_modality
+        else term
+        for term in terms
+    )
+
+
 def hiding(tokenizer: TokenizerConfig, *, generate: bool) -> HideModalities:
     """What to hide by default: whole panels in half of the cells, some values of all modalities in the other half."""
-    panels = tuple(
-        number
-        for number, name in enumerate(tokenizer.modalities)
-        if any(part.name == name and part.genes == "all" for part in tokenizer.parts)
-    )
+    panels = _panels(tokenizer)
     several = len(tokenizer.parts) > 1
     return HideModalities(
         modalities=panels,
@@ -59,3 +90,9 @@ def hiding(tokenizer: TokenizerConfig, *, generate: bool) -> HideModalities:
         mask_value=tokenizer.mask_value,
         generate=generate,
     )
+
+
+def _panels(tokenizer: TokenizerConfig) -> tuple[int, ...]:
+    """Numbers of the modalities of which a cell shows all features."""
+    whole = {part.name for part in tokenizer.parts if part.genes == "all"}
+    return tuple(number for number, name in enumerate(tokenizer.modalities) if name in whole)

@@ -13,9 +13,8 @@ from scgpt_tools.models.config import (
     HeadsConfig,
     ModelConfig,
 )
-from scgpt_tools.objectives.expression import MaskedExpression, MaskedExpressionFromCell
 from scgpt_tools.objectives.recipes import ANNOTATE, INTEGRATE, MULTIOMIC, Recipe
-from scgpt_tools.train.multiomic import heads_in_context, modality_parts
+from scgpt_tools.train.multiomic import by_modality, heads_in_context, modality_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,11 +44,6 @@ class Task:
     """Fields of :class:`~scgpt_tools.train.FitConfig` to change."""
 
 
-def _by_modality(term: Objective) -> Objective:
-    """A term that gives a panel of fourteen proteins the weight of all genes, where the original counts values."""
-    return replace(term, by_modality=True) if isinstance(term, MaskedExpression | MaskedExpressionFromCell) else term
-
-
 TASKS: dict[str, Task] = {
     "annotate": Task(
         recipe=ANNOTATE,
@@ -68,7 +62,7 @@ TASKS: dict[str, Task] = {
         fit={"epochs": 15, "batch_size": 64, "lr": 1e-4, "monitor": "validation_masked_expression"},
     ),
     "multiomic": Task(
-        recipe=replace(MULTIOMIC, objectives=tuple(_by_modality(term) for term in MULTIOMIC.objectives)),
+        recipe=replace(MULTIOMIC, objectives=tuple(by_modality(term) for term in MULTIOMIC.objectives)),
         needs=(),
         batch_parts=True,
         batch_norm=False,
