@@ -13,6 +13,7 @@ import time
 import warnings
 
 import anndata as ad
+import h5py
 import mudata as md
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ import torch
 import zarr
 
 import scgpt_tools as sct
+from mudatas import make_base, make_mudata
 from scgpt_tools import _console, cli, settings
 from scgpt_tools.models.families import scgpt
 from scgpt_tools.vocabulary import Vocabulary
@@ -456,3 +458,29 @@ def test_info_has_what_a_report_needs(capsys):
     assert "cpu" in rows["devices"]
     assert {"sdpa", "eager"} <= set(rows["attention"].split(", "))
     assert {"Python", "OS", "anndata", "scanpy", "settings.device"} <= set(rows)
+
+
+@pytest.mark.filterwarnings("ignore:var_names are not unique")
+def test_embed_h5mu_by_all_its_modalities(tmp_path):
+    mdata = make_mudata(30)
+    joint = sct.train.finetune(
+        make_base(), mdata, task="multiomic", epochs=1, batch_size=16, accelerator="cpu"
+    ).save(tmp_path / "joint")  # fmt: skip
+    with md.set_options(pull_on_update=False):
+        mdata.write(tmp_path / "in.h5mu")
+    done = process("embed", tmp_path / "in.h5mu", "--model", joint, "-o", tmp_path / "out.h5mu")
+    assert done.returncode == 0, done.stderr
+    sct.tl.embed(mdata, joint)
+    with md.set_options(pull_on_update=False):
+        written = md.read_h5mu(tmp_path / "out.h5mu")
+    np.testing.assert_allclose(written.obsm["X_scGPT"], mdata.obsm["X_scGPT"], atol=1e-6)
+    assert written.uns["X_scGPT"]["model"]["family"] == "scgpt_multiomic"
+    np.testing.assert_array_equal(written["prot"].X, mdata["prot"].X)
+
+
+def test_a_file_that_is_no_mudata_is_named(tmp_path):
+    with h5py.File(tmp_path / "in.h5mu", "w") as file:
+        file["X"] = [1.0]
+    done = process("embed", tmp_path / "in.h5mu", "-o", tmp_path / "out.h5mu")
+    assert done.returncode == 2
+    assert "Expected a MuData at" in done.stderr

@@ -29,6 +29,7 @@ from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
 PROGRAM = "scgpt-tools"
 TRACEBACK_VARIABLE = "SCGPT_TOOLS_TRACEBACK"
@@ -102,22 +103,26 @@ class TableCommand(Command):
         )
         _add_function(parser, function, skip={"adata", "copy"})
 
+    takes_mudata: bool = False
+    """Whether it works on all modalities of a MuData, and writes to the MuData itself, where none is named."""
+
     def run(self, options: dict[str, Any]) -> None:
         """Open the input, call the function, write what it has added to a copy."""
         # These import AnnData.
         from scgpt_tools.data.changes import additions, contents
-        from scgpt_tools.data.stores import check_name, check_target, open_table, write_results  # AnnData, too
+        from scgpt_tools.data.stores import check_name, check_target, write_results  # AnnData, too
 
         source, target, overwrite = (options.pop(name) for name in ("input", "output", "overwrite"))
         modality = options.pop("modality", None)
         check_target(source, target, overwrite=overwrite)
         check_name(options["key_added"])
         _read_tables_of_names(options)
-        with open_table(source, modality=modality) as table:
+        joint = self.takes_mudata and modality is None and Path(source).suffix == ".h5mu"
+        with _opened(source, modality, joint=joint) as table:
             before = contents(table)
             self.resolve()(table, **options)
             results = additions(table, before)
-        write_results(source, target, results, modality=modality, overwrite=overwrite)
+        write_results(source, target, results, modality=modality, joint=joint, overwrite=overwrite)
         places = (f"{slot}[{name!r}]" for slot, elements in results.items() for name in elements)
         logger.info("Wrote %s with %s.", target, ", ".join(places))
 
@@ -251,7 +256,7 @@ def info() -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "embed": EmbedCommand("scgpt_tools.tl:embed", "embed cells with a model"),
+    "embed": EmbedCommand("scgpt_tools.tl:embed", "embed cells with a model", takes_mudata=True),
     "embed-genes": TableCommand("scgpt_tools.tl:embed_genes", "look up a model's embedding of each gene"),
     "tokenize": TableCommand("scgpt_tools.pp:tokenize", "bin each cell's expressed genes as a model does"),
     "models": Command(models, "list the models that can be loaded by name"),
@@ -309,6 +314,13 @@ def _plain(text: str) -> str:
 def _with_underscores(words: Sequence[str]) -> list[str]:
     """Let ``--batch-size 8`` stand for ``--batch_size 8``."""
     return [re.sub(r"^--[\w-]+", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in words]
+
+
+def _opened(source: str, modality: str | None, *, joint: bool) -> AbstractContextManager[Any]:
+    """All modalities of a MuData, or one table."""
+    from scgpt_tools.data.stores import open_mudata, open_table  # imports AnnData
+
+    return open_mudata(source) if joint else open_table(source, modality=modality)
 
 
 def _embed_by_chunks(function: Callable[..., Any], options: dict[str, Any], chunk: dict[str, int]) -> None:

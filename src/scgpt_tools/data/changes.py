@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anndata import AnnData
+    from mudata import MuData
 
     Results = dict[str, dict[str, Any]]
 
@@ -17,7 +18,7 @@ _FRAMES = ("obs", "var")
 _MAPPINGS = ("obsm", "varm", "layers", "uns")
 
 
-def contents(table: AnnData) -> Results:
+def contents(table: AnnData | MuData) -> Results:
     """What a table holds besides ``X``, to be compared with what it holds later.
 
     Parameters
@@ -31,12 +32,12 @@ def contents(table: AnnData) -> Results:
     """
     found: Results = {slot: {str(name): frame[name] for name in frame} for slot, frame in _frames(table)}
     for slot in _MAPPINGS:
-        # Since anndata 0.13 `layers` lists X under the key None.
-        found[slot] = {name: value for name, value in getattr(table, slot).items() if name is not None}
+        # Since anndata 0.13 `layers` lists X under the key None; a MuData has no layers of its own.
+        found[slot] = {name: value for name, value in (getattr(table, slot, None) or {}).items() if name is not None}
     return found
 
 
-def additions(table: AnnData, before: Results) -> Results:
+def additions(table: AnnData | MuData, before: Results) -> Results:
     """What was added to a table, or replaced in it.
 
     Parameters
@@ -61,7 +62,7 @@ def additions(table: AnnData, before: Results) -> Results:
     return {slot: elements for slot, elements in new.items() if elements}
 
 
-def _frames(table: AnnData) -> Iterator[tuple[str, pd.DataFrame]]:
+def _frames(table: AnnData | MuData) -> Iterator[tuple[str, pd.DataFrame]]:
     return ((slot, getattr(table, slot)) for slot in _FRAMES)
 
 

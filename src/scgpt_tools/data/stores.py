@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
+import mudata
 import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
@@ -27,6 +28,8 @@ from scgpt_tools._optional import optional
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from os import PathLike
+
+    from mudata import MuData
 
 SUFFIXES = (".h5ad", ".h5mu", ".zarr")
 _FRAMES = ("obs", "var")
@@ -133,12 +136,37 @@ def open_table(path: str | PathLike[str], *, modality: str | None = None) -> Ite
         )
 
 
+@contextmanager
+def open_mudata(path: str | PathLike[str]) -> Iterator[MuData]:
+    """Open all modalities on disk; their ``X`` stays there.
+
+    Parameters
+    ----------
+    path
+        A ``.h5mu``.
+
+    Yields
+    ------
+    The MuData, to be used until the block ends.
+    """
+    with _opened(Path(path), "r") as root:
+        if "mod" not in root:
+            raise ValueError(f"Expected a MuData at '{path}', found {sorted(root)}.")
+    with mudata.set_options(pull_on_update=False):
+        mdata = mudata.read_h5mu(path, backed="r")
+        try:
+            yield mdata
+        finally:
+            mdata.file.close()
+
+
 def write_results(
     source: str | PathLike[str],
     target: str | PathLike[str],
     results: Mapping[str, Mapping[str, Any]],
     *,
     modality: str | None = None,
+    joint: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Copy a table on disk and add results to the copy.
@@ -153,6 +181,8 @@ def write_results(
         Elements by slot (``obs``, ``var``, ``obsm``, ``varm``, ``layers``, ``uns``) and name.
     modality
         Which table of a MuData to add them to.
+    joint
+        Add them to the MuData itself.
     overwrite
         Whether an existing target may be replaced.
 
@@ -173,7 +203,7 @@ def write_results(
         with _opened(copy, "r+") as root, warnings.catch_warnings():
             # AnnData announces another default for version 3 of zarr, which nobody can act on here.
             warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-            _write(_table_in(root, modality, source), results)
+            _write(root if joint else _table_in(root, modality, source), results)
         if copy.is_dir():
             _consolidate_again(copy)
         _put_in_place(copy, final)

@@ -226,6 +226,8 @@ class GenerateExpression:
         )
 
 
+# By name in files that describe pre-training, which reads one modality: `HideModalities`, which needs several, has no
+# row.
 CORRUPTIONS: dict[str, type[MaskValues | GenerateValues | GenerateExpression]] = {
     "mask_values": MaskValues,
     "generate_values": GenerateValues,
