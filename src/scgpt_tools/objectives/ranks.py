@@ -42,7 +42,7 @@ def share_of_mean(mask: Tensor) -> Tensor | float:
 
 
 def part_of_mean(mean: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-    """This process's part of a mean over everyone's entries.
+    """Compute this process's part of a mean over everyone's entries.
 
     Parameters
     ----------

@@ -94,9 +94,9 @@ def finetune_cells(
         cell, zero likelihood, elastic similarity and a batch adversary, with a norm for each batch (DSBN), on all
         genes of the table whether expressed or not.  Choose some 1200 highly variable genes for it first, and embed
         the same genes afterwards.
-        ``"multiomic"`` learns the modalities of a MuData together: masked expression from tokens and from the cell,
-        each modality weighing the same, a batch adversary if ``batch`` is named, and the classes of ``label`` if that
-        is.  The heads are told the modality of a token and the batch.
+        ``"multiomic"`` learns the modalities of a MuData together: masked expression from tokens, all expression from
+        the cell, panels such as proteins weighing more than other modalities, a batch adversary if ``batch`` is named,
+        and the classes of ``label`` if that is.  The heads are told the modality of a token and the batch.
     label
         Column of ``obs`` with classes.  Cells without one (NaN) are not trained on where classes are learnt.
     batch
