@@ -6,8 +6,8 @@
     python benchmarks/multiomics.py totalvi FOLDER latent.csv        # where scvi-tools is installed
 
 FOLDER holds ``pbmc_citeseq_2runs.h5mu``, ``mimitou2019_pbmc_eccite.h5mu``, ``cao2018_a549_scicar.h5mu`` and
-``pbmc3k_annotated.h5ad``.  The model is ``scgpt-demo``, fine-tuned with the settings of ``HOW``, which were chosen on a
-fifth of the training cells of the first file.  Cells of the first file have two sets of labels: of a classifier on RNA
+``pbmc3k_annotated.h5ad``.  The model is ``scgpt-demo``, fine-tuned with the settings of ``HOW``, which were chosen on
+cells held out of the training cells of the first file.  Cells of the first file have two sets of labels: of a classifier on RNA
 that never saw them, and gates on their proteins.
 """
 
