@@ -7,8 +7,8 @@
 
 FOLDER holds ``pbmc_citeseq_2runs.h5mu``, ``mimitou2019_pbmc_eccite.h5mu``, ``cao2018_a549_scicar.h5mu`` and
 ``pbmc3k_annotated.h5ad``.  The model is ``scgpt-demo``, fine-tuned with the settings of ``HOW``, which were chosen on
-cells held out of the training cells of the first file.  Cells of the first file have two sets of labels: of a classifier on RNA
-that never saw them, and gates on their proteins.
+cells held out of the training cells of the first file.  Cells of the first file have three sets of labels: of a classifier on RNA
+that never saw them, gates on their proteins, and both, where they agree.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def embedding(arguments: argparse.Namespace) -> None:
     for name, file in (given.split("=") for given in arguments.coordinates):
         mdata.obsm[name] = pd.read_csv(file, index_col=0).loc[mdata.obs_names].to_numpy()
     keys = [key for key in mdata.obsm if key not in mdata.mod]
-    for kind, labels in {"RNA": rna_labels(mdata, arguments.folder), "proteins": gated(mdata)}.items():
+    by_rna, by_proteins = rna_labels(mdata, arguments.folder), gated(mdata)
+    agreed = by_rna.where(by_rna == by_proteins)
+    for kind, labels in {"RNA": by_rna, "proteins": by_proteins, "both, where they agree": agreed}.items():
         frequent = labels.map(labels.value_counts()) >= 10
         cells = mdata["rna"][frequent.to_numpy()].copy()
         cells.obs["label"] = labels[frequent].to_numpy()
@@ -242,7 +244,7 @@ def gated(mdata: md.MuData) -> pd.Series:
         "B": level["CD19"] > 1.5,
         "CD4 T": t_cell & (level["CD4"] > level["CD8a"]),
         "CD8 T": t_cell,
-        "CD14 Mono": level["CD14"] > 1.2,
+        "CD14+ monocyte": level["CD14"] > 1.2,
         "NK": level["CD56"] > 0.8,
     }
     return pd.Series(np.select(list(gates.values()), list(gates), default="other"), index=mdata.obs_names)

@@ -11,6 +11,7 @@ import logging
 import sys
 import tempfile
 import time
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ class ScGPT:
         sys.path.insert(0, str(source))
         # A logging service that scGPT imports and this does not use.
         service = sys.modules.setdefault("wandb", ModuleType("wandb"))
+        # Others ask where a module comes from before they use it.
+        service.__spec__ = ModuleSpec("wandb", loader=None)
         service.log = lambda _: None
         from scgpt.model import TransformerModel
         from scgpt.tasks.cell_emb import get_batch_cell_embeddings

@@ -72,7 +72,7 @@ class Predictor:
             # Entered for each minibatch: a generator must not leave its modes on while it waits.
             with torch.inference_mode(), evaluating(self.model), autocast(plan.precision, self.model.device):
                 output = self.model(
-                    batch.to(self.model.device), ("expression",), attention=self.cells.request.attention or "sdpa"
+                    batch.to(self.model.device), ("expression",), attention=self.cells.request.attention
                 )
                 found = output["expression"].float().cpu().numpy()[:, : columns.shape[1]]
             expression = inputs.toarray().astype(np.float32, copy=False)
