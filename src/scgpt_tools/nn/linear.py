@@ -41,4 +41,6 @@ def _convolution_pays(x: Tensor, weight: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
         and x.numel() >= _FEW_ROWS * x.shape[-1]
+        # The compiler has kernels of its own and does not know this one.
+        and not torch.compiler.is_compiling()
     )
