@@ -90,3 +90,12 @@ def test_only_without_gradients(dtype, tolerance, monkeypatch):
         without = attention(x, layout, "varlen").context
     assert len(used) == 2
     torch.testing.assert_close(without, with_gradients.detach(), rtol=0, atol=tolerance)
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+def test_onednn_can_be_switched_off():
+    q, k, _ = tokens(300, 300)
+    assert products_pay(q, k)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not products_pay(q, k)

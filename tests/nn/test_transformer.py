@@ -122,6 +122,7 @@ def test_layers_is_the_name_that_scripts_know():
     assert not any(key.startswith("layers.") for key in stack.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")
 @pytest.mark.parametrize("backend", ["sdpa", "varlen"])
 def test_a_compiled_network_gives_the_same_numbers(backend):
     """What only oneDNN does by itself is not known to the compiler."""

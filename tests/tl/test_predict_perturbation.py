@@ -12,6 +12,7 @@ import torch
 import scgpt_tools as sct
 from generators import generator
 from scgpt_tools.models.scgpt import TransformerGenerator
+from scgpt_tools.nn.attention import BACKENDS
 from screens import screen
 
 
@@ -195,3 +196,17 @@ def test_models_without_flags_are_refused(cells, make_model):
         sct.tl.predict_perturbation(cells, "G0")
     with pytest.raises(KeyError, match="Did you mean 'condition'"):
         sct.tl.predict_perturbation(cells, "G0", generator(cells.var_names), key="conditions")
+
+
+def test_the_setting_for_attention_counts(cells, model, monkeypatch):
+    used = []
+
+    def eager(*arguments):
+        used.append("eager")
+        return BACKENDS["sdpa"](*arguments)
+
+    monkeypatch.setitem(BACKENDS, "eager", eager)
+    with sct.settings.override(attention="eager"):
+        sct.tl.predict_perturbation(cells, "G0", model)
+    assert used
+    assert cells.uns["predicted"]["params"]["attention"] == "eager"

@@ -257,3 +257,22 @@ def test_a_family_by_the_names_of_modalities():
     config = scgpt_multiomic(vocabulary, modalities=["rna", ModalityConfig(name="prot", prefix="p_", extend=True)])
     assert config.tokenizer.modalities == ("prot", "rna", "<pad>", "<cls>", "<eoc>")
     assert (config.context.modalities, config.context.modality_pad) == (5, 2)
+
+
+def test_heads_that_learn_nothing_of_the_new_modalities_are_left_out():
+    """They would be asked for imputed proteins."""
+    terms = [MaskedExpression(by_modality=True), MaskedExpressionFromCell(by_modality=True, weight=0)]
+    model = sct.train.finetune(make_base(), make_mudata(), task="multiomic", objectives=terms, **QUICK)
+    assert "expression_from_cell" in make_base().heads
+    assert "expression_from_cell" not in model.heads
+    assert "expression" in model.heads
+    # What was learnt of them before stays.
+    both = sct.train.finetune(make_base(), make_mudata(), task="multiomic", **QUICK)
+    again = sct.train.finetune(both, make_mudata(), task="multiomic", objectives=terms[:1], **QUICK)
+    assert "expression_from_cell" in again.heads
+
+
+def test_weights_are_for_all_modalities():
+    terms = [MaskedExpression(by_modality=True, modality_weights=(1.0, 0.5))]
+    with pytest.raises(ValueError, match="`modality_weights` of 'masked_expression' to hold a number for each of"):
+        sct.train.finetune(make_base(), make_mudata(), task="multiomic", objectives=terms, **QUICK)

@@ -39,6 +39,7 @@ def _convolution_pays(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and x.numel() >= _FEW_ROWS * x.shape[-1]
         # The compiler has kernels of its own and does not know this one.

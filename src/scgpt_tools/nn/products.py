@@ -32,7 +32,9 @@ _LARGEST = 2.0**100
 
 def products_pay(q: Tensor, k: Tensor) -> bool:
     """Whether this way is possible, on a CPU with oneDNN and uncompiled, and faster: in bf16, or for long cells."""
-    if q.device.type != "cpu" or torch.compiler.is_compiling() or _onednn() is None:
+    if q.device.type != "cpu" or torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
+        return False
+    if _onednn() is None:
         return False
     return q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and min(len(q), len(k)) >= _LONG)
 

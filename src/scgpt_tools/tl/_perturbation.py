@@ -71,9 +71,7 @@ class Predictor:
             batch, columns = self.tokens.batch(inputs, perturbed[part], keys[part], seed=plan.seed)
             # Entered for each minibatch: a generator must not leave its modes on while it waits.
             with torch.inference_mode(), evaluating(self.model), autocast(plan.precision, self.model.device):
-                output = self.model(
-                    batch.to(self.model.device), ("expression",), attention=self.cells.request.attention
-                )
+                output = self.model(batch.to(self.model.device), ("expression",), attention=self.cells.attention)
                 found = output["expression"].float().cpu().numpy()[:, : columns.shape[1]]
             expression = inputs.toarray().astype(np.float32, copy=False)
             np.put_along_axis(expression, columns, found, axis=1)

@@ -24,7 +24,7 @@ from scgpt_tools.train.cell_parts import codes_of, read_batches, training_parts
 from scgpt_tools.train.fit import FitConfig, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
 from scgpt_tools.train.lora import LoraConfig, adapters
-from scgpt_tools.train.multiomic import hiding, weighed
+from scgpt_tools.train.multiomic import check_weights, hiding, weighed
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.train.tasks import TASKS, Task, needs_hidden_values, parts_for
 
@@ -175,7 +175,7 @@ def finetune_cells(
         raise ValueError(
             "Expected `unfreeze_every` to be None with strategy='fsdp', which settles what is trained once."
         )
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
+    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=settings.place)
     if chosen.modalities and not has_modalities(adata):
         raise TypeError(f"Expected a MuData for task={task!r}, found {type(adata).__name__}.")
     source, features, tokens = open_to_learn(
@@ -194,6 +194,7 @@ def finetune_cells(
     warn_about_rows(source, tokens)
     if objectives is None:
         terms = weighed(terms, tokens)
+    check_weights(terms, tokens)
     # A task that can do without batches has no parts for them then.
     add_parts = (
         (chosen.batch_parts and (batch is not None or "batch" in chosen.needs)) if batch_parts is None else batch_parts

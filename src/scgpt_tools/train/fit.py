@@ -117,6 +117,11 @@ class FitConfig(OptimizerConfig):
                 "Expected `precision` to be '32-true' or 'bf16-mixed' with strategy='fsdp', found '16-mixed'."
             )
 
+    @property
+    def place(self) -> str | None:
+        """Device to load a model to: with ``fsdp``, which takes it to the devices piece by piece, the CPU."""
+        return "cpu" if self.strategy == "fsdp" else None
+
 
 def fit(
     model: CellModel,

@@ -93,7 +93,7 @@ class CellModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the sums of an epoch that is under way, and refuse to replace a good state by a destroyed one."""
-        bad = not_finite(checkpoint["state_dict"].items())
+        bad = self.bad_weights(checkpoint)
         if bad:
             raise LossNotFiniteError(
                 f"Expected finite weights after step {self.global_step}, found NaN or infinity in {len(bad)} tensors, "
@@ -102,6 +102,10 @@ class CellModule(lightning.LightningModule):
             )
         checkpoint["epoch_means"] = self.epoch_means.state_dict()
         checkpoint["sharded"] = self.sharded
+
+    def bad_weights(self, checkpoint: dict[str, Any]) -> list[str]:
+        """Names of the tensors of a checkpoint that are not finite."""
+        return not_finite(checkpoint["state_dict"].items())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with those sums."""

@@ -80,6 +80,17 @@ def weighed(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> tuple[Obj
     )
 
 
+def check_weights(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> None:
+    """Refuse weights of modalities that do not cover all numbers of modalities."""
+    for term in terms:
+        weights = getattr(term, "modality_weights", None)
+        if weights is not None and len(weights) != len(tokenizer.modalities):
+            raise ValueError(
+                f"Expected `modality_weights` of {term.name!r} to hold a number for each of {list(tokenizer.modalities)}, "
+                f"found {len(weights)}."
+            )
+
+
 def hiding(tokenizer: TokenizerConfig, *, generate: bool) -> HideModalities:
     """What to hide by default: whole panels in half of the cells, some values of all modalities in the other half."""
     panels = _panels(tokenizer)

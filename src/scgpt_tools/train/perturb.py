@@ -171,7 +171,7 @@ def finetune_perturbation(
     source = RowSource(adata, layer=layer)
     check_log_values(source)
     conditions = read_conditions(source.adata, key)
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
+    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=settings.place)
     features = FeatureTable.from_var(
         source.var,
         loaded.vocabulary,

@@ -33,7 +33,7 @@ class ShardedCellModule(CellModule):
     Parameters
     ----------
     model
-        The network to train a copy of.
+        The network to train a copy of; it goes to the CPU.
     objectives, optimizer, seed
         As in :class:`CellModule`.
     """
@@ -43,7 +43,8 @@ class ShardedCellModule(CellModule):
     def __init__(
         self, model: CellModel, objectives: Sequence[Objective], optimizer: OptimizerConfig, *, seed: int = 0
     ) -> None:
-        super().__init__(deepcopy(model), objectives, optimizer, seed=seed)
+        # On the CPU, for it may not fit a device before it is cut.
+        super().__init__(deepcopy(model.to("cpu")), objectives, optimizer, seed=seed)
         self._cut = False
         # Parameters that no loss has reached have no state in the optimiser, which strict loading takes for an error.
         # That the weights are those of this model is known before.
@@ -69,6 +70,12 @@ class ShardedCellModule(CellModule):
         found = super().bad_gradients()
         anywhere = self.trainer.strategy.reduce_boolean_decision(bool(found), all=False)
         return found or (["a piece on another process"] if anywhere else [])
+
+    def bad_weights(self, checkpoint: dict[str, Any]) -> list[str]:
+        """Tensors that are not finite; only the first process has the whole ones, and all have to know."""
+        found = super().bad_weights(checkpoint)
+        anywhere = self.trainer.strategy.reduce_boolean_decision(bool(found), all=False)
+        return found or (["a tensor of the first process"] if anywhere else [])
 
 
 def whole_weights(trainer: Trainer) -> dict[str, Any] | None:

@@ -112,6 +112,8 @@ def parts_for(
     Arguments of :meth:`~scgpt_tools.CellModel.adapt`.
     """
     heads = _heads(config.heads, objectives, classes, batches)
+    if tokenizer.parts and not config.tokenizer.parts:
+        heads = _without_untaught(heads, objectives)
     changes: dict[str, Any] = {"heads": heads, "tokenizer": tokenizer}
     if tokenizer.parts:
         changes |= modality_parts(config, tokenizer) | {"heads": heads_in_context(heads)}
@@ -125,6 +127,13 @@ def parts_for(
     if batch_parts and batch_norm and batches is not None:
         changes |= {"embedder": replace(config.embedder, norm="domain"), "domains": len(batches)}
     return changes
+
+
+def _without_untaught(heads: HeadsConfig, objectives: Sequence[Objective]) -> HeadsConfig:
+    """Without the heads for expression that no term teaches the new modalities, of which they would say nothing."""
+    taught = {head for objective in objectives if objective.weight > 0 for head in objective.heads}
+    untaught = {"expression", "expression_from_cell"} - taught
+    return replace(heads, **dict.fromkeys(untaught))
 
 
 def _heads(
