@@ -38,6 +38,11 @@ rng
     "show_progress": """\
 show_progress
     Draw a progress bar; ``None`` follows :data:`scgpt_tools.settings`.""",
+    "axes": """\
+ax
+    Axes to draw in; ``None`` makes a figure.
+figsize
+    Width and height of a new figure in inches.""",
     "show": """\
 show
     Show the figure; ``None`` follows ``scanpy.settings.autoshow``.

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class TokenizeKeys:
+class _Named:
+    """Keys that follow from one name, which is also that of settings and provenance in ``uns``."""
+
+    key: str
+
+    @property
+    def uns(self) -> str:
+        """Settings and provenance."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class TokenizeKeys(_Named):
     """What :func:`scgpt_tools.pp.tokenize` writes."""
 
     key: str = "X_binned"
@@ -26,11 +38,6 @@ class TokenizeKeys:
         """Number of expressed genes with a token in each cell."""
         return f"{self.key}_n_tokens"
 
-    @property
-    def uns(self) -> str:
-        """Settings and provenance."""
-        return self.key
-
 
 @dataclass(frozen=True)
 class PreprocessKeys:
@@ -45,7 +52,7 @@ class PreprocessKeys:
 
 
 @dataclass(frozen=True)
-class EmbedKeys:
+class EmbedKeys(_Named):
     """What :func:`scgpt_tools.tl.embed` writes."""
 
     key: str = "X_scGPT"
@@ -55,14 +62,9 @@ class EmbedKeys:
         """One row per cell."""
         return self.key
 
-    @property
-    def uns(self) -> str:
-        """Settings and provenance."""
-        return self.key
-
 
 @dataclass(frozen=True)
-class EmbedGenesKeys:
+class EmbedGenesKeys(_Named):
     """What :func:`scgpt_tools.tl.embed_genes` writes."""
 
     key: str = "X_scGPT_genes"
@@ -70,11 +72,6 @@ class EmbedGenesKeys:
     @property
     def varm(self) -> str:
         """One row per gene."""
-        return self.key
-
-    @property
-    def uns(self) -> str:
-        """Settings and provenance."""
         return self.key
 
 
@@ -96,8 +93,8 @@ class ConditionKeys:
 
 
 @dataclass(frozen=True)
-class PairKeys:
-    """What :func:`scgpt_tools.pp.pair_controls` writes."""
+class PairKeys(_Named):
+    """What :func:`scgpt_tools.pp.pair_controls` writes; to ``uns`` also a checksum of the cells that rows belong to."""
 
     key: str = "ctrl_indices"
 
@@ -106,15 +103,13 @@ class PairKeys:
         """Rows of the paired controls."""
         return self.key
 
-    @property
-    def uns(self) -> str:
-        """Settings, and a checksum of the cells that the rows belong to."""
-        return self.key
-
 
 @dataclass(frozen=True)
-class SplitKeys:
-    """What :func:`scgpt_tools.pp.perturbation_split` and :func:`scgpt_tools.pp.cell_split` write."""
+class SplitKeys(_Named):
+    """What :func:`scgpt_tools.pp.perturbation_split` and :func:`scgpt_tools.pp.cell_split` write.
+
+    To ``uns`` also the conditions of every part, and their hashes.
+    """
 
     key: str = "split"
 
@@ -128,27 +123,20 @@ class SplitKeys:
         """Of held-out conditions: how much of them training saw."""
         return f"{self.key}_subgroup"
 
-    @property
-    def uns(self) -> str:
-        """Settings, conditions of every part, and their hashes."""
-        return self.key
-
 
 @dataclass(frozen=True)
-class RankingKeys:
-    """What :func:`scgpt_tools.pp.perturbation_de` writes."""
+class RankingKeys(_Named):
+    """What :func:`scgpt_tools.pp.perturbation_de` writes: to ``uns`` a ranking in scanpy's structure."""
 
     key: str = "perturbation_de"
 
-    @property
-    def uns(self) -> str:
-        """Ranking in scanpy's structure."""
-        return self.key
-
 
 @dataclass(frozen=True)
-class AnnotateKeys:
-    """What :func:`scgpt_tools.tl.annotate` and :func:`scgpt_tools.tl.map_reference` write."""
+class AnnotateKeys(_Named):
+    """What :func:`scgpt_tools.tl.annotate` and :func:`scgpt_tools.tl.map_reference` write.
+
+    To ``uns`` also the names of the classes.
+    """
 
     key: str = "scgpt_cell_type"
 
@@ -182,15 +170,10 @@ class AnnotateKeys:
         """Squared distances to them; of the mapping only."""
         return f"{self.key}_distances"
 
-    @property
-    def uns(self) -> str:
-        """Settings, provenance and the names of the classes."""
-        return self.key
-
 
 @dataclass(frozen=True)
-class PredictionKeys:
-    """What :func:`scgpt_tools.tl.predict_perturbation` writes."""
+class PredictionKeys(_Named):
+    """What :func:`scgpt_tools.tl.predict_perturbation` writes; to ``uns`` also the perturbations."""
 
     key: str = "predicted"
 
@@ -202,11 +185,6 @@ class PredictionKeys:
     def layer_of(self, perturbation: str) -> str:
         """Predicted expression after one of several perturbations."""
         return f"{self.key}_{perturbation}"
-
-    @property
-    def uns(self) -> str:
-        """Perturbations, settings and provenance."""
-        return self.key
 
 
 @dataclass(frozen=True)
@@ -228,8 +206,8 @@ class ScreenKeys:
 
 
 @dataclass(frozen=True)
-class ImputeKeys:
-    """What :func:`scgpt_tools.tl.impute` writes."""
+class ImputeKeys(_Named):
+    """What :func:`scgpt_tools.tl.impute` writes; to ``uns`` also the unit."""
 
     key: str = "prot_imputed"
 
@@ -238,14 +216,9 @@ class ImputeKeys:
         """One row per cell, one column per feature."""
         return self.key
 
-    @property
-    def uns(self) -> str:
-        """Unit, settings and provenance."""
-        return self.key
-
 
 @dataclass(frozen=True)
-class ModalityWeightKeys:
+class ModalityWeightKeys(_Named):
     """What :func:`scgpt_tools.tl.modality_weights` writes; the names of the columns are muon's."""
 
     key: str = "mod_weight"
@@ -253,8 +226,3 @@ class ModalityWeightKeys:
     def obs(self, modality: str) -> str:
         """Weight of a modality in each cell."""
         return f"{modality}:{self.key}"
-
-    @property
-    def uns(self) -> str:
-        """Settings and provenance."""
-        return self.key

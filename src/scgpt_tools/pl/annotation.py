@@ -56,10 +56,7 @@ def confusion_matrix(
         Colour map of matplotlib.
     title
         Title of the plot.
-    ax
-        Axes to draw in; ``None`` makes a figure.
-    figsize
-        Width and height of a new figure in inches.
+    {axes}
     {show}
 
     Returns
@@ -117,10 +114,7 @@ def confidence(
         Column of ``obs`` with known types.
     title
         Title of the plot.
-    ax
-        Axes to draw in; ``None`` makes a figure.
-    figsize
-        Width and height of a new figure in inches.
+    {axes}
     {show}
 
     Returns

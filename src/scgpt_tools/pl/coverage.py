@@ -62,10 +62,7 @@ def coverage(
         Which entry of ``uns``; needed only if several tasks have left a report.
     title
         Title of the plot.
-    ax
-        Axes to draw in; ``None`` makes a figure.
-    figsize
-        Width and height of a new figure in inches.
+    {axes}
     {show}
 
     Returns

@@ -130,10 +130,7 @@ def modality_weights(
         Column of ``obs`` with groups; ``None`` draws all cells as one.
     key
         End of the names of the columns.
-    ax
-        Axes to draw in; ``None`` makes a figure.
-    figsize
-        Width and height of a new figure in inches.
+    {axes}
     {show}
 
     Returns

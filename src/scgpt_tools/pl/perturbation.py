@@ -72,10 +72,7 @@ def perturbation_de(
         Key of ``layers`` with observed values; ``None`` takes ``X``.
     title
         Title of the plot.
-    ax
-        Axes to draw in; ``None`` makes a figure.
-    figsize
-        Width and height of a new figure in inches.
+    {axes}
     {show}
 
     Returns
@@ -157,10 +154,7 @@ def perturbation_scatter(
         How many of the genes with the largest changes to name.
     title
         Title of the plot.
-    ax
-        Axes to draw in; ``None`` makes a figure.
-    figsize
-        Width and height of a new figure in inches.
+    {axes}
     {show}
 
     Returns

@@ -46,10 +46,7 @@ def scores(
         Colour map of matplotlib.
     title
         Title of the plot.
-    ax
-        Axes to draw in; ``None`` makes a figure.
-    figsize
-        Width and height of a new figure in inches.
+    {axes}
     {show}
 
     Returns

@@ -156,10 +156,7 @@ def perturbation_heatmap(
         Effect with the deepest colour; ``None`` takes the 99th percentile.
     title
         Title of the plot.
-    ax
-        Axes to draw in; ``None`` makes a figure.
-    figsize
-        Width and height of a new figure in inches.
+    {axes}
     {show}
 
     Returns
