@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata.tests.helpers import assert_equal
-from mudata import MuData
+from mudata import MuData, set_options
 
 import scgpt_tools as sct
 from scgpt_tools.data.rows import row_keys
@@ -138,7 +138,7 @@ def test_names_from_a_column_and_other_tables(adata, vocabulary):
 
 def test_a_modality(adata, vocabulary):
     protein = ad.AnnData(np.ones((12, 1), dtype=np.float32), obs=adata.obs[[]], var=pd.DataFrame(index=["P1"]))
-    with pytest.warns(FutureWarning, match="pull"):
+    with set_options(pull_on_update=False):
         mdata = MuData({"rna": adata, "prot": protein})
     sct.pp.tokenize(mdata, vocabulary, modality="rna")
     assert "X_binned" in mdata["rna"].layers

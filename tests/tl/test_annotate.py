@@ -130,9 +130,9 @@ def test_the_result_can_be_kept_in_a_file(adata, annotator, tmp_path):
 
 
 def test_a_modality_of_a_mudata(adata, annotator):
-    mudata.set_options(pull_on_update=False)
-    mdata = mudata.MuData({"rna": adata.copy()})
-    sct.tl.annotate(mdata, annotator, modality="rna", show_progress=False)
+    with mudata.set_options(pull_on_update=False):
+        mdata = mudata.MuData({"rna": adata.copy()})
+        sct.tl.annotate(mdata, annotator, modality="rna", show_progress=False)
     expected = annotated(adata, annotator).obs["scgpt_cell_type"]
     assert mdata["rna"].obs["scgpt_cell_type"].tolist() == expected.tolist()
 
