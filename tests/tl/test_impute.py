@@ -35,6 +35,20 @@ def trained() -> CellModel:
         return sct.train.finetune(make_base(), make_mudata(120), task="multiomic", batch="batch", **HOW)
 
 
+@pytest.fixture(scope="module")
+def unlike() -> CellModel:
+    """Predicts proteins as ``log1p``."""
+    with sct.settings.override(show_progress=False):
+        return sct.train.finetune(
+            make_base(),
+            make_mudata(60),
+            task="multiomic",
+            batch="batch",
+            modalities={"rna": {}, "prot": {"values": "log1p"}},
+            **HOW | {"epochs": 1},
+        )
+
+
 def rna_alone(mdata) -> md.MuData:
     with md.set_options(pull_on_update=False):
         return md.MuData({"rna": mdata["rna"].copy()})
@@ -64,6 +78,35 @@ def test_the_measurement_is_not_looked_at(trained):
     sct.tl.impute(alone, trained, modality="prot", batch="batch", batch_size=3)
     same = mdata.obsm["prot_imputed"].loc[alone.obs_names]
     np.testing.assert_allclose(alone.obsm["prot_imputed"], same, atol=1e-5)
+
+
+def test_several_models_answer_by_their_mean(trained, tmp_path):
+    other = sct.train.finetune(
+        make_base(), make_mudata(60), task="multiomic", batch="batch", **HOW | {"epochs": 2, "seed": 1}
+    )
+    mdata = rna_alone(make_mudata(20, seed=9))
+    alone = []
+    for number, model in enumerate((trained, other)):
+        sct.tl.impute(mdata, model, modality="prot", batch="batch", key_added=str(number))
+        alone.append(mdata.obsm[str(number)].to_numpy())
+    assert np.abs(alone[0] - alone[1]).max() > 0.05
+    sct.tl.impute(mdata, [trained, other.save(tmp_path / "other")], modality="prot", batch="batch")
+    found = mdata.obsm["prot_imputed"]
+    assert found.to_numpy().dtype == np.float32
+    np.testing.assert_allclose(found, np.mean(alone, axis=0), atol=1e-5)
+    assert mdata.uns["prot_imputed"]["model"]["checksum"] == f"{trained.checksum}, {other.checksum}"
+
+
+def test_models_that_answer_together_speak_of_the_same(trained, unlike):
+    mdata = rna_alone(make_mudata(20))
+    before = contents(mdata)
+    with pytest.raises(ValueError, match=r"in one unit, found 'clr' of .* and 'log1p' of"):
+        sct.tl.impute(mdata, [trained, unlike], modality="prot", batch="batch")
+    with pytest.raises(ValueError, match="which reads one"):
+        sct.tl.impute(mdata, [trained, make_base()], modality="prot", batch="batch")
+    with pytest.raises(ValueError, match="one `model` or more, found an empty list"):
+        sct.tl.impute(mdata, [], modality="prot", batch="batch")
+    assert contents(mdata) == before
 
 
 def test_what_else_is_asked_changes_nothing(trained):

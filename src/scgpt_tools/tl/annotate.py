@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,14 +12,14 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools._validate import check_fraction
 from scgpt_tools.data.rows import slots_of
-from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.embedding import class_probabilities
 from scgpt_tools.tl._cells import Request, open_cells
+from scgpt_tools.tl._committee import credit, load_models
 from scgpt_tools.tl._labels import check_unassigned, write_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, TypeAlias
+    from typing import Any
 
     import torch
     from anndata import AnnData
@@ -28,12 +27,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools._types import Attention, Layers
+    from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tl._cells import Cells
+    from scgpt_tools.tl._committee import AnyModel
     from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.names import NameTable
-
-    Classifier: TypeAlias = CellModel | str | PathLike[str]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ logger = logging.getLogger(__name__)
 @shared_docs
 def annotate(
     query: AnnData | MuData,
-    model: Classifier | Sequence[Classifier],
+    model: AnyModel | Sequence[AnyModel],
     *,
     threshold: float = 0.0,
     unassigned: str = "unassigned",
@@ -144,19 +143,14 @@ def annotate(
         rng=rng,
         copy=copy,
     )
-    models = _load(model, device)
-    classes = _classes(models[0])
+    models = load_models(model, device)
+    classes = _common_classes(models)
     check_unassigned(unassigned, classes)
     opened = [open_cells(query, loaded, request) for loaded in models]
-    probabilities = np.mean(
-        [_probabilities(cells, len(classes), show_progress=show_progress) for cells in opened], axis=0
-    )
+    total = sum(_probabilities(cells, len(classes), show_progress=show_progress) for cells in opened)
+    probabilities = np.asarray(total) / len(models)
     keys = AnnotateKeys(key_added)
-    about = opened[0].provenance(threshold=threshold, unassigned=unassigned)
-    about["model"] |= {
-        "name": ", ".join(loaded.name for loaded in models),
-        "checksum": ", ".join(loaded.checksum for loaded in models),
-    }
+    about = credit(opened[0].provenance(threshold=threshold, unassigned=unassigned), models)
     result = query.copy() if copy else query
     left_out = write_labels(
         slots_of(result, modality),
@@ -172,19 +166,15 @@ def annotate(
     return result if copy else None
 
 
-def _load(given: Classifier | Sequence[Classifier], device: str | torch.device | None) -> list[CellModel]:
-    """One model or several, whose classes are the same."""
-    several: Sequence[Classifier] = [given] if isinstance(given, CellModel | str | PathLike) else given
-    if not several:
-        raise ValueError("Expected one `model` or more, found an empty list.")
-    models = [one if isinstance(one, CellModel) else CellModel.from_pretrained(one, device=device) for one in several]
+def _common_classes(models: Sequence[CellModel]) -> tuple[str, ...]:
+    classes = _classes(models[0])
     for other in models[1:]:
-        if _classes(other) != _classes(models[0]):
+        if _classes(other) != classes:
             raise ValueError(
-                f"Expected models with the same classes in the same order, found {list(_classes(models[0]))} in "
+                f"Expected models with the same classes in the same order, found {list(classes)} in "
                 f"{models[0].name!r} and {list(_classes(other))} in {other.name!r}."
             )
-    return models
+    return classes
 
 
 def _probabilities(cells: Cells, n_classes: int, *, show_progress: bool | None) -> NDArray[np.floating[Any]]:

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ImputeKeys
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools.data.modalities import has_modalities
-from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.imputing import asked_values, in_unit_of_data, tokens_of, unit_of
 from scgpt_tools.tl._cells import Request, open_cells
+from scgpt_tools.tl._committee import credit, load_models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from os import PathLike
 
     import torch
     from mudata import MuData
+    from numpy.typing import NDArray
 
     from scgpt_tools._types import Attention, Layers
+    from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
+    from scgpt_tools.tl._cells import Cells
+    from scgpt_tools.tl._committee import AnyModel
     from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.modalities import ModalityConfig
     from scgpt_tools.tokens.names import NameTable
@@ -35,7 +40,7 @@ logger = logging.getLogger(__name__)
 @shared_docs
 def impute(
     mdata: MuData,
-    model: CellModel | str | PathLike[str],
+    model: AnyModel | Sequence[AnyModel],
     *,
     modality: str,
     features: Sequence[str] | None = None,
@@ -66,11 +71,12 @@ def impute(
         Cells; those without a measurement in any other modality get what a model knows of no cell in particular.
     model
         Result of :func:`scgpt_tools.train.finetune` with ``task="multiomic"`` on cells that were measured in both, or
-        the folder that it was saved to.
+        the folder that it was saved to.  Of several models, such as of one recipe with several seeds, the mean of their
+        predictions is taken, which is nearer to the truth than most of them :cite:p:`Lakshminarayanan2017`.
     modality
         What to predict; ``mdata`` need not have it.
     features
-        Features to predict; ``None`` for all that the model knows.
+        Features to predict; ``None`` for all that the first model knows.
     layer
         Key of ``layers`` to read of the other modalities, one for all or one for each; ``None`` takes ``X``.
     {genes}
@@ -97,7 +103,7 @@ def impute(
     ``uns[key_added]`` : :class:`dict`
         ``unit`` of the values: ``"clr"``, ``"log1p"`` (binned values too, by the mean of each bin in the training
         cells), ``"probability"`` of a value above zero, ``"raw"``, or ``"bin"`` for a model that kept no such means;
-        and provenance as :func:`scgpt_tools.tl.embed` leaves it.
+        and provenance as :func:`scgpt_tools.tl.embed` leaves it, with the names and checksums of all models.
 
     Raises
     ------
@@ -106,7 +112,8 @@ def impute(
     TypeError
         If ``mdata`` is no MuData.
     ValueError
-        If the model does not know the modality, was not trained to predict it, or ``mdata`` has no other that it reads.
+        If a model does not know the modality, was not trained to predict it, predicts it in another unit than the first,
+        or ``mdata`` has no other that it reads.
 
     Examples
     --------
@@ -119,14 +126,9 @@ def impute(
         raise TypeError(
             f"Expected a MuData, found {type(mdata).__name__}. Wrap it as `mudata.MuData({{'rna': adata}})`."
         )
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=device)
-    part, tokens = _questions(loaded, modality, features)
-    others = tuple(other.name for other in loaded.config.tokenizer.parts if other.name in mdata.mod and other != part)
-    if not others:
-        raise ValueError(
-            f"Expected another modality than {modality!r} that the model reads to predict it from, found only "
-            f"{list(mdata.mod)}."
-        )
+    models = load_models(model, device)
+    asked = _common_questions(models, modality, features)
+    others = [_others(loaded, mdata, modality) for loaded in models]
     request = Request(
         layer=layer,
         genes=genes,
@@ -134,7 +136,6 @@ def impute(
         aliases=aliases,
         ignore_case=ignore_case,
         duplicates=duplicates,
-        modalities=others,
         batch=batch,
         shows_batch=True,
         batch_size=batch_size,
@@ -144,20 +145,17 @@ def impute(
         rng=rng,
         copy=copy,
     )
-    cells = open_cells(mdata, loaded, request)
-    ask = partial(
-        asked_values,
-        loaded,
-        ids=loaded.vocabulary.ids(tokens, unknown=None),
-        modality=loaded.config.tokenizer.modalities.index(modality),
-        attention=cells.attention,
-    )
-    values = in_unit_of_data(cells.compute(ask, width=len(tokens), show_progress=show_progress), part, tokens)
-    names = pd.Index([token.removeprefix(part.prefix) for token in tokens], name=None)
+    opened = [
+        open_cells(mdata, loaded, replace(request, modalities=given))
+        for loaded, given in zip(models, others, strict=True)
+    ]
+    total = sum(_answers(cells, modality, asked, show_progress=show_progress) for cells in opened)
+    values = np.asarray(total) / len(models)
     keys = ImputeKeys(key_added or f"{modality}_imputed")
-    about = cells.provenance(modality=modality, predicted_from=", ".join(others)) | {"unit": unit_of(part)}
+    about = opened[0].provenance(modality=modality, predicted_from=", ".join(others[0]))
+    about = credit(about, models) | {"unit": unit_of(_part(models[0], modality))}
     result = mdata.copy() if copy else mdata
-    result.obsm[keys.obsm] = pd.DataFrame(values, index=mdata.obs_names, columns=names)
+    result.obsm[keys.obsm] = pd.DataFrame(values, index=mdata.obs_names, columns=list(asked))
     result.uns[keys.uns] = about
     logger.info(
         "Added `obsm[%r]`: %d features of %d cells, in the unit %r.", keys.obsm, *values.shape[::-1], about["unit"]
@@ -165,10 +163,8 @@ def impute(
     return result if copy else None
 
 
-def _questions(
-    model: CellModel, modality: str, features: Sequence[str] | None
-) -> tuple[ModalityConfig, tuple[str, ...]]:
-    """The modality and the tokens to ask for."""
+def _part(model: CellModel, modality: str) -> ModalityConfig:
+    """The modality, if the model has learnt to predict it."""
     parts = {part.name: part for part in model.config.tokenizer.parts}
     if not parts:
         raise ValueError(
@@ -181,16 +177,56 @@ def _questions(
             f"Expected a model that has learnt to predict all of {modality!r}, found one that reads what is above zero "
             f"of it only. Train with `modalities={{{modality!r}: {{'genes': 'all', 'most': 500}}}}`."
         )
-    known = tokens_of(model.vocabulary, part)
+    return part
+
+
+def _common_questions(models: Sequence[CellModel], modality: str, features: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the features to ask for, which all models know in one unit."""
+    first = _part(models[0], modality)
     if features is None:
-        if not known:
+        features = [token.removeprefix(first.prefix) for token in tokens_of(models[0].vocabulary, first)]
+        if not features:
             raise ValueError(
                 f"Expected `features` of {modality!r} to predict, found None, and it has no list of its own."
             )
-        return part, known
-    asked = tuple(part.token_of(feature) for feature in features)
-    for feature, token in zip(features, asked, strict=True):
-        if token not in (known or model.vocabulary):
-            names = [token.removeprefix(part.prefix) for token in known or model.vocabulary]
-            raise KeyError(absent(feature, names, f"feature of {modality!r} named"))
-    return part, asked
+    for model in models:
+        part = _part(model, modality)
+        known = tokens_of(model.vocabulary, part)
+        for feature in features:
+            if part.token_of(feature) not in (known or model.vocabulary):
+                names = [token.removeprefix(part.prefix) for token in known or model.vocabulary]
+                raise KeyError(absent(feature, names, f"feature of {modality!r} named"))
+        if unit_of(part) != unit_of(first):
+            raise ValueError(
+                f"Expected models that predict {modality!r} in one unit, found {unit_of(first)!r} of "
+                f"{models[0].name!r} and {unit_of(part)!r} of {model.name!r}."
+            )
+    return tuple(features)
+
+
+def _others(model: CellModel, mdata: MuData, modality: str) -> tuple[str, ...]:
+    """The modalities to predict from."""
+    read = tuple(part.name for part in model.config.tokenizer.parts if part.name in mdata.mod and part.name != modality)
+    if not read:
+        raise ValueError(
+            f"Expected another modality than {modality!r} that the model reads to predict it from, found only "
+            f"{list(mdata.mod)}."
+        )
+    return read
+
+
+def _answers(
+    cells: Cells, modality: str, features: Sequence[str], *, show_progress: bool | None
+) -> NDArray[np.float32]:
+    """(cells, features) what one model predicts, in the unit of the data."""
+    model = cells.model
+    part = _part(model, modality)
+    tokens = [part.token_of(feature) for feature in features]
+    ask = partial(
+        asked_values,
+        model,
+        ids=model.vocabulary.ids(tokens, unknown=None),
+        modality=model.config.tokenizer.modalities.index(modality),
+        attention=cells.attention,
+    )
+    return in_unit_of_data(cells.compute(ask, width=len(tokens), show_progress=show_progress), part, tokens)

@@ -1,0 +1,57 @@
+"""Several models that answer one question, whose answers are averaged."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from scgpt_tools.models.cell_model import CellModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+AnyModel: TypeAlias = CellModel | str | PathLike[str]
+"""A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes."""
+
+
+def load_models(given: AnyModel | Sequence[AnyModel], device: str | torch.device | None) -> list[CellModel]:
+    """Load one model or several.
+
+    Parameters
+    ----------
+    given
+        One or more.
+    device
+        Where to load to.
+
+    Returns
+    -------
+    At least one.
+    """
+    several: Sequence[AnyModel] = [given] if isinstance(given, CellModel | str | PathLike) else given
+    if not several:
+        raise ValueError("Expected one `model` or more, found an empty list.")
+    return [one if isinstance(one, CellModel) else CellModel.from_pretrained(one, device=device) for one in several]
+
+
+def credit(about: dict[str, Any], models: Sequence[CellModel]) -> dict[str, Any]:
+    """Provenance that names all models and their checksums.
+
+    Parameters
+    ----------
+    about
+        Provenance of the first of them.
+    models
+        All of them.
+
+    Returns
+    -------
+    A changed copy.
+    """
+    named = {
+        "name": ", ".join(model.name for model in models),
+        "checksum": ", ".join(model.checksum for model in models),
+    }
+    return about | {"model": about["model"] | named}
