@@ -204,7 +204,7 @@ def test_panels_weigh_more_than_what_is_not_asked_for_whole():
     assert found["masked_expression"].modality_weights[:2] == (1.0, 0.3)
     assert found["masked_expression_from_cell"].modality_weights[:2] == (1.0, 0.3)
     assert found["masked_expression_from_cell"].shown
-    assert found["batch_adversary"] == BatchAdversary(weight=5.0)
+    assert found["batch_adversary"] == BatchAdversary(weight=100.0)
     assert weighed(terms, make_base().config.tokenizer) == terms
     assert weighed([MaskedExpression()], both) == (MaskedExpression(),)
 

@@ -118,7 +118,7 @@ def finetune_cells(
         Loss terms instead of the recipe's; the heads that they read are added to the model.
     corruption
         What to hide from the network if a term asks for hidden values; ``None`` masks 40 %, as scGPT, and of several
-        modalities whole panels in half of the cells.
+        modalities whole panels in four cells of five.
     sampling
         ``"random"``; ``"balanced"``, each class as often; ``"one_batch"``, minibatches of one technical batch; or
         ``"blocks"`` for files that are read in pieces.  ``None`` takes the task's: ``"random"`` to annotate,

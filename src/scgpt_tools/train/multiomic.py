@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # Chosen on cells of pbmc_citeseq_2runs that were held out of its training cells, see benchmarks/multiomics.py.
 _NO_PANEL = 0.3
-_ADVERSARY = 5.0
+_ADVERSARY = 100.0
+_WHOLE = 0.8
 
 
 def modality_parts(config: ModelConfig, tokenizer: TokenizerConfig) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def by_modality(term: Objective) -> Objective:
     """A term as several modalities need it, where the original's counts values and asks for hidden ones only.
 
     A panel of fourteen proteins then weighs as much as all genes, the cell embedding holds what the network saw of it,
-    and the adversary is heard beside squared errors, which are some ten times a cross-entropy.
+    and the adversary is heard beside squared errors of bins, which are about a hundred times a cross-entropy.
     """
     if isinstance(term, MaskedExpressionFromCell):
         return replace(term, by_modality=True, shown=True)
@@ -92,12 +93,12 @@ def check_weights(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> Non
 
 
 def hiding(tokenizer: TokenizerConfig, *, generate: bool) -> HideModalities:
-    """What to hide by default: whole panels in half of the cells, some values of all modalities in the other half."""
+    """What to hide by default: whole panels in most cells, some values of all modalities in the others."""
     panels = _panels(tokenizer)
     several = len(tokenizer.parts) > 1
     return HideModalities(
         modalities=panels,
-        whole=0.5 if panels and several else 0.0,
+        whole=_WHOLE if panels and several else 0.0,
         mask_value=tokenizer.mask_value,
         generate=generate,
     )

@@ -67,7 +67,11 @@ TASKS: dict[str, Task] = {
         batch_parts=True,
         batch_norm=False,
         modalities=True,
-        fit={"epochs": 20, "batch_size": 32, "lr": 1e-3, "monitor": "validation_masked_expression"},
+        # What a model has learnt of cells survives slow steps only; heads and context begin anew.
+        fit={
+            "epochs": 20, "batch_size": 32, "lr": 3e-4, "head_lr": 3e-3, "schedule": "cosine", "warmup": 0.05,
+            "monitor": "validation_masked_expression",
+        },  # fmt: skip
     ),
 }
 
