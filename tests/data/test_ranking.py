@@ -98,6 +98,7 @@ def test_lists_of_gears_pool_cell_types():
         (["ctrl", "ctrl", "A+ctrl", "B+ctrl"], None, r"one for 2 of them \(A\+ctrl, B\+ctrl\)"),
         (["ctrl", "A+ctrl", "A+ctrl", "A+ctrl"], None, "two control cells to compare with, found 1"),
         (["ctrl", "ctrl", "A+ctrl", "A+ctrl"], ["K", "K", "L", "L"], "control cells in 'L'"),
+        (["ctrl", "B_C+ctrl", "ctrl", "C+ctrl"], ["A", "A", "A_B", "A_B"], r"found 'A_B_C\+ctrl' for both"),
     ],
 )
 def test_groups_that_cannot_be_ranked_are_named(conditions, contexts, message):

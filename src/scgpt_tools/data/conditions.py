@@ -198,6 +198,44 @@ def context_labels(adata: AnnData, within: str | Sequence[str] | None) -> NDArra
     return np.array([label_of[values] for values in rows], dtype=object)
 
 
+def unit_name(context: str | None, condition: str) -> str:
+    """What the cells of one context and condition are called."""
+    return f"{context}_{condition}" if context else condition
+
+
+def unit_names(contexts: Labels | None, conditions: Labels) -> NDArray[Any]:
+    """What the context and condition of each cell are called together.
+
+    Parameters
+    ----------
+    contexts
+        (N,) context of each cell, ``None`` or ``""`` for none.
+    conditions
+        (N,) its condition.
+
+    Returns
+    -------
+    (N,) names.
+
+    Raises
+    ------
+    ValueError
+        If two pairs would have one name, as ``("a_b", "c")`` and ``("a", "b_c")``.
+    """
+    alone = [""] * len(conditions) if contexts is None else contexts
+    pair_of: dict[str, tuple[str, str]] = {}
+    pairs = [(str(context), str(condition)) for context, condition in zip(alone, conditions, strict=True)]
+    for pair in dict.fromkeys(pairs):
+        name = unit_name(*pair)
+        if name in pair_of:
+            raise ValueError(
+                f"Expected contexts and conditions with names of their own when joined, found {name!r} for both "
+                f"{pair_of[name]} and {pair}. Rename the context of one of them."
+            )
+        pair_of[name] = pair
+    return np.array([unit_name(*pair) for pair in pairs], dtype=object)
+
+
 def _check_counts(labels: NDArray[Any], conditions: NDArray[Any], counts: NDArray[Any]) -> None:
     found = np.array([len(condition_genes(condition)) for condition in conditions])
     # Controls carry any number of non-targeting guides.

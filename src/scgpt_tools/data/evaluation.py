@@ -14,7 +14,7 @@ import pandas as pd
 from scgpt_tools._keys import SplitKeys
 from scgpt_tools._validate import check_key
 from scgpt_tools.data.annotations import log_values
-from scgpt_tools.data.conditions import context_labels, control_mask, read_conditions
+from scgpt_tools.data.conditions import context_labels, control_mask, read_conditions, unit_name, unit_names
 from scgpt_tools.data.profiles import Profiles, mean_profiles, split_halves
 from scgpt_tools.data.ranking import rank_genes
 from scgpt_tools.data.splits import PARTS, seen_groups
@@ -135,7 +135,7 @@ def prepare_evaluation(
     train = rows.training_effects(cells, names)
     held = rows.held_out(part)
     truth, halves = rows.truth(cells, part, held, train, names, adata.obs_names, seed)
-    shown = [rows.name(*pair) for pair in held]
+    shown = [unit_name(*pair) for pair in held]
     seen = seen_groups(sorted({condition for _, condition in held}), pd.unique(conditions[parts == PARTS[0]]))
     group_of = {condition: group for group, members in seen.items() for condition in members}
     groups = {name: group_of[condition] for name, (_, condition) in zip(shown, held, strict=True)}
@@ -149,13 +149,7 @@ class _Rows:
         self.conditions, self.parts = conditions, parts
         self.contexts = np.full(conditions.size, "", dtype=object) if contexts is None else contexts
         self.is_control = control_mask(conditions)
-        self.units = np.array(
-            [self.name(*pair) for pair in zip(self.contexts, self.conditions, strict=True)], dtype=object
-        )
-
-    @staticmethod
-    def name(context: str, condition: str) -> str:
-        return f"{context}_{condition}" if context else condition
+        self.units = unit_names(self.contexts, self.conditions)
 
     def pairs(self, mask: NDArray[np.bool_]) -> list[tuple[str, str]]:
         """Context and condition of some cells, each pair once, sorted."""
@@ -181,7 +175,7 @@ class _Rows:
             raise ValueError(f"Expected perturbed cells in the part {PARTS[0]!r}, found none.")
         pairs = self.pairs(mask)
         rows = np.flatnonzero(mask)
-        profiles = mean_profiles(cells[rows], self.units[rows], names=[self.name(*pair) for pair in pairs])
+        profiles = mean_profiles(cells[rows], self.units[rows], names=[unit_name(*pair) for pair in pairs])
         controls = self.controls(cells, trained)
         _check_contexts(pairs, controls)
         every = np.flatnonzero(trained & self.is_control)
@@ -203,7 +197,7 @@ class _Rows:
         cell_names: Sequence[str],
         seed: int,
     ) -> tuple[Truth, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        shown = [self.name(*pair) for pair in held]
+        shown = [unit_name(*pair) for pair in held]
         targets = [condition_genes(condition) for _, condition in held]
         # Where cells are held out, a condition has cells in other parts too.
         own = np.isin(self.units, shown)

@@ -15,7 +15,7 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from scgpt_tools.data.conditions import control_mask
+from scgpt_tools.data.conditions import control_mask, unit_name, unit_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,13 +96,14 @@ def rank_genes(
     Raises
     ------
     ValueError
-        If a ranked group has fewer than two cells, or its context has no controls.
+        If a ranked group has fewer than two cells, its context has no controls, or two groups would have one name.
     """
     labels = np.asarray(conditions, dtype=str)
     where = None if contexts is None else np.asarray(contexts, dtype=str)
     is_control = control_mask(labels)
     wanted = ~is_control if ranked is None else ranked & ~is_control
     shown = wanted | is_control
+    unit_names(None if where is None else where[wanted], labels[wanted])  # refuses two units with one name
     _check_groups(labels[shown], None if where is None else where[shown], is_control[shown])
     names: list[str] = []
     parts: list[tuple[NDArray[Any], dict[str, NDArray[Any]]]] = []
@@ -113,7 +114,7 @@ def rank_genes(
         rows = rows[shown[rows] if against == "control" else ~is_control[rows]]
         groups = np.where(wanted, labels, "")[rows]
         found, order, statistics = _rank(matrix[rows], groups, method, "" if against == "control" else "rest")
-        names += found if context is None else [f"{context}_{name}" for name in found]
+        names += [unit_name(context, name) for name in found]
         parts.append((order, statistics))
     return GeneRanking(
         tuple(names),

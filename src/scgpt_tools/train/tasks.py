@@ -69,7 +69,12 @@ TASKS: dict[str, Task] = {
         modalities=True,
         # What a model has learnt of cells survives slow steps only; heads and context begin anew.
         fit={
-            "epochs": 20, "batch_size": 32, "lr": 3e-4, "head_lr": 3e-3, "schedule": "cosine", "warmup": 0.05,
+            "epochs": 20,
+            "batch_size": 32,
+            "lr": 3e-4,
+            "head_lr": 3e-3,
+            "schedule": "cosine",
+            "warmup": 0.05,
             "monitor": "validation_masked_expression",
         },  # fmt: skip
     ),
