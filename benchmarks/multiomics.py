@@ -114,7 +114,7 @@ def scores(mdata: md.MuData, labels: pd.Series, batch: str | None) -> pd.DataFra
     table = sct.tl.score_embedding(
         cells, label_key="label", batch_key=batch, embeddings=keys, baselines=[], layer="counts"
     )
-    return table[[score for score in SCORES if table[score].notna().any()]]
+    return table.reindex(columns=SCORES).dropna(axis=1, how="all")
 
 
 def imputation(arguments: argparse.Namespace) -> None:

@@ -214,6 +214,17 @@ def test_multiomics_predicts_proteins_of_cells_that_have_none():
     assert found["correlation"]["imputed"] > 0.35
 
 
+def test_the_page_on_several_modalities_says_what_its_tables_show():
+    table = stored_table("multiomics", "def clr(table)")
+    joint, alone, components = (table[name][:2] for name in ("X_scGPT", "RNA alone", "X_pca"))
+    assert all(ours > theirs for ours, theirs in zip(joint, alone, strict=True))
+    assert all(ours > theirs for ours, theirs in zip(joint, components, strict=True))
+    proteins = stored_table("multiomics", "def components")
+    imputed, nearest = (sum(row[column] for row in proteins.values()) / len(proteins) for column in (0, 1))
+    assert len(proteins) == 14
+    assert abs(imputed - nearest) < 0.01
+
+
 def test_annotation_compares_with_plain_methods():
     found = results("annotation")
     accuracy = found["tables"]["across chemistries | accuracy"]
