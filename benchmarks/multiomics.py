@@ -6,8 +6,8 @@
     python benchmarks/multiomics.py totalvi FOLDER latent.csv        # where scvi-tools is installed
 
 FOLDER holds ``pbmc_citeseq_2runs.h5mu``, ``mimitou2019_pbmc_eccite.h5mu``, ``cao2018_a549_scicar.h5mu`` and
-``pbmc3k_annotated.h5ad``.  The model is ``scgpt-demo``, fine-tuned with the settings of ``HOW``; RESULTS.md says what they were
-chosen on.  Cells have three sets of labels: of a classifier on RNA that never saw them, gates on their proteins, and
+``pbmc3k_annotated.h5ad``.  The model is ``scgpt-demo``, fine-tuned with the settings of ``HOW``; RESULTS.md says
+what they were chosen on.  Cells have three sets of labels: of a classifier on RNA that never saw them, gates on their proteins, and
 both, where they agree.
 """
 

@@ -35,16 +35,16 @@ def trained() -> CellModel:
         return sct.train.finetune(make_base(), make_mudata(120), task="multiomic", batch="batch", **HOW)
 
 
-@pytest.fixture(scope="module")
-def unlike() -> CellModel:
-    """Predicts proteins as ``log1p``."""
+@pytest.fixture(scope="module", params=[{"values": "log1p"}, {"most": 2}], ids=["unit", "panel"])
+def unlike(request) -> CellModel:
+    """Predicts proteins in another unit, or knows fewer of them."""
     with sct.settings.override(show_progress=False):
         return sct.train.finetune(
             make_base(),
             make_mudata(60),
             task="multiomic",
             batch="batch",
-            modalities={"rna": {}, "prot": {"values": "log1p"}},
+            modalities={"rna": {}, "prot": request.param},
             **HOW | {"epochs": 1},
         )
 
@@ -100,12 +100,16 @@ def test_several_models_answer_by_their_mean(trained, tmp_path):
 def test_models_that_answer_together_speak_of_the_same(trained, unlike):
     mdata = rna_alone(make_mudata(20))
     before = contents(mdata)
-    with pytest.raises(ValueError, match=r"in one unit, found 'clr' of .* and 'log1p' of"):
+    with pytest.raises(
+        ValueError, match=r"in one unit, found 'clr' of .* and 'log1p' of|same panel of 'prot'.* and 2, not"
+    ):
         sct.tl.impute(mdata, [trained, unlike], modality="prot", batch="batch")
     with pytest.raises(ValueError, match="which reads one"):
         sct.tl.impute(mdata, [trained, make_base()], modality="prot", batch="batch")
     with pytest.raises(ValueError, match="one `model` or more, found an empty list"):
         sct.tl.impute(mdata, [], modality="prot", batch="batch")
+    with pytest.raises(TypeError, match="or a list of them, found None"):
+        sct.tl.impute(mdata, None, modality="prot", batch="batch")
     assert contents(mdata) == before
 
 

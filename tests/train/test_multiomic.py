@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import mudata as md
 import numpy as np
@@ -206,6 +207,8 @@ def test_panels_weigh_more_than_what_is_not_asked_for_whole():
     assert found["masked_expression_from_cell"].shown
     assert found["batch_adversary"] == BatchAdversary(weight=100.0)
     assert weighed(terms, make_base().config.tokenizer) == terms
+    small = replace(both, parts=tuple(replace(part, values="log1p", bins=None, standard=False) for part in both.parts))
+    assert {term.name: term for term in weighed(terms, small)}["batch_adversary"] == BatchAdversary(weight=1.0)
     assert weighed([MaskedExpression()], both) == (MaskedExpression(),)
 
 

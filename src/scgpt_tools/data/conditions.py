@@ -209,7 +209,7 @@ def unit_names(contexts: Labels | None, conditions: Labels) -> NDArray[Any]:
     Parameters
     ----------
     contexts
-        (N,) context of each cell, ``None`` or ``""`` for none.
+        (N,) context of each cell; ``None``, or ``""`` for a cell, for none.
     conditions
         (N,) its condition.
 
@@ -222,10 +222,13 @@ def unit_names(contexts: Labels | None, conditions: Labels) -> NDArray[Any]:
     ValueError
         If two pairs would have one name, as ``("a_b", "c")`` and ``("a", "b_c")``.
     """
+    if len(conditions) == 0:
+        return np.array([], dtype=object)
     alone = [""] * len(conditions) if contexts is None else contexts
+    columns = [np.asarray(alone, dtype=object), np.asarray(conditions, dtype=object)]
+    codes, pairs = pd.MultiIndex.from_arrays(columns).factorize()
     pair_of: dict[str, tuple[str, str]] = {}
-    pairs = [(str(context), str(condition)) for context, condition in zip(alone, conditions, strict=True)]
-    for pair in dict.fromkeys(pairs):
+    for pair in pairs:
         name = unit_name(*pair)
         if name in pair_of:
             raise ValueError(
@@ -233,7 +236,7 @@ def unit_names(contexts: Labels | None, conditions: Labels) -> NDArray[Any]:
                 f"{pair_of[name]} and {pair}. Rename the context of one of them."
             )
         pair_of[name] = pair
-    return np.array([unit_name(*pair) for pair in pairs], dtype=object)
+    return np.array(list(pair_of), dtype=object)[codes]
 
 
 def _check_counts(labels: NDArray[Any], conditions: NDArray[Any], counts: NDArray[Any]) -> None:

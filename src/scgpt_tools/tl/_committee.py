@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,8 +30,20 @@ def load_models(given: AnyModel | Sequence[AnyModel], device: str | torch.device
     Returns
     -------
     At least one.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a model, its name or folder, nor a list of such.
+    ValueError
+        If the list is empty.
     """
-    several: Sequence[AnyModel] = [given] if isinstance(given, CellModel | str | PathLike) else given
+    if isinstance(given, CellModel | str | PathLike):
+        several = [given]
+    elif isinstance(given, Iterable):
+        several = list(given)
+    else:
+        raise TypeError(f"Expected `model` to be a model, its name or folder, or a list of them, found {given!r}.")
     if not several:
         raise ValueError("Expected one `model` or more, found an empty list.")
     return [one if isinstance(one, CellModel) else CellModel.from_pretrained(one, device=device) for one in several]

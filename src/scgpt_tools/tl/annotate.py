@@ -108,7 +108,7 @@ def annotate(
     ``obsm[f"{key_added}_probabilities"]`` : float32, (cells, classes)
         Probability of every class, in the order of ``uns[key_added]["classes"]``.
     ``uns[key_added]`` : :class:`dict`
-        ``classes``, and provenance as :func:`scgpt_tools.tl.embed` leaves it, with the names and checksums of all models.
+        ``classes``, and provenance as :func:`scgpt_tools.tl.embed` leaves it of the first model, with the names and checksums of all.
 
     Raises
     ------

@@ -103,7 +103,7 @@ def impute(
     ``uns[key_added]`` : :class:`dict`
         ``unit`` of the values: ``"clr"``, ``"log1p"`` (binned values too, by the mean of each bin in the training
         cells), ``"probability"`` of a value above zero, ``"raw"``, or ``"bin"`` for a model that kept no such means;
-        and provenance as :func:`scgpt_tools.tl.embed` leaves it, with the names and checksums of all models.
+        and provenance as :func:`scgpt_tools.tl.embed` leaves it of the first model, with the names and checksums of all.
 
     Raises
     ------
@@ -112,8 +112,8 @@ def impute(
     TypeError
         If ``mdata`` is no MuData.
     ValueError
-        If a model does not know the modality, was not trained to predict it, predicts it in another unit than the first,
-        or ``mdata`` has no other that it reads.
+        If a model does not know the modality, was not trained to predict it, predicts it in another unit or of another
+        panel than the first, or ``mdata`` has no other that it reads.
 
     Examples
     --------
@@ -126,9 +126,6 @@ def impute(
         raise TypeError(
             f"Expected a MuData, found {type(mdata).__name__}. Wrap it as `mudata.MuData({{'rna': adata}})`."
         )
-    models = load_models(model, device)
-    asked = _common_questions(models, modality, features)
-    others = [_others(loaded, mdata, modality) for loaded in models]
     request = Request(
         layer=layer,
         genes=genes,
@@ -145,6 +142,9 @@ def impute(
         rng=rng,
         copy=copy,
     )
+    models = load_models(model, device)
+    asked = _common_questions(models, modality, features)
+    others = [_others(loaded, mdata, modality) for loaded in models]
     opened = [
         open_cells(mdata, loaded, replace(request, modalities=given))
         for loaded, given in zip(models, others, strict=True)
@@ -183,25 +183,33 @@ def _part(model: CellModel, modality: str) -> ModalityConfig:
 def _common_questions(models: Sequence[CellModel], modality: str, features: Sequence[str] | None) -> tuple[str, ...]:
     """Names of the features to ask for, which all models know in one unit."""
     first = _part(models[0], modality)
-    if features is None:
-        features = [token.removeprefix(first.prefix) for token in tokens_of(models[0].vocabulary, first)]
-        if not features:
-            raise ValueError(
-                f"Expected `features` of {modality!r} to predict, found None, and it has no list of its own."
-            )
+    panel = _panel(models[0], first)
+    if features is None and not panel:
+        raise ValueError(f"Expected `features` of {modality!r} to predict, found None, and it has no list of its own.")
+    asked = tuple(panel if features is None else features)
     for model in models:
         part = _part(model, modality)
-        known = tokens_of(model.vocabulary, part)
-        for feature in features:
-            if part.token_of(feature) not in (known or model.vocabulary):
-                names = [token.removeprefix(part.prefix) for token in known or model.vocabulary]
-                raise KeyError(absent(feature, names, f"feature of {modality!r} named"))
+        known = _panel(model, part)
         if unit_of(part) != unit_of(first):
             raise ValueError(
                 f"Expected models that predict {modality!r} in one unit, found {unit_of(first)!r} of "
                 f"{models[0].name!r} and {unit_of(part)!r} of {model.name!r}."
             )
-    return tuple(features)
+        if unit_of(first) == "clr" and set(known) != set(panel):
+            raise ValueError(
+                f"Expected models that have learnt the same panel of {modality!r}, which CLR depends on, found "
+                f"{len(panel)} features of {models[0].name!r} and {len(known)}, not all the same, of {model.name!r}."
+            )
+        for feature in asked:
+            if feature not in known and (known or part.token_of(feature) not in model.vocabulary):
+                names = known or model.vocabulary.tokens
+                raise KeyError(absent(feature, names, f"feature of {modality!r} named"))
+    return asked
+
+
+def _panel(model: CellModel, part: ModalityConfig) -> tuple[str, ...]:
+    """Names of the features that the model knows of a modality."""
+    return tuple(token.removeprefix(part.prefix) for token in tokens_of(model.vocabulary, part))
 
 
 def _others(model: CellModel, mdata: MuData, modality: str) -> tuple[str, ...]:

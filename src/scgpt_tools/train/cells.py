@@ -192,7 +192,7 @@ def finetune_cells(
         seed=settings.seed,
     )
     warn_about_rows(source, tokens)
-    if objectives is None:
+    if objectives is None and chosen.modalities:
         terms = weighed(terms, tokens)
     check_weights(terms, tokens)
     # A task that can do without batches has no parts for them then.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
-# Chosen on cells of pbmc_citeseq_2runs that were held out of its training cells, see benchmarks/multiomics.py.
+# Chosen on pbmc_citeseq_2runs, see benchmarks/RESULTS.md.
 _NO_PANEL = 0.3
 _ADVERSARY = 100.0
 _WHOLE = 0.8
@@ -57,18 +57,21 @@ def heads_in_context(heads: HeadsConfig) -> HeadsConfig:
 def by_modality(term: Objective) -> Objective:
     """A term as several modalities need it, where the original's counts values and asks for hidden ones only.
 
-    A panel of fourteen proteins then weighs as much as all genes, the cell embedding holds what the network saw of it,
-    and the adversary is heard beside squared errors of bins, which are about a hundred times a cross-entropy.
+    A panel of fourteen proteins then weighs as much as all genes, and the cell embedding holds what the network saw of it.
     """
     if isinstance(term, MaskedExpressionFromCell):
         return replace(term, by_modality=True, shown=True)
-    if isinstance(term, MaskedExpression):
-        return replace(term, by_modality=True)
-    return replace(term, weight=_ADVERSARY) if isinstance(term, BatchAdversary) else term
+    return replace(term, by_modality=True) if isinstance(term, MaskedExpression) else term
 
 
 def weighed(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> tuple[Objective, ...]:
-    """Terms in which panels count more than other modalities, whose errors are mostly noise that nothing predicts."""
+    """Terms weighed by what they are of.
+
+    Panels count more than other modalities, whose errors are mostly noise that nothing predicts.  The adversary is heard
+    beside squared errors of bins, which are about a hundred times a cross-entropy; without such values it is left alone.
+    """
+    if any(part.values == "binned" or part.standard for part in tokenizer.parts):
+        terms = [replace(term, weight=_ADVERSARY) if isinstance(term, BatchAdversary) else term for term in terms]
     panels = _panels(tokenizer)
     if not panels or len(panels) == len(tokenizer.parts):
         return tuple(terms)

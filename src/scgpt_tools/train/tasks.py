@@ -67,7 +67,7 @@ TASKS: dict[str, Task] = {
         batch_parts=True,
         batch_norm=False,
         modalities=True,
-        # What a model has learnt of cells survives slow steps only; heads and context begin anew.
+        # What a model has learnt of cells survives slow steps only; heads and context have new things to learn.
         fit={
             "epochs": 20,
             "batch_size": 32,
