@@ -15,13 +15,13 @@ import resource
 import time
 import warnings
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timing import in_turn
 
 import scgpt_tools as sct
 from scgpt_tools.nn.products import attend_by_products, products_pay
@@ -130,13 +130,7 @@ def main() -> None:
     whole = np.diff(adata.X.indptr) + 1 <= arguments.length
     results = {name: run() for name, run in runs.items()}
     check(results, whole, arguments.precision)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(arguments.rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    rates = {name: len(lengths) / median(times) for name, times in seconds.items()}
+    rates = {name: len(lengths) / seconds for name, seconds in in_turn(runs, arguments.rounds).items()}
     config = model.config
     for name, rate in rates.items():
         line = f"{name}: {rate:.2f} cells/s"

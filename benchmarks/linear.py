@@ -9,11 +9,10 @@ faster depends on how well the BLAS knows the processor.
 from __future__ import annotations
 
 import argparse
-import time
-from statistics import median
 
 import torch
 import torch.nn.functional as F
+from timing import in_turn
 
 
 def main() -> None:
@@ -34,17 +33,12 @@ def main() -> None:
             "linear": lambda: F.linear(x, w, b),  # noqa: B023
             "convolution": lambda: torch.mkldnn_convolution(image, kernel, b, (0, 0), (1, 1), (1, 1), 1),  # noqa: B023
         }
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
         with torch.inference_mode():
             torch.testing.assert_close(
                 runs["convolution"]().permute(0, 2, 3, 1).reshape(rows, dim), runs["linear"](), atol=2e-4, rtol=1e-4
             )
-            for _ in range(arguments.rounds):
-                for name, run in runs.items():
-                    start = time.perf_counter()
-                    run()
-                    seconds[name].append(time.perf_counter() - start)
-        rate = {name: 2 * rows * dim * dim / median(times) / 1e9 for name, times in seconds.items()}
+            seconds = in_turn(runs, arguments.rounds)
+        rate = {name: 2 * rows * dim * dim / taken / 1e9 for name, taken in seconds.items()}
         print(
             f"{rows:6d} {rate['linear']:7.0f} {rate['convolution']:12.0f} {rate['convolution'] / rate['linear']:25.2f}"
         )

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 import warnings
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 import anndata as ad
 import numpy as np
 import torch
+from timing import in_turn
 
 import scgpt_tools as sct
 from scgpt_tools.models import FAMILIES
@@ -71,13 +70,7 @@ def main() -> None:
         )
         if name == "fp32" and error > 1e-4:
             raise SystemExit("The two disagree; the times would not be comparable.")
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(arguments.rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    rates = {name: controls.n_obs / median(times) for name, times in seconds.items()}
+    rates = {name: controls.n_obs / seconds for name, seconds in in_turn(runs, arguments.rounds).items()}
     for name, rate in rates.items():
         print(f"{name}: {rate:.2f} cells/s, {rate / rates['scGPT']:.1f} times scGPT")
     print(f"{controls.n_obs} cells of {controls.n_vars} genes, {arguments.threads} threads")

@@ -17,9 +17,9 @@ from scgpt_tools.models import CellModel, MultiOmicTransformerModel
 from scgpt_tools.models.families import scgpt_multiomic
 from scgpt_tools.models.growing import keep_narrow_heads
 from scgpt_tools.objectives import BatchAdversary, MaskedExpression, MaskedExpressionFromCell
+from scgpt_tools.objectives.recipes import MULTIOMIC
 from scgpt_tools.tokens import ModalityConfig, TokenBatch
-from scgpt_tools.train.multiomic import modality_parts, weighed
-from scgpt_tools.train.tasks import TASKS
+from scgpt_tools.train.multiomic import for_modalities, modality_parts
 
 # A protein has the name of a gene on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:var_names are not unique")
@@ -198,18 +198,47 @@ def test_weights_that_cannot_be_are_refused(term, weights, arguments):
 
 
 def test_panels_weigh_more_than_what_is_not_asked_for_whole():
-    terms = TASKS["multiomic"].recipe.objectives
+    terms = MULTIOMIC.objectives
     both = scgpt_multiomic(make_base().vocabulary.extended(["p_CD4"]), modalities=["rna", "prot"]).tokenizer
-    found = {term.name: term for term in weighed(terms, both)}
+    found = {term.name: term for term in for_modalities(terms, both)}
     # Modalities are numbered by name.
     assert found["masked_expression"].modality_weights[:2] == (1.0, 0.3)
     assert found["masked_expression_from_cell"].modality_weights[:2] == (1.0, 0.3)
     assert found["masked_expression_from_cell"].shown
     assert found["batch_adversary"] == BatchAdversary(weight=100.0)
-    assert weighed(terms, make_base().config.tokenizer) == terms
     small = replace(both, parts=tuple(replace(part, values="log1p", bins=None, standard=False) for part in both.parts))
-    assert {term.name: term for term in weighed(terms, small)}["batch_adversary"] == BatchAdversary(weight=1.0)
-    assert weighed([MaskedExpression()], both) == (MaskedExpression(),)
+    assert {term.name: term for term in for_modalities(terms, small)}["batch_adversary"] == BatchAdversary(weight=1.0)
+    genes = replace(both, modalities=("rna", *both.modalities[2:]), parts=both.parts[:1])
+    assert [part.name for part in genes.parts] == ["rna"]
+    assert for_modalities([MaskedExpression()], genes) == (MaskedExpression(by_modality=True),)
+
+
+@pytest.fixture
+def asked_for(monkeypatch):
+    """What training is asked for, which then does not happen."""
+    asked = {}
+
+    def record(model, data, terms, settings, **_):
+        asked.update(terms={term.name: term for term in terms}, settings=settings, corruption=data.corruption)
+
+    monkeypatch.setattr("scgpt_tools.train.cells.fit", record)
+    return asked
+
+
+def test_the_recipe_of_several_modalities(asked_for):
+    sct.train.finetune(make_base(), make_mudata(40), task="multiomic", batch="batch", accelerator="cpu")
+    assert asked_for["terms"]["batch_adversary"].weight == 100
+    assert asked_for["terms"]["masked_expression"].by_modality
+    settings = asked_for["settings"]
+    assert (settings.lr, settings.head_lr, settings.schedule) == (3e-4, 3e-3, "cosine")
+    assert asked_for["corruption"].whole == 0.8
+    assert asked_for["corruption"].modalities == (0,)
+
+
+def test_other_tasks_keep_their_recipe_on_several_modalities(asked_for):
+    sct.train.finetune(make_base(), make_mudata(40), task="integrate", batch="batch", accelerator="cpu")
+    assert asked_for["terms"]["batch_adversary"] == BatchAdversary(weight=1.0)
+    assert not asked_for["terms"]["masked_expression"].by_modality
 
 
 def _two_modalities():

@@ -24,7 +24,7 @@ from scgpt_tools.train.cell_parts import codes_of, read_batches, training_parts
 from scgpt_tools.train.fit import FitConfig, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
 from scgpt_tools.train.lora import LoraConfig, adapters
-from scgpt_tools.train.multiomic import check_weights, hiding, weighed
+from scgpt_tools.train.multiomic import check_weights, for_modalities, hiding
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.train.tasks import TASKS, Task, needs_hidden_values, parts_for
 
@@ -193,7 +193,7 @@ def finetune_cells(
     )
     warn_about_rows(source, tokens)
     if objectives is None and chosen.modalities:
-        terms = weighed(terms, tokens)
+        terms = for_modalities(terms, tokens)
     check_weights(terms, tokens)
     # A task that can do without batches has no parts for them then.
     add_parts = (

@@ -54,34 +54,39 @@ def heads_in_context(heads: HeadsConfig) -> HeadsConfig:
     return replace(heads, expression_from_cell=replace(heads.expression_from_cell, context_in_query=True))
 
 
-def by_modality(term: Objective) -> Objective:
-    """A term as several modalities need it, where the original's counts values and asks for hidden ones only.
+def for_modalities(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> tuple[Objective, ...]:
+    """The original's terms as several modalities need them, where it counts values and asks for hidden ones only.
 
-    A panel of fourteen proteins then weighs as much as all genes, and the cell embedding holds what the network saw of it.
+    A panel of fourteen proteins weighs more than all genes, whose errors are mostly noise that nothing predicts; the cell
+    embedding holds what the network saw of it; and the adversary is heard beside squared errors of bins, which are about a
+    hundred times a cross-entropy.  Without values of that size the adversary is left alone.
+
+    Parameters
+    ----------
+    terms
+        Of the recipe.
+    tokenizer
+        Of several modalities.
+
+    Returns
+    -------
+    As many terms.
     """
-    if isinstance(term, MaskedExpressionFromCell):
-        return replace(term, by_modality=True, shown=True)
-    return replace(term, by_modality=True) if isinstance(term, MaskedExpression) else term
-
-
-def weighed(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> tuple[Objective, ...]:
-    """Terms weighed by what they are of.
-
-    Panels count more than other modalities, whose errors are mostly noise that nothing predicts.  The adversary is heard
-    beside squared errors of bins, which are about a hundred times a cross-entropy; without such values it is left alone.
-    """
-    if any(part.values == "binned" or part.standard for part in tokenizer.parts):
-        terms = [replace(term, weight=_ADVERSARY) if isinstance(term, BatchAdversary) else term for term in terms]
-    panels = _panels(tokenizer)
-    if not panels or len(panels) == len(tokenizer.parts):
-        return tuple(terms)
-    weights = tuple(1.0 if number in panels else _NO_PANEL for number in range(len(tokenizer.modalities)))
-    return tuple(
-        replace(term, modality_weights=weights)
-        if isinstance(term, MaskedExpression | MaskedExpressionFromCell) and term.by_modality
-        else term
-        for term in terms
-    )
+    panels, weights = _panels(tokenizer), None
+    if panels and len(panels) < len(tokenizer.parts):
+        weights = tuple(1.0 if number in panels else _NO_PANEL for number in range(len(tokenizer.modalities)))
+    large = any(part.values == "binned" or part.standard for part in tokenizer.parts)
+    found: list[Objective] = []
+    for term in terms:
+        if isinstance(term, MaskedExpressionFromCell):
+            found.append(replace(term, by_modality=True, modality_weights=weights, shown=True))
+        elif isinstance(term, MaskedExpression):
+            found.append(replace(term, by_modality=True, modality_weights=weights))
+        elif isinstance(term, BatchAdversary) and large:
+            found.append(replace(term, weight=_ADVERSARY))
+        else:
+            found.append(term)
+    return tuple(found)
 
 
 def check_weights(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> None:

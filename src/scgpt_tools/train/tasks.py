@@ -14,7 +14,7 @@ from scgpt_tools.models.config import (
     ModelConfig,
 )
 from scgpt_tools.objectives.recipes import ANNOTATE, INTEGRATE, MULTIOMIC, Recipe
-from scgpt_tools.train.multiomic import by_modality, heads_in_context, modality_parts
+from scgpt_tools.train.multiomic import heads_in_context, modality_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ TASKS: dict[str, Task] = {
         fit={"epochs": 15, "batch_size": 64, "lr": 1e-4, "monitor": "validation_masked_expression"},
     ),
     "multiomic": Task(
-        recipe=replace(MULTIOMIC, objectives=tuple(by_modality(term) for term in MULTIOMIC.objectives)),
+        recipe=MULTIOMIC,
         needs=(),
         batch_parts=True,
         batch_norm=False,
