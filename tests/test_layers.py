@@ -11,7 +11,19 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "scgpt_tools"
 
 LAYERS = (
-    ("vocabulary", "config", "settings", "_keys", "_docs", "_lookup", "_validate", "_optional", "_types", "_console"),
+    (
+        "vocabulary",
+        "config",
+        "settings",
+        "_keys",
+        "_docs",
+        "_files",
+        "_lookup",
+        "_validate",
+        "_optional",
+        "_types",
+        "_console",
+    ),  # fmt: skip
     ("tokens", "metrics"),
     ("nn", "data"),
     ("models", "objectives"),

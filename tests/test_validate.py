@@ -3,7 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scgpt_tools._validate import as_generator, check_choice, check_fraction, check_integer, check_key, check_type
+from scgpt_tools._validate import (
+    as_generator,
+    check_choice,
+    check_finite,
+    check_flag,
+    check_fraction,
+    check_integer,
+    check_key,
+    check_key_name,
+    check_number,
+    check_text,
+    check_texts,
+    check_type,
+)
 
 
 def test_good_values_come_back():
@@ -12,6 +25,12 @@ def test_good_values_come_back():
     assert check_integer("batch_size", np.int64(3)) == 3
     assert check_fraction("ratio", 1) == 1.0
     assert check_key({"counts": 0}, "counts", "layers") == "counts"
+    assert check_flag("copy", np.True_) is True
+    assert check_number("scale", 3, least=0) == 3.0
+    assert check_text("layer", "counts") == "counts"
+    assert check_texts("keys", ("a", "b")) == ["a", "b"]
+    assert check_key_name("key_added", "X_scGPT.v2") == "X_scGPT.v2"
+    check_finite("the result", np.ones((2, 3)), "Never seen.")
 
 
 @pytest.mark.parametrize(
@@ -28,6 +47,20 @@ def test_good_values_come_back():
         (lambda: check_fraction("ratio", float("nan")), ValueError, "found nan"),
         (lambda: check_key({"counts": 0}, "count", "layers"), KeyError, "Did you mean 'counts'"),
         (lambda: check_key({None: 0, "counts": 0}, None, "layers"), KeyError, "Available: 'counts'"),
+        (lambda: check_flag("copy", "False"), TypeError, "`copy` to be True or False, found 'False'"),
+        (lambda: check_flag("copy", 1), TypeError, "found 1"),
+        (lambda: check_number("scale", True), TypeError, "`scale` to be a number, found True"),
+        (lambda: check_number("scale", float("nan")), ValueError, "a finite number, found nan"),
+        (lambda: check_number("scale", -1, least=0), ValueError, "at least 0, found -1"),
+        (lambda: check_number("scale", 0, above=0), ValueError, "larger than 0, found 0"),
+        (lambda: check_text("layer", ["X"]), TypeError, r"a text, found list: \['X'\]"),
+        (lambda: check_text("layer", " "), ValueError, "not blank"),
+        (lambda: check_texts("keys", "X_pca"), TypeError, "`keys` to be a list of texts, found 'X_pca'"),
+        (lambda: check_texts("keys", ["a", 1]), TypeError, r"`keys\[1\]` to be a text, found int"),
+        (lambda: check_texts("keys", []), ValueError, "`keys` to name at least 1, found 0"),
+        (lambda: check_key_name("key_added", "a/b"), ValueError, "without '/'"),
+        (lambda: check_key_name("key_added", "."), ValueError, "not of dots alone"),
+        (lambda: check_finite("it", [[1.0, 2.0], [1.0, np.nan]], "Look."), ValueError, r"1 of 2 rows .*row 1.* Look\."),
         (lambda: as_generator("seed"), TypeError, "`rng` to be a seed"),
     ],
 )

@@ -5,6 +5,7 @@ Each check returns the checked value or raises; none changes anything.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 from scgpt_tools._lookup import absent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from scgpt_tools._types import RngLike
 
@@ -63,6 +64,80 @@ def check_key(container: Mapping[Any, Any], key: str, where: str) -> str:
     if key is None or key not in container:
         raise KeyError(absent(key, container.keys(), f"key in `{where}`:"))
     return key
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False and nothing that Python would take for one, such as the text ``"False"``."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"Expected `{name}` to be True or False, found {value!r}.")
+    return bool(value)
+
+
+def check_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> float:
+    """A finite number, not below ``least`` and larger than ``above``; booleans are not numbers here."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Expected `{name}` to be a number, found {value!r}.")
+    number = float(value)
+    if not np.isfinite(number):
+        raise ValueError(f"Expected `{name}` to be a finite number, found {value}.")
+    if (least is not None and number < least) or (above is not None and number <= above):
+        bound = f"at least {least:g}" if least is not None else f"larger than {above:g}"
+        raise ValueError(f"Expected `{name}` to be {bound}, found {value}.")
+    return number
+
+
+def check_text(name: str, value: Any) -> str:
+    """One text that is not blank."""
+    if not isinstance(value, str):
+        raise TypeError(f"Expected `{name}` to be a text, found {type(value).__name__}: {value!r}.")
+    if not value.strip():
+        raise ValueError(f"Expected `{name}` to be a text that is not blank, found {value!r}.")
+    return value
+
+
+def check_texts(name: str, value: Any, *, least: int = 1) -> list[str]:
+    """Several texts; one text alone, which Python would take for its letters, is refused."""
+    if isinstance(value, str) or not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise TypeError(f"Expected `{name}` to be a list of texts, found {value!r}.")
+    texts = [check_text(f"{name}[{place}]", entry) for place, entry in enumerate(value)]
+    if len(texts) < least:
+        raise ValueError(f"Expected `{name}` to name at least {least}, found {len(texts)}.")
+    return texts
+
+
+def check_key_name(name: str, value: Any) -> str:
+    """A name under which a result can be kept in AnnData and in every file that it is written to.
+
+    A slash would nest the entry in h5ad and cannot be written to zarr at all; ``.`` and ``..`` are folders there.
+    """
+    text = check_text(name, value)
+    if "/" in text or "\0" in text or text.strip(".") == "":
+        raise ValueError(
+            f"Expected `{name}` to be a name that files can keep, without '/' and not of dots alone, found {value!r}."
+        )
+    return text
+
+
+def check_finite(what: str, values: Any, advice: str) -> None:
+    """Refuse results that hold NaN or infinite numbers.
+
+    Parameters
+    ----------
+    what
+        What the values are, as the subject of a sentence: ``"the embedding of every cell"``.
+    values
+        An array of numbers, one row per cell, gene or perturbation.
+    advice
+        What to do about it, a sentence.
+    """
+    good = np.isfinite(np.asarray(values))
+    if good.all():
+        return
+    bad = ~good.reshape(len(good), -1).all(axis=1) if good.ndim else ~good.reshape(1)
+    raise ValueError(
+        f"Expected {what} to be finite, found NaN or infinite numbers in {int(bad.sum()):,} of {len(bad):,} rows "
+        f"(first: row {int(bad.argmax())}). {advice}"
+    )
 
 
 def as_generator(rng: RngLike) -> np.random.Generator:

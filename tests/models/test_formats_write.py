@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scgpt_tools import testing
+from scgpt_tools._files import replace_file
 from scgpt_tools.config import to_dict
 from scgpt_tools.models import FAMILIES, CellModel, ModelConfig, formats
 from scgpt_tools.models.config import (
@@ -21,7 +22,6 @@ from scgpt_tools.models.config import (
     FromCellConfig,
     HeadsConfig,
 )
-from scgpt_tools.models.formats import base
 from scgpt_tools.models.formats.base import load_tensors
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -220,7 +220,7 @@ def test_replaced_files_are_moved_into_place(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with path.open() as reader:
-        base.replace_file(path, lambda beside: beside.write_text("new"))
+        replace_file(path, lambda beside: beside.write_text("new"))
         assert reader.read() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from scgpt_tools._files import replace_file
 from scgpt_tools.models import formats, zoo
 from scgpt_tools.models.cell_model import CellModel, pick_device
 from scgpt_tools.models.config import ModelConfig
-from scgpt_tools.models.formats.base import read_settings, replace_file
+from scgpt_tools.models.formats.base import read_settings
 from scgpt_tools.models.formats.native import NATIVE
 from scgpt_tools.models.formats.scgpt import ARGS, WEIGHTS
 from scgpt_tools.models.modes import without_memory

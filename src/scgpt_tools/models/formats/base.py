@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,20 +80,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
         raise ValueError(f"Expected {path} to map names to tensors, found {type(loaded).__name__}.")
     return loaded
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there, so that readers of the old one never see half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # Some writers make files for the owner only; who may read is up to the user's own settings.
-        beside.touch()
-        mode = beside.stat().st_mode
-        write(beside)
-        beside.chmod(mode)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def as_float(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

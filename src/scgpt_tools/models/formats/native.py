@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from scgpt_tools._files import replace_file
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.folders import OURS, VOCABULARY
-from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, read_settings, replace_file
+from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, read_settings
 from scgpt_tools.models.formats.rename import LoadReport
 from scgpt_tools.vocabulary import Vocabulary
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scgpt_tools._files import replace_file
 from scgpt_tools._lookup import lookup
 from scgpt_tools.models.folders import SCGPTS, VOCABULARY
-from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, load_tensors, read_settings, replace_file
+from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, load_tensors, read_settings
 from scgpt_tools.models.formats.rename import LoadReport, Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt_config import config_from, settings_of, special_tokens
 from scgpt_tools.vocabulary import Vocabulary
