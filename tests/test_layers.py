@@ -23,7 +23,7 @@ LAYERS = (
         "_optional",
         "_types",
         "_console",
-    ),  # fmt: skip
+    ),
     ("tokens", "metrics"),
     ("nn", "data"),
     ("models", "objectives"),
