@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from scgpt_tools._keys import PairKeys, SplitKeys
-from scgpt_tools._validate import check_fraction, check_key
+from scgpt_tools._validate import check_fraction
 from scgpt_tools.data.annotations import read_pairs
 from scgpt_tools.data.conditions import context_labels, control_mask
 from scgpt_tools.data.epochs import in_batches
 from scgpt_tools.data.module import CellDataModule, CellTable
 from scgpt_tools.data.pairing import pair_controls
+from scgpt_tools.data.parts import read_parts
 from scgpt_tools.data.splits import SplitOptions, split_conditions
 from scgpt_tools.tokens.orders import draws
 from scgpt_tools.tokens.perturbations import condition_genes, perturbed_genes
@@ -211,7 +212,7 @@ def screen_parts(
     """
     is_control = control_mask(conditions)
     if isinstance(validation, str):
-        part = adata.obs[check_key(adata.obs, SplitKeys(validation).obs, "obs")].astype(object).to_numpy()
+        part = read_parts(adata.obs, SplitKeys(validation).obs)
     elif check_fraction("validation", validation, one=False) == 0:
         part = np.full(len(conditions), "train", dtype=object)
     else:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_fraction
 from scgpt_tools.data.cell_splits import split_cells
 from scgpt_tools.data.classes import Classes, read_classes
+from scgpt_tools.data.parts import read_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +41,7 @@ def training_parts(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Numbers of the cells to train and to validate on."""
     if isinstance(validation, str):
-        if validation not in source.obs.columns:
-            raise KeyError(absent(validation, source.obs.columns, "key in `obs`:"))
-        part = np.asarray(source.obs[validation])
+        part = read_parts(source.obs, validation)
         return np.flatnonzero(usable & (part == "train")), np.flatnonzero(usable & (part == "val"))
     share = check_fraction("validation", validation, one=False)
     cells = np.flatnonzero(usable)

@@ -13,6 +13,7 @@ from scgpt_tools._keys import SplitKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools.data.epochs import in_batches
 from scgpt_tools.data.module import CellDataModule
+from scgpt_tools.data.parts import read_parts
 from scgpt_tools.data.perturbation_batches import PerturbationBatches
 from scgpt_tools.data.perturbation_data import PerturbationData
 from scgpt_tools.data.rows import table_of
@@ -130,7 +131,7 @@ def parts_of(adata: AnnData) -> Parts:
     key = SplitKeys().obs
     if key not in adata.obs:
         return {ALL: np.arange(adata.n_obs)}
-    found = adata.obs[key].astype(object).to_numpy()
+    found = read_parts(adata.obs, key, also=VALIDATION[1:], others=True)
     names = pd.unique(found[~pd.isna(found)])
     order = [name for name in (TRAIN, *VALIDATION, "test") if name in names]
     return {str(name): np.flatnonzero(found == name) for name in [*order, *(n for n in names if n not in order)]}
