@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument("--coordinates", nargs="*", default=[], help="name=file.csv, a row for each cell")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    md.set_options(pull_on_update=False)
+    if hasattr(md, "set_options"):  # mudata 0.4 knows no other way
+        md.set_options(pull_on_update=False)
     pd.set_option("display.width", 200)
     sct.settings.show_progress = False
     {"embedding": embedding, "imputation": imputation, "chromatin": chromatin, "totalvi": totalvi}[arguments.question](

@@ -22,7 +22,7 @@ import torch
 import zarr
 
 import scgpt_tools as sct
-from mudatas import make_base, make_mudata
+from mudatas import make_base, make_mudata, without_pulling
 from scgpt_tools import _console, cli, settings
 from scgpt_tools.models.families import scgpt
 from scgpt_tools.vocabulary import Vocabulary
@@ -136,7 +136,7 @@ def test_embed_zarr(adata, model, expected, tmp_path, version):
 
 def test_embed_h5mu(adata, model, expected, tmp_path):
     protein = ad.AnnData(np.eye(adata.n_obs, 2, dtype=np.float32), obs=pd.DataFrame(index=adata.obs_names))
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         md.MuData({"rna": adata, "protein": protein}).write(tmp_path / "in.h5mu")
     words = ("embed", tmp_path / "in.h5mu", "--model", model, "-o", tmp_path / "out.h5mu")
     refused = process(*words)
@@ -145,7 +145,7 @@ def test_embed_h5mu(adata, model, expected, tmp_path):
     assert not (tmp_path / "out.h5mu").exists()
     done = process(*words, "--modality", "rna")
     assert done.returncode == 0, done.stderr
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         written = md.read_h5mu(tmp_path / "out.h5mu")
     np.testing.assert_allclose(written["rna"].obsm["X_scGPT"], expected.obsm["X_scGPT"], atol=1e-6)
     np.testing.assert_array_equal(written["protein"].X, protein.X)
@@ -466,12 +466,12 @@ def test_embed_h5mu_by_all_its_modalities(tmp_path):
     joint = sct.train.finetune(
         make_base(), mdata, task="multiomic", epochs=1, batch_size=16, accelerator="cpu"
     ).save(tmp_path / "joint")  # fmt: skip
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         mdata.write(tmp_path / "in.h5mu")
     done = process("embed", tmp_path / "in.h5mu", "--model", joint, "-o", tmp_path / "out.h5mu")
     assert done.returncode == 0, done.stderr
     sct.tl.embed(mdata, joint)
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         written = md.read_h5mu(tmp_path / "out.h5mu")
     np.testing.assert_allclose(written.obsm["X_scGPT"], mdata.obsm["X_scGPT"], atol=1e-6)
     assert written.uns["X_scGPT"]["model"]["family"] == "scgpt_multiomic"

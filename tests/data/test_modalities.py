@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from mudatas import contents, make_base, make_mudata
+from mudatas import contents, make_base, make_mudata, without_pulling
 from scgpt_tools.data.learning import open_to_learn
 from scgpt_tools.data.modalities import ModalityRows, joint_obs
 from scgpt_tools.data.opening import Matching, open_rows
@@ -17,7 +17,7 @@ from scgpt_tools.tokens import TokenizerConfig
 
 
 def _backed(mdata, folder):
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         mdata.write(folder / "cells.h5mu")
         return md.read_h5mu(folder / "cells.h5mu", backed="r")
 
@@ -31,7 +31,7 @@ def _zarr(mdata, folder):
         group = zarr.open_group(folder / f"{name}.zarr", mode="w", zarr_format=2)
         ad.io.write_elem(group, "X", sp.csr_matrix(table.X))
         tables[name] = ad.AnnData(X=ad.io.sparse_dataset(group["X"]), obs=table.obs, var=table.var)
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         return md.MuData(tables)
 
 
@@ -168,5 +168,5 @@ def test_a_model_of_several_modalities_wants_a_mudata():
 
 
 def _only_peaks(config):
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         open_rows(md.MuData({"atac": make_mudata(peaks=True)["atac"]}), config)

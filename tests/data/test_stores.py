@@ -16,6 +16,7 @@ import zarr
 from anndata.abc import CSRDataset
 from anndata.tests.helpers import assert_equal
 
+from mudatas import without_pulling
 from scgpt_tools.data import stores
 from scgpt_tools.data.changes import additions, contents
 from scgpt_tools.data.rows import RowSource
@@ -49,7 +50,7 @@ def written(rich, tmp_path):
         if kind == "h5ad":
             adata.write_h5ad(path, compression="gzip")
         elif kind == "h5mu":
-            with md.set_options(pull_on_update=False):
+            with without_pulling():
                 _mudata(adata).write(path)
         elif kind == "mudata.zarr":
             root = zarr.open_group(path, mode="w", zarr_format=2)
@@ -103,7 +104,7 @@ def read(path, modality=None):
         root = zarr.open_group(path, mode="r")
         return ad.io.read_elem(root["mod"][modality] if modality else root)
     if path.suffix == ".h5mu":
-        with md.set_options(pull_on_update=False):
+        with without_pulling():
             return md.read_h5mu(path)[modality]
     return ad.read_h5ad(path)
 
@@ -172,7 +173,7 @@ def test_matrices_are_never_read(written, results, tmp_path):
 def test_other_modalities_stay(written, results, tmp_path):
     path, _ = written("h5mu")
     write_results(path, tmp_path / "out.h5mu", results, modality="rna")
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         before, after = md.read_h5mu(path), md.read_h5mu(tmp_path / "out.h5mu")
     assert_equal(after["prot"], before["prot"], exact=True)
     np.testing.assert_array_equal(after.obsm["prot"], before.obsm["prot"])

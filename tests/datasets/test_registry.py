@@ -9,6 +9,7 @@ import mudata as md
 import pytest
 import scanpy as sc
 
+from mudatas import without_pulling
 from scgpt_tools import datasets, settings
 from scgpt_tools.datasets import _registry
 
@@ -57,7 +58,7 @@ def test_an_argument_beats_the_variable(adata, folder, downloads, tmp_path):
 
 
 def test_mudata_too(adata, folder):
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         md.MuData({"rna": adata}).write(folder / "two.h5mu")
         assert isinstance(datasets.load("two"), md.MuData)
 

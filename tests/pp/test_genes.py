@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import scgpt_tools as sct
+from mudatas import without_pulling
 
 
 def test_the_report_is_what_the_tasks_would_see(adata, vocabulary):
@@ -56,7 +57,7 @@ def test_cells_are_left_alone(adata, vocabulary):
 
 def test_one_modality_is_looked_at(adata, vocabulary):
     proteins = ad.AnnData(np.ones((adata.n_obs, 1)), obs=adata.obs[[]], var=pd.DataFrame(index=["CD3"]))
-    with mudata.set_options(pull_on_update=False):
+    with without_pulling():
         cells = mudata.MuData({"rna": adata, "prot": proteins})
     assert sct.pp.match_genes(cells, vocabulary, modality="rna").n_matched == 20
     with pytest.raises(ValueError, match=r"one of \['rna', 'prot'\]"):

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata.tests.helpers import assert_equal
-from mudata import MuData, set_options
+from mudata import MuData
 
 import scgpt_tools as sct
+from mudatas import without_pulling
 from scgpt_tools.data.rows import row_keys
 from scgpt_tools.models import CellModel
 from scgpt_tools.models.families import scgpt
@@ -138,7 +139,7 @@ def test_names_from_a_column_and_other_tables(adata, vocabulary):
 
 def test_a_modality(adata, vocabulary):
     protein = ad.AnnData(np.ones((12, 1), dtype=np.float32), obs=adata.obs[[]], var=pd.DataFrame(index=["P1"]))
-    with set_options(pull_on_update=False):
+    with without_pulling():
         mdata = MuData({"rna": adata, "prot": protein})
     sct.pp.tokenize(mdata, vocabulary, modality="rna")
     assert "X_binned" in mdata["rna"].layers

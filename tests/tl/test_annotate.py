@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import scgpt_tools as sct
+from mudatas import without_pulling
 from scgpt_tools.models import CellModel
 from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
 
@@ -130,7 +131,7 @@ def test_the_result_can_be_kept_in_a_file(adata, annotator, tmp_path):
 
 
 def test_a_modality_of_a_mudata(adata, annotator):
-    with mudata.set_options(pull_on_update=False):
+    with without_pulling():
         mdata = mudata.MuData({"rna": adata.copy()})
         sct.tl.annotate(mdata, annotator, modality="rna", show_progress=False)
     expected = annotated(adata, annotator).obs["scgpt_cell_type"]

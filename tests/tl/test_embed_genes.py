@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import scgpt_tools as sct
+from mudatas import without_pulling
 
 KEY = "X_scGPT_genes"
 
@@ -93,7 +94,7 @@ def test_every_form_of_table(twin, adata, model):
 def test_one_modality_of_many(adata, model):
     expected = embed_genes(adata.copy(), model)
     protein = ad.AnnData(np.ones((12, 1), dtype=np.float32), obs=adata.obs[[]], var=pd.DataFrame(index=["CD3"]))
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         mdata = md.MuData({"rna": adata, "protein": protein})
     sct.tl.embed_genes(mdata, model, modality="rna")
     np.testing.assert_array_equal(mdata["rna"].varm[KEY], expected)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import scgpt_tools as sct
+from mudatas import without_pulling
 from scgpt_tools import testing
 
 KEY = "X_scGPT"
@@ -63,14 +64,14 @@ def test_columns_of_the_same_gene(adata, model):
 def test_one_modality_of_many(adata, model):
     expected = embed(adata.copy(), model)
     protein = ad.AnnData(np.ones((12, 2), dtype=np.float32), obs=adata.obs, var=pd.DataFrame(index=["CD3", "CD19"]))
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         mdata = md.MuData({"rna": adata.copy(), "protein": protein})
     assert sct.tl.embed(mdata, model, modality="rna", show_progress=False) is None
     np.testing.assert_array_equal(mdata["rna"].obsm[KEY], expected)
     assert KEY in mdata["rna"].uns
     assert not mdata.obsm.keys() & {KEY}
     assert not mdata["protein"].obsm
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         copied = sct.tl.embed(mdata, model, modality="rna", key_added="again", copy=True, show_progress=False)
     assert "again" in copied["rna"].obsm
     assert "again" not in mdata["rna"].obsm

@@ -20,6 +20,7 @@ import torch
 import zarr
 
 import scgpt_tools as sct
+from mudatas import without_pulling
 from scgpt_tools.data import chunked_result
 from scgpt_tools.data.chunked_result import ChunkedResult
 from scgpt_tools.models.config import EmbedderConfig
@@ -50,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_result_is_that_of_embed(adata, model, tmp_path, kind, chunk):
     path, options = tmp_path / f"cells.{kind if kind == 'h5mu' else 'h5ad'}", {}
     if kind == "h5mu":
-        with md.set_options(pull_on_update=False):
+        with without_pulling():
             md.MuData({"rna": adata}).write(path)
         options["modality"] = "rna"
     elif kind.startswith("zarr"):

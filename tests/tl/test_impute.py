@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import scgpt_tools as sct
-from mudatas import PROTEINS, contents, make_base, make_mudata
+from mudatas import PROTEINS, contents, make_base, make_mudata, without_pulling
 from scgpt_tools.models import CellModel
 from scgpt_tools.models.imputing import in_unit_of_data, tokens_of, unit_of
 from scgpt_tools.tokens import ModalityConfig
@@ -50,7 +50,7 @@ def unlike(request) -> CellModel:
 
 
 def rna_alone(mdata) -> md.MuData:
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         return md.MuData({"rna": mdata["rna"].copy()})
 
 
@@ -116,7 +116,7 @@ def test_models_that_answer_together_speak_of_the_same(trained, unlike):
 def test_what_else_is_asked_changes_nothing(trained):
     mdata = make_mudata(20)
     sct.tl.impute(mdata, trained, modality="prot", batch="batch")
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         copied = sct.tl.impute(
             mdata, trained, modality="prot", batch="batch", features=["IgG", "CD4"], key_added="two", copy=True
         )
@@ -165,7 +165,7 @@ def test_a_table_and_a_model_that_do_not_fit(trained):
         sct.tl.impute(mdata["rna"], trained, modality="prot")
     with pytest.raises(ValueError, match="which reads one"):
         sct.tl.impute(mdata, make_base(), modality="prot")
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         proteins = md.MuData({"prot": mdata["prot"].copy()})
     with pytest.raises(ValueError, match="another modality than 'prot'"):
         sct.tl.impute(proteins, trained, modality="prot", batch="batch")

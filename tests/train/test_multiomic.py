@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import scgpt_tools as sct
-from mudatas import PROTEINS, contents, make_base, make_mudata
+from mudatas import PROTEINS, contents, make_base, make_mudata, without_pulling
 from scgpt_tools.models import CellModel, MultiOmicTransformerModel
 from scgpt_tools.models.families import scgpt_multiomic
 from scgpt_tools.models.growing import keep_narrow_heads
@@ -89,7 +89,7 @@ def test_the_joint_embedding_and_kept_tokens(trained):
 
 
 def md_of(mdata, name):
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         return md.MuData({name: mdata[name].copy()})
 
 
@@ -105,7 +105,7 @@ def test_a_cell_that_lacks_a_modality_is_embedded_by_the_other(trained):
 def test_files_are_read_where_they_lie(trained, tmp_path):
     mdata = make_mudata(30, mosaic=True)
     sct.tl.embed(mdata, trained)
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         mdata.write(tmp_path / "cells.h5mu")
         backed = md.read_h5mu(tmp_path / "cells.h5mu", backed="r")
         sct.tl.embed(backed, trained, key_added="backed")
@@ -252,7 +252,7 @@ def _two_modalities():
 
 def _apart(mdata):
     """Two modalities without a cell in common."""
-    with md.set_options(pull_on_update=False):
+    with without_pulling():
         return md.MuData({"rna": mdata["rna"][:20].copy(), "prot": mdata["prot"][20:].copy()})
 
 
