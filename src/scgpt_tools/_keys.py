@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scgpt_tools._validate import check_key_name
+
 
 @dataclass(frozen=True)
 class _Named:
     """Keys that follow from one name, which is also that of settings and provenance in ``uns``."""
 
     key: str
+
+    def __post_init__(self) -> None:
+        check_key_name("key_added", self.key)
 
     @property
     def uns(self) -> str:
@@ -72,6 +77,42 @@ class EmbedGenesKeys(_Named):
     @property
     def varm(self) -> str:
         """One row per gene."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class GeneNetworkKeys(_Named):
+    """What :func:`scgpt_tools.tl.gene_network` writes."""
+
+    key: str = "gene_network"
+
+    @property
+    def varp(self) -> str:
+        """Weight of each edge."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class GeneProgramKeys(_Named):
+    """What :func:`scgpt_tools.tl.gene_programs` writes; to ``uns`` also the genes of every program."""
+
+    key: str = "gene_program"
+
+    @property
+    def var(self) -> str:
+        """Program of each gene."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class ProgramScoreKeys(_Named):
+    """What :func:`scgpt_tools.tl.score_programs` writes."""
+
+    key: str = "program_scores"
+
+    @property
+    def obsm(self) -> str:
+        """One row per cell, one column per program."""
         return self.key
 
 

@@ -25,6 +25,7 @@ from scgpt_tools.metrics.evaluation import (
 )
 from scgpt_tools.metrics.interactions import genetic_interactions
 from scgpt_tools.metrics.mapping import Ballot, vote
+from scgpt_tools.metrics.networks import EdgeScores, score_edges
 from scgpt_tools.metrics.panel import Truth
 from scgpt_tools.metrics.perturbation import (
     cosine,
@@ -47,6 +48,7 @@ __all__ = [
     "AnnotationScores",
     "Ballot",
     "ClusterScores",
+    "EdgeScores",
     "PerturbationScores",
     "TrainingEffects",
     "Truth",
@@ -85,6 +87,7 @@ __all__ = [
     "scgpt_metrics",
     "score_annotation",
     "score_clusters",
+    "score_edges",
     "spread_ratio",
     "summarise_scores",
     "top_k_accuracy",

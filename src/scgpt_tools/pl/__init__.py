@@ -5,6 +5,7 @@ from __future__ import annotations
 from scgpt_tools.pl.annotation import confidence, confusion_matrix
 from scgpt_tools.pl.coverage import coverage
 from scgpt_tools.pl.embedding import embedding
+from scgpt_tools.pl.gene_networks import gene_network, program_heatmap
 from scgpt_tools.pl.modalities import joint_embedding, modality_weights
 from scgpt_tools.pl.perturbation import perturbation_de, perturbation_scatter
 from scgpt_tools.pl.scores import scores
@@ -15,11 +16,13 @@ __all__ = [
     "confusion_matrix",
     "coverage",
     "embedding",
+    "gene_network",
     "joint_embedding",
     "modality_weights",
     "perturbation_benchmark",
     "perturbation_de",
     "perturbation_heatmap",
     "perturbation_scatter",
+    "program_heatmap",
     "scores",
 ]

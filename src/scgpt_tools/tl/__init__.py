@@ -7,6 +7,8 @@ from scgpt_tools.tl.embed import embed
 from scgpt_tools.tl.embed_genes import embed_genes
 from scgpt_tools.tl.embed_store import embed_store
 from scgpt_tools.tl.evaluate_perturbation import evaluate_perturbation
+from scgpt_tools.tl.gene_network import gene_network, similar_genes
+from scgpt_tools.tl.gene_programs import enrich_programs, gene_programs, score_programs
 from scgpt_tools.tl.genetic_interactions import genetic_interactions
 from scgpt_tools.tl.impute import impute
 from scgpt_tools.tl.map_reference import index_reference, map_reference
@@ -21,7 +23,10 @@ __all__ = [
     "embed",
     "embed_genes",
     "embed_store",
+    "enrich_programs",
     "evaluate_perturbation",
+    "gene_network",
+    "gene_programs",
     "genetic_interactions",
     "impute",
     "index_reference",
@@ -30,5 +35,7 @@ __all__ = [
     "predict_perturbation",
     "rank_perturbations",
     "score_embedding",
+    "score_programs",
     "screen",
+    "similar_genes",
 ]
