@@ -154,3 +154,16 @@ def test_files_that_are_no_gmt_are_refused(genes, tmp_path):
     file.write_text("name,description,gene\n")
     with pytest.raises(ValueError, match="with tabs between in line 1"):
         sct.tl.enrich_programs(genes, file, programs={"p": ["A0"]})
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_results_survive_a_file(genes, tmp_path, kind):
+    connect(genes)
+    sct.tl.gene_programs(genes)
+    sct.tl.score_programs(genes, groupby="cell_type", key_added="scores")
+    path = tmp_path / f"table.{kind}"
+    getattr(genes, f"write_{kind}")(path)
+    again = getattr(ad, f"read_{kind}")(path)
+    pd.testing.assert_frame_equal(again.obsm["scores"], genes.obsm["scores"], check_names=False)
+    sct.tl.score_programs(again, key_added="again")
+    np.testing.assert_array_equal(again.obsm["again"], genes.obsm["scores"])
