@@ -156,7 +156,7 @@ def test_files_that_are_no_gmt_are_refused(genes, tmp_path):
         sct.tl.enrich_programs(genes, file, programs={"p": ["A0"]})
 
 
-@pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what anndata and zarr advise about formats
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_results_survive_a_file(genes, tmp_path, kind):
     connect(genes)
