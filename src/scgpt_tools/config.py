@@ -6,8 +6,10 @@ Nothing is guessed: an integer passes for a float, a list for a tuple, a string 
 
 from __future__ import annotations
 
+import math
 import re
 import types
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
@@ -16,6 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, g
 
 import yaml
 
+from scgpt_tools._files import as_path, replace_file
 from scgpt_tools._lookup import absent
 
 
@@ -52,7 +55,7 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], *, where: str = "")
         For a value of the wrong kind.
     """
     if not isinstance(mapping, Mapping):
-        raise TypeError(f"Expected `{where or cls.__name__}` to be a mapping, found {mapping!r}.")
+        raise TypeError(f"Expected `{where or cls.__name__}` to be a mapping, found {_shown(mapping)}.")
     known = {field.name: field for field in fields(cls) if field.init}
     for name in mapping:
         if name not in known:
@@ -94,7 +97,8 @@ def from_yaml(cls: type[Config], path: str | Path) -> Config:
     -------
     The configuration.
     """
-    content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    path = as_path("path", path)
+    content = _read_yaml(path)
     return from_dict(cls, {} if content is None else content)
 
 
@@ -108,12 +112,64 @@ def to_yaml(config: Dataclass, path: str | Path) -> None:
     path
         File to write.
     """
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    replace_file(as_path("path", path), lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML where ``1e-4`` is a number, as in Python; PyYAML alone reads it as text."""
+    """YAML where ``1e-4`` is a number, as in Python; PyYAML alone reads it as text.
 
+    What aliases repeat is counted, since a few lines of them can stand for more values than there is memory; a name that
+    comes twice is refused.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._values = 0
+        self._sizes: dict[str, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        before = self._values
+        if isinstance(event, yaml.AliasEvent):
+            self._values += self._sizes.get(event.anchor, 0)
+        node = super().compose_node(parent, index)
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES:,} values, those repeated by aliases included")
+        if not isinstance(event, yaml.AliasEvent) and event.anchor is not None:
+            self._sizes[event.anchor] = self._values - before
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [name for name, count in names.items() if count > 1 and name != "<<"]:
+            raise ValueError(f"{twice[0]!r} twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> Any:
+    """Content of a YAML file, in bounded time and memory."""
+    expected = f"Expected {path} to hold YAML, found"
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise ValueError(f"{expected} {size:,} bytes, more than the {_MOST_BYTES:,} that a configuration may have.")
+    try:
+        return yaml.load(path.read_bytes().decode("utf-8"), Loader=_Loader)
+    except UnicodeDecodeError:
+        raise ValueError(f"{expected} bytes that are no text in UTF-8.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"
+        raise ValueError(f"{expected} a fault{place}: {error.problem}.") from None
+    except yaml.YAMLError:
+        raise ValueError(f"{expected} characters that YAML does not allow.") from None
+    except RecursionError:
+        raise ValueError(f"{expected} lists or mappings that are nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"{expected} {error}.") from None
+
+
+_MOST_BYTES, _MOST_VALUES = 1 << 20, 100_000
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
@@ -149,10 +205,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(f"Expected `{where}` to be one of {arguments}, found {value!r}.")
+            raise ValueError(f"Expected `{where}` to be one of {arguments}, found {_shown(value)}.")
         return value
     if not _fits(hint, value):
-        raise TypeError(f"Expected `{where}` to be {_name(hint)}, found {value!r}.")
+        raise TypeError(f"Expected `{where}` to be {_name(hint)}, found {_shown(value)}.")
     if is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else from_dict(hint, value, where=where)
     if origin is tuple:
@@ -161,7 +217,32 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return [_convert(arguments[0], entry, f"{where}[{place}]") for place, entry in enumerate(value)]
     if origin in (dict, Mapping):
         return {key: _convert(arguments[1], entry, _join(where, key)) for key, entry in value.items()}
-    return hint(value) if hint in (float, Path) else value
+    if hint is float:
+        return _finite(value, where)
+    return hint(value) if hint is Path else value
+
+
+def _finite(value: float, where: str) -> float:
+    """A number as Python keeps it; NaN and infinite ones, which YAML has, would only show in results."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"Expected `{where}` to be a finite number, found {_shown(value)}.")
+    return number
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+_SHOWN = 200
 
 
 def _tuple(arguments: tuple[Any, ...], value: Sequence[Any], where: str) -> tuple[Any, ...]:

@@ -12,10 +12,11 @@ import json
 from collections import Counter
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from scgpt_tools._files import as_path, read_json, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -72,6 +73,7 @@ class Vocabulary:
         _check_tokens(listed)
         # numpy's strings compare equal to Python's but would change what is written and pickled.
         plain = tuple(map(str, listed))
+        _check_encodable(plain)
         self.__dict__.update(tokens=plain, pad=pad, cls=cls, _id_of=dict(zip(plain, range(len(plain)), strict=True)))
         if len(self._id_of) < len(plain):
             twice = [token for token, count in Counter(plain).items() if count > 1]
@@ -133,21 +135,13 @@ class Vocabulary:
         ValueError
             If the file is not such JSON.  Pickled vocabularies are refused, since reading one can run any code.
         """
-        path = Path(path)
+        path = as_path("path", path)
         if path.suffix in (".pkl", ".pickle", ".pt"):
             raise ValueError(
                 f"Expected a vocabulary as JSON, found {path.name!r}. A pickle can run any code when it is read; save "
                 "the vocabulary as JSON with the package that wrote it."
             )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"Expected {str(path)!r} to hold JSON, token to id: {error}.") from error
-        if not isinstance(content, dict):
-            raise ValueError(
-                f"Expected {str(path)!r} to hold one object, token to id, found a {type(content).__name__}."
-            )
-        return cls_.from_mapping(content, pad, cls)
+        return cls_.from_mapping(read_json(path, what="one object, token to id"), pad, cls)
 
     @classmethod
     def from_genes(
@@ -245,7 +239,8 @@ class Vocabulary:
         path
             File to write.
         """
-        Path(path).write_text(json.dumps(self._id_of, ensure_ascii=False, indent=0), encoding="utf-8")
+        text = json.dumps(self._id_of, ensure_ascii=False, indent=0)
+        replace_file(as_path("path", path), lambda aside: aside.write_text(text, encoding="utf-8"))
 
     @property
     def pad_id(self) -> int:
@@ -318,6 +313,15 @@ def _check_tokens(tokens: Iterable[object]) -> None:
             raise TypeError(f"Expected tokens to be strings, found {token!r} of type {type(token).__name__}.")
         if not token:
             raise ValueError("Expected tokens to have a name, found an empty string.")
+
+
+def _check_encodable(tokens: tuple[str, ...]) -> None:
+    try:
+        "".join(tokens).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"Expected tokens of letters that files can keep, found half a letter, {error.object[error.start]!r}."
+        ) from None
 
 
 def _taken_by(tokens: list[str | None], index: int) -> str:

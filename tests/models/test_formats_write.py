@@ -212,8 +212,42 @@ def test_what_is_written_is_what_will_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"found config\.json, .* which would be read first"):
         other.export(folder)
     assert sorted(folder.iterdir()) == before
-    folder = build(SCGPT).export(tmp_path / "theirs")
-    same(load(other.save(folder)), other)
+
+
+def test_a_folder_holds_one_format(tmp_path):
+    """Both have one vocabulary, so saving beside an export would give the exported weights the names of others."""
+    folder = build(SCGPT).export(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"found args\.json, .* whose vocabulary would be replaced"):
+        build(SCGPT, Vocabulary([*VOCABULARY.tokens[:-1], "LAST"])).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("write", "there"),
+    [
+        ("save", {"config.json": '{"model_type": "bert"}', "vocab.json": "{}"}),
+        ("save", {"model.safetensors": "of others"}),
+        ("save", {"vocab.json": "{}"}),
+        ("save", {"config.json": "damaged"}),
+        ("export", {"args.json": '{"embsize": 8}', "best_model.pt": "of the original"}),
+        ("export", {"model.pt": "of others"}),
+        ("export", {"vocab.json": "{}"}),
+    ],
+)
+def test_files_of_others_are_not_replaced(tmp_path, write, there):
+    for name, text in there.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(FileExistsError, match=f"found .*{next(iter(there))}.* of something else"):
+        getattr(build(SCGPT), write)(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == there
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(FileExistsError, match="`folder` to be a folder, found the file"):
+        build(SCGPT).save(tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_replaced_files_are_moved_into_place(tmp_path):
@@ -285,8 +319,41 @@ def test_truncated_weights_are_refused(ours, keep):
             read(ours)
 
 
+def without_checksums(folder):
+    """As folders were written by the version before."""
+    content = json.loads((folder / "config.json").read_text())
+    del content["checksums"]
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_folders_without_checksums_are_read(ours):
+    same(load(without_checksums(ours)), build(SCGPT))
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "model.safetensors"])
+def test_files_of_different_models_are_refused(ours, tmp_path, name):
+    """Both have the same shapes, so that nothing else could tell."""
+    torch.manual_seed(5)
+    other = CellModel(SCGPT, Vocabulary([*VOCABULARY.tokens[:-2], "<eoc>", "LAST"])).save(tmp_path / "other")
+    (ours / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(ValueError, match=rf"{name}' to be the file that was saved together with config\.json, found"):
+        load(ours)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "best_model.pt"])
+def test_exports_of_different_models_are_refused(tmp_path, name):
+    folder = build(SCGPT).export(tmp_path / "one")
+    torch.manual_seed(5)
+    other = CellModel(SCGPT, Vocabulary([*VOCABULARY.tokens[:-2], "<eoc>", "LAST"])).export(tmp_path / "other")
+    (folder / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(ValueError, match=rf"{name}' to be the file that was saved together with args\.json, found"):
+        load(folder)
+
+
 @pytest.mark.parametrize("more", [True, False])
 def test_other_tensors_are_refused(ours, more):
+    without_checksums(ours)
     path = ours / "model.safetensors"
     tensors = load_file(path)
     if more:
@@ -301,6 +368,7 @@ def test_other_tensors_are_refused(ours, more):
 
 
 def test_half_precision_weights_are_widened(ours):
+    without_checksums(ours)
     path = ours / "model.safetensors"
     save_file({key: tensor.half() for key, tensor in load_file(path).items()}, path)
     assert {tensor.dtype for tensor in load(ours).state_dict().values()} == {torch.float32}

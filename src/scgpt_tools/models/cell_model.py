@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from scgpt_tools.models import formats, zoo
+from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.nn.attention import PACKED, PackedLayout, PaddedLayout, has_packed_kernel
 from scgpt_tools.nn.context import Context
@@ -349,32 +350,71 @@ class CellModel(nn.Module):
         FileNotFoundError
             If the folder or the repository lacks a file; the message lists what was found.
         ValueError
-            If a tensor of the file has no place in the model or the model lacks one in the file.
+            If a tensor of the file has no place in the model or the model lacks one in the file, if weights are not
+            finite, or if weights and vocabulary are not the ones that were saved together.
         """
         folder = zoo.fetch(
             model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
         )
-        checkpoint = formats.read(folder)
-        # Built without memory, then given the tensors as they lie in the file: no weight is made or copied twice.
+        return cls._of_checkpoint(formats.read(folder), zoo.display_name(model)).to(pick_device(device)).eval()
+
+    @classmethod
+    def _of_checkpoint(cls, checkpoint: formats.Checkpoint, name: str) -> CellModel:
+        check_parts(checkpoint.config, checkpoint.weights)
+        # Built without memory, then given the tensors of the file: no weight is made that another replaces.
         with without_memory():
-            loaded = cls(checkpoint.config, checkpoint.vocabulary, name=zoo.display_name(model))
-        _give_weights(loaded, checkpoint)
-        return loaded.to(pick_device(device)).eval()
+            model = cls(checkpoint.config, checkpoint.vocabulary, name=name)
+        _give_weights(model, checkpoint)
+        return model
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Write weights (safetensors), configuration and vocabulary to a folder; returns it."""
-        return formats.write(folder, self.config, self.vocabulary, self.state_dict(), "native")
+        """Write weights (safetensors), configuration and vocabulary to a folder.
 
-    def export(self, folder: str | PathLike[str], *, attention_names: str = "torch") -> Path:
-        """Write a folder that the original scGPT loads; returns it.
+        The files take their place together: whatever happens meanwhile, the folder holds the old model or this one.
+        ``config.json`` holds the checksums of the others, which are compared when the model is loaded.
 
         Parameters
         ----------
         folder
-            Where to write ``args.json``, ``vocab.json`` and ``best_model.pt``.
+            Where to write; it is made if there is none.  A model that this function wrote there before is replaced.
+
+        Returns
+        -------
+        The folder.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds a checkpoint of another format.
+        FileExistsError
+            If it holds files of these names that this package did not write.
+        """
+        return formats.write(folder, self.config, self.vocabulary, self.state_dict(), "native")
+
+    def export(self, folder: str | PathLike[str], *, attention_names: str = "torch") -> Path:
+        """Write a folder that the original scGPT loads; all files take their place together, as for :meth:`save`.
+
+        Parameters
+        ----------
+        folder
+            Where to write ``args.json``, ``vocab.json`` and ``best_model.pt``.  What this function wrote there before is
+            replaced.
         attention_names
             Spelling of the attention tensors: ``"torch"``, ``"fused"`` (releases up to 0.2.4 with flash attention) or
-            ``"wrapped"`` (0.2.5 with flash attention).
+            ``"wrapped"`` (0.2.5 with flash attention).  Programs that load by their own list of names, and leave what
+            is not on it at random, may know only some of them: helical knows ``"torch"`` and ``"fused"``.
+
+        Returns
+        -------
+        The folder.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds a checkpoint of another format, or the original's layers of that spelling compute
+            something else.
+        FileExistsError
+            If it holds files of these names that this package did not write, such as a release of the original.
         """
         return formats.write(
             folder, self.config, self.vocabulary, self.state_dict(), "scgpt", attention_names=attention_names
@@ -472,7 +512,12 @@ def _give_weights(model: CellModel, checkpoint: formats.Checkpoint) -> None:
             f"{len(wrong)} tensors of the checkpoint do not fit the model that its configuration describes:\n  "
             + "\n  ".join(lines)
         )
-    model.load_state_dict(checkpoint.weights, assign=True)
+    kinds = {key: tensor.is_floating_point() for key, tensor in model.state_dict().items()}
+    for key, tensor in checkpoint.weights.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_floating_point() != kinds[key]:
+            expected = "plain floating-point numbers" if kinds[key] else "plain whole numbers"
+            raise ValueError(f"Expected {key} of the checkpoint to hold {expected}, found {tensor.dtype}.")
+    model.load_state_dict(own_weights(checkpoint.weights, model.name), assign=True)
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -8,13 +8,18 @@ from __future__ import annotations
 import json
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+
+from scgpt_tools._files import placed, read_steadily
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
 VOCABULARY = "vocab.json"
+# A tensor takes some hundred bytes of the header of a safetensors file.
+_MOST_HEADER = 10 << 20
 
 
 @dataclass(frozen=True)
@@ -100,17 +105,20 @@ def check_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected a folder with a checkpoint at {str(folder)!r}, found none.")
 
-    def get(name: str) -> Path | None:
-        path = folder / name
-        return path if path.is_file() else None
+    read_steadily(folder, _NAMES, partial(_check, folder))
+    return folder
 
-    checkpoint = collect(get)
+
+def _check(folder: Path) -> None:
+    checkpoint = collect(partial(placed, folder))
     if checkpoint is None:
         raise FileNotFoundError(incomplete(f"the folder {str(folder)!r}", (path.name for path in folder.iterdir())))
     fault = fault_of(checkpoint.weights)
     if fault is not None:
         raise ValueError(f"Expected {str(checkpoint.weights)!r} to hold the weights of a model, found {fault}.")
-    return folder
+
+
+_NAMES = tuple(dict.fromkeys((VOCABULARY, *(name for each in LAYOUTS for name in (each.config, *each.weights)))))
 
 
 def fault_of(path: Path) -> str | None:
@@ -149,11 +157,13 @@ def _safetensors_fault(path: Path) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if _MOST_HEADER < length <= size - 8:
+            return f"a header of {length:,} bytes, more than that of any model"
         header = file.read(length) if length <= size - 8 else b""
     try:
         tensors = json.loads(header)
-        end = max((tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError):
+        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+        return None if size == expected else f"{size:,} bytes instead of {expected:,}; copy it again"
+    except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
         return "no safetensors header"
-    expected = 8 + length + end
-    return None if size == expected else f"{size:,} bytes instead of {expected:,}; copy it again"

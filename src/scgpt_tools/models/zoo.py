@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 
 import pandas as pd
 
+from scgpt_tools._files import as_path, placed, read_steadily
 from scgpt_tools._lookup import absent
 from scgpt_tools.models.folders import VOCABULARY, check_folder
 from scgpt_tools.models.hub import Repository
@@ -191,10 +192,8 @@ def fetch(
 
 def display_name(model: str | PathLike[str]) -> str:
     """What to call a model in reports: its released name, its repository, or the name of its folder."""
-    name = fspath(model)
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().resolve().name
-    return name
+    path = as_path("model", model)
+    return path.resolve().name if path.is_dir() else fspath(model)
 
 
 def vocabulary_of(
@@ -224,11 +223,11 @@ def vocabulary_of(
         if not isinstance(found, Vocabulary):
             raise TypeError(f"Expected a vocabulary, a model, a name or a path, found {type(source).__name__}.")
         return found
-    if Path(source).expanduser().is_file():
-        return Vocabulary.from_file(Path(source).expanduser())
+    if as_path("source", source).is_file():
+        return Vocabulary.from_file(source)
     folder = _folder(source, None)
     if folder is not None:
-        return Vocabulary.from_file(folder / VOCABULARY)
+        return read_steadily(folder, (VOCABULARY,), lambda: Vocabulary.from_file(_vocabulary_in(folder)))
     repository, origin = _repository(fspath(source))
     remote = Repository(
         repository, cache_dir=cache_dir, local_files_only=local_files_only, endpoint=endpoint, origin=origin
@@ -236,11 +235,19 @@ def vocabulary_of(
     return Vocabulary.from_file(remote.vocabulary())
 
 
+def _vocabulary_in(folder: Path) -> Path:
+    path = placed(folder, VOCABULARY)
+    if path is None:
+        raise FileNotFoundError(f"Expected {VOCABULARY} in the folder {str(folder)!r}, found none.")
+    return path
+
+
 def _folder(model: str | PathLike[str], revision: str | None) -> Path | None:
     """The folder that is meant, if one is."""
-    name = fspath(model)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    if model == "":
+        return None
+    name, path = fspath(model), as_path("model", model)
+    if path.is_dir():
         logger.info("Taking %s from the folder %s.", name, path.resolve())
         found: Path | None = path
     elif path.is_file():

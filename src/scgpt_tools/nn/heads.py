@@ -111,7 +111,10 @@ def _activation(name: str) -> nn.Module:
     found = getattr(nn, name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"Expected `activation` to name a class of torch.nn such as 'ReLU', found {name!r}.")
-    return found()
+    try:
+        return found()
+    except TypeError:
+        raise ValueError(f"Expected `activation` to need no arguments, such as 'ReLU', found {name!r}.") from None
 
 
 class FromCellHead(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
@@ -10,13 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from scgpt_tools._files import replace_file
 from scgpt_tools.models import formats, zoo
 from scgpt_tools.models.cell_model import CellModel, pick_device
 from scgpt_tools.models.config import ModelConfig
-from scgpt_tools.models.formats.base import read_settings
-from scgpt_tools.models.formats.native import NATIVE
-from scgpt_tools.models.formats.scgpt import ARGS, WEIGHTS
+from scgpt_tools.models.formats.scgpt import WEIGHTS
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.train.perturb import Transfer
 from scgpt_tools.train.randomness import own_random_numbers
@@ -38,7 +34,7 @@ logger = logging.getLogger(__name__)
 _GENES = "embedder.genes.table.weight"
 # What no model can do without; everything else may be new.
 _CORE = ("embedder.genes.", "embedder.values.", "encoder.")
-_BEST, _PLAIN = WEIGHTS
+_PLAIN = WEIGHTS[1]
 
 
 class Wrapper(ABC):
@@ -127,29 +123,38 @@ class Wrapper(ABC):
     # ------------------------------------------------------------------ files
 
     def save(self, directory: str | PathLike[str]) -> Path:
-        """Write ``model.pt``, ``args.json`` and ``vocab.json``; weights of scGPT's format in the folder are replaced.
+        """Write ``model.pt``, ``args.json`` and ``vocab.json``, which take their place together.
 
         Parameters
         ----------
         directory
             Folder to write; :meth:`from_pretrained`, :meth:`scgpt_tools.CellModel.from_pretrained` and the original
-            read it.
+            read it.  A model in scGPT's format that this package wrote there is replaced.
 
         Returns
         -------
         The folder.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds a checkpoint of another format.
+        FileExistsError
+            If it holds files of these names that this package did not write, such as a release of the original.
         """
         cells = self.cell_model
         # The original has no layers with that norm and torch's spelling.
         spelling = "fused" if cells.config.encoder.norm == "replace" else "torch"
-        folder = formats.write(
-            directory, cells.config, cells.vocabulary, cells.state_dict(), "scgpt", attention_names=spelling
+        return formats.write(
+            directory,
+            cells.config,
+            cells.vocabulary,
+            cells.state_dict(),
+            "scgpt",
+            attention_names=spelling,
+            file=_PLAIN,
+            amend=lambda args: args_with(args, self.config, self.gene_list),
         )
-        args = args_with(read_settings(folder / ARGS), self.config, self.gene_list)
-        text = json.dumps(args, indent=2) + "\n"
-        replace_file(folder / ARGS, lambda path: path.write_text(text, encoding="utf-8"))
-        (folder / _BEST).replace(folder / _PLAIN)
-        return folder
 
     @classmethod
     def from_pretrained(
@@ -197,9 +202,9 @@ class Wrapper(ABC):
         """
         check_changes(changes)
         folder = zoo.fetch(model, revision=revision, cache_dir=cache_dir, token=token, force_download=force_download)
-        source = CellModel.from_pretrained(folder, device="cpu")
-        source.name = zoo.display_name(model)
-        args = {} if NATIVE.recognise(folder) else read_settings(folder / ARGS)
+        checkpoint = formats.read(folder)
+        source = CellModel._of_checkpoint(checkpoint, zoo.display_name(model)).eval()
+        args = checkpoint.settings
         config = replace(config_of(source.config, source.vocabulary, args), **changes)
         genes = genes_of(args) if gene_list is None else listed(gene_list)
         wrapper = cls.__new__(cls)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._validate import check_integer
 from scgpt_tools.config import from_dict, to_dict
-from scgpt_tools.models.formats.scgpt_config import FROM_CELL_STYLES, POOLINGS, VALUE_STYLES
+from scgpt_tools.models.formats.scgpt_config import FROM_CELL_STYLES, OWN, POOLINGS, VALUE_STYLES, Settings
 from scgpt_tools.vocabulary import PAD, Vocabulary
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ _FROM_ARGS = (
     *("pert_pad_id", "batch_label_key", "label_key", "dab_weight", "ecs_loss_weight", "perturbation_delimiter"),
     *("scgpt_mode", "use_default_gene_vocab", "name", "model_name", "model_series", "model_type"),
 )
-_RECORD, _OURS = "wrapper", "scgpt_tools"
+_RECORD = "wrapper"
 
 
 def config_of(model: ModelConfig, vocabulary: Vocabulary, args: Mapping[str, Any]) -> scGPTConfig:
@@ -165,17 +165,28 @@ def config_of(model: ModelConfig, vocabulary: Vocabulary, args: Mapping[str, Any
     -------
     The settings; where a file contradicts the tensors, the tensors count.
     """
-    record = args.get(_OURS, {}).get(_RECORD)
-    if record is not None:
-        return replace(from_dict(scGPTConfig, record["config"]), vocab=vocabulary)
+    record = _record(args)
+    if record.config is not None:
+        return replace(from_dict(scGPTConfig, record.config, where=f"args.json: {_RECORD}"), vocab=vocabulary)
     said = {name: args[key] for name in _FROM_ARGS if args.get(key := ARGS_NAMES.get(name, name)) is not None}
-    return replace(from_dict(scGPTConfig, said | _told(model, vocabulary)), vocab=vocabulary)
+    return replace(from_dict(scGPTConfig, said | _told(model, vocabulary), where="args.json"), vocab=vocabulary)
 
 
 def genes_of(args: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Genes that a saved wrapper reads, ``None`` for all."""
-    genes = args.get(_OURS, {}).get(_RECORD, {}).get("genes")
-    return None if genes is None else tuple(genes)
+    return _record(args).genes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What a wrapper adds to ``args.json`` for itself."""
+
+    config: dict[str, Any] | None = None
+    genes: tuple[str, ...] | None = None
+
+
+def _record(args: Mapping[str, Any]) -> _Record:
+    return from_dict(_Record, Settings(args).within(OWN).mapping(_RECORD), where=f"args.json: {_RECORD}")
 
 
 def args_with(args: Mapping[str, Any], config: scGPTConfig, genes: tuple[str, ...] | None) -> dict[str, Any]:
@@ -197,8 +208,8 @@ def args_with(args: Mapping[str, Any], config: scGPTConfig, genes: tuple[str, ..
     plain = to_dict(replace(config, vocab=None))
     del plain["vocab"]
     theirs = {ARGS_NAMES.get(name, name): value for name, value in plain.items()}
-    ours = {**args.get(_OURS, {}), _RECORD: {"config": plain, "genes": genes}}
-    return {**theirs, **args, _OURS: ours}
+    ours = {**args.get(OWN, {}), _RECORD: {"config": plain, "genes": genes}}
+    return {**theirs, **args, OWN: ours}
 
 
 def check_changes(changes: Mapping[str, Any]) -> None:

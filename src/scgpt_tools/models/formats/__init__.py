@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from scgpt_tools._files import as_path, read_steadily, settle
 from scgpt_tools._lookup import lookup
 from scgpt_tools.models.formats.base import Checkpoint, Format
 from scgpt_tools.models.formats.native import NATIVE
@@ -13,6 +14,7 @@ from scgpt_tools.models.formats.scgpt import SCGPT
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -32,15 +34,19 @@ def read(folder: str | PathLike[str]) -> Checkpoint:
     FileNotFoundError
         If there is no such folder, or none of the formats recognises it; the message lists what was found.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"Expected a folder with a checkpoint at {folder}, found none.")
+        raise FileNotFoundError(f"Expected a folder with a checkpoint at {str(folder)!r}, found none.")
+    return read_steadily(folder, _NAMES, partial(_read, folder))
+
+
+def _read(folder: Path) -> Checkpoint:
     for kind in FORMATS.values():
         if kind.recognise(folder):
             return kind.read(folder)
     expected = "; or ".join(kind.files for kind in FORMATS.values())
     found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    raise FileNotFoundError(f"Expected {folder} to hold {expected}. Found {found}.")
+    raise FileNotFoundError(f"Expected {str(folder)!r} to hold {expected}. Found {found}.")
 
 
 def write(
@@ -53,17 +59,37 @@ def write(
 ) -> Path:
     """Write a checkpoint folder; returns it.
 
+    All files take their place in one step; one process that is killed, or several that save to one folder at once,
+    leave the files of one model.
+
     Raises
     ------
     ValueError
-        If the folder holds a checkpoint of another format, which would be read in place of this one.
+        If the folder holds a checkpoint of another format.
+    FileExistsError
+        If the folder holds files of these names that this package did not write.
     """
-    folder, kind = Path(folder), lookup(FORMATS, format, "checkpoint format")
-    before = list(FORMATS.values())[: list(FORMATS).index(format)]
-    if rivals := [rival.files for rival in before if rival.recognise(folder)]:
-        raise ValueError(
-            f"Expected a folder where {kind.files} would be read, found {rivals[0]} in {folder}, which would be read "
-            "first. Choose another folder, or remove those."
-        )
+    folder, kind = as_path("folder", folder), lookup(FORMATS, format, "checkpoint format")
+    if folder.is_dir():
+        settle(folder)
+        before = True
+        for rival in FORMATS.values():
+            if rival is kind:
+                before = False
+            elif rival.recognise(folder):
+                why = "which would be read first" if before else "whose vocabulary would be replaced"
+                raise ValueError(
+                    f"Expected a folder for {kind.files} alone, found {rival.files} in {str(folder)!r}, {why}. Choose "
+                    "another folder, or remove those."
+                )
+        if not kind.ours(folder):
+            there = ", ".join(name for name in kind.names if (folder / name).exists())
+            raise FileExistsError(
+                f"Expected a folder for {kind.files}, found {there} of something else in {str(folder)!r}, which saving "
+                "would replace. Choose another folder, or remove those."
+            )
     kind.write(folder, config, vocabulary, weights, **options)
     return folder
+
+
+_NAMES = tuple(dict.fromkeys(name for kind in FORMATS.values() for name in kind.names))

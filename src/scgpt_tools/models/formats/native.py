@@ -1,20 +1,33 @@
-"""Our own format: ``config.json``, ``vocab.json`` and ``model.safetensors``."""
+"""Our own format: ``config.json``, ``vocab.json`` and ``model.safetensors``.
+
+``config.json`` holds the checksums of the two others, so that files of different models never load together.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from scgpt_tools._files import replace_file
+from scgpt_tools._files import placed, written_together
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.folders import OURS, VOCABULARY
-from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, read_settings
+from scgpt_tools.models.formats.base import (
+    Checkpoint,
+    Format,
+    as_float,
+    check_content,
+    checksums,
+    found,
+    read_settings,
+    save_tensors,
+)
 from scgpt_tools.models.formats.rename import LoadReport
-from scgpt_tools.vocabulary import Vocabulary
+from scgpt_tools.vocabulary import CLS, PAD, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,41 +36,86 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, (WEIGHTS,) = OURS.config, OURS.weights
-VERSION = 1
+FORMAT, VERSION = "scgpt-tools", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SpecialTokens:
+    """Names of the padding and of the cell token."""
+
+    pad: str = PAD
+    cls: str = CLS
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What ``config.json`` holds."""
+
+    format: str
+    version: int
+    special_tokens: _SpecialTokens = field(default_factory=_SpecialTokens)
+    model: ModelConfig
+    checksums: dict[str, str] = field(default_factory=dict)
 
 
 def recognise(folder: Path) -> bool:
     """Tell by the names of the files."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    return placed(folder, CONFIG) is not None and placed(folder, WEIGHTS) is not None
+
+
+def ours(folder: Path) -> bool:
+    """Whether none of the files that :func:`write` replaces is somebody else's."""
+    config = placed(folder, CONFIG)
+    if config is None:
+        return placed(folder, WEIGHTS) is None and placed(folder, VOCABULARY) is None
+    try:
+        return read_settings(config).get("format") == FORMAT
+    except (OSError, ValueError):
+        return False
 
 
 def read(folder: Path) -> Checkpoint:
     """Read a folder that :func:`write` wrote."""
-    content = read_settings(folder / CONFIG)
-    if content.get("format") != "scgpt-tools" or "version" not in content:
-        raise ValueError(f"Expected {folder / CONFIG} to be written by scgpt-tools, found another file of that name.")
-    if content["version"] > VERSION:
-        raise ValueError(
-            f"Expected format version {VERSION} or older in {folder}, found {content['version']}; update scgpt-tools."
-        )
-    vocabulary = Vocabulary.from_file(folder / VOCABULARY, **content.get("special_tokens", {}))
+    config, vocabulary, weights = (found(folder, name) for name in (CONFIG, VOCABULARY, WEIGHTS))
+    content = _read_content(config)
+    for path in (vocabulary, weights):
+        check_content(path, content.checksums, CONFIG)
+    tokens = Vocabulary.from_file(vocabulary, pad=content.special_tokens.pad, cls=content.special_tokens.cls)
     try:
-        weights = as_float(load_file(folder / WEIGHTS))
-    except SafetensorError as error:
-        raise ValueError(f"Expected {folder / WEIGHTS} to be a whole safetensors file: {error}.") from error
-    report = LoadReport(renamed={key: (key,) for key in weights})
-    return Checkpoint(from_dict(ModelConfig, content["model"]), vocabulary, weights, report)
+        tensors = as_float(load_file(weights))
+    except (SafetensorError, ValueError, RuntimeError):
+        raise ValueError(
+            f"Expected {str(weights)!r} to be a whole safetensors file, found a damaged one. Copy it again."
+        ) from None
+    return Checkpoint(content.model, tokens, tensors, LoadReport(renamed={key: (key,) for key in tensors}))
 
 
 def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> None:
     """Write configuration, vocabulary and weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    specials = {"pad": vocabulary.pad, "cls": vocabulary.cls}
-    content = {"format": "scgpt-tools", "version": VERSION, "special_tokens": specials, "model": to_dict(config)}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-    replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path))
-    replace_file(folder / VOCABULARY, vocabulary.save)
-    replace_file(folder / CONFIG, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    with written_together(folder) as aside:
+        save_tensors(lambda: save_file(tensors, aside / WEIGHTS), aside / WEIGHTS)
+        vocabulary.save(aside / VOCABULARY)
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "special_tokens": {"pad": vocabulary.pad, "cls": vocabulary.cls},
+            "model": to_dict(config),
+            "checksums": checksums(aside, (VOCABULARY, WEIGHTS)),
+        }
+        (aside / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-NATIVE = Format(recognise, read, write, f"{CONFIG}, {VOCABULARY} and {WEIGHTS}")
+def _read_content(path: Path) -> _Content:
+    content: dict[str, Any] = read_settings(path)
+    if content.get("format") != FORMAT or "version" not in content:
+        raise ValueError(f"Expected {str(path)!r} to be written by scgpt-tools, found another file of that name.")
+    version = content["version"]
+    if isinstance(version, int) and version > VERSION:
+        raise ValueError(
+            f"Expected format version {VERSION} or older in {str(path)!r}, found {version}; update scgpt-tools."
+        )
+    return from_dict(_Content, content, where=path.name)
+
+
+NATIVE = Format(recognise, read, write, ours, (CONFIG, VOCABULARY, WEIGHTS), f"{CONFIG}, {VOCABULARY} and {WEIGHTS}")

@@ -185,7 +185,7 @@ def _stack(name: str, parts: list[Tensor | None]) -> Tensor:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    pattern = re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)")
+    pattern = re.escape(template).replace(r"\{i\}", r"(?P<i>[0-9]{1,6})")
     return re.compile(pattern + r"(?P<rest>.*)" if template.endswith(".") else pattern)
 
 

@@ -9,20 +9,37 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scgpt_tools._files import replace_file
+from scgpt_tools._files import placed, written_together
 from scgpt_tools._lookup import lookup
 from scgpt_tools.models.folders import SCGPTS, VOCABULARY
-from scgpt_tools.models.formats.base import Checkpoint, Format, as_float, load_tensors, read_settings
+from scgpt_tools.models.formats.base import (
+    Checkpoint,
+    Format,
+    as_float,
+    check_content,
+    checksums,
+    found,
+    load_tensors,
+    read_settings,
+    save_tensors,
+)
 from scgpt_tools.models.formats.rename import LoadReport, Rule, read_names, write_names
-from scgpt_tools.models.formats.scgpt_config import config_from, settings_of, special_tokens
+from scgpt_tools.models.formats.scgpt_config import (
+    CHECKSUMS,
+    OWN,
+    checksums_in,
+    config_from,
+    settings_of,
+    special_tokens,
+)
 from scgpt_tools.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -122,7 +139,18 @@ def to_scgpt(weights: Mapping[str, Tensor], attention_names: str = "torch") -> d
 
 def recognise(folder: Path) -> bool:
     """Tell by ``args.json`` and a file of weights."""
-    return (folder / ARGS).is_file() and any((folder / name).is_file() for name in WEIGHTS)
+    return placed(folder, ARGS) is not None and any(placed(folder, name) for name in WEIGHTS)
+
+
+def ours(folder: Path) -> bool:
+    """Whether none of the files that :func:`write` replaces is somebody else's."""
+    args = placed(folder, ARGS)
+    if args is None:
+        return not any(placed(folder, name) for name in (VOCABULARY, *WEIGHTS))
+    try:
+        return OWN in read_settings(args)
+    except (OSError, ValueError):
+        return False
 
 
 def read(folder: Path) -> Checkpoint:
@@ -135,22 +163,26 @@ def read(folder: Path) -> Checkpoint:
     ValueError
         If a tensor is unknown, or ``args.json`` contradicts the tensors.
     """
-    if not (folder / VOCABULARY).is_file():
+    names = placed(folder, VOCABULARY)
+    if names is None:
         raise FileNotFoundError(
             f"Expected {folder / VOCABULARY}, which says which gene each row of the model belongs to; found none. "
             "Another vocabulary would give plausible but meaningless embeddings; get the file from where the weights "
             "came from."
         )
-    args = read_settings(folder / ARGS)
-    path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
+    args = read_settings(found(folder, ARGS))
+    path = next(path for name in WEIGHTS if (path := placed(folder, name)) is not None)
+    expected = checksums_in(args)
+    for part in (names, path):
+        check_content(part, expected, ARGS)
     weights, report = from_scgpt(load_tensors(path))
     weights = as_float(weights)
-    vocabulary = Vocabulary.from_file(folder / VOCABULARY, **special_tokens(args))
+    vocabulary = Vocabulary.from_file(names, **special_tokens(args))
     vocabulary = _fit(vocabulary, weights, str(path))
     fused = any("Wqkv" in key for key in report.renamed)
     for key, reason in report.dropped.items():
         logger.info("Not used from %s: %s (%s).", path.name, key, reason)
-    return Checkpoint(config_from(args, weights, vocabulary, fused=fused), vocabulary, weights, report)
+    return Checkpoint(config_from(args, weights, vocabulary, fused=fused), vocabulary, weights, report, args)
 
 
 def write(
@@ -160,8 +192,21 @@ def write(
     weights: Mapping[str, Tensor],
     *,
     attention_names: str = "torch",
+    file: str = WEIGHTS[0],
+    amend: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> None:
     """Write a folder that the original loads.
+
+    Parameters
+    ----------
+    folder, config, vocabulary, weights
+        As for every format.
+    attention_names
+        Spelling of the attention tensors.
+    file
+        Name of the file of weights; one of the other name that is there is removed, lest it be read instead.
+    amend
+        Adds to the settings before they are written.
 
     Raises
     ------
@@ -176,10 +221,13 @@ def write(
     theirs = to_scgpt({key: tensor.detach().cpu() for key, tensor in weights.items()}, attention_names)
     theirs = {key: tensor.contiguous() for key, tensor in theirs.items()}
     args = settings_of(config, vocabulary, fused=attention_names != "torch")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / WEIGHTS[0], lambda path: torch.save(theirs, path))
-    replace_file(folder / VOCABULARY, vocabulary.save)
-    replace_file(folder / ARGS, lambda path: path.write_text(json.dumps(args, indent=2) + "\n", encoding="utf-8"))
+    if amend is not None:
+        args = amend(args)
+    with written_together(folder, instead_of=WEIGHTS) as aside:
+        save_tensors(lambda: torch.save(theirs, aside / file), aside / file)
+        vocabulary.save(aside / VOCABULARY)
+        args[OWN] |= {CHECKSUMS: checksums(aside, (VOCABULARY, file))}
+        (aside / ARGS).write_text(json.dumps(args, indent=2) + "\n", encoding="utf-8")
 
 
 def _fit(vocabulary: Vocabulary, weights: dict[str, Tensor], source: str) -> Vocabulary:
@@ -201,4 +249,6 @@ def _fit(vocabulary: Vocabulary, weights: dict[str, Tensor], source: str) -> Voc
     return whole
 
 
-SCGPT = Format(recognise, read, write, f"{ARGS}, {VOCABULARY} and {' or '.join(WEIGHTS)}")
+SCGPT = Format(
+    recognise, read, write, ours, (ARGS, VOCABULARY, *WEIGHTS), f"{ARGS}, {VOCABULARY} and {' or '.join(WEIGHTS)}"
+)

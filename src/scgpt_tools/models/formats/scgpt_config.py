@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from scgpt_tools._lookup import lookup
+from scgpt_tools._validate import check_choice, check_flag, check_integer, check_number, check_text, check_type
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import (
     AdversaryConfig,
     ClassifierConfig,
     ContextConfig,
     EmbedderConfig,
+    EmbedderNorm,
     EncoderConfig,
     ExpressionConfig,
     FromCellConfig,
     HeadsConfig,
     ModelConfig,
+    Pooling,
 )
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 from scgpt_tools.vocabulary import CLS, PAD
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
     from scgpt_tools._types import Values
-    from scgpt_tools.models.config import EmbedderNorm, FromCellStyle, Pooling, ValueStyle
+    from scgpt_tools.models.config import FromCellStyle, ValueStyle
     from scgpt_tools.vocabulary import Vocabulary
 
     Weights = Mapping[str, Tensor]
+
+Value = TypeVar("Value")
 
 # Where scGPT and the wrapper around it spell a setting differently, the first one present counts.
 _SPELLINGS = {
@@ -46,7 +52,75 @@ FROM_CELL_STYLES: dict[str, FromCellStyle] = {
     "sum query": "sum",
 }
 VALUE_STYLES: dict[str, ValueStyle] = {"continuous": "continuous", "category": "binned", "scaling": "scale"}
+_MATRICES = ("table.weight", "perturbation.weight", "out.weight", "query.weight", "expand.weight")
+OWN, CHECKSUMS = "scgpt_tools", "checksums"
+"""Setting with what scGPT has no words for, and the one in it with the checksums of the other files."""
 _VALUES: dict[str, Values] = {"binned": "binned", "log1p": "log1p", "normed_raw": "raw"}
+
+
+class Settings:
+    """Settings of a file that others may have written: every value is of the kind that is asked for, or refused by name.
+
+    Parameters
+    ----------
+    content
+        Values by name.
+    where
+        Where they are, for messages.
+    """
+
+    def __init__(self, content: Mapping[str, Any], where: str = "args.json") -> None:
+        self._content, self._where = content, where
+
+    def get(self, key: str, check: Callable[[str, Any], Value], default: Value) -> Value:
+        """A value that passes a check, or the default where it is absent; ``null`` counts as absent if that is ``None``."""
+        value = self._content.get(key, default)
+        if value is None and default is None:
+            return default
+        # Messages put the name in backticks.
+        return check(f"{key}` in `{self._where}", value)
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a setting, be it ``null``."""
+        return key in self._content
+
+    def whole(self, key: str, *, least: int = 0) -> int | None:
+        """A whole number."""
+        return self.get(key, partial(check_integer, least=least), None)
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number."""
+        return self.get(key, check_number, default)
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """True or false."""
+        return self.get(key, check_flag, default)
+
+    def text(self, key: str, default: str) -> str:
+        """A text."""
+        return self.get(key, check_text, default)
+
+    def maybe_text(self, key: str) -> str | None:
+        """A text, or ``None``."""
+        return self.get(key, check_text, None)
+
+    def names(self, key: str) -> tuple[str, ...] | None:
+        """Texts; ``None`` for none."""
+        return self.get(key, _check_names, None) or None
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """An object."""
+        return self.get(key, lambda name, value: check_type(name, value, dict), {})
+
+    def within(self, key: str) -> Settings:
+        """The settings in an object."""
+        return Settings(self.mapping(key), f"{self._where}: {key}")
+
+
+def _check_names(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise TypeError(f"Expected `{name}` to be a list of texts, found {str(value)[:80]!r}.")
+    return tuple(value)
 
 
 def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabulary, *, fused: bool) -> ModelConfig:
@@ -57,6 +131,8 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
     ValueError
         If a setting that tensors cannot tell is absent, or contradicts them.
     """
+    settings = Settings(args)
+    _check_matrices(weights)
     n_tokens, dim = weights["embedder.genes.table.weight"].shape
     blocks = [key for key in weights if key.startswith("encoder.blocks.")]
     first = weights.get("encoder.blocks.0.feed_forward.expand.weight")
@@ -64,64 +140,75 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
         raise ValueError(f"Expected the layers of a transformer, found {len(blocks)} tensors, none of the first layer.")
     layers, hidden = 1 + max(int(key.split(".")[2]) for key in blocks), len(first)
     for name, seen in (("dim", dim), ("layers", layers), ("hidden", hidden)):
-        said = _setting(args, name)
+        said = _size(settings, name)
         if said is not None and said != seen:
             raise ValueError(f"args.json says {_SPELLINGS[name][0]} = {said}, but the tensors have {seen}.")
-    heads = _setting(args, "heads")
+    heads = _size(settings, "heads")
     if heads is None:
         raise ValueError("Expected the number of attention heads as `nheads` in args.json, found none.")
     affine = "heads.expression.slope.0.weight" in weights
     modality = "context.modality.table.weight" in weights
     family = "scgpt_perturbation" if affine else "scgpt_multiomic" if modality else "scgpt"
     norm, domains = _norm(weights)
-    own = _own(args)
+    own = settings.within(OWN)
+    pooling = lookup(POOLINGS, settings.text("cell_emb_style", "cls"), "cell_emb_style")
+    # Only fused layers ever looked at the flag.
+    replaced = settings.flag("pre_norm") and fused
     return ModelConfig(
-        family=own.get("family", family),
+        family=own.text("family", family),
         n_tokens=n_tokens,
         pad_id=vocabulary.pad_id,
         dim=dim,
-        embedder=_embedder(args, weights, own.get("norm", norm)),
+        embedder=_embedder(settings, weights, own.get("norm", partial(_one_of, get_args(EmbedderNorm)), norm)),
         encoder=EncoderConfig(
             layers=layers,
             heads=heads,
             hidden=hidden,
-            dropout=args.get("dropout", 0.2),
-            # Only fused layers ever looked at the flag.
-            norm="replace" if fused and args.get("pre_norm") else "post",
+            dropout=settings.number("dropout", 0.2),
+            norm="replace" if replaced else "post",
         ),
-        pooling=own.get("pooling", lookup(POOLINGS, args.get("cell_emb_style", "cls"), "cell_emb_style")),
+        pooling=own.get("pooling", partial(_one_of, get_args(Pooling)), pooling),
         context=ContextConfig(
             batches=_rows(weights, "context.batch.table.weight"),
             modalities=_rows(weights, "context.modality.table.weight"),
-            modality_pad=args.get("modality_pad"),
+            modality_pad=settings.whole("modality_pad"),
         ),
-        heads=_heads(args, weights, dim),
-        tokenizer=_tokenizer(args, affine=affine),
+        heads=_heads(settings, weights, dim),
+        tokenizer=_tokenizer(settings, affine=affine),
         domains=domains,
-        batch_names=_names(args, "batch_names"),
+        batch_names=settings.names("batch_names"),
     )
+
+
+def _check_matrices(weights: Weights) -> None:
+    """Refuse other tensors where sizes are read off matrices."""
+    for key in (key for key in weights if key.endswith(_MATRICES)):
+        if weights[key].dim() != 2:
+            raise ValueError(f"Expected `{key}` of the checkpoint to be a matrix, found {tuple(weights[key].shape)}.")
+
+
+def _one_of(choices: tuple[Value, ...], name: str, value: Value) -> Value:
+    return check_choice(name, value, choices)
 
 
 def special_tokens(args: Mapping[str, Any]) -> dict[str, str]:
     """Names of the padding and of the cell token."""
-    return {"pad": args.get("pad_token", PAD), "cls": _own(args).get("cls_token", CLS)}
+    settings = Settings(args)
+    return {"pad": settings.text("pad_token", PAD), "cls": settings.within(OWN).text("cls_token", CLS)}
 
 
-def _own(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What scGPT has no words for; :func:`settings_of` writes it and the original does not read it."""
-    return args.get("scgpt_tools", {})
+def checksums_in(args: Mapping[str, Any]) -> dict[str, str]:
+    """Checksums of the files beside ``args.json`` by their names; empty if another package wrote it."""
+    found = Settings(args).within(OWN).mapping(CHECKSUMS)
+    return {name: check_text(f"{CHECKSUMS}: {name}", value) for name, value in found.items()}
 
 
-def _setting(args: Mapping[str, Any], name: str) -> Any:
-    return next((args[key] for key in _SPELLINGS[name] if args.get(key) is not None), None)
+def _size(settings: Settings, name: str) -> int | None:
+    return next((said for key in _SPELLINGS[name] if (said := settings.whole(key)) is not None), None)
 
 
 def _rows(weights: Weights, key: str) -> int:
     return len(weights[key]) if key in weights else 0
-
-
-def _names(args: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
-    return tuple(args[key]) if args.get(key) else None
 
 
 def _norm(weights: Weights) -> tuple[EmbedderNorm, int]:
@@ -129,64 +216,72 @@ def _norm(weights: Weights) -> tuple[EmbedderNorm, int]:
     return ("domain", domains) if domains else ("batch" if "embedder.norm.running_mean" in weights else "none", 0)
 
 
-def _embedder(args: Mapping[str, Any], weights: Weights, norm: EmbedderNorm) -> EmbedderConfig:
+def _embedder(settings: Settings, weights: Weights, norm: EmbedderNorm) -> EmbedderConfig:
     binned = "embedder.values.table.weight" in weights
     values: ValueStyle = "binned" if binned else "continuous" if "embedder.values.first.weight" in weights else "scale"
     # Tensors tell their style; having none does not, so scaling has to be said.
-    said = args.get("input_emb_style", "continuous" if values == "scale" else None)
+    said = settings.maybe_text("input_emb_style") or ("continuous" if values == "scale" else None)
     if said is not None and lookup(VALUE_STYLES, said, "input_emb_style") != values:
         raise ValueError(f"args.json says input_emb_style = {said!r}, but the tensors are those of {values!r} values.")
     flags = weights.get("embedder.perturbation.weight")
+    flag_pad = settings.whole("pert_pad_id")
     # The flag of padding starts as zeros and is never trained; the file does not name it.
-    silent = [] if flags is None else [row for row in range(len(flags)) if not flags[row].any()]
+    silent = [] if flags is None else (~flags.any(dim=1)).nonzero().flatten().tolist()
     return EmbedderConfig(
         values=values,
         value_rows=_rows(weights, "embedder.values.table.weight") if binned else None,
-        value_pad=_value_pad(args, weights) if binned else None,
+        value_pad=_value_pad(settings, weights) if binned else None,
         perturbation_rows=0 if flags is None else len(flags),
         # Wrappers write the setting of models without flags too.
-        perturbation_pad=None if flags is None else args.get("pert_pad_id", silent[0] if silent else None),
+        perturbation_pad=None
+        if flags is None
+        else flag_pad
+        if settings.has("pert_pad_id")
+        else next(iter(silent), None),
         generation="embedder.generation.weight" in weights,
         norm=norm,
     )
 
 
-def _value_pad(args: Mapping[str, Any], weights: Weights) -> int | None:
+def _value_pad(settings: Settings, weights: Weights) -> int | None:
     """The row that padding reads; a marker such as -2 has none."""
-    pad = _own(args).get("value_pad", args.get("pad_value"))
-    return pad if pad is not None and 0 <= pad < _rows(weights, "embedder.values.table.weight") else None
+    own = settings.within(OWN)
+    if own.has("value_pad"):
+        return own.whole("value_pad")
+    pad = settings.number("pad_value", -2)
+    return int(pad) if pad.is_integer() and 0 <= pad < _rows(weights, "embedder.values.table.weight") else None
 
 
-def _heads(args: Mapping[str, Any], weights: Weights, dim: int) -> HeadsConfig:
+def _heads(settings: Settings, weights: Weights, dim: int) -> HeadsConfig:
     expression = None
     nonzero = "heads.expression.nonzero.0.weight" in weights
     if "heads.expression.slope.0.weight" in weights:
         expression = ExpressionConfig(
             style="affine",
             nonzero=nonzero,
-            activation=args.get("decoder_activation"),
-            adaptive_offset=args.get("decoder_adaptive_bias", False),
+            activation=settings.maybe_text("decoder_activation"),
+            adaptive_offset=settings.flag("decoder_adaptive_bias"),
         )
     elif "heads.expression.value.0.weight" in weights:
         expression = ExpressionConfig(nonzero=nonzero)
     return HeadsConfig(
         expression=expression,
-        expression_from_cell=_from_cell(args, weights, dim),
-        cell_type=_classifier(args, weights),
+        expression_from_cell=_from_cell(settings, weights, dim),
+        cell_type=_classifier(settings, weights),
         batch=AdversaryConfig(classes=_rows(weights, "heads.batch.out.weight"), layers=_depth(weights, "heads.batch"))
         if "heads.batch.out.weight" in weights
         else None,
     )
 
 
-def _from_cell(args: Mapping[str, Any], weights: Weights, dim: int) -> FromCellConfig | None:
+def _from_cell(settings: Settings, weights: Weights, dim: int) -> FromCellConfig | None:
     prefix = "heads.expression_from_cell."
     query = weights.get(f"{prefix}query.weight")
     if query is None:
         return None
     expand = weights.get(f"{prefix}expand.weight")
     if expand is None:
-        said = args.get("mvc_decoder_style", "inner product")
+        said = settings.text("mvc_decoder_style", "inner product")
         style: FromCellStyle = lookup(FROM_CELL_STYLES, said, "mvc_decoder_style")
         if not style.startswith("inner"):
             raise ValueError(f"args.json says mvc_decoder_style = {said!r}, but the tensors are of an inner product.")
@@ -199,12 +294,12 @@ def _from_cell(args: Mapping[str, Any], weights: Weights, dim: int) -> FromCellC
     )
 
 
-def _classifier(args: Mapping[str, Any], weights: Weights) -> ClassifierConfig | None:
+def _classifier(settings: Settings, weights: Weights) -> ClassifierConfig | None:
     classes = _rows(weights, "heads.cell_type.out.weight")
     if not classes:
         return None
     layers = _depth(weights, "heads.cell_type")
-    return ClassifierConfig(classes=classes, layers=layers, names=_names(args, "class_names"))
+    return ClassifierConfig(classes=classes, layers=layers, names=settings.names("class_names"))
 
 
 def _depth(weights: Weights, head: str) -> int:
@@ -213,25 +308,26 @@ def _depth(weights: Weights, head: str) -> int:
     return 1 + sum(weights[key].dim() == 2 for key in hidden)
 
 
-def _tokenizer(args: Mapping[str, Any], *, affine: bool) -> TokenizerConfig:
-    said = to_dict(_tokenizer_in_their_words(args, affine=affine))
-    return from_dict(TokenizerConfig, said | _own(args).get("tokenizer", {}))
+def _tokenizer(settings: Settings, *, affine: bool) -> TokenizerConfig:
+    said = to_dict(_tokenizer_in_their_words(settings, affine=affine))
+    own = settings.within(OWN).mapping("tokenizer")
+    return from_dict(TokenizerConfig, {**said, **own}, where=f"args.json: {OWN}.tokenizer")
 
 
-def _tokenizer_in_their_words(args: Mapping[str, Any], *, affine: bool) -> TokenizerConfig:
+def _tokenizer_in_their_words(settings: Settings, *, affine: bool) -> TokenizerConfig:
     if affine:
         return TokenizerConfig(
             genes="all", values="raw", bins=None, length=None, cls=False, pad_value=0.0, expects="log1p"
         )
-    values = lookup(_VALUES, args.get("input_style", "binned"), "input_style")
-    pad_value = float(args.get("pad_value", -2))
+    values = lookup(_VALUES, settings.text("input_style", "binned"), "input_style")
+    pad_value = settings.number("pad_value", -2)
     return TokenizerConfig(
         values=values,
-        bins=(args.get("n_bins") or 51) if values == "binned" else None,
-        length=args.get("max_seq_len") or 1200,
+        bins=settings.get("n_bins", partial(check_integer, least=2), 51) if values == "binned" else None,
+        length=settings.whole("max_seq_len", least=1) or 1200,
         cls_value=pad_value,
         pad_value=pad_value,
-        mask_value=float(args.get("mask_value", -1)),
+        mask_value=settings.number("mask_value", -1),
     )
 
 
@@ -278,14 +374,14 @@ def settings_of(config: ModelConfig, vocabulary: Vocabulary, *, fused: bool) -> 
             "decoder_activation": heads.expression.activation,
             "decoder_adaptive_bias": heads.expression.adaptive_offset,
         }
-    return settings | {"scgpt_tools": _in_our_words(config, vocabulary, settings, affine=affine)}
+    return settings | {OWN: _in_our_words(config, vocabulary, settings, affine=affine)}
 
 
 def _in_our_words(
     config: ModelConfig, vocabulary: Vocabulary, settings: Mapping[str, Any], *, affine: bool
 ) -> dict[str, Any]:
     """What :func:`config_from` would not find in the settings; each fact has one place, theirs if there is one."""
-    said = to_dict(_tokenizer_in_their_words(settings, affine=affine))
+    said = to_dict(_tokenizer_in_their_words(Settings(settings), affine=affine))
     words: dict[str, Any] = {
         "family": config.family,
         "norm": config.embedder.norm,
