@@ -23,6 +23,8 @@ LAYERS = (
         "_optional",
         "_types",
         "_console",
+        "_arguments",
+        "_warnings",
     ),
     ("tokens", "metrics"),
     ("nn", "data"),

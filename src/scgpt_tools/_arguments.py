@@ -1,0 +1,127 @@
+"""Arguments of public functions, checked in one place before anything else happens.
+
+The signature says what an argument may be: its annotation gives the kind, its name the range, and ``None`` is allowed
+where the annotation names it.  What is not in the tables here (tables of cells, models, choices) is checked where it is
+read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from scgpt_tools._files import as_path
+from scgpt_tools._validate import (
+    as_generator,
+    check_flag,
+    check_fraction,
+    check_integer,
+    check_key_name,
+    check_number,
+    check_text,
+    check_texts,
+    check_type,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Check: TypeAlias = Callable[[str, Any], object]
+
+
+def check_arguments(function: Callable[..., object], given: Mapping[str, Any]) -> None:
+    """Refuse arguments of a wrong kind or out of range.
+
+    Parameters
+    ----------
+    function
+        The function that was called, whose annotations are texts (``from __future__ import annotations``).
+    given
+        Its arguments by name: ``locals()`` in its first line.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong kind.
+    ValueError
+        If it is out of range.
+    """
+    for name, (check, optional) in _checks(function).items():
+        value = given[name]
+        if value is not None or not optional:
+            check(name, value)
+
+
+@cache
+def _checks(function: Callable[..., object]) -> dict[str, tuple[Check, bool]]:
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kinds = str(parameter.annotation).split(" | ")
+        kind = " | ".join(kind for kind in kinds if kind != "None")
+        check = (RANGES.get(name) if kind in _PLAIN else None) or KINDS.get(kind)
+        if check is not None:
+            found[name] = (check, "None" in kinds)
+    return found
+
+
+def check_layers(name: str, value: Any) -> None:
+    """A key of ``layers``, or one for each modality."""
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        check_text(name, value)
+        return
+    for modality, key in value.items():
+        check_text(f"a modality in {name}", modality)
+        if key is not None:
+            check_text(f"{name}[{modality!r}]", key)
+
+
+def _text_or_texts(name: str, value: Any) -> None:
+    check_text(name, value) if isinstance(value, str) else check_texts(name, value)
+
+
+def _size(name: str, value: Any) -> None:
+    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
+        raise TypeError(f"Expected `{name}` to be a width and a height, found {value!r}.")
+    for number in value:
+        check_number(name, number, above=0)
+
+
+_COUNT: Check = partial(check_integer, least=0)
+_POSITIVE: Check = partial(check_number, above=0)
+_PLAIN = ("int", "float", "str")
+
+KINDS: dict[str, Check] = {
+    "bool": check_flag,
+    "int": check_integer,
+    "float": check_number,
+    "str": check_text,
+    "Sequence[str]": check_texts,
+    "str | Sequence[str]": _text_or_texts,
+    "Layers": check_layers,
+    "RngLike": lambda name, value: as_generator(value),
+    "tuple[float, float]": _size,
+    "str | PathLike[str]": as_path,
+}
+"""What an argument may be, by its annotation without ``None``."""
+
+RANGES: dict[str, Check] = {
+    "bins": partial(check_integer, least=2),
+    "delimiter": partial(check_type, kinds=str),
+    "key_added": check_key_name,
+    "limit": _POSITIVE,
+    "min_cell_counts": _COUNT,
+    "min_coverage": check_fraction,
+    "min_gene_counts": _COUNT,
+    "rng": _COUNT,
+    "n_labels": _COUNT,
+    "seed": _COUNT,
+    "size": _POSITIVE,
+    "target_sum": _POSITIVE,
+    "threshold": check_fraction,
+    "title": partial(check_type, kinds=str),
+}
+"""What a number or a text may be, by its name, where the annotation does not say enough."""
