@@ -16,6 +16,8 @@ from scgpt_tools._lookup import absent
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from numpy.typing import NDArray
+
     from scgpt_tools._types import RngLike
 
 Value = TypeVar("Value")
@@ -138,6 +140,49 @@ def check_finite(what: str, values: Any, advice: str) -> None:
         f"Expected {what} to be finite, found NaN or infinite numbers in {int(bad.sum()):,} of {len(bad):,} rows "
         f"(first: row {int(bad.argmax())}). {advice}"
     )
+
+
+def check_numbers(name: str, values: Any, *, ndim: int | None = None) -> NDArray[np.float64]:
+    """Finite numbers as an array of float64, with ``ndim`` dimensions.
+
+    Parameters
+    ----------
+    name
+        Name of the argument.
+    values
+        What was given.
+    ndim
+        Number of dimensions; ``None`` takes any.
+
+    Returns
+    -------
+    The array, which may share memory with ``values``.
+    """
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Expected `{name}` to be an array of numbers, found {type(values).__name__}.") from error
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"Expected `{name}` to be an array of {ndim} dimensions, found one of shape {array.shape}.")
+    check_finite(f"`{name}`", array, "Leave these out first.")
+    return array
+
+
+def check_frame(name: str, value: Any, columns: Collection[str]) -> None:
+    """A data frame with some columns."""
+    if not hasattr(value, "columns"):
+        raise TypeError(f"Expected `{name}` to be a data frame, found {type(value).__name__}.")
+    for column in columns:
+        if column not in value.columns:
+            raise KeyError(absent(column, value.columns, f"column of `{name}` named"))
+
+
+def check_fits(name: str, values: Any, shape: tuple[int, ...]) -> Any:
+    """An array that has a shape, or can be repeated to have it."""
+    try:
+        return np.broadcast_to(values, shape)
+    except ValueError as error:
+        raise ValueError(f"Expected `{name}` of shape {shape} or {shape[1:]}, found {np.shape(values)}.") from error
 
 
 def as_generator(rng: RngLike) -> np.random.Generator:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scgpt_tools._validate import check_integer, check_number, check_numbers
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -41,6 +43,10 @@ class TrainingEffects:
                 f"Expected effects of shape {shape} and controls of shape {shape[1:]}, "
                 f"found {self.effects.shape} and {self.control.shape}."
             )
+        check_numbers("control", self.control)
+        check_numbers("effects", self.effects)
+        if self.n_cells is not None and np.shape(self.n_cells) != shape[:1]:
+            raise ValueError(f"Expected `n_cells` of shape {shape[:1]}, found {np.shape(self.n_cells)}.")
         if not self.perturbed or not all(self.perturbed):
             raise ValueError("Expected at least one training condition, each with a perturbed gene, and no controls.")
 
@@ -141,6 +147,12 @@ def linear(
     ValueError
         If no training single has an embedding.
     """
+    check_integer("dims", dims)
+    check_number("ridge", ridge, above=0)
+    if gene_embedding is not None and len(check_numbers("gene_embedding", gene_embedding, ndim=2)) != len(train.genes):
+        raise ValueError(
+            f"Expected a row of `gene_embedding` for each gene ({len(train.genes)}), found {len(gene_embedding)}."
+        )
     rows = _gene_components(train, dims) if gene_embedding is None else np.asarray(gene_embedding, dtype=np.float64)
     vectors = dict(zip(train.genes, rows, strict=True)) if perturbation_embedding is None else perturbation_embedding
     known = {gene: effect for gene, effect in train.singles().items() if gene in vectors}

@@ -13,6 +13,8 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
 
+from scgpt_tools._validate import check_fraction, check_numbers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -51,6 +53,8 @@ def differential_expression(cells: Any, labels: Sequence[str], *, control: str =
     Conditions in sorted order.  Fold changes compare geometric means of expression.
     """
     groups = np.asarray(labels, dtype=str)
+    if len(groups) != cells.shape[0]:
+        raise ValueError(f"Expected a label for each of {cells.shape[0]} cells, found {len(groups)}.")
     names = [str(name) for name in np.unique(groups) if name != control]
     if len(names) == np.unique(groups).size:
         raise ValueError(f"Expected cells with the label {control!r} to compare with, found none.")
@@ -83,8 +87,12 @@ def de_agreement(
     ``de_direction_match`` and ``de_spearman_lfc_sig`` over the true genes; ``de_sig_genes_recall``; their numbers;
     ``pr_auc`` and ``roc_auc`` of the predicted p values.  NaN where a score has no meaning.
     """
-    if predicted.conditions != true.conditions:
-        raise ValueError("Expected the same conditions in `predicted` and `true`, found others.")
+    check_fraction("threshold", threshold)
+    if predicted.conditions != true.conditions or predicted.pvals_adj.shape != true.pvals_adj.shape:
+        raise ValueError(
+            "Expected the same conditions and genes in `predicted` and `true`, found "
+            f"{_size(predicted)} and {_size(true)}, or other names."
+        )
     rows = [
         _agreement(*values, threshold)
         for values in zip(
@@ -101,6 +109,10 @@ def count_correlation(
     counts = [(side.pvals_adj < threshold).sum(axis=1) for side in (predicted, true)]
     some = counts[1] > 0
     return _spearman(counts[0][some].astype(float), counts[1][some].astype(float)) if some.any() else 1.0
+
+
+def _size(side: DifferentialExpression) -> str:
+    return f"{len(side.conditions)} conditions of {side.pvals_adj.shape[-1]} genes"
 
 
 def _agreement(
@@ -183,4 +195,4 @@ def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
 
 
 def _dense(matrix: Any) -> NDArray[np.float64]:
-    return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float64)
+    return check_numbers("cells", matrix.toarray() if sparse.issparse(matrix) else matrix, ndim=2)

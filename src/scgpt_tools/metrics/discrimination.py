@@ -12,6 +12,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from scgpt_tools._lookup import lookup
+from scgpt_tools._validate import check_fits, check_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,10 @@ def pairwise(predicted: ArrayLike, true: ArrayLike, metric: Metric = "l2") -> ND
     (P, T)
     """
     compare = lookup(_PAIRWISE, metric, "metric")
-    return compare(np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64))
+    p, t = check_numbers("predicted", predicted, ndim=2), check_numbers("true", true, ndim=2)
+    if p.shape[1] != t.shape[1]:
+        raise ValueError(f"Expected `predicted` and `true` of the same genes, found {p.shape[1]} and {t.shape[1]}.")
+    return compare(p, t)
 
 
 def discrimination_score(
@@ -114,7 +118,10 @@ def prediction_rank(predicted: ArrayLike, true: ArrayLike, *, metric: Metric = "
     -------
     One rank a condition: 0 at best, about 0.5 by chance.  The divisor is the number of conditions.
     """
-    return truth_ranks(_as_distance(pairwise(predicted, true, metric), metric))
+    scores = pairwise(predicted, true, metric)
+    if len(set(scores.shape)) > 1:
+        raise ValueError(f"Expected as many predicted as true profiles, found {scores.shape[0]} and {scores.shape[1]}.")
+    return truth_ranks(_as_distance(scores, metric))
 
 
 def truth_ranks(distances: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -123,11 +130,12 @@ def truth_ranks(distances: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _excluding(predicted: ArrayLike, true: ArrayLike, metric: Metric, exclude: ArrayLike | None) -> NDArray[np.float64]:
-    p, t = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    p, t = check_numbers("predicted", predicted, ndim=2), check_numbers("true", true, ndim=2)
     if p.shape != t.shape:
         raise ValueError(f"Expected `predicted` and `true` to have the same shape, found {p.shape} and {t.shape}.")
     scores = pairwise(p, t, metric)
-    for row, left_out in enumerate([] if exclude is None else np.asarray(exclude, dtype=bool)):
+    left = [] if exclude is None else check_fits("exclude", np.asarray(exclude, dtype=bool), p.shape)
+    for row, left_out in enumerate(left):
         if left_out.any():
             scores[row] = pairwise(p[row : row + 1, ~left_out], t[:, ~left_out], metric)
     return _as_distance(scores, metric)

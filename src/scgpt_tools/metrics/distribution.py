@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scgpt_tools._validate import check_number, check_numbers
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -51,6 +53,8 @@ def mmd(first: ArrayLike, second: ArrayLike, *, bandwidths: tuple[float, ...] = 
     -------
     0 on average for equal distributions.
     """
+    for width in bandwidths:
+        check_number("bandwidths", width, above=0)
     x, y = _samples(first, second)
     both = np.concatenate([x, y])
     squares = cdist(both, both, "sqeuclidean")
@@ -84,7 +88,7 @@ def wasserstein(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
 
 
 def _samples(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    x, y = check_numbers("first", first), check_numbers("second", second)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not len(x) or not len(y):
         raise ValueError(f"Expected two samples of cells with the same genes, found shapes {x.shape} and {y.shape}.")
     return x, y

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tools._lookup import absent
+from scgpt_tools._validate import check_frame, check_texts
 from scgpt_tools.metrics.panel import METRICS, SCALES
 from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from scgpt_tools._types import RngLike
     from scgpt_tools.metrics.panel import Truth
+
+
+_COLUMNS = ("condition", "metric", "method", "value")
 
 
 def evaluation_table(
@@ -49,7 +53,9 @@ def evaluation_table(
     -------
     One row per condition, method and metric: ``condition``, ``group``, ``method``, ``metric``, ``value``.
     """
-    names = list(METRICS) if metrics is None else list(metrics)
+    if not predictions:
+        raise ValueError("Expected predictions of at least one method, found none.")
+    names = list(METRICS) if metrics is None else check_texts("metrics", metrics)
     if unknown := [name for name in names if name not in METRICS]:
         raise ValueError(absent(unknown[0], METRICS, "metric"))
     rows = []
@@ -88,6 +94,7 @@ def summarise_scores(
     count in ``n``.
     """
     keys = [*(["group"] if by_group else []), "metric", "method"]
+    check_frame("table", table, (*keys, "value"))
     rows = []
     for key, values in table.groupby(keys, sort=False)["value"]:
         own = values.dropna()
@@ -125,9 +132,10 @@ def compare_methods(
     other), ``low``, ``high``, ``win_rate``, and ``verdict``: ``"better"`` or ``"worse"`` where the interval leaves out
     0, else ``"undecided"``.
     """
+    check_frame("table", table, _COLUMNS)
     wide = table.pivot(index="condition", columns=["metric", "method"], values="value")
     methods = wide.columns.get_level_values("method")
-    for name in (method, *others):
+    for name in (method, *check_texts("others", others)):
         if name not in methods:
             raise ValueError(absent(name, sorted(set(methods)), "method"))
     rows = []
@@ -184,7 +192,11 @@ def dynamic_ranges(table: pd.DataFrame, *, ceiling: str, baseline: str) -> pd.Se
     -------
     Share by metric; one below about 0.1 to 0.2 cannot tell good predictions from bad ones.
     """
+    check_frame("table", table, _COLUMNS)
     means = table.groupby(["metric", "method"], sort=False)["value"].mean()
+    for name in (ceiling, baseline):
+        if name not in means.index.get_level_values("method"):
+            raise ValueError(absent(name, table["method"].unique(), "method"))
     return pd.Series(
         {
             metric: dynamic_range(means[metric, ceiling], means[metric, baseline], SCALES[metric].perfect)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scgpt_tools._validate import check_integer, check_numbers
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -40,7 +42,9 @@ def genetic_interactions(
     ``dcor`` (both singles and the double), ``dcor_singles``, ``dcor_first``, ``dcor_second``; ``eq_contr``, the smaller
     of the latter two over the larger.
     """
-    sides = [np.atleast_2d(np.asarray(side, dtype=np.float64)) for side in (first, second, double)]
+    check_integer("max_pairs", max_pairs)
+    given = {"first": first, "second": second, "double": double}
+    sides = [np.atleast_2d(check_numbers(name, side)) for name, side in given.items()]
     if len({side.shape for side in sides}) > 1:
         raise ValueError(f"Expected three arrays of one shape, found {[side.shape for side in sides]}.")
     rows = [_interaction(a, b, ab, max_pairs, seed) for a, b, ab in zip(*sides, strict=True)]
@@ -127,7 +131,9 @@ def distance_correlation(x: ArrayLike, y: ArrayLike) -> float:
     -------
     Between 0 and 1.
     """
-    sides = [np.asarray(side, dtype=np.float64) for side in (x, y)]
+    sides = [check_numbers("x", x), check_numbers("y", y)]
+    if len(sides[0]) != len(sides[1]):
+        raise ValueError(f"Expected as many observations of both, found {len(sides[0])} and {len(sides[1])}.")
     first, second = (_centred_distances(side if side.ndim == 2 else side[:, None]) for side in sides)
     return _correlation(first, second)
 

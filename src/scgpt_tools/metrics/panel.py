@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._validate import check_fits, check_numbers
 from scgpt_tools.metrics.discrimination import centroid_accuracy, discrimination_score
 from scgpt_tools.metrics.perturbation import cosine, direction_match, highest, l2, mae, mse, pearson, r2
 
@@ -51,6 +52,9 @@ class Truth:
                 f"Expected one profile for each of {len(self.conditions)} conditions, found an array of shape "
                 f"{self.true.shape}."
             )
+        for name in ("true", "control", "perturbed_mean", "weights"):
+            if getattr(self, name) is not None:
+                check_fits(name, check_numbers(name, getattr(self, name)), self.true.shape)
         for name in ("scores", "weights", "targets", "additive"):
             value = getattr(self, name)
             if value is not None and value.shape != self.true.shape:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from scgpt_tools._validate import check_fits, check_integer, check_numbers
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -101,7 +103,12 @@ def spread_ratio(predicted: ArrayLike, true: ArrayLike) -> Values:
 
     Far below 1 means that the predictions hardly differ between perturbations.
     """
-    return _ratio(np.std(_rows(predicted), axis=0), np.std(_rows(true), axis=0))
+    sides = _rows("predicted", predicted), _rows("true", true)
+    if sides[0].shape[1] != sides[1].shape[1]:
+        raise ValueError(
+            f"Expected `predicted` and `true` of the same genes, found {sides[0].shape[1]} and {sides[1].shape[1]}."
+        )
+    return _ratio(np.std(sides[0], axis=0), np.std(sides[1], axis=0))
 
 
 def de_weights(scores: ArrayLike) -> Values:
@@ -110,13 +117,24 @@ def de_weights(scores: ArrayLike) -> Values:
     Parameters
     ----------
     scores
-        (C, G) scores of each condition against the rest of the perturbed cells.
+        (C, G) scores of each condition against the rest of the perturbed cells.  A score is infinite where a gene has
+        two values without any variance; such a gene counts as much as the one with the largest finite score.
 
     Returns
     -------
     (C, G) weights in [0, 1]; all 1 where a condition has no difference between its scores.
+
+    Raises
+    ------
+    ValueError
+        If a score is NaN.
     """
-    size = np.abs(_rows(scores))
+    size = np.abs(np.asarray(scores, dtype=np.float64))
+    infinite = np.isinf(size)
+    size = _rows("scores", np.where(infinite, 0.0, size))
+    # Where nothing else differs, being infinite is what tells genes apart.
+    largest = np.maximum(size.max(axis=1, keepdims=True, initial=0.0), infinite.any(axis=1, keepdims=True))
+    size = np.where(infinite, largest, size)
     low, high = size.min(axis=1, keepdims=True), size.max(axis=1, keepdims=True)
     flat = high == low
     return np.where(flat, 1.0, (size - low) / np.where(flat, 1.0, high - low)) ** 2
@@ -136,6 +154,7 @@ def highest(values: ArrayLike, n: int = 1000) -> NDArray[np.bool_]:
     -------
     Mask of the same shape.
     """
+    check_integer("n", n, least=0)
     array = np.asarray(values, dtype=np.float64)
     order = np.argsort(-array, axis=-1, kind="stable")[..., :n]
     mask = np.zeros(array.shape, dtype=bool)
@@ -146,6 +165,11 @@ def highest(values: ArrayLike, n: int = 1000) -> NDArray[np.bool_]:
 def mask_of(positions: ArrayLike, n_genes: int) -> NDArray[np.bool_]:
     """Mask (C, G) from gene positions (C, k); negative positions mark nothing."""
     where = np.asarray(positions, dtype=np.int64)
+    if where.ndim != 2 or (where >= n_genes).any():
+        raise ValueError(
+            f"Expected positions below {n_genes}, a row for each condition, found shape {where.shape} and positions up "
+            f"to {where.max(initial=-1)}."
+        )
     mask = np.zeros((where.shape[0], n_genes), dtype=bool)
     rows, columns = np.nonzero(where >= 0)
     mask[rows, where[rows, columns]] = True
@@ -154,7 +178,9 @@ def mask_of(positions: ArrayLike, n_genes: int) -> NDArray[np.bool_]:
 
 def log_fold_change(means: ArrayLike, control: ArrayLike, *, pseudocount: float = 0.1) -> Values:
     """Difference of ``log2(mean + pseudocount)``, the effect that PerturBench compares."""
-    return np.log2(_rows(means) + pseudocount) - np.log2(np.asarray(control, dtype=np.float64) + pseudocount)
+    profiles = _rows("means", means)
+    base = check_fits("control", check_numbers("control", control), profiles.shape)
+    return np.log2(profiles + pseudocount) - np.log2(base + pseudocount)
 
 
 def _error(
@@ -172,20 +198,23 @@ def _prepare(
     weights: ArrayLike | None,
 ) -> tuple[Values, Values, Values]:
     """Both sides less the reference, and the weight of every value."""
-    p, t = _rows(predicted), _rows(true)
+    p, t = _rows("predicted", predicted), _rows("true", true)
     if p.shape != t.shape:
         raise ValueError(f"Expected `predicted` and `true` to have the same shape, found {p.shape} and {t.shape}.")
     if reference is not None:
-        p, t = p - np.asarray(reference, dtype=np.float64), t - np.asarray(reference, dtype=np.float64)
-    w = np.ones(p.shape) if weights is None else np.broadcast_to(np.asarray(weights, dtype=np.float64), p.shape)
-    return p, t, w if where is None else w * np.broadcast_to(np.asarray(where, dtype=bool), p.shape)
+        base = check_fits("reference", check_numbers("reference", reference), p.shape)
+        p, t = p - base, t - base
+    w = np.ones(p.shape)
+    if weights is not None:
+        w = check_fits("weights", check_numbers("weights", weights), p.shape)
+        if (w < 0).any():
+            raise ValueError(f"Expected `weights` that are not negative, found {w.min()}.")
+    return p, t, w if where is None else w * check_fits("where", np.asarray(where, dtype=bool), p.shape)
 
 
-def _rows(values: ArrayLike) -> Values:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 2:
-        raise ValueError(f"Expected conditions by genes, found an array of shape {array.shape}.")
-    return array
+def _rows(name: str, values: ArrayLike) -> Values:
+    """Conditions by genes, finite."""
+    return check_numbers(name, values, ndim=2)
 
 
 def _centred(values: Values, weights: Values) -> Values:

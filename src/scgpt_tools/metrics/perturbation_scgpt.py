@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._validate import check_numbers
 from scgpt_tools.metrics.perturbation import mask_of, pearson
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def scgpt_metrics(
     ``pearson``, ``pearson_de``, ``pearson_delta`` and ``pearson_de_delta``; NaN in all four for a condition whose true
     mean is 0 everywhere.
     """
-    t = np.asarray(true, dtype=np.float64)
+    t = check_numbers("true", true, ndim=2)
     genes = t != 0 if non_zero_genes else np.ones(t.shape, dtype=bool)
     de = mask_of(top, t.shape[1])
     scores = {

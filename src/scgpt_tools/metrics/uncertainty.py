@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgpt_tools._validate import as_generator, check_fraction
+from scgpt_tools._validate import as_generator, check_fraction, check_integer, check_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -38,6 +38,7 @@ def bootstrap_interval(
     Lower and upper end; NaN with less than two scores, which say nothing about the spread.
     """
     check_fraction("level", level, zero=False, one=False)
+    check_integer("draws", draws)
     scores = _finite(values)
     if scores.size < 2:
         return np.nan, np.nan
@@ -82,6 +83,10 @@ def paired_difference(
     -------
     The difference with its interval.
     """
+    if np.shape(values) != np.shape(other):
+        raise ValueError(
+            f"Expected scores of the same conditions, found shapes {np.shape(values)} and {np.shape(other)}."
+        )
     difference = _finite(np.asarray(values, dtype=np.float64) - np.asarray(other, dtype=np.float64))
     if difference.size == 0:
         return PairedDifference(0, np.nan, np.nan, np.nan, np.nan)
@@ -112,4 +117,4 @@ def dynamic_range(ceiling: float, baseline: float, perfect: float) -> float:
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
     scores = np.asarray(values, dtype=np.float64)
-    return scores[~np.isnan(scores)]
+    return check_numbers("values", scores[~np.isnan(scores)])
