@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._keys import PredictionKeys, RankingKeys
+from scgpt_tools._keys import OWN_CONDITION, PredictionKeys, RankingKeys
 from scgpt_tools._lookup import absent, lookup
-from scgpt_tools._validate import check_integer, check_key
+from scgpt_tools._validate import check_key, check_type
 from scgpt_tools.data.conditions import control_mask, read_conditions
 from scgpt_tools.metrics.perturbation import pearson
 from scgpt_tools.pl._style import PALETTE, axes, finish
-from scgpt_tools.tokens.perturbations import condition_genes, condition_key
+from scgpt_tools.tokens.perturbations import CONTROL, condition_genes, condition_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -35,7 +38,7 @@ def perturbation_de(
     perturbation: str,
     *,
     predicted: str = "predicted",
-    key: str = "condition",
+    key: str | None = "condition",
     de_key: str = "perturbation_de",
     genes: Sequence[str] | None = None,
     n_genes: int = 20,
@@ -50,7 +53,8 @@ def perturbation_de(
     """Show the genes that a perturbation changes most: control, observed and predicted cells.
 
     Boxes hold the middle half of the cells, whiskers 5 to 95 %, relative to the mean of the controls.  Predictions vary
-    less than cells, for what a model predicts is a mean.  Perturbed genes bear a star.
+    less than cells, for what a model predicts is a mean.  Perturbed genes bear a star.  A perturbation that no cell has
+    is shown beside the controls only.
 
     Parameters
     ----------
@@ -61,9 +65,11 @@ def perturbation_de(
     predicted
         Layer of :func:`scgpt_tools.tl.predict_perturbation`, or the beginning of the names of several.
     key
-        Column of ``obs`` with the conditions.
+        Column of ``obs`` with the conditions; ``None`` takes all cells for controls.
     de_key
-        Key of ``uns`` that :func:`scgpt_tools.pp.perturbation_de` wrote, which chooses the genes.
+        Key of ``uns`` that :func:`scgpt_tools.pp.perturbation_de` wrote, which chooses the genes.  Without that
+        ranking, and for a perturbation that no cell has, those with the largest predicted change are shown, which the
+        figure says.
     genes
         Genes to show instead.
     n_genes
@@ -82,20 +88,25 @@ def perturbation_de(
     Raises
     ------
     KeyError
-        If a column, layer, gene or the ranking is absent; the message lists what is there.
+        If a column, layer, gene or a ranking that is not the usual one is absent; the message lists what is there.
     ValueError
-        If no cell has the perturbation, or none of its cells has a prediction.
+        If there are no controls, neither cells nor predictions have the perturbation, or predictions are not finite.
     """
+    check_arguments(perturbation_de, locals())
     cells = _Compared.read(adata, perturbation, predicted=predicted, key=key, layer=layer)
-    chosen = _top_genes(adata, cells.condition, de_key, n_genes) if genes is None else list(genes)
+    chosen = list(genes) if genes is not None else _ranked_genes(adata, cells, de_key, n_genes)
+    by_prediction = chosen is None
+    if chosen is None:
+        chosen = _largest_changes(adata, cells, n_genes)
     columns = [column_of(adata, gene) for gene in chosen]
     ax = axes(ax, figsize=figsize or (max(4.0, 1.5 + 0.42 * len(chosen)), 3.6))
     centre = cells.control[:, columns].mean(axis=0)
-    for number, (kind, colour) in enumerate(KINDS.items()):
+    kinds = {kind: colour for kind, colour in KINDS.items() if len(getattr(cells, kind))}
+    for number, (kind, colour) in enumerate(kinds.items()):
         values = getattr(cells, kind)[:, columns] - centre
         boxes = ax.boxplot(
             list(values.T),
-            positions=np.arange(len(chosen)) + 0.27 * (number - 1),
+            positions=np.arange(len(chosen)) + 0.27 * (number - (len(kinds) - 1) / 2),
             widths=0.22,
             whis=(5, 95),
             showfliers=False,
@@ -116,7 +127,9 @@ def perturbation_de(
     ax.set(ylabel="change from control mean", xlim=(-0.6, len(chosen) - 0.4))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small", borderpad=0.2)
-    ax.set_title(title or "+".join(condition_genes(cells.condition)), loc="left", pad=24)
+    if by_prediction:
+        ax.set_xlabel("genes with the largest predicted change")
+    ax.set_title(title or cells.title, loc="left", pad=24)
     return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
@@ -166,9 +179,15 @@ def perturbation_scatter(
     KeyError
         If a column or layer is absent; the message lists what is there.
     ValueError
-        If no cell has the perturbation, or none of its cells has a prediction.
+        If no cell has the perturbation, there are no controls, or predictions are not finite.
     """
+    check_arguments(perturbation_scatter, locals())
     cells = _Compared.read(adata, perturbation, predicted=predicted, key=key, layer=layer)
+    if not len(cells.observed):
+        raise ValueError(
+            f"Expected cells with the perturbation {perturbation!r} in obs[{key!r}] to compare with, found predictions "
+            "only. pl.perturbation_de shows those."
+        )
     centre = cells.control.mean(axis=0)
     observed, found = cells.observed.mean(axis=0) - centre, cells.predicted.mean(axis=0) - centre
     targets = np.isin(adata.var_names, condition_genes(cells.condition))
@@ -186,7 +205,7 @@ def perturbation_scatter(
     ax.annotate(f"Pearson {score:.2f}", (0.03, 0.97), xycoords="axes fraction", va="top", fontsize="small")
     ax.set(xlabel="observed change", ylabel="predicted change")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title(title or "+".join(condition_genes(cells.condition)), loc="left")
+    ax.set_title(title or cells.title, loc="left")
     return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
@@ -196,38 +215,83 @@ class _Compared(NamedTuple):
     condition: str
     control: NDArray[np.float64]
     observed: NDArray[np.float64]
+    """No row where no cell has the perturbation."""
     predicted: NDArray[np.float64]
 
+    @property
+    def title(self) -> str:
+        name = "+".join(condition_genes(self.condition))
+        return name if len(self.observed) else f"{name} (no observed cells)"
+
     @classmethod
-    def read(cls, adata: AnnData, perturbation: str, *, predicted: str, key: str, layer: str | None) -> _Compared:
-        conditions = read_conditions(adata, key)
+    def read(
+        cls, adata: AnnData, perturbation: str, *, predicted: str, key: str | None, layer: str | None
+    ) -> _Compared:
+        check_type("adata", adata, AnnData)
+        conditions = np.full(adata.n_obs, CONTROL, dtype=object) if key is None else read_conditions(adata, key)
+        controls = np.flatnonzero(control_mask(conditions))
+        if not controls.size:
+            raise ValueError(f"Expected control cells (label 'ctrl' in obs[{key!r}]) to compare with, found none.")
+        if not condition_genes(perturbation):
+            raise ValueError(f"Expected `perturbation` to name genes such as 'KLF1', found {perturbation!r}.")
         kinds = {condition_key(kind): kind for kind in sorted(set(conditions)) if condition_genes(kind)}
-        condition = lookup(kinds, condition_key(perturbation), "perturbation")
-        own, controls = np.flatnonzero(conditions == condition), np.flatnonzero(control_mask(conditions))
-        name = PredictionKeys(predicted).layer_of("+".join(condition_genes(condition)))
-        name = name if name in adata.layers else check_key(adata.layers, predicted, "layers")
-        found = adata.layers[name]
+        layers = _recorded_layers(adata, predicted)
+        wanted = condition_key(perturbation)
+        if wanted not in kinds and wanted not in layers:
+            listed = {"+".join(condition_genes(name)): name for name in (*kinds, *layers)}
+            raise ValueError(
+                absent("+".join(condition_genes(perturbation)), listed, "perturbation, of cells or predicted,")
+            )
+        condition = kinds.get(wanted, wanted)
+        own = np.flatnonzero(conditions == condition)
+        name = layers[wanted] if wanted in layers else check_key(adata.layers, predicted, "layers")
         # Where the perturbation was asked for, its prediction stands at the controls.
-        rows = own if not np.isnan(_dense(found[own])).any() else controls
-        values = _dense(found[rows])
-        if np.isnan(values).any():
-            raise ValueError(f"Expected predictions of {perturbation!r} in layers[{name!r}], found NaN.")
-        if rows is controls and adata.uns.get(predicted, {}).get("perturbations") is not None:
-            _check_recorded(adata.uns[predicted], name, condition)
+        rows = own if own.size and np.isfinite(values := dense(adata.layers[name][own])).all() else controls
+        if rows is controls:
+            values = dense(adata.layers[name][controls])
+            _check_recorded(adata.uns.get(predicted), name, condition)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"Expected predictions of {perturbation!r} in layers[{name!r}], found NaN or infinite numbers. Run "
+                "tl.predict_perturbation with it among `perts`."
+            )
         if layer is not None:
             check_key(adata.layers, layer, "layers")
         matrix = adata.X if layer is None else adata.layers[layer]
-        return cls(condition, _dense(matrix[controls]), _dense(matrix[own]), values)
+        return cls(condition, dense(matrix[controls]), dense(matrix[own]), values)
+
+
+def _recorded_layers(adata: AnnData, predicted: str) -> dict[str, str]:
+    """Layer of every perturbation that was asked for by name, by a spelling that no order of genes changes."""
+    found = {}
+    for layer in adata.layers:
+        if layer is not None and layer.startswith(beginning := PredictionKeys(predicted).layer_of("")):
+            with suppress(ValueError):
+                found[condition_key(layer.removeprefix(beginning))] = layer
+    for layer, perturbation in _record(adata.uns.get(predicted)).items():
+        if layer in adata.layers:
+            with suppress(ValueError):
+                found[condition_key(perturbation)] = layer
+    return found
+
+
+def _record(record: Any) -> dict[str, str]:
+    """Layer to perturbation, as tl.predict_perturbation leaves it."""
+    if not isinstance(record, Mapping) or not {"layers", "perturbations"} <= set(record):
+        return {}
+    pairs = zip(map(str, record["layers"]), map(str, record["perturbations"]), strict=False)
+    return {layer: name for layer, name in pairs if name != OWN_CONDITION}
 
 
 def _check_recorded(record: Any, layer: str, condition: str) -> None:
     """A layer at the controls belongs to one perturbation, which may be another one than is asked for."""
-    recorded = dict(zip(map(str, record["layers"]), map(str, record["perturbations"]), strict=True)).get(layer)
-    if recorded is not None and condition_key(condition_genes(recorded)) != condition_key(condition):
+    recorded = _record(record).get(layer)
+    if recorded is not None and condition_key(recorded) != condition_key(condition):
         raise ValueError(f"Expected predictions of {condition!r} in layers[{layer!r}], found those of {recorded!r}.")
 
 
-def _dense(matrix: Any) -> NDArray[np.float64]:
+def dense(matrix: Any) -> NDArray[np.float64]:
+    """A matrix as a dense array."""
     return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float64)
 
 
@@ -238,14 +302,27 @@ def column_of(adata: AnnData, gene: str) -> int:
     return int(adata.var_names.get_indexer([gene])[0])
 
 
-def _top_genes(adata: AnnData, condition: str, de_key: str, n: int) -> list[str]:
-    check_integer("n_genes", n)
+def _ranked_genes(adata: AnnData, cells: _Compared, de_key: str, n: int) -> list[str] | None:
+    """First genes of the ranking; ``None`` where there is none of a perturbation that need not have one."""
     keys = RankingKeys(de_key)
     if keys.uns not in adata.uns:
+        if de_key == RankingKeys().uns:
+            return None
         raise KeyError(f"{absent(keys.uns, adata.uns, 'key in `uns`:')} Run pp.perturbation_de first, or pass `genes`.")
     names = adata.uns[keys.uns]["names"]
-    groups = {group: group for group in names.dtype.names}
-    return [str(gene) for gene in names[lookup(groups, condition, "ranked condition", error=KeyError)][:n]]
+    groups = {}
+    for group in names.dtype.names:
+        with suppress(ValueError):
+            groups[condition_key(group)] = group
+    if not len(cells.observed) and condition_key(cells.condition) not in groups:
+        return None
+    group = lookup(groups, condition_key(cells.condition), "ranked condition", error=KeyError)
+    return [str(gene) for gene in names[group][:n]]
+
+
+def _largest_changes(adata: AnnData, cells: _Compared, n: int) -> list[str]:
+    change = np.abs(cells.predicted.mean(axis=0) - cells.control.mean(axis=0))
+    return [str(adata.var_names[column]) for column in np.argsort(-change, kind="stable")[:n]]
 
 
 def _name_points(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], names: list[str], n: int) -> None:

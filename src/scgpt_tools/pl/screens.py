@@ -6,28 +6,28 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from anndata import AnnData
 from scipy.cluster.hierarchy import leaves_list, linkage
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._lookup import absent, lookup
-from scgpt_tools._validate import check_integer, check_key
+from scgpt_tools._validate import check_finite, check_key, check_type
 from scgpt_tools.metrics.evaluation import summarise_scores
 from scgpt_tools.metrics.panel import SCALES
+from scgpt_tools.metrics.scores import PerturbationScores
 from scgpt_tools.pl._style import PALETTE, axes, finish
-from scgpt_tools.pl.perturbation import column_of
+from scgpt_tools.pl.perturbation import column_of, dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
     import pandas as pd
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-    from scgpt_tools.metrics.scores import PerturbationScores
 
 ROLES = {"model": PALETTE["vermilion"], "baseline": PALETTE["blue"], "ceiling": PALETTE["black"]}
 """Colour of each kind of method."""
@@ -93,7 +93,8 @@ def perturbation_benchmark(
     ValueError
         If a metric or the group is not in the table, or ``ax`` is given for several metrics.
     """
-    check_integer("ncols", ncols)
+    check_arguments(perturbation_benchmark, locals())
+    check_type("scores", scores, PerturbationScores)
     table = scores.table
     there = list(table["metric"].unique())
     names = [name for name in _BENCHMARK if name in there] or there if metrics is None else list(metrics)
@@ -167,13 +168,23 @@ def perturbation_heatmap(
     ------
     KeyError
         If the layer, a gene or a perturbation is absent; the message lists what is there.
+    ValueError
+        If an effect is not finite; the message names the first perturbation.
     """
-    check_integer("n_genes", n_genes)
+    check_arguments(perturbation_heatmap, locals())
+    check_type("screened", screened, AnnData)
+    if not screened.n_obs or not screened.n_vars:
+        raise ValueError(f"Expected perturbations and genes to show, found a table of shape {screened.shape}.")
     check_key(screened.layers, layer, "layers")
     row_of = {name: row for row, name in enumerate(screened.obs_names)}
     wanted = list(row_of) if perturbations is None else list(perturbations)
     rows = [lookup(row_of, name, "perturbation", error=KeyError) for name in wanted]
-    effects = np.asarray(screened.layers[layer])[rows]
+    effects = dense(screened.layers[layer])[rows]
+    check_finite(
+        f"layers[{layer!r}]",
+        effects,
+        f"The first is {wanted[_first_bad(effects)]!r}. Leave it out, or predict it again.",
+    )
     if genes is None:
         # What every perturbation does alike tells none from another.
         columns = np.argsort(-effects.std(axis=0) if len(rows) > 1 else -np.abs(effects[0]), kind="stable")[:n_genes]
@@ -185,7 +196,7 @@ def perturbation_heatmap(
         shown, columns = shown[np.ix_(by_row, by_column)], columns[by_column]
         wanted = [wanted[row] for row in by_row]
     ax = axes(ax, figsize=figsize or (2.2 + 0.22 * len(columns), 1.4 + 0.2 * len(wanted)))
-    largest = float(np.quantile(np.abs(shown), 0.99)) if limit is None else limit
+    largest = (float(np.quantile(np.abs(shown), 0.99)) or float(np.abs(shown).max()) or 1.0) if limit is None else limit
     image = ax.imshow(shown, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
     ax.set_xticks(
         range(len(columns)), [str(name) for name in screened.var_names[columns]], fontsize="small", rotation=90
@@ -199,6 +210,10 @@ def perturbation_heatmap(
     figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02, label=unit)
     ax.set_title(title or "", loc="left")
     return finish(ax, show=show, save=save, return_fig=return_fig)
+
+
+def _first_bad(effects: NDArray[np.float64]) -> int:
+    return int((~np.isfinite(effects)).any(axis=1).argmax())
 
 
 def _panels(n: int, ncols: int, n_methods: int, figsize: tuple[float, float] | None) -> list[Axes]:
