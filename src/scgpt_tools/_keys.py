@@ -212,6 +212,10 @@ class AnnotateKeys(_Named):
         return f"{self.key}_distances"
 
 
+OWN_CONDITION = "own condition"
+"""What :func:`scgpt_tools.tl.predict_perturbation` records instead of a perturbation where each cell has its own."""
+
+
 @dataclass(frozen=True)
 class PredictionKeys(_Named):
     """What :func:`scgpt_tools.tl.predict_perturbation` writes; to ``uns`` also the perturbations."""

@@ -53,8 +53,8 @@ def test_labels_that_make_no_screen_are_refused(labels, message):
 
 def test_counts_check_the_parsing():
     parse(["ctrl", "A+B", "A"], counts=np.array([1, 2, 1]))
-    with pytest.raises(ValueError, match=r"found 1 in 'A_B' instead of 2 \(1 cells"):
-        parse(["ctrl", "A_B", "A"], counts=np.array([0, 2, 1]), missing="ignore")
+    with pytest.raises(ValueError, match=r"found 1 in 'A-B' instead of 2 \(1 cells"):
+        parse(["ctrl", "A-B", "A"], counts=np.array([0, 2, 1]), missing="ignore")
 
 
 def test_cells_without_a_label_are_counted():

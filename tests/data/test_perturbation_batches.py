@@ -129,6 +129,7 @@ def test_pairs_are_taken_or_drawn(cells):
     expected = pair_controls(conditions == "ctrl", cells.obs_names, contexts=cells.obs["batch"], seed=4)
     np.testing.assert_array_equal(drawn, expected)
     cells.obsm["mine"] = np.zeros((cells.n_obs, 1), dtype=int) + int(np.flatnonzero(conditions != "ctrl")[0])
+    cells.uns["mine"] = cells.uns["ctrl_indices"]
     with pytest.raises(ValueError, match="pairs with controls only"):
         paired_controls(cells, conditions, pairs="mine")
     with pytest.raises(KeyError, match=r"Run pp\.pair_controls first"):

@@ -188,7 +188,7 @@ def test_shares_are_checked(bad):
 
 
 def test_a_text_is_not_a_list_of_genes():
-    with pytest.raises(TypeError, match="sequence of names"):
+    with pytest.raises(TypeError, match="list of texts"):
         SplitOptions(test_genes="G01_G02")
 
 

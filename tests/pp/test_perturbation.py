@@ -77,9 +77,9 @@ FAILURES = {
     "wrong parts": (
         lambda a: pp.perturbation_split(a, "custom", parts={"holdout": ["G0"]}), ValueError, "found \\['holdout'\\]",
     ),
-    "names as text": (lambda a: pp.perturbation_split(a, test_genes="G0"), TypeError, "sequence of names"),
+    "names as text": (lambda a: pp.perturbation_split(a, test_genes="G0"), TypeError, "list of texts"),
     "no group": (lambda a: pp.cell_split(a, "batch", test=["z"]), ValueError, "no group 'z'"),
-    "share as group": (lambda a: pp.cell_split(a, "batch", test=0.2), TypeError, "sequence of names"),
+    "share as group": (lambda a: pp.cell_split(a, "batch", test=0.2), TypeError, "list of texts"),
     "group as share": (lambda a: pp.cell_split(a, test=["a"]), TypeError, "Expected shares"),
 }  # fmt: skip
 
@@ -130,6 +130,10 @@ def test_pairs_are_refused_once_the_cells_have_changed():
     for changed in (adata[:50].copy(), adata[::-1].copy()):
         with pytest.raises(ValueError, match="Run pp.pair_controls again"):
             read_pairs(changed)
+    outside = adata.copy()
+    outside.obsm["ctrl_indices"][0] = adata.n_obs
+    with pytest.raises(ValueError, match="outside of the table"):
+        read_pairs(outside)
     with pytest.raises(KeyError, match="Run pp.pair_controls first"):
         read_pairs(screen(4))
 
@@ -159,3 +163,54 @@ def test_backed_tables(step, tmp_path):
     STEPS[step](adata)
     assert backed.obs.equals(adata.obs)
     backed.file.close()
+
+
+def test_pairs_of_joined_tables_are_refused():
+    """Joining drops `uns`, so that rows of the second table would name cells of the first."""
+    parts = [screen(3, seed=seed) for seed in (0, 1)]
+    for number, part in enumerate(parts):
+        part.obs_names = [f"{number}-{name}" for name in part.obs_names]
+        pp.pair_controls(part)
+    joined = ad.concat(parts)
+    assert "ctrl_indices" in joined.obsm
+    with pytest.raises(ValueError, match="Expected a record.*Run pp.pair_controls again"):
+        read_pairs(joined)
+
+
+def test_rankings_have_one_group_for_a_set_of_genes():
+    adata = screen(6)
+    labels = adata.obs["condition"].astype(object).to_numpy()
+    labels[np.flatnonzero(labels == "G0+G1")[::2]] = "G1+G0"
+    adata.obs["condition"] = labels
+    with pytest.warns(UserWarning, match=r"'G1\+G0'.*are taken for 'G0\+G1'"):
+        pp.perturbation_de(adata)
+    groups = adata.uns["perturbation_de"]["names"].dtype.names
+    assert len(groups) == len(CONDITIONS) - 1
+    assert "G1+G0" not in groups
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"within": "batch"}, r"Expected no obs\['cell_type'\]"),
+        ({"control": "mine"}, {"within": "cell_type"}, r"Expected no obs\['control'\]"),
+        ({"cell_type": "T/NK cell"}, {"within": "cell_type"}, "without '/'"),
+        ({}, {"within": "cell_type", "key_added": "a/b"}, "without '/'"),
+        ({}, {"within": "cell_type", "key_added": 5}, "Expected `key_added` to be a text"),
+    ],
+    ids=["other context", "own column", "slash", "slash in key", "number as key"],
+)
+def test_entries_of_gears_take_no_other_place(change, options, message):
+    adata = screen(4)
+    for name, value in change.items():
+        adata.obs[name] = value
+    before = content(adata)
+    with pytest.raises((ValueError, TypeError), match=message):
+        pp.perturbation_de(adata, gears=True, **options)
+    assert_same(before, content(adata))
+
+
+def test_entries_of_gears_can_be_written_again():
+    adata = screen(4)
+    for _ in range(2):
+        pp.perturbation_de(adata, within="cell_type", gears=True)

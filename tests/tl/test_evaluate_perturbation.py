@@ -172,7 +172,7 @@ def test_bad_input(cells, truth, model):
         sct.tl.evaluate_perturbation(cells, truth.drop(columns="G9"))
     with pytest.raises(ValueError, match=r"finite predictions of 'prediction', found NaN .* in \['G0\+G6'\]"):
         sct.tl.evaluate_perturbation(cells, truth.drop(index="G0+G6").reindex(truth.index))
-    with pytest.raises(ValueError, match="found NaN. Predict with perts=None"):
+    with pytest.raises(ValueError, match="found NaN or infinite numbers. Predict with perts=None"):
         sct.tl.predict_perturbation(cells, "G0", model)
         sct.tl.evaluate_perturbation(cells, "predicted")
     with pytest.raises(ValueError, match="no token for G4"):

@@ -169,7 +169,7 @@ def _without_controls(adata):
 BAD = {
     "unknown gene": (lambda adata: adata, {"perts": "GENE0"}, "no token for GENE0"),
     "unknown gene in a combination": (lambda adata: adata, {"perts": ["G1", "G0+NOPE"]}, "no token for NOPE"),
-    "no perturbation": (lambda adata: adata, {"perts": []}, "at least one perturbation"),
+    "no perturbation": (lambda adata: adata, {"perts": []}, "Expected `perts` to name at least 1"),
     "control as perturbation": (lambda adata: adata, {"perts": "ctrl"}, "to name genes"),
     "counts": (_counts, {"perts": "G0"}, "Expected log-normalised expression"),
     "counts, own condition": (_counts, {"perts": None}, "Expected log-normalised expression"),

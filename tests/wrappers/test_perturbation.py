@@ -10,6 +10,7 @@ import torch
 
 import scgpt_tools as sct
 from scgpt_tools import PerturbationData, scGPTConfig, scGPTPerturbationModel
+from scgpt_tools.data.annotations import checksum_of_cells
 
 GENES = [f"G{i}" for i in range(40)]
 
@@ -102,6 +103,8 @@ def test_a_perturbation_changes_the_prediction(build, dataset):
     told.obs["condition"] = ["G0+ctrl", *["ctrl"] * (told.n_obs - 1)]
     told.obsm["ctrl_indices"] = np.r_[1, 1 : told.n_obs][:, None]
     controls.obsm["ctrl_indices"] = np.arange(controls.n_obs)[:, None]
+    for table in (told, controls):
+        table.uns["ctrl_indices"] = {"cells": checksum_of_cells(table)}
     assert not np.allclose(model.predict_perturbation(told)[0], model.predict_perturbation(controls)[1])
 
 

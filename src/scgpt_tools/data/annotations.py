@@ -7,6 +7,7 @@ behind :mod:`scgpt_tools.pp` and :class:`~scgpt_tools.data.perturbation_data.Per
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +16,21 @@ import pandas as pd
 
 from scgpt_tools._keys import ConditionKeys, PairKeys, RankingKeys, SplitKeys
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_choice, check_integer, check_key
+from scgpt_tools._validate import check_choice, check_integer, check_key, check_key_name
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.conditions import (
     context_labels,
     control_mask,
     parse_labels,
     read_conditions,
-    read_labels,
+    read_texts,
 )
 from scgpt_tools.data.pairing import pair_controls, pair_controls_gears
 from scgpt_tools.data.ranking import gears_lists, gears_names, rank_genes
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.splits import PARTS
 from scgpt_tools.tokens.names import column_names
-from scgpt_tools.tokens.perturbations import PERTURBED, UNTOUCHED
+from scgpt_tools.tokens.perturbations import FLAGS, PERTURBED, UNTOUCHED
 from scgpt_tools.tokens.units import describe_values
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools.data.splits import ConditionSplit, Draw
-    from scgpt_tools.tokens.perturbations import ConditionStyle, Missing
+    from scgpt_tools.tokens.perturbations import ConditionStyle, Direction, Missing
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +53,16 @@ def annotate_conditions(
     genes: str | None = None,
     count_key: str | None = None,
     missing: Missing = "warn",
+    direction: Direction | None = None,
     key_added: str = "condition",
 ) -> None:
     """Read the labels of a column and write them in GEARS' spelling; see :func:`scgpt_tools.pp.parse_conditions`."""
     keys = ConditionKeys(key_added)
-    counts = None if count_key is None else adata.obs[check_key(adata.obs, count_key, "obs")].to_numpy(dtype=float)
+    if direction is not None:
+        check_choice("direction", direction, tuple(FLAGS))
+    counts = None if count_key is None else _numbers(adata, count_key)
     names = [name for name in column_names(adata.var, genes) if name is not None]
-    found = parse_labels(read_labels(adata, key), style, names, counts=counts, missing=missing)
+    found = parse_labels(read_texts(adata, key), style, names, counts=counts, missing=missing)
     logger.info(
         "found %d conditions with %d perturbed genes, %d of them without a column, and %d control cells",
         pd.unique(found.labels).size,
@@ -76,8 +81,20 @@ def annotate_conditions(
         },
         "genes": np.array(found.genes, dtype=object),
         "missing_genes": np.array(found.missing, dtype=object),
-        "flags": {"untouched": UNTOUCHED, "perturbed": PERTURBED},
+        "flags": {"untouched": UNTOUCHED, "perturbed": PERTURBED if direction is None else FLAGS[direction]},
+        **({} if direction is None else {"direction": direction}),
     }
+
+
+def _numbers(adata: AnnData, key: str) -> NDArray[np.float64]:
+    column = adata.obs[check_key(adata.obs, key, "obs")]
+    numbers = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=float)
+    if np.isnan(numbers).any():
+        raise ValueError(
+            f"Expected the number of perturbed genes of every cell in obs[{key!r}], found "
+            f"{column.iloc[int(np.isnan(numbers).argmax())]!r}."
+        )
+    return numbers
 
 
 def annotate_pairs(
@@ -93,6 +110,7 @@ def annotate_pairs(
     """Draw a control for every perturbed cell; see :func:`scgpt_tools.pp.pair_controls`."""
     keys = PairKeys(key_added)
     check_integer("n", n)
+    check_integer("seed", seed, least=0)
     check_choice("draw", draw, ("stable", "gears"))
     if draw == "gears" and within is not None:
         raise ValueError("Expected no `within` with draw='gears', which draws over all cells; found it given.")
@@ -106,7 +124,7 @@ def annotate_pairs(
     columns = [within] if isinstance(within, str) else list(within or ())
     adata.uns[keys.uns] = {
         "params": {"key": key, "within": np.array(columns, dtype=object), "n": n, "seed": seed, "draw": draw},
-        "cells": _checksum(adata),
+        "cells": checksum_of_cells(adata),
     }
 
 
@@ -134,32 +152,48 @@ def read_pairs(adata: AnnData, key: str = "ctrl_indices") -> NDArray[np.int64]:
     keys = PairKeys(key)
     if keys.obsm not in adata.obsm:
         raise KeyError(f"{absent(keys.obsm, adata.obsm, 'key in `obsm`:')} Run pp.pair_controls first.")
-    pairs = np.asarray(adata.obsm[keys.obsm], dtype=np.int64)
-    recorded = adata.uns.get(keys.uns, {}).get("cells")
-    if recorded is not None and recorded != _checksum(adata):
+    record = adata.uns.get(keys.uns)
+    recorded = record.get("cells") if isinstance(record, Mapping) else None
+    if recorded is None:
+        raise ValueError(
+            f"Expected a record in uns[{key!r}] of the cells for which obsm[{key!r}] was drawn, found none: tables that "
+            "were joined or made by others lack it, and their rows may name other cells. Run pp.pair_controls again."
+        )
+    if recorded != checksum_of_cells(adata):
         raise ValueError(
             f"Expected the cells for which obsm[{key!r}] was drawn, found others: the rows it holds now name other "
             "cells. Run pp.pair_controls again."
         )
-    return pairs
+    pairs = np.asarray(adata.obsm[keys.obsm])
+    if pairs.ndim != 2 or not np.issubdtype(pairs.dtype, np.integer) or not _are_rows(pairs, adata.n_obs):
+        raise ValueError(
+            f"Expected rows of cells in obsm[{key!r}], found {pairs.dtype} of shape {pairs.shape}"
+            f"{'' if _are_rows(pairs, adata.n_obs) else ', some of them outside of the table'}. Run pp.pair_controls again."
+        )
+    return pairs.astype(np.int64, copy=False)
 
 
-def annotate_split(adata: AnnData, key: str, split: ConditionSplit, params: dict[str, Any], *, key_added: str) -> None:
-    """Write the part of every cell; see :func:`scgpt_tools.pp.perturbation_split`."""
+def _are_rows(pairs: NDArray[Any], n: int) -> bool:
+    return bool(((pairs >= 0) & (pairs < n)).all())
+
+
+def annotate_split(
+    adata: AnnData,
+    key: str,
+    conditions: NDArray[Any],
+    split: ConditionSplit,
+    params: dict[str, Any],
+    *,
+    key_added: str,
+) -> None:
+    """Write the part of every cell, from the conditions in one column; see :func:`scgpt_tools.pp.perturbation_split`."""
     keys = SplitKeys(key_added)
-    conditions = read_conditions(adata, key)
     codes, kinds = pd.factorize(conditions)
     parts = split.assignment()
     groups = {name: group for part in split.subgroups.values() for group, own in part.items() for name in own}
     part = pd.Categorical(np.array([parts.get(kind) for kind in kinds], dtype=object)[codes], categories=list(PARTS))
     group = pd.Categorical(np.array([groups.get(kind) for kind in kinds], dtype=object)[codes])
-    for name in ("val", "test"):
-        sizes = ", ".join(f"{len(own)} {group}" for group, own in split.subgroups[name].items() if own)
-        digest = split.digest(name)
-        logger.info("%s: %d conditions (%s), hash %s", name, len(getattr(split, name)), sizes or "none", digest[:16])
-    adata.obs[keys.obs] = part
-    adata.obs[keys.obs_subgroup] = group
-    adata.uns[keys.uns] = {
+    record: dict[str, Any] = {
         "params": {"key": key, "method": split.method, "draw": split.draw} | params,
         "hash": {name: split.digest(name) for name in ("train", "val", "test")},
         "conditions": {name: np.array(getattr(split, name), dtype=object) for name in (*PARTS, "dropped")},
@@ -167,6 +201,20 @@ def annotate_split(adata: AnnData, key: str, split: ConditionSplit, params: dict
         f"{name}_subgroup": {group: np.array(own, dtype=object) for group, own in found.items()}
         for name, found in split.subgroups.items()
     }
+    for name in ("val", "test"):
+        sizes = ", ".join(f"{len(own)} {group}" for group, own in split.subgroups[name].items() if own)
+        logger.info(
+            "%s: %d conditions (%s), hash %s", name, len(getattr(split, name)), sizes or "none", split.digest(name)[:16]
+        )
+    missing = [verb for verb in split.empty() if verb != "validate on" or params.get("val_fraction") != 0]
+    if missing:
+        warn_user(
+            f"Expected conditions to {' and to '.join(missing)}, found none: of the {len(kinds)} conditions the split "
+            f"{split.method!r} leaves none for that. Choose another seed, larger shares or another method."
+        )
+    adata.obs[keys.obs] = part
+    adata.obs[keys.obs_subgroup] = group
+    adata.uns[keys.uns] = record
 
 
 def annotate_ranking(
@@ -185,14 +233,21 @@ def annotate_ranking(
         raise ValueError("Expected `within` to name the column of cell types with gears=True, found None.")
     conditions = read_conditions(adata, key)
     contexts = context_labels(adata, within)
+    columns = _gears_columns(adata, conditions, contexts) if gears and contexts is not None else {}
     cells = log_values(adata, layer)
     ranking = rank_genes(cells, conditions, contexts=contexts, method=method)
     params = {"groupby": key, "reference": "ctrl", "method": method, "use_raw": False, "layer": layer}
     params |= {"corr_method": "benjamini-hochberg", "within": within}
-    result = ranking.as_scanpy(list(adata.var_names), params)
-    if gears and contexts is not None:
-        _annotate_gears(adata, conditions, contexts, cells, ranking)
-    adata.uns[keys.uns] = result
+    found = {keys.uns: ranking.as_scanpy(list(adata.var_names), params)}
+    if columns:
+        found |= _gears_entries(adata, cells, conditions, ranking, columns)
+    # Everything is computed: a call that fails leaves no half of its results behind.
+    for column, values in columns.items():
+        adata.obs[column] = values
+    if columns and "gene_name" not in adata.var:
+        adata.var["gene_name"] = adata.var_names.to_numpy(dtype=object)
+    for name, value in found.items():
+        adata.uns[name] = value
 
 
 def log_values(adata: AnnData, layer: str | None = None) -> Any:
@@ -225,22 +280,38 @@ def log_values(adata: AnnData, layer: str | None = None) -> Any:
     return source.take(np.arange(len(source)))
 
 
-def _annotate_gears(adata: AnnData, conditions: NDArray[Any], contexts: NDArray[Any], cells: Any, ranking: Any) -> None:
+def _gears_columns(adata: AnnData, conditions: NDArray[Any], contexts: NDArray[Any]) -> dict[str, pd.Categorical]:
+    """Columns of ``obs`` that GEARS reads, none of which takes the place of other content."""
     names = gears_names(conditions, contexts)
-    lists = gears_lists(cells, conditions, ranking, names)
+    columns = {
+        "condition": pd.Categorical(conditions),
+        "cell_type": pd.Categorical(contexts),
+        **{str(column): pd.Categorical(names[column].to_numpy()) for column in names},
+    }
+    # The last two follow from the others, and have names that nobody else uses.
+    for column in ("condition", "cell_type", "control"):
+        if column in adata.obs and (adata.obs[column].astype(str) != columns[column].astype(str)).any():
+            raise ValueError(
+                f"Expected no obs[{column!r}], or the same as gears=True writes, found another one. It would be "
+                "replaced: rename that column, or pass gears=False."
+            )
+    for name in columns["condition_name"].categories:
+        check_key_name("a name of cell type and condition", name)
+    return columns
+
+
+def _gears_entries(
+    adata: AnnData, cells: Any, conditions: NDArray[Any], ranking: Any, columns: Mapping[str, pd.Categorical]
+) -> dict[str, dict[str, NDArray[Any]]]:
+    names = pd.DataFrame({name: np.asarray(columns[name]) for name in ("dose_val", "control", "condition_name")})
     genes = adata.var_names.to_numpy(dtype=object)
-    for column in names:
-        values = names[column].to_numpy()
-        adata.obs[column] = pd.Categorical(values)
-    adata.obs["condition"] = pd.Categorical(conditions)
-    adata.obs["cell_type"] = pd.Categorical(contexts)
-    if "gene_name" not in adata.var:
-        adata.var["gene_name"] = genes
-    for what, own in lists.items():
-        # Positions stay positions in the lists that GEARS calls indices; the others hold names.
-        by_name = not what.endswith("_idx")
-        adata.uns[what] = {name: genes[found] if by_name else found for name, found in own.items()}
+    # Positions stay positions in the lists that GEARS calls indices; the others hold names.
+    return {
+        what: {name: found if what.endswith("_idx") else genes[found] for name, found in own.items()}
+        for what, own in gears_lists(cells, conditions, ranking, names).items()
+    }
 
 
-def _checksum(adata: AnnData) -> str:
+def checksum_of_cells(adata: AnnData) -> str:
+    """SHA-256 of the names of the cells in their order."""
     return sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()

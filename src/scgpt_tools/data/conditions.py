@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._keys import ConditionKeys
 from scgpt_tools._validate import check_key
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.tokens.perturbations import (
+    CONTROL,
+    FLAGS,
+    SEPARATORS,
     ConditionStyle,
     canonical_labels,
     condition_genes,
@@ -24,13 +30,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgpt_tools.tokens.perturbations import Genes, Labels, Missing
+    from scgpt_tools.tokens.perturbations import Direction, Genes, Labels, Missing
 
 # Labels of controls in public data sets, for a message; nothing is taken for a control because of it.
 _CONTROL = re.compile(
     r"(ctrl|control|ntc?|non.?target.*|neg.*|scramble.*|safe.*|untreated|unperturbed|mock|dmso)\d*", flags=re.IGNORECASE
 )
-_SEPARATORS = ("+", "_", ";", ",", "|", "/", "&")
 _SHOWN = 10
 
 
@@ -76,8 +81,21 @@ def read_labels(adata: AnnData, key: str) -> NDArray[Any]:
     KeyError
         If there is no such column.
     ValueError
-        If a cell has no label.
+        If a cell has no label, or two labels differ by white space around them only.
     """
+    labels = read_texts(adata, key)
+    spellings: dict[str, str] = {}
+    for kind in pd.unique(labels):
+        if (other := spellings.setdefault(kind.strip(), kind)) != kind:
+            raise ValueError(
+                f"Expected labels without white space around them in obs[{key!r}], found {other!r} and {kind!r}. Run "
+                f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).str.strip() first."
+            )
+    return labels
+
+
+def read_texts(adata: AnnData, key: str) -> NDArray[Any]:
+    """One column of ``obs`` as text, white space around it and all; see :func:`read_labels`."""
     column = adata.obs[check_key(adata.obs, key, "obs")]
     without = column.isna().to_numpy() | (column.astype(str).str.strip() == "").to_numpy()
     if without.any():
@@ -89,7 +107,10 @@ def read_labels(adata: AnnData, key: str) -> NDArray[Any]:
 
 
 def read_conditions(adata: AnnData, key: str) -> NDArray[Any]:
-    """Conditions in GEARS' spelling, after checking that they are.
+    """Conditions in GEARS' spelling, one for each set of genes.
+
+    A set that the column spells in one way keeps that spelling, ``"B+A"`` or ``"ctrl+A"``; where it is spelled in
+    several, as ``"A+B"`` and ``"B+A"``, its genes are sorted and a warning says so.  The column stays as it is.
 
     Parameters
     ----------
@@ -105,16 +126,56 @@ def read_conditions(adata: AnnData, key: str) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        If nothing in the column looks like GEARS' spelling.
+        If a label is neither a control, nor a measured gene, nor has ``+`` between its parts; or looks like several
+        measured genes or a control in another spelling.
+
+    Warns
+    -----
+    UserWarning
+        If a set of genes is spelled in several ways.
     """
-    labels = read_labels(adata, key)
-    kinds = pd.unique(labels)
-    if not any("+" in kind or not condition_genes(kind) for kind in kinds):
+    labels = read_texts(adata, key)
+    codes, kinds = pd.factorize(labels)
+    known = _gene_names(adata, key)
+    other = [kind for kind in kinds if "+" not in kind and condition_genes(kind) and kind.strip() not in known]
+    if other:
         raise ValueError(
-            f"Expected conditions such as 'ctrl', 'G+ctrl' or 'A+B' in obs[{key!r}], found {_listing(kinds)}. "
+            f"Expected conditions such as 'ctrl', 'G+ctrl' or 'A+B' in obs[{key!r}], found {_listing(other)}. "
             "Run pp.parse_conditions on this column first."
         )
-    return labels
+    return np.array(_one_spelling(list(kinds), known, key), dtype=object)[codes]
+
+
+def read_direction(adata: AnnData, key: str | None) -> Direction | None:
+    """What :func:`scgpt_tools.pp.parse_conditions` was told that the perturbations of a column do, if it was told."""
+    record = {} if key is None else adata.uns.get(ConditionKeys(key).uns, {})
+    flag = record.get("flags", {}).get("perturbed") if isinstance(record, Mapping) and "direction" in record else None
+    return "up" if flag == FLAGS["up"] else "down" if flag == FLAGS["down"] else None
+
+
+def _gene_names(adata: AnnData, key: str) -> frozenset[str]:
+    """Measured genes, and perturbed ones that were read from this column before."""
+    record = adata.uns.get(ConditionKeys(key).uns, {})
+    read = record.get("genes", ()) if isinstance(record, Mapping) else ()
+    return frozenset(map(str, [*adata.var_names, *read]))
+
+
+def _one_spelling(kinds: list[str], known: frozenset[str], key: str) -> list[str]:
+    canonical = canonical_labels(kinds, known=known)
+    spelled: dict[str, list[str]] = {}
+    for kind, condition in canonical.items():
+        spelled.setdefault(condition, []).append(kind)
+    if several := {condition: own for condition, own in spelled.items() if len(own) > 1}:
+        condition, own = next(iter(several.items()))
+        warn_user(
+            f"Expected one spelling of each set of perturbed genes in obs[{key!r}], found several of {len(several)}: "
+            f"{_listing(own)} are taken for {condition!r}. Run pp.parse_conditions to write one spelling."
+        )
+    conditions = []
+    for kind in kinds:
+        alone = len(spelled[canonical[kind]]) == 1 and kind.startswith(f"{CONTROL}+")
+        conditions.append(kind if alone and kind == "+".join([CONTROL, *condition_genes(kind)]) else canonical[kind])
+    return conditions
 
 
 def parse_labels(
@@ -259,7 +320,7 @@ def _no_controls(kinds: Labels, style: ConditionStyle) -> str:
 
 
 def _hint(absent: Sequence[str], style: ConditionStyle) -> str:
-    others = [mark for mark in _SEPARATORS if mark != style.delimiter and any(mark in gene for gene in absent)]
+    others = [mark for mark in SEPARATORS if mark != style.delimiter and any(mark in gene for gene in absent)]
     return f" If {others[0]!r} separates genes, pass delimiter={others[0]!r}." if others else ""
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tools._keys import SplitKeys
-from scgpt_tools._validate import check_key
 from scgpt_tools.data.annotations import log_values
 from scgpt_tools.data.conditions import context_labels, control_mask, read_conditions, unit_name, unit_names
+from scgpt_tools.data.parts import read_parts
 from scgpt_tools.data.profiles import Profiles, mean_profiles, split_halves
 from scgpt_tools.data.ranking import rank_genes
 from scgpt_tools.data.splits import PARTS, seen_groups
@@ -129,7 +129,7 @@ def prepare_evaluation(
     names = list(adata.var_names if genes is None else genes)
     conditions = read_conditions(adata, key)
     contexts = context_labels(adata, within)
-    parts = adata.obs[check_key(adata.obs, SplitKeys(split).obs, "obs")].astype(object).to_numpy()
+    parts = read_part(adata, split, part)
     rows = _Rows(conditions, contexts, parts)
     cells = log_values(adata, layer)
     train = rows.training_effects(cells, names)
@@ -140,6 +140,11 @@ def prepare_evaluation(
     group_of = {condition: group for group, members in seen.items() for condition in members}
     groups = {name: group_of[condition] for name, (_, condition) in zip(shown, held, strict=True)}
     return ScreenEvaluation(train, truth, tuple(condition for _, condition in held), groups, halves)
+
+
+def read_part(adata: AnnData, split: str, part: str) -> NDArray[Any]:
+    """Part of each cell, among them one that is asked for and need not have a usual name."""
+    return read_parts(adata.obs, SplitKeys(split).obs, also=() if part in PARTS else (part,), others=True)
 
 
 class _Rows:

@@ -21,7 +21,7 @@ from scgpt_tools.data.annotations import (
     annotate_split,
     read_pairs,
 )
-from scgpt_tools.data.conditions import read_labels
+from scgpt_tools.data.conditions import read_conditions, read_texts
 from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, split_conditions
 from scgpt_tools.tokens.perturbations import ConditionStyle, format_condition
 
@@ -126,11 +126,11 @@ class PerturbationData:
         remove_ignore
             Drop cells whose label is among the ignored ones.
         """
-        labels = read_labels(self.adata, self.perturb_col)
+        labels = read_texts(self.adata, self.perturb_col)
         adata = self.adata[~np.isin(labels, self.ignore_tags)].copy() if remove_ignore else self.adata.copy()
         column, style = self.perturb_col, ConditionStyle(control=self.control_tag, delimiter=delimiter)
         if parse_fn is not None:
-            found = read_labels(adata, column)
+            found = read_texts(adata, column)
             genes = {label: () if label in self.control_tag else parse_fn(label) for label in pd.unique(found)}
             adata.obs[_CONDITION] = [format_condition(genes[label]) for label in found]
             column, style = _CONDITION, ConditionStyle()
@@ -185,7 +185,8 @@ class PerturbationData:
             Conditions of each part, for ``"custom"``.
         """
         self._need_conditions()
-        kinds = pd.unique(read_labels(self.adata, self.perturb_col))
+        conditions = read_conditions(self.adata, self.perturb_col)
+        kinds = pd.unique(conditions)
         if split_dict is not None:
             split = custom_split(kinds, **{"train": ()} | dict(split_dict))
         else:
@@ -199,7 +200,7 @@ class PerturbationData:
                 **_shares(split_ratio),
             )
             split = split_conditions(kinds, split_type, options=options)
-        annotate_split(self.adata, self.perturb_col, split, {"seed": seed}, key_added=SplitKeys().key)
+        annotate_split(self.adata, self.perturb_col, conditions, split, {"seed": seed}, key_added=SplitKeys().key)
 
     def pair_cells(self, num_samples: int = 1, seed: int = 1, *, within: str | Sequence[str] | None = None) -> None:
         """Pair every perturbed cell with controls.

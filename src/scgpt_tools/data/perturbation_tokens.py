@@ -51,6 +51,8 @@ class GeneChoice:
     """Most measured genes of a cell; ``None`` keeps all."""
     sampling: GeneSampling = "keep_perturbed"
     """What to keep where there are more."""
+    flag: int = PERTURBED
+    """What marks perturbed genes."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -218,7 +220,9 @@ class ScreenTokens:
             genes=torch.from_numpy(np.concatenate([self.ids[places], extra], axis=1)),
             values=taken(values),
             mask=torch.from_numpy(np.concatenate([np.ones(places.shape, dtype=bool), there], axis=1)),
-            perturbed=torch.from_numpy(np.where(np.concatenate([own, there], axis=1), PERTURBED, UNTOUCHED)).long(),
+            perturbed=torch.from_numpy(
+                np.where(np.concatenate([own, there], axis=1), self.choice.flag, UNTOUCHED)
+            ).long(),
             target=None
             if targets is None
             else taken(targets[:, self.columns].toarray().astype(np.float32, copy=False)),

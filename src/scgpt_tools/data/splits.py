@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_choice, check_fraction
+from scgpt_tools._validate import check_choice, check_flag, check_fraction, check_integer, check_texts
 from scgpt_tools.data import splits_gears, splits_stable
 from scgpt_tools.tokens.perturbations import condition_genes, condition_key
 
@@ -58,9 +58,11 @@ class SplitOptions:
     def __post_init__(self) -> None:
         for name in ("train_genes", "train_seen2", "test_fraction", "val_fraction"):
             check_fraction(name, getattr(self, name))
+        check_integer("seed", self.seed, least=0)
+        check_flag("only_test_genes", self.only_test_genes)
         for name in ("test_genes", "test_conditions"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"Expected `{name}` to be a sequence of names, found {getattr(self, name)!r}.")
+            if getattr(self, name) is not None:
+                check_texts(name, getattr(self, name), least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,17 @@ class ConditionSplit:
     def assignment(self) -> dict[str, str]:
         """Condition to part; dropped conditions are absent."""
         return {condition: name for name in PARTS for condition in getattr(self, name)}
+
+    def empty(self) -> list[str]:
+        """What the split leaves no condition for, though it should: ``"train on"``, ``"validate on"``, ``"test"``."""
+        asked = {"train on": self.train, "validate on": self.val, "test": self.test}
+        perturbed = {verb: any(map(condition_genes, own)) for verb, own in asked.items()}
+        unwanted = {
+            "no_split": ("train on", "validate on"),
+            "no_test": ("test",),
+            "custom": ("validate on", "test") if perturbed["validate on"] or perturbed["test"] else ("validate on",),
+        }.get(self.method, ())
+        return [verb for verb, there in perturbed.items() if not there and verb not in unwanted]
 
     def digest(self, part: str = "test") -> str:
         """Hash of the conditions of one part."""

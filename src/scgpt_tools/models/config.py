@@ -190,6 +190,8 @@ class ModelConfig:
     """Number of batch labels with statistics of their own; only with ``embedder.norm="domain"``."""
     batch_names: tuple[str, ...] | None = None
     """Names of the batch labels, in the order of their numbers."""
+    perturbation_flags: tuple[int, ...] = ()
+    """Flags of perturbed genes that training has shown; empty where nobody knows."""
 
     def __post_init__(self) -> None:
         _check_least("dim", self.dim, 1)
@@ -203,6 +205,8 @@ class ModelConfig:
             raise ValueError(
                 f"`domains` goes with embedder.norm='domain' only, found {self.embedder.norm=} and {self.domains=}."
             )
+        for flag in self.perturbation_flags:
+            _check_row("perturbation_flags", flag, self.embedder.perturbation_rows)
         self._check_context()
 
     def _check_context(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools.data.annotations import annotate_conditions, annotate_pairs, annotate_ranking
 from scgpt_tools.tokens.perturbations import ConditionStyle
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgpt_tools.data.splits import Draw
-    from scgpt_tools.tokens.perturbations import Missing
+    from scgpt_tools.tokens.perturbations import Direction, Missing
 
 
 @shared_docs
@@ -28,6 +29,7 @@ def parse_conditions(
     count_key: str | None = None,
     genes: str | None = None,
     missing: Missing = "warn",
+    direction: Direction | None = None,
     key_added: str = "condition",
     copy: bool = False,
 ) -> AnnData | None:
@@ -55,6 +57,10 @@ def parse_conditions(
     missing
         What to do with a perturbed gene that is not measured, and of which a model therefore cannot be told: refuse
         it, name it in a warning, or ignore it.
+    direction
+        What the perturbations do: ``"up"`` for activation (CRISPRa, over-expression), ``"down"`` for repression and
+        knock-out (CRISPRi, CRISPR-Cas9).  Models that are trained on or predict these cells then flag perturbed genes
+        by 1 or 2; ``None`` flags all by 1, as the originals do.
     key_added
         Key to write.
     {copy}
@@ -66,16 +72,16 @@ def parse_conditions(
     ``obs[key_added]`` : :class:`pandas.Categorical`
         Condition of each cell.
     ``uns[f"{key_added}_perturbed"]`` : :class:`dict`
-        Arguments (``params``), perturbed genes (``genes``), those without a column (``missing_genes``), and what a
-        model's perturbation flags mean (``flags``).
+        Arguments (``params``), perturbed genes (``genes``), those without a column (``missing_genes``), what a
+        model's perturbation flags mean (``flags``), and ``direction``, if given.
 
     Raises
     ------
     KeyError
         If a column is absent; the message lists what is there.
     ValueError
-        If a cell has no label, no cell is a control, every cell is, a label has an empty part, or ``count_key`` says
-        otherwise than a label.
+        If a cell has no label, no cell is a control, every cell is, a label has an empty part, separates measured
+        genes by another mark or writes the control in another case, or ``count_key`` says otherwise than a label.
 
     Examples
     --------
@@ -86,10 +92,20 @@ def parse_conditions(
     >>> list(adata.obs["condition"])
     ['ctrl', 'KLF1+SET', 'KLF1+ctrl']
     """
+    check_arguments(parse_conditions, locals())
     labels = (control,) if isinstance(control, str) else tuple(control)
     style = ConditionStyle(control=labels, delimiter=delimiter, guide_pattern=guide_pattern)
     adata = adata.copy() if copy else adata
-    annotate_conditions(adata, key, style, genes=genes, count_key=count_key, missing=missing, key_added=key_added)
+    annotate_conditions(
+        adata,
+        key,
+        style,
+        genes=genes,
+        count_key=count_key,
+        missing=missing,
+        direction=direction,
+        key_added=key_added,
+    )
     return adata if copy else None
 
 
@@ -143,6 +159,7 @@ def pair_controls(
     ValueError
         If there is no control, or none in a context with perturbed cells; all such contexts are named.
     """
+    check_arguments(pair_controls, locals())
     adata = adata.copy() if copy else adata
     annotate_pairs(adata, key, within=within, n=n, seed=seed, draw=draw, key_added=key_added)
     return adata if copy else None
@@ -205,6 +222,7 @@ def perturbation_de(
     ValueError
         If values look like counts, a condition has a single cell, or a context has no controls.
     """
+    check_arguments(perturbation_de, locals())
     adata = adata.copy() if copy else adata
     annotate_ranking(adata, key, within=within, layer=layer, method=method, gears=gears, key_added=key_added)
     return adata if copy else None

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import SplitKeys
+from scgpt_tools._validate import check_texts, check_type
 from scgpt_tools.data.annotations import annotate_split
 from scgpt_tools.data.cell_splits import split_cells, split_groups
 from scgpt_tools.data.conditions import context_labels, read_conditions, read_labels
 from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, split_conditions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
@@ -105,6 +108,7 @@ def perturbation_split(
     ValueError
         If the method is unknown or cannot take the conditions, or a named gene or condition does not occur.
     """
+    check_arguments(perturbation_split, locals())
     conditions = read_conditions(adata, key)
     if (method == "custom") != (parts is not None):
         raise ValueError(f"Expected `parts` with method='custom' and only then, found method={method!r}.")
@@ -114,8 +118,8 @@ def perturbation_split(
         train_seen2=train_seen2,
         test_fraction=test_fraction,
         val_fraction=val_fraction,
-        test_genes=None if test_genes is None else _names("test_genes", test_genes),
-        test_conditions=None if test_conditions is None else _names("test_conditions", test_conditions),
+        test_genes=None if test_genes is None else tuple(test_genes),
+        test_conditions=None if test_conditions is None else tuple(test_conditions),
         only_test_genes=only_test_genes,
     )
     if parts is None:
@@ -125,7 +129,7 @@ def perturbation_split(
     else:
         split, params = custom_split(pd.unique(conditions), **_parts(parts)), {}
     adata = adata.copy() if copy else adata
-    annotate_split(adata, key, split, params, key_added=key_added)
+    annotate_split(adata, key, conditions, split, params, key_added=key_added)
     return adata if copy else None
 
 
@@ -173,6 +177,7 @@ def cell_split(
     ValueError
         If a group does not occur, or the shares leave nothing to train on.
     """
+    check_arguments(cell_split, locals())
     if groups is None:
         if not isinstance(test, float | int) or not isinstance(val, float | int):
             raise TypeError("Expected shares in `test` and `val` without `groups`, found names.")
@@ -186,13 +191,12 @@ def cell_split(
     return adata if copy else None
 
 
-def _names(argument: str, values: Sequence[str] | float) -> tuple[str, ...]:
-    if isinstance(values, str | float | int):
-        raise TypeError(f"Expected `{argument}` to be a sequence of names, found {values!r}.")
-    return tuple(values)
+def _names(argument: str, values: object) -> tuple[str, ...]:
+    return tuple(check_texts(argument, values))
 
 
 def _parts(parts: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    check_type("parts", parts, Mapping)
     if unknown := set(parts) - set(PARTS):
-        raise ValueError(f"Expected `parts` to name {', '.join(PARTS)}, found {sorted(unknown)}.")
-    return {"train": ()} | dict(parts)
+        raise ValueError(f"Expected `parts` to name {', '.join(PARTS)}, found {sorted(map(str, unknown))}.")
+    return {"train": ()} | {name: check_texts(f"parts[{name!r}]", own, least=0) for name, own in parts.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scgpt_tools._validate import check_key
 from scgpt_tools.data.conditions import context_labels, control_mask, read_conditions
+from scgpt_tools.data.evaluation import read_part
 from scgpt_tools.data.profiles import mean_profiles
 from scgpt_tools.metrics.perturbation_gears import evaluation_metrics
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
 from scgpt_tools.settings import settings
 from scgpt_tools.tl._perturbation import Predictor, check_told
 from scgpt_tools.tokens.orders import sample
-from scgpt_tools.tokens.perturbations import condition_genes
+from scgpt_tools.tokens.perturbations import condition_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ class HeldOut:
             )
             for pair in [tuple(pair_)]
         }
-        held = (adata.obs[check_key(adata.obs, split, "obs")].astype(object) == part).to_numpy()
+        held = read_part(adata, split, part) == part
         units = np.array([row_of.get(pair, "") for pair in zip(contexts, conditions, strict=True)], dtype=object)
         return cls(adata, prepared, np.where(held, units, ""), contexts, control_mask(conditions))
 
@@ -79,9 +80,10 @@ class HeldOut:
         chosen = np.flatnonzero(self.units != "")
         found = self.adata.layers[layer][chosen]
         values = np.asarray(found.toarray() if sparse.issparse(found) else found, dtype=np.float64)
-        if np.isnan(values).any():
+        if not np.isfinite(values).all():
             raise ValueError(
-                f"Expected a prediction of every held-out cell in layers[{layer!r}], found NaN. Predict with perts=None."
+                f"Expected a prediction of every held-out cell in layers[{layer!r}], found NaN or infinite numbers. "
+                "Predict with perts=None."
             )
         profiles = mean_profiles(values, self.units[chosen], names=self.rows)
         cells = {name: values[self.units[chosen] == name].astype(np.float32) for name in self.rows} if keep else {}
@@ -90,14 +92,23 @@ class HeldOut:
     def from_table(self, name: str, table: AnnData | pd.DataFrame) -> NDArray[np.float64]:
         """Rows of mean profiles by the name of the condition."""
         frame = table if isinstance(table, pd.DataFrame) else table.to_df()
-        short = {row: "+".join(condition_genes(row)) for row in self.prepared.conditions}
+        for axis, names in (("rows", frame.index), ("genes", frame.columns)):
+            if not names.is_unique:
+                raise ValueError(
+                    f"Expected {axis} of the predictions of {name!r} with names of their own, found "
+                    f"{str(names[names.duplicated()][0])!r} twice."
+                )
+        rows_of = _by_genes(frame.index)
         contexts = self.prepared.truth.contexts or ("",)
         rows = []
         for shown, condition in zip(self.rows, self.prepared.conditions, strict=True):
-            keys = (shown, condition, short[condition]) if not any(contexts) else (shown,)
-            there = [key for key in keys if key in frame.index]
+            there = (
+                [shown] if shown in frame.index else [] if any(contexts) else rows_of.get(condition_key(condition), [])
+            )
             if not there:
                 raise ValueError(f"Expected a row {shown!r} in the predictions of {name!r}, found none.")
+            if len(there) > 1:
+                raise ValueError(f"Expected one row for {shown!r} in the predictions of {name!r}, found {there}.")
             rows.append(there[0])
         absent = self.adata.var_names.difference(frame.columns)
         if len(absent):
@@ -105,7 +116,10 @@ class HeldOut:
                 f"Expected all {self.adata.n_vars} genes in the predictions of {name!r}, found {len(absent)} missing, "
                 f"the first being {absent[0]!r}."
             )
-        profiles = frame.loc[rows, self.adata.var_names].to_numpy(dtype=np.float64)
+        try:
+            profiles = frame.loc[rows, self.adata.var_names].to_numpy(dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"Expected numbers in the predictions of {name!r}, found other values.") from error
         if not np.isfinite(profiles).all():
             # Left to the metrics, conditions without a score would drop out of the mean of this method alone.
             unknown = [row for row, values in zip(rows, profiles, strict=True) if not np.isfinite(values).all()]
@@ -144,6 +158,15 @@ class HeldOut:
         """Rows of at most ``n`` controls of a context, drawn by seed and name."""
         rows = np.flatnonzero(self.is_control & (self.contexts == context))
         return rows[sample(seed, 0, source.keys[rows], n)]
+
+
+def _by_genes(names: pd.Index) -> dict[str, list[str]]:
+    """Rows of each set of genes, in whatever order they are written."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        with suppress(ValueError, AttributeError):
+            found.setdefault(condition_key(name), []).append(name)
+    return found
 
 
 def original_scores(prepared: ScreenEvaluation, models: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from scgpt_tools._validate import check_texts
+from scgpt_tools.data.conditions import read_direction
 from scgpt_tools.data.perturbation_batches import check_log_values
 from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
 from scgpt_tools.data.rows import RowSource
@@ -16,16 +18,17 @@ from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
 from scgpt_tools.tl._cells import Cells, Request, open_cells
 from scgpt_tools.tokens.names import column_names
-from scgpt_tools.tokens.perturbations import condition_genes, perturbed_genes
+from scgpt_tools.tokens.perturbations import PERTURBED, condition_genes, flag_of, perturbed_genes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from os import PathLike
 
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgpt_tools.tokens.perturbations import Genes
+    from scgpt_tools.tokens.perturbations import Direction, Genes
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,11 @@ class Predictor:
     def model(self) -> CellModel:
         """The generator."""
         return self.cells.model
+
+    def flagging(self) -> dict[str, int]:
+        """What to keep in a record of another flag than the usual one."""
+        flag = self.tokens.choice.flag
+        return {} if flag == PERTURBED else {"flag": flag}
 
     def predict(
         self, rows: NDArray[np.int64], perturbed: Sequence[Genes], *, keys: NDArray[np.uint64] | None = None
@@ -73,13 +81,30 @@ class Predictor:
             with torch.inference_mode(), evaluating(self.model), autocast(plan.precision, self.model.device):
                 output = self.model(batch.to(self.model.device), ("expression",), attention=self.cells.attention)
                 found = output["expression"].float().cpu().numpy()[:, : columns.shape[1]]
+            _check_found(found, self.source.names[rows[part]], self.model.name)
             expression = inputs.toarray().astype(np.float32, copy=False)
             np.put_along_axis(expression, columns, found, axis=1)
             yield part, expression
 
 
+def _check_found(found: NDArray[np.float32], cells: pd.Index, model: str) -> None:
+    bad = np.asarray(~np.isfinite(found).all(axis=1))
+    if bad.any():
+        raise ValueError(
+            f"Expected finite predictions of {model!r}, found NaN or infinite numbers for {int(bad.sum())} of the first "
+            f"{len(bad)} cells looked at (first: {str(cells[int(bad.argmax())])!r}). Look at its training: steps that are too "
+            "large, or half precision, make weights overflow."
+        )
+
+
 def open_predictor(
-    adata: AnnData, model: CellModel | str | PathLike[str] | None, request: Request, choice: GeneChoice
+    adata: AnnData,
+    model: CellModel | str | PathLike[str] | None,
+    request: Request,
+    choice: GeneChoice,
+    *,
+    direction: Direction | None = None,
+    key: str | None = None,
 ) -> Predictor:
     """Load a generator and match genes, before anything is computed or changed.
 
@@ -93,6 +118,10 @@ def open_predictor(
         The arguments that tasks share.
     choice
         Which genes take part.
+    direction
+        What perturbations do; ``None`` for what the table says, and else for what the model was trained on.
+    key
+        Column of ``obs`` with the conditions.
 
     Returns
     -------
@@ -106,7 +135,11 @@ def open_predictor(
         If the values are not log-normalised, or the model knows no perturbations.
     """
     if model is None:
-        raise TypeError("Expected `model`, a generator or the folder that one was saved to, found None.")
+        raise TypeError(
+            "Expected `model`, a model that was fine-tuned to predict perturbations or the folder that it was saved to, "
+            "found None. Make one with model = sct.train.finetune('scgpt-human', adata, task='perturb'), and pass "
+            "model=model."
+        )
     source = RowSource(adata, layer=request.one_layer)
     check_log_values(source)
     loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=request.device)
@@ -116,6 +149,13 @@ def open_predictor(
             f"Expected a model that was fine-tuned to predict perturbations, found {loaded.name!r}, which was not. Make "
             "one with `sct.train.finetune(model, adata, task='perturb')`."
         )
+    flag = flag_of(
+        direction or read_direction(source.adata, key),
+        shown=config.perturbation_flags,
+        rows=config.embedder.perturbation_rows,
+        pad=config.embedder.perturbation_pad,
+    )
+    choice = replace(choice, flag=flag)
     cells = open_cells(adata, loaded, request)
     names = column_names(source.var, request.genes)
     return Predictor(cells, ScreenTokens.match(cells.plan.features, names, loaded.vocabulary, choice))
@@ -135,16 +175,14 @@ def read_perturbations(perts: str | Iterable[str]) -> dict[str, Genes]:
 
     Raises
     ------
+    TypeError
+        If they are no texts.
     ValueError
         If there is none, or one names no gene.
     """
-    names = [perts] if isinstance(perts, str) else list(perts)
-    if not names:
-        raise ValueError("Expected at least one perturbation, found none.")
+    names = check_texts("perts", [perts] if isinstance(perts, str) else perts)
     found: dict[str, Genes] = {}
     for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"Expected perturbations to be names such as 'KLF1' or 'SAMD1+ZBTB1', found {name!r}.")
         genes = condition_genes(name)
         if not genes:
             raise ValueError(f"Expected perturbations to name genes such as 'KLF1' or 'SAMD1+ZBTB1', found {name!r}.")

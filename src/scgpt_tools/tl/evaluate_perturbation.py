@@ -10,12 +10,14 @@ from warnings import warn
 import pandas as pd
 from anndata import AnnData
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._validate import check_integer
+from scgpt_tools._validate import check_text
 from scgpt_tools.data.evaluation import CEILING, ScreenEvaluation, prepare_evaluation
 from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.splits import condition_hash
+from scgpt_tools.metrics.baselines import BASELINES
 from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, collapsed, overall_spread
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.tl._cells import Request
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools._types import Attention
     from scgpt_tools.models.precision import Precision
+    from scgpt_tools.tokens.perturbations import Direction
 
     Prediction: TypeAlias = CellModel | AnnData | pd.DataFrame | str | PathLike[str]
 
@@ -55,12 +58,13 @@ def evaluate_perturbation(
     genes: str | None = None,
     metrics: Sequence[str] | None = None,
     cells: bool = False,
-    distances: str | Sequence[str] = (),
+    distances: str | Sequence[str] | None = None,
     cell_eval: bool = False,
     n_controls: int = 300,
     include: Include = "all",
     unknown: Unknown = "drop",
     unmeasured: Unmeasured = "error",
+    direction: Direction | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
@@ -110,8 +114,8 @@ def evaluate_perturbation(
     n_controls
         Most control cells of a context that a generator predicts each condition from and that cells are compared
         with, drawn by seed.
-    include, unknown, unmeasured
-        Which genes a generator is shown, as in :func:`scgpt_tools.tl.predict_perturbation`.
+    include, unknown, unmeasured, direction
+        Which genes a generator is shown and how they are flagged, as in :func:`scgpt_tools.tl.predict_perturbation`.
     batch_size
         Cells computed at once.
     device, precision, attention
@@ -140,7 +144,7 @@ def evaluate_perturbation(
     UserWarning
         If the predictions of a model are nearly the same for every perturbation.
     """
-    check_integer("n_controls", n_controls)
+    check_arguments(evaluate_perturbation, locals() | {"distances": distances or None})
     request = Request(
         layer=layer,
         genes=genes,
@@ -151,8 +155,8 @@ def evaluate_perturbation(
         rng=rng,
     )
     choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
-    named = predictions if isinstance(predictions, Mapping) else {_name_of(predictions): predictions}
-    wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances), cell_eval)
+    named = _named(predictions)
+    wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
     prepared = prepare_evaluation(
         adata, key=key, split=split, part=part, within=within, layer=layer, genes=names, seed=rng
@@ -166,7 +170,7 @@ def evaluate_perturbation(
         elif isinstance(prediction, AnnData | pd.DataFrame):
             profiles[name] = screen.from_table(name, prediction)
         else:
-            predictor = open_predictor(adata, prediction, request, choice)
+            predictor = open_predictor(adata, prediction, request, choice, direction=direction, key=key)
             profiles[name], samples[name] = screen.from_model(
                 predictor, n_controls=n_controls, keep=bool(wanted), show_progress=show_progress
             )
@@ -187,6 +191,19 @@ def evaluate_perturbation(
     )
     logger.info("%s", scores)
     return scores
+
+
+def _named(predictions: Prediction | Mapping[str, Prediction]) -> dict[str, Prediction]:
+    if not isinstance(predictions, Mapping):
+        return {_name_of(predictions): predictions}
+    if not predictions:
+        raise ValueError("Expected at least one prediction to score, found none.")
+    for name in predictions:
+        if check_text("a name in predictions", name) in (*BASELINES, CEILING):
+            raise ValueError(
+                f"Expected names of their own for predictions, found {name!r}, which a baseline or the ceiling has."
+            )
+    return dict(predictions)
 
 
 def _name_of(prediction: Prediction) -> str:

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._keys import ScreenKeys
-from scgpt_tools._validate import check_integer, check_key
+from scgpt_tools._validate import check_key, check_type
 from scgpt_tools.metrics.interactions import genetic_interactions as interaction_scores
 from scgpt_tools.metrics.perturbation import cosine, pearson
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.perturbations import condition_genes
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from scgpt_tools.tokens.perturbations import Genes
 
 logger = logging.getLogger(__name__)
@@ -81,14 +81,18 @@ def genetic_interactions(
     >>> effects = sct.tl.screen(adata, ["KLF1", "SAMD1", "KLF1+SAMD1"], model)  # doctest: +SKIP
     >>> sct.tl.genetic_interactions(effects)[["mag", "dominance", "additive_cosine"]]  # doctest: +SKIP
     """
-    check_integer("max_pairs", max_pairs)
+    check_arguments(genetic_interactions, locals())
+    check_type("effects", effects, AnnData)
     names = effects.obs_names if key is None else effects.obs[check_key(effects.obs, key, "obs")].astype(str)
     conditions = [condition_genes(name) for name in names]
     row_of = _rows(conditions)
     matrix = effects.X if layer is None else effects.layers[check_key(effects.layers, layer, "layers")]
     changes = np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float64)
-    if not np.isfinite(changes).all():
-        raise ValueError("Expected finite changes against the control, found NaN or infinite values.")
+    if not (good := np.isfinite(changes).all(axis=1)).all():
+        raise ValueError(
+            f"Expected finite changes against the control, found NaN or infinite values of {int((~good).sum())} "
+            f"conditions (first: {str(list(names)[int(good.argmin())])!r}). Leave them out first."
+        )
     doubles = _doubles(conditions, row_of)
     columns = pd.Index(effects.var_names)
     found = []

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._keys import PredictionKeys
+from scgpt_tools._keys import OWN_CONDITION, PredictionKeys
+from scgpt_tools._validate import check_key_name
 from scgpt_tools.data.conditions import control_mask, read_conditions
 from scgpt_tools.data.perturbation_batches import paired_controls
 from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.features import Duplicates
     from scgpt_tools.tokens.names import NameTable
-    from scgpt_tools.tokens.perturbations import Genes
+    from scgpt_tools.tokens.perturbations import Direction, Genes
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def predict_perturbation(
     include: Include = "all",
     unknown: Unknown = "drop",
     unmeasured: Unmeasured = "error",
+    direction: Direction | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
@@ -98,6 +101,9 @@ def predict_perturbation(
     unmeasured
         Perturbed genes without a column: refuse them, or add their ``"token"`` to the cells, for models that were
         trained so.
+    direction
+        What the perturbations do, ``"up"`` or ``"down"``, for a model that was trained on both; ``None`` takes what
+        :func:`scgpt_tools.pp.parse_conditions` was told, and else what the model was trained on.
     batch_size
         Cells computed at once.
     device, precision, attention
@@ -127,8 +133,9 @@ def predict_perturbation(
     KeyError
         If a column, layer or key is absent; the message lists what is there.
     ValueError
-        If values look like counts, a cell has no label, there are no controls, the model knows no perturbations, or a
-        perturbed gene has no column or no token.
+        If values look like counts, a cell has no label, there are no controls, the model knows no perturbations, a
+        perturbed gene has no column or no token, the name of a layer would hold a ``/``, or predictions are not
+        finite.
 
     Examples
     --------
@@ -137,6 +144,7 @@ def predict_perturbation(
     >>> sct.tl.predict_perturbation(adata, ["KLF1", "SAMD1+ZBTB1"], model)  # doctest: +SKIP
     >>> adata.layers["predicted_SAMD1+ZBTB1"]  # doctest: +SKIP
     """
+    check_arguments(predict_perturbation, locals())
     request = Request(
         layer=layer,
         genes=genes,
@@ -152,11 +160,13 @@ def predict_perturbation(
         copy=copy,
     )
     wanted = None if perts is None else read_perturbations(perts)
-    predictor = open_predictor(
-        adata, model, request, GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
-    )
+    keys = PredictionKeys(check_key_name("key_added", key_added))
+    for name in wanted or ():
+        if len(wanted or ()) > 1:
+            check_key_name("the layer of a perturbation", keys.layer_of(name))
+    choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
+    predictor = open_predictor(adata, model, request, choice, direction=direction, key=key)
     conditions = _conditions(adata, key)
-    keys = PredictionKeys(key_added)
     if wanted is None:
         rows = paired_controls(adata, conditions, pairs=pairs, within=within, seed=rng)[:, 0]
         own = [condition_genes(condition) for condition in conditions]
@@ -168,11 +178,13 @@ def predict_perturbation(
             for name, genes in wanted.items()
         }
     found = _predicted(predictor, layers, show_progress=show_progress)
-    about = predictor.cells.provenance(include=include, unknown=unknown, unmeasured=unmeasured, key=key or "")
+    about = predictor.cells.provenance(
+        include=include, unknown=unknown, unmeasured=unmeasured, key=key or "", **predictor.flagging()
+    )
     result = adata.copy() if copy else adata
     for name, values in found.items():
         result.layers[name] = values
-    names = ["own condition"] if wanted is None else list(wanted)
+    names = [OWN_CONDITION] if wanted is None else list(wanted)
     listed = {"perturbations": np.array(names, dtype=object), "layers": np.array(list(found), dtype=object)}
     result.uns[keys.uns] = listed | about
     logger.info("Added %s and `uns[%r]`.", ", ".join(f"`layers[{name!r}]`" for name in found), keys.uns)

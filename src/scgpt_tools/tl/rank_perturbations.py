@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from scipy import sparse
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_choice, check_key
-from scgpt_tools.data.conditions import read_labels
+from scgpt_tools._validate import check_choice, check_key, check_type
+from scgpt_tools._warnings import warn_user
+from scgpt_tools.data.conditions import read_conditions, read_labels
 from scgpt_tools.data.perturbation_batches import check_log_values
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.metrics.discrimination import pairwise
-from scgpt_tools.tokens.perturbations import CONTROL, condition_genes
+from scgpt_tools.tokens.perturbations import CONTROL, condition_genes, condition_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
 Similarity: TypeAlias = Literal["cosine", "pearson", "l1", "l2"]
@@ -75,7 +79,13 @@ def rank_perturbations(
     KeyError
         If a column or layer is absent; the message lists what is there.
     ValueError
-        If values look like counts, a state has no cells, or genes of the candidates are missing.
+        If values look like counts, a state has no cells, genes of the candidates are missing, or effects are not
+        finite.
+
+    Warns
+    -----
+    UserWarning
+        If a candidate has no score because it changes nothing; such candidates are ranked last.
 
     Examples
     --------
@@ -84,25 +94,63 @@ def rank_perturbations(
     >>> ranking = sct.tl.rank_perturbations(adata, candidates, targets="KLF1+ctrl")  # doctest: +SKIP
     >>> sct.metrics.top_k_accuracy(ranking)  # doctest: +SKIP
     """
+    check_arguments(rank_perturbations, locals())
     check_choice("metric", metric, ("cosine", "pearson", "l1", "l2"))
     check_choice("by", by, ("mean", "cells"))
+    check_type("screened", screened, AnnData)
     check_key(screened.layers, ScreenKeys().effect, "layers")
+    found = screened.layers[ScreenKeys().effect]
+    predicted = np.asarray(found.toarray() if sparse.issparse(found) else found, dtype=np.float64)
+    good = np.asarray(np.isfinite(predicted).all(axis=1))
+    if not good.all():
+        raise ValueError(
+            f"Expected finite effects of all candidates, found NaN or infinite numbers for {int((~good).sum())} of "
+            f"{len(good)} (first: {str(screened.obs_names[int(good.argmin())])!r}). Leave them out, or screen them again."
+        )
     cells = RowSource(adata, layer=layer)
     check_log_values(cells)
-    labels = read_labels(adata, key)
+    labels, source, targets = _one_spelling(adata, key, source, targets)
     states = _states(labels, source, targets)
     columns = _shared_columns(adata, screened)
     candidates = {name: set(condition_genes(name)) for name in screened.obs_names}
     perturbed: set[str] = set().union(*candidates.values()) if exclude_perturbed else set()
     kept = ~screened.var_names.isin(list(perturbed))
     columns = columns[kept]
-    effects = np.asarray(screened.layers[ScreenKeys().effect], dtype=np.float64)[:, kept]
+    if not kept.any():
+        raise ValueError("Expected genes that no candidate perturbs, found none. Pass exclude_perturbed=False.")
+    effects = predicted[:, kept]
     start = _mean(cells, labels == source, columns)
     frames = []
     for state in states:
         changes = cells.take(np.flatnonzero(labels == state))[:, columns].toarray().astype(np.float64) - start
         frames.append(_ranked(state, changes, effects, candidates, metric=metric, by=by))
-    return pd.concat(frames, ignore_index=True)
+    ranking = pd.concat(frames, ignore_index=True)
+    if (undefined := ranking["score"].isna()).any():
+        first = ranking[undefined].iloc[0]
+        warn_user(
+            f"Expected a {metric} of every candidate, found none of {int(undefined.sum())} (first: "
+            f"{first['perturbation']!r} for {first['state']!r}), because nothing changes there. They are ranked last."
+        )
+    return ranking
+
+
+def _one_spelling(
+    adata: AnnData, key: str, source: str, targets: str | Sequence[str] | None
+) -> tuple[NDArray[Any], str, list[str] | None]:
+    """State of each cell, and the states asked for, spelled alike; states need not be conditions."""
+    wanted = None if targets is None else [targets] if isinstance(targets, str) else list(targets)
+    labels = read_labels(adata, key)
+    if not all("+" in kind or kind == CONTROL for kind in pd.unique(labels)):
+        return labels, source, wanted
+    labels = read_conditions(adata, key)
+    spelled = {condition_key(kind): kind for kind in pd.unique(labels)}
+
+    def shown(state: str) -> str:
+        with suppress(ValueError):
+            return spelled.get(condition_key(state), state)
+        return state
+
+    return labels, shown(source), None if wanted is None else [shown(state) for state in wanted]
 
 
 def _ranked(
@@ -118,7 +166,10 @@ def _ranked(
     frame["score"] = _similar(effects, changes.mean(axis=0, keepdims=True), metric)[:, 0]
     sorting = ["score"]
     if by == "cells":
-        nearest = np.nan_to_num(_similar(effects, changes, metric), nan=-np.inf).argmax(axis=0)
+        scores = _similar(effects, changes, metric)
+        # A cell that is as the source is votes for nobody.
+        voting = ~np.isnan(scores).all(axis=0)
+        nearest = np.nan_to_num(scores[:, voting], nan=-np.inf).argmax(axis=0)
         frame["votes"] = np.bincount(nearest, minlength=len(candidates))
         sorting = ["votes", "score"]
     # A state need not be a condition, so its name is not read as strictly as one.
@@ -139,7 +190,9 @@ def _similar(effects: NDArray[np.float64], changes: NDArray[np.float64], metric:
 def _states(labels: NDArray[Any], source: str, targets: str | Sequence[str] | None) -> list[str]:
     there = sorted(set(labels))
     wanted = [targets] if isinstance(targets, str) else targets
-    states = [state for state in there if state != source] if wanted is None else list(wanted)
+    states = [state for state in there if state != source] if wanted is None else list(dict.fromkeys(wanted))
+    if not states:
+        raise ValueError(f"Expected a state other than {source!r} to reach, found none.")
     for state in (source, *states):
         if state not in there:
             raise ValueError(absent(state, there, "state"))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._validate import check_integer
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from scgpt_tools._types import Attention
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
-    from scgpt_tools.tokens.perturbations import Genes
+    from scgpt_tools.tokens.perturbations import Direction, Genes
 
 
 @shared_docs
@@ -49,6 +50,7 @@ def screen(
     include: Include = "all",
     unknown: Unknown = "drop",
     unmeasured: Unmeasured = "error",
+    direction: Direction | None = None,
     store: str | PathLike[str] | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
@@ -74,8 +76,8 @@ def screen(
         Most control cells to perturb, drawn by seed; ``None`` takes all.
     {layer}
     {genes}
-    include, unknown, unmeasured
-        Which genes take part, as in :func:`scgpt_tools.tl.predict_perturbation`.
+    include, unknown, unmeasured, direction
+        Which genes take part and how they are flagged, as in :func:`scgpt_tools.tl.predict_perturbation`.
     store
         Folder for finished perturbations.  A call that was interrupted goes on from there when it is repeated, and one
         with more perturbations computes those only.
@@ -111,7 +113,7 @@ def screen(
         If a column or layer is absent; the message lists what is there.
     ValueError
         If values look like counts, there are no controls, a perturbed gene has no column or no token, or the store
-        belongs to another model, other cells or other settings.
+        belongs to another model, other cells or other settings, or predictions are not finite.
 
     Examples
     --------
@@ -119,6 +121,7 @@ def screen(
     >>> effects = sct.tl.screen(adata, adata.var_names, model, store="screen")  # doctest: +SKIP
     >>> effects.obs.nlargest(5, "effect_size")  # doctest: +SKIP
     """
+    check_arguments(screen, locals())
     if n_controls is not None:
         check_integer("n_controls", n_controls, least=2)
     request = Request(
@@ -132,10 +135,12 @@ def screen(
     )
     wanted = read_perturbations(perts)
     choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
-    predictor = open_predictor(adata, model, request, choice)
+    predictor = open_predictor(adata, model, request, choice, direction=direction, key=key)
     check_told(predictor, wanted.values())
     rows = _controls(adata, predictor, key, n_controls)
-    about = predictor.cells.provenance(include=include, unknown=unknown, unmeasured=unmeasured, key=key or "")
+    about = predictor.cells.provenance(
+        include=include, unknown=unknown, unmeasured=unmeasured, key=key or "", **predictor.flagging()
+    )
     control = _mean_of(predictor, rows)
     finished = _Store.open(store, _request(about, adata, rows, control), adata.n_vars)
     results = np.empty((2, len(wanted), predictor.source.n_columns), dtype=np.float32)

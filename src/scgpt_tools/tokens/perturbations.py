@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from scgpt_tools._validate import check_choice
+from scgpt_tools._warnings import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,6 +29,8 @@ Genes: TypeAlias = tuple[str, ...]
 """Genes that one condition perturbs; empty for controls."""
 Labels: TypeAlias = "Sequence[str] | NDArray[Any]"
 """One text a cell."""
+Direction: TypeAlias = Literal["up", "down"]
+"""What perturbations do to the genes they name; a model has a flag of its own for each."""
 Missing: TypeAlias = Literal["error", "warn", "ignore"]
 """What to do with a perturbed gene that has no column or no token."""
 
@@ -35,7 +38,11 @@ CONTROL = "ctrl"
 DELIMITER = "+"
 UNTOUCHED = 0
 PERTURBED = 1
+FLAGS = {"up": 1, "down": 2}
+"""Flag of a gene by what is done to it: activated (CRISPRa, over-expression), or repressed or cut (CRISPRi, knock-out)."""
 
+# What separates genes in public data sets, for messages; nothing is separated because of it.
+SEPARATORS = ("+", "_", ";", ",", "|", "/", "&", ":", " ")
 # Longest list of genes in a message; the rest is counted.
 _SHOWN = 20
 
@@ -65,7 +72,12 @@ class ConditionStyle:
         if not self.delimiter:
             raise ValueError("Expected `delimiter` to be text between two genes, found ''.")
         if self.guide_pattern is not None:
-            re.compile(self.guide_pattern)
+            try:
+                re.compile(self.guide_pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"Expected `guide_pattern` to be a regular expression, found {self.guide_pattern!r}: {error}."
+                ) from error
 
     def genes(self, label: str, known: Collection[str] = ()) -> Genes:
         """Genes of one label, each once, in the order written.
@@ -89,7 +101,7 @@ class ConditionStyle:
         text = label.strip()
         if text in self.control:
             return ()
-        parts = [self._cut(part) for part in self._parts(text, known)]
+        parts = self.parts(text, known)
         if not all(parts):
             raise ValueError(
                 f"Expected genes separated by {self.delimiter!r} or one of the control labels {list(self.control)}, "
@@ -102,7 +114,11 @@ class ConditionStyle:
             )
         return genes
 
-    def _parts(self, text: str, known: Collection[str]) -> list[str]:
+    def parts(self, label: str, known: Collection[str] = ()) -> list[str]:
+        """Parts of one label, controls among them."""
+        return [self._cut(part) for part in self._divided(label, known)]
+
+    def _divided(self, text: str, known: Collection[str]) -> list[str]:
         pieces = [piece.strip() for piece in text.split(self.delimiter)]
         if not known:
             return pieces
@@ -160,13 +176,23 @@ def canonical_labels(
     style
         How they are spelled.
     known
-        Gene names that may hold the delimiter.
+        Measured genes: their names may hold the delimiter, and what is none of them must not be another spelling of
+        the control or of several of them.
 
     Returns
     -------
     Label to condition.
+
+    Raises
+    ------
+    ValueError
+        If a label has an empty part, writes the control in another case (``"A+CTRL"``), or separates measured genes by
+        another mark (``"A_B"``).
     """
     genes = {label: style.genes(label, known) for label in dict.fromkeys(labels)}
+    if known:
+        for label, written in genes.items():
+            _check_names(label, written, style, known)
     spellings: dict[frozenset[str], set[Genes]] = {}
     for written in genes.values():
         spellings.setdefault(frozenset(written), set()).add(written)
@@ -174,6 +200,27 @@ def canonical_labels(
         label: format_condition(written if len(spellings[frozenset(written)]) == 1 else sorted(written))
         for label, written in genes.items()
     }
+
+
+def _check_names(label: str, genes: Genes, style: ConditionStyle, known: Collection[str]) -> None:
+    """Refuse names that are no measured gene and look like something else."""
+    for gene in genes:
+        if gene in known:
+            continue
+        similar = [control for control in style.control if control.casefold() == gene.casefold()]
+        # Beside a control, as in "CTRL+ctrl", the other part can only be a gene.
+        if similar and not set(style.control).intersection(style.parts(label, known)):
+            raise ValueError(
+                f"Expected {similar[0]!r} as the name of controls, found {gene!r} in the label {label!r}, which is no "
+                f"measured gene. Run pp.parse_conditions and pass control={[*style.control, gene]}."
+            )
+        for mark in SEPARATORS:
+            pieces = [piece.strip() for piece in gene.split(mark)]
+            if len(pieces) > 1 and all(piece in known or piece in style.control for piece in pieces):
+                raise ValueError(
+                    f"Expected genes separated by {style.delimiter!r}, found the label {label!r}, where {mark!r} "
+                    f"separates the names {', '.join(pieces)}. Run pp.parse_conditions and pass delimiter={mark!r}."
+                )
 
 
 def perturbed_genes(conditions: Iterable[str]) -> Genes:
@@ -296,6 +343,61 @@ def token_flags(genes: Tensor, perturbed: Tensor) -> Tensor:
     """
     hit = (genes.unsqueeze(-1) == perturbed.unsqueeze(1)).any(dim=-1)
     return torch.where(hit, PERTURBED, UNTOUCHED)
+
+
+def flag_of(
+    direction: Direction | None, *, rows: int, pad: int | None, shown: Collection[int] = (), training: bool = False
+) -> int:
+    """Flag that marks perturbed genes for a model.
+
+    Parameters
+    ----------
+    direction
+        What is done to the genes; ``None`` takes the flag that the model was shown, or :data:`PERTURBED`.
+    rows, pad
+        Size of the model's table of flags, and the row that is never trained.
+    shown
+        Flags that the model was shown in training; empty if nobody knows.
+    training
+        The model is about to be shown the flag, so it need not know it yet.
+
+    Returns
+    -------
+    The flag.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such flag, was not shown it, or was shown both and ``direction`` does not say which.
+
+    Warns
+    -----
+    UserWarning
+        If nobody knows whether the model was shown the second flag.
+    """
+    if direction is None and not training and len(shown) > 1:
+        raise ValueError(
+            f"Expected `direction` to be {' or '.join(map(repr, FLAGS))} for a model that was trained on both, found None."
+        )
+    if direction is None:
+        return next(iter(shown), PERTURBED)
+    flag = FLAGS[check_choice("direction", direction, tuple(FLAGS))]
+    if flag >= rows or flag == pad:
+        raise ValueError(
+            f"Expected a model with a trained flag for direction={direction!r}, found one whose table of {rows} flags has "
+            f"none. Make one of a model that knows no perturbations yet."
+        )
+    if not training and shown and flag not in shown:
+        known = [name for name, other in FLAGS.items() if other in shown]
+        raise ValueError(
+            f"Expected direction={' or '.join(map(repr, known))}, which the model was trained on, found {direction!r}."
+        )
+    if not training and not shown and flag != PERTURBED:
+        warn_user(
+            f"Expected a model that was trained on direction={direction!r}, found one that does not say what it was "
+            "trained on. Predictions mean nothing if it never saw that flag."
+        )
+    return flag
 
 
 def _listing(names: Sequence[str]) -> str:

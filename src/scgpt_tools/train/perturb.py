@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scgpt_tools._lookup import absent
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice
-from scgpt_tools.data.conditions import read_conditions
+from scgpt_tools.data.conditions import read_conditions, read_direction
 from scgpt_tools.data.perturbation_batches import (
     PerturbationBatches,
     check_log_values,
@@ -27,6 +27,7 @@ from scgpt_tools.objectives import check_objectives
 from scgpt_tools.objectives.recipes import PERTURB
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.names import column_names
+from scgpt_tools.tokens.perturbations import PERTURBED, flag_of
 from scgpt_tools.train.fit import FitConfig, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
 from scgpt_tools.train.lora import LoraConfig, adapters
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.features import Duplicates
     from scgpt_tools.tokens.names import NameTable
+    from scgpt_tools.tokens.perturbations import Direction
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ def finetune_perturbation(
     unmeasured: Literal["error", "token", "drop"] = "error",
     length: int | None = 1536,
     gene_sampling: GeneSampling = "keep_perturbed",
+    direction: Direction | None = None,
     objectives: Sequence[Objective] | None = None,
     dropout: float | None = 0.0,
     adaptive_offset: bool = False,
@@ -120,6 +123,10 @@ def finetune_perturbation(
     gene_sampling
         ``"keep_perturbed"`` never loses a perturbed gene; ``"original"`` draws as scGPT does, where a minibatch may
         lose what was perturbed.
+    direction
+        What the perturbations do, ``"up"`` (flag 1) or ``"down"`` (flag 2); ``None`` takes what
+        :func:`scgpt_tools.pp.parse_conditions` was told, and else flags by 1 as the originals do.  The model keeps
+        which flags it was shown.
     objectives
         Loss terms instead of the squared error at every gene.
     dropout
@@ -172,6 +179,14 @@ def finetune_perturbation(
     check_log_values(source)
     conditions = read_conditions(source.adata, key)
     loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=settings.place)
+    flags = generator_config(loaded).embedder
+    flag = flag_of(
+        direction or read_direction(source.adata, key),
+        rows=flags.perturbation_rows,
+        pad=flags.perturbation_pad,
+        training=True,
+    )
+    choice = replace(choice, flag=flag)
     features = FeatureTable.from_var(
         source.var,
         loaded.vocabulary,
@@ -193,7 +208,7 @@ def finetune_perturbation(
         settings = replace(settings, patience=None)
     head = ExpressionConfig(style="affine", adaptive_offset=adaptive_offset, activation=activation)
     with own_random_numbers(settings.seed):
-        tuned, transfer = as_generator(loaded, head=head, dropout=dropout)
+        tuned, transfer = as_generator(loaded, head=head, dropout=dropout, flag=flag)
         logger.info("%s", transfer)
         data = PerturbationBatches(
             source, features, tuned.tokenizer, tokens, conditions, paired, train=train, validation=held_out
@@ -227,7 +242,7 @@ class Transfer:
 
 
 def as_generator(
-    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None
+    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None, flag: int | None = None
 ) -> tuple[CellModel, Transfer]:
     """Make a model of perturbations from a pre-trained one, which stays as it is.
 
@@ -239,12 +254,14 @@ def as_generator(
         The affine head; ``None`` takes its defaults.
     dropout
         Probability in the encoder; ``None`` keeps the model's.
+    flag
+        Flag of perturbed genes that it is about to be shown.
 
     Returns
     -------
     The generator, and which weights it took over.
     """
-    config = generator_config(model, head=head, dropout=dropout)
+    config = generator_config(model, head=head, dropout=dropout, flag=flag)
     changes = {field.name: getattr(config, field.name) for field in fields(ModelConfig)}
     tuned = model.adapt(**changes)
     tuned.name = f"{model.name} (perturb)"
@@ -255,7 +272,7 @@ def as_generator(
 
 
 def generator_config(
-    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None
+    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None, flag: int | None = None
 ) -> ModelConfig:
     """The family ``scgpt_perturbation`` in the sizes of another model.
 
@@ -267,6 +284,8 @@ def generator_config(
         The affine head; ``None`` takes its defaults.
     dropout
         Probability in the encoder; ``None`` keeps the model's.
+    flag
+        Flag of perturbed genes that it is about to be shown.
 
     Returns
     -------
@@ -275,6 +294,8 @@ def generator_config(
     config = model.config
     plain = scgpt_perturbation(model.vocabulary, dim=config.dim, heads=config.encoder.heads)
     flags = config.embedder if config.embedder.perturbation_rows else plain.embedder
+    # Generators that do not say what they were shown come from the originals, which know one flag.
+    shown = config.perturbation_flags or ((PERTURBED,) if config.embedder.perturbation_rows else ())
     encoder = config.encoder if dropout is None else replace(config.encoder, dropout=dropout)
     return replace(
         config,
@@ -287,6 +308,7 @@ def generator_config(
         tokenizer=plain.tokenizer,
         domains=0,
         batch_names=None,
+        perturbation_flags=config.perturbation_flags if flag is None else tuple(sorted({*shown, flag})),
     )
 
 

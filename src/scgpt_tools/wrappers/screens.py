@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgpt_tools.data.conditions import control_mask, read_labels
+from scgpt_tools.data.conditions import control_mask, read_texts
 from scgpt_tools.data.perturbation_batches import leave_untold_out, paired_controls
 from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
 from scgpt_tools.data.rows import RowSource
@@ -69,7 +69,7 @@ class Screen:
 
 def _conditions(screen: PerturbationData, delimiter: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Condition of each cell in GEARS' spelling, and which cells count."""
-    labels = read_labels(screen.adata, screen.perturb_col)
+    labels = read_texts(screen.adata, screen.perturb_col)
     used = ~np.isin(labels, screen.ignore_tags)
     style = ConditionStyle(control=screen.control_tag, delimiter=delimiter)
     known = frozenset(map(str, screen.adata.var_names))

@@ -108,6 +108,10 @@ class Settings:
         """Texts; ``None`` for none."""
         return self.get(key, _check_names, None) or None
 
+    def rows(self, key: str) -> tuple[int, ...]:
+        """Rows of a table, none by default."""
+        return self.get(key, _check_rows, ())
+
     def mapping(self, key: str) -> Mapping[str, Any]:
         """An object."""
         return self.get(key, lambda name, value: check_type(name, value, dict), {})
@@ -121,6 +125,11 @@ def _check_names(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise TypeError(f"Expected `{name}` to be a list of texts, found {str(value)[:80]!r}.")
     return tuple(value)
+
+
+def _check_rows(name: str, value: Any) -> tuple[int, ...]:
+    entries = check_type(name, value, (list, tuple))
+    return tuple(check_integer(f"{name}[{place}]", entry, least=0) for place, entry in enumerate(entries))
 
 
 def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabulary, *, fused: bool) -> ModelConfig:
@@ -177,6 +186,7 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
         tokenizer=_tokenizer(settings, affine=affine),
         domains=domains,
         batch_names=settings.names("batch_names"),
+        perturbation_flags=settings.rows("perturbation_flags"),
     )
 
 
@@ -365,6 +375,8 @@ def settings_of(config: ModelConfig, vocabulary: Vocabulary, *, fused: bool) -> 
         settings["class_names"] = list(heads.cell_type.names)
     if config.batch_names is not None:
         settings["batch_names"] = list(config.batch_names)
+    if config.perturbation_flags:
+        settings["perturbation_flags"] = list(config.perturbation_flags)
     if config.context.modality_pad is not None:
         settings["modality_pad"] = config.context.modality_pad
     if config.embedder.perturbation_rows:
