@@ -7,8 +7,13 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 
 import scgpt_tools as sct
+from golden_runners._compare import close, load
+from golden_runners.scgpt_models import build
+from scgpt_tools.models.attention_maps import attention_products, first_ranks, normalized
+from scgpt_tools.tokens.batch import TokenBatch
 
 
 def run_gene_embedding(folder: Path, case: dict) -> None:
@@ -38,4 +43,28 @@ def run_gene_embedding(folder: Path, case: dict) -> None:
     assert {edge[0] for edge in table["network"]["edges"] if edge[0] == edge[1]} == set(names)
 
 
-RUNNERS = {"GeneEmbedding": run_gene_embedding}
+def run_attention(folder: Path, case: dict) -> None:
+    """Products and first ranks are exact; second ranks are where the original's sort kept the order of equal ones."""
+    inputs, expected = load(folder / "inputs.safetensors"), load(folder / "outputs.safetensors")
+    model = build({**case, "system": "TransformerModel"}).eval()
+    model.load_state_dict(load(folder / "weights.safetensors"), strict=True)
+    batch = TokenBatch(genes=inputs["src"], values=inputs["values"], mask=~inputs["src_key_padding_mask"])
+    with torch.no_grad():
+        products = attention_products(model.cell_model, batch, layer=case["layer"])
+    close(products, expected["raw_scores"], case["tolerance"]["raw_scores"], "raw_scores")
+    length = products.shape[-1]
+    torch.testing.assert_close(first_ranks(products) / length, expected["first_rank"], rtol=0, atol=1e-6)
+    ranks = torch.stack([normalized(own, "rank", 0, ties_by_order=True) for own in products])
+    # Where the original's sort left equal ranks in another order, only the mean says anything.
+    assert (ranks - expected["rank_scores"]).abs().mean() < 0.1
+    shared = torch.stack([normalized(own, "rank", 0) for own in products])
+    assert torch.allclose(shared.mean(dim=(1, 2)), expected["rank_scores"].mean(dim=(1, 2)), atol=1e-5)
+    conditions = np.array(case["conditions"])
+    for name in np.unique(conditions):
+        own = ranks[torch.from_numpy(conditions == name)]
+        assert (own.mean(dim=0) - expected[f"mean_all.{name}"]).abs().mean() < 0.1
+        # The first cell is left out of the sum and still counted.
+        assert (own[1:].sum(dim=0) / len(own) - expected[f"mean_original.{name}"]).abs().mean() < 0.1
+
+
+RUNNERS = {"GeneEmbedding": run_gene_embedding, "attention gene network": run_attention}

@@ -227,3 +227,9 @@ class Attention(nn.Module):
             # scGPT's pre-training form uses the raw attention result for generated tokens; its checkpoints expect it.
             projected = torch.where(layout.generated.unsqueeze(-1), context, projected)
         return Attended(projected, weights)
+
+
+def query_key_products(attention: Attention, x: Tensor) -> Tensor:
+    """Products of queries and keys, (B, L, D) to (B, H, L, L), unscaled."""
+    q, k = (_heads_first(part(x), attention.heads) for part in (attention.query, attention.key))
+    return q @ k.transpose(-1, -2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scgpt_tools.tl.annotate import annotate
+from scgpt_tools.tl.attention import attention, attention_targets
 from scgpt_tools.tl.embed import embed
 from scgpt_tools.tl.embed_genes import embed_genes
 from scgpt_tools.tl.embed_store import embed_store
@@ -20,6 +21,8 @@ from scgpt_tools.tl.screen import screen
 
 __all__ = [
     "annotate",
+    "attention",
+    "attention_targets",
     "embed",
     "embed_genes",
     "embed_store",

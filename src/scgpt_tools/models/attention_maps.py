@@ -1,0 +1,101 @@
+"""Which tokens of a cell look at which others: attention of one layer, before and after it is made comparable.
+
+Letters: B cells, H heads, L tokens a cell.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+
+from scgpt_tools.nn.attention import PaddedLayout, query_key_products
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.nn.transformer import Block
+    from scgpt_tools.tokens.batch import TokenBatch
+
+Normalization = Literal["rank", "softmax", "none"]
+
+
+def attention_products(model: CellModel, batch: TokenBatch, *, layer: int) -> Tensor:
+    """Products of queries and keys in one layer, neither scaled nor normalised.
+
+    Parameters
+    ----------
+    model
+        In eval mode.
+    batch
+        Cells on the model's device.
+    layer
+        Number of the layer, from 0.
+
+    Returns
+    -------
+    (B, H, L, L), queries before keys; rows and columns of padding hold nothing of use.
+    """
+    x = model.embedder(batch.genes, batch.values, perturbed=batch.perturbed, domain=batch.batch).tokens
+    layout = PaddedLayout.from_mask(batch.mask)
+    blocks = cast("list[Block]", list(model.encoder.blocks))
+    for block in blocks[:layer]:
+        x, _ = block(x, layout, "sdpa")
+    block = blocks[layer]
+    if block.norm_first:
+        x = block.attention_norm(x)
+    return query_key_products(block.attention, x)
+
+
+def normalized(products: Tensor, normalization: Normalization, width: int, *, ties_by_order: bool = False) -> Tensor:
+    """Make the attention of one cell comparable with that of others; mean over heads.
+
+    Parameters
+    ----------
+    products
+        (H, L, L) of one cell without padding.
+    normalization
+        ``"rank"`` ranks the keys of each query and then these ranks among the queries of each key, both divided by L,
+        as scGPT's tutorial does; ``"softmax"`` is what the network uses; ``"none"`` leaves the products as they are.
+    width
+        Width of a head, for the scale of the softmax.
+    ties_by_order
+        As for :func:`ranks_of_ranks`.
+
+    Returns
+    -------
+    (L, L).
+    """
+    if normalization == "rank":
+        return ranks_of_ranks(products, ties_by_order=ties_by_order).mean(dim=0)
+    if normalization == "softmax":
+        return (products * width**-0.5).softmax(dim=-1).mean(dim=0)
+    return products.mean(dim=0)
+
+
+def first_ranks(products: Tensor) -> Tensor:
+    """Rank of each key within the row of its query, from 0: (..., L, L) int64."""
+    return _ranks(products, dim=-1)
+
+
+def ranks_of_ranks(products: Tensor, *, ties_by_order: bool = False) -> Tensor:
+    """Ranks of keys within queries, ranked again within each key, over L.
+
+    Many queries rank a key alike.  They share the mean of their places; the original puts them in the order of the
+    tokens or, where its sort is not stable, in any, which ``ties_by_order`` does by a stable sort.
+    """
+    ranks = first_ranks(products)
+    length = ranks.shape[-1]
+    if ties_by_order:
+        return _ranks(ranks, dim=-2) / length
+    counts = torch.zeros(ranks.shape, dtype=torch.float32, device=ranks.device)
+    counts.scatter_add_(-2, ranks, torch.ones_like(counts))
+    # Of the queries of a key: how many rank it lower, and half of the others that rank it alike.
+    place = counts.cumsum(dim=-2) - (counts + 1) / 2
+    return place.gather(-2, ranks) / length
+
+
+def _ranks(values: Tensor, dim: int) -> Tensor:
+    """Place of each value along a dimension, from 0; equal ones in their order."""
+    return values.argsort(dim=dim, stable=True).argsort(dim=dim, stable=True)
