@@ -16,6 +16,7 @@ from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_integer
 from scgpt_tools.objectives import check_objectives
+from scgpt_tools.train.checkpoints import read_state, whole_files
 from scgpt_tools.train.optim import OptimizerConfig
 from scgpt_tools.train.randomness import own_random_numbers
 
@@ -214,6 +215,7 @@ def _trainer_options(config: FitConfig, n_batches: int) -> dict[str, Any]:
 
         strategy = sharding()
     return {
+        "plugins": [whole_files()],
         "accelerator": config.accelerator,
         "devices": config.devices,
         "num_nodes": config.nodes,
@@ -282,7 +284,7 @@ def _checkpoint_to_resume(model: CellModel, config: FitConfig, folder: Path) -> 
     last = folder / "last.ckpt"
     if not (config.resume and last.is_file()):
         return None
-    written = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    written = read_state(last)
     sharded = written.get("sharded", False)
     # Both number the states of the optimiser, but not in the same order.
     if sharded != (config.strategy == "fsdp"):
@@ -308,7 +310,7 @@ def _take_weights(model: CellModel, best: Path | None, last: dict[str, Any] | No
     """
     state = last
     if best is not None and trainer.is_global_zero:
-        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+        state = read_state(best)["state_dict"]
     state = trainer.strategy.broadcast(state)
     if state is not None:
         model.load_state_dict({key.removeprefix("model."): tensor for key, tensor in state.items()})
