@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
-from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools._validate import check_choice, check_integer, check_key_name
 from scgpt_tools.data.chunked_result import ChunkedResult, Layout, check_result_path
 from scgpt_tools.data.classes import read_classes
 from scgpt_tools.data.prefetch import prefetched
 from scgpt_tools.data.processes import check_process, device_of_process
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.stored_cells import StoredCells
-from scgpt_tools.data.stores import check_name, open_group
+from scgpt_tools.data.stores import open_group
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.embedding import BLOCK_ROWS, CellPooling, cell_embeddings
 from scgpt_tools.settings import settings
@@ -152,7 +152,7 @@ def embed_store(
         attention=attention,
         rng=rng,
     )
-    keys = EmbedKeys(check_name(key_added))
+    keys = EmbedKeys(check_key_name("key_added", key_added))
     check_result_path(output)
     with open_group(source, modality=modality) as group:
         stored = StoredCells(group, layer=request.one_layer, columns=() if batch is None else (batch,))
