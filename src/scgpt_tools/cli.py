@@ -26,7 +26,6 @@ from jsonargparse import ArgumentParser
 from scgpt_tools._console import ended_by_signal, messages, one_line, print_rows
 from scgpt_tools._files import as_path
 from scgpt_tools._lookup import lookup
-from scgpt_tools._validate import check_key_name
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
@@ -110,8 +109,8 @@ class TableCommand(Command):
 
     def run(self, options: dict[str, Any]) -> None:
         """Open the input, call the function, write what it has added to a copy."""
-        # These import AnnData.
-        from scgpt_tools.data.changes import additions, contents
+        from scgpt_tools._validate import check_key_name  # imports NumPy
+        from scgpt_tools.data.changes import additions, contents  # imports AnnData
         from scgpt_tools.data.stores import results_for  # AnnData, too
 
         source, target, overwrite = (options.pop(name) for name in ("input", "output", "overwrite"))

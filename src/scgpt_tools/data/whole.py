@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _SPARSE = ("csr_matrix", "csc_matrix")
 # Values that a chunk of zeros would have if it were like its neighbours, above which it is no chance that it has none.
 _EXPECTED = 10
+# Row pointers in memory at a time.
+_POINTERS = 2**20
 # Seconds within which a file may change twice and show the same times.
 _LATELY = 2.0
 
@@ -40,12 +42,59 @@ def check_table(group: Any) -> None:
     ValueError
         If chunks are missing, or numbers of cells or genes differ.
     """
-    shape = (_check_frame(group["obs"], "obs"), _check_frame(group["var"], "var"))
+    shape = check_frames(group)
     if "X" in group:
-        _check_matrix(group["X"], "X", shape)
+        check_matrix(group["X"], "X", shape)
     layers = group["layers"] if "layers" in group else {}
     for name in layers:
-        _check_matrix(layers[name], f"layers[{name!r}]", shape)
+        check_matrix(layers[name], f"layers[{name!r}]", shape)
+
+
+def check_frames(group: Any) -> tuple[int, int]:
+    """Refuse ``obs`` and ``var`` with columns of several lengths.
+
+    Parameters
+    ----------
+    group
+        Group of the AnnData.
+
+    Returns
+    -------
+    Numbers of cells and of genes.
+    """
+    return _check_frame(group["obs"], "obs"), _check_frame(group["var"], "var")
+
+
+def check_matrix(matrix: Any, place: str, shape: tuple[int, int]) -> None:
+    """Refuse a matrix that is not all there, or not that of so many cells and genes.
+
+    Parameters
+    ----------
+    matrix
+        Element of HDF5 or zarr; other encodings than sparse and dense ones are not looked at.
+    place
+        What it is called, for messages.
+    shape
+        Numbers of cells and of genes.
+    """
+    encoding = matrix.attrs.get("encoding-type", "array")
+    if encoding not in (*_SPARSE, "array"):
+        return
+    found = tuple(int(size) for size in (matrix.attrs["shape"] if encoding in _SPARSE else matrix.shape))
+    if found != shape:
+        sizes = " x ".join(map("{:,}".format, found))
+        raise ValueError(_damaged(place, f"{shape[0]:,} cells and {shape[1]:,} genes", sizes))
+    if encoding == "array":
+        _check_dense(matrix, place)
+        return
+    parts = {name: matrix[name] for name in ("data", "indices", "indptr")}
+    rows = shape[0] if encoding == "csr_matrix" else shape[1]
+    _check_pointers(parts, place, rows)
+    entries = parts["data"].shape[0]
+    for name, array in parts.items():
+        # Zeros that are all meant: no entry at all, or each row's only entry in the first column.
+        if not (name == "indptr" and entries == 0) and not (name == "indices" and entries <= rows):
+            _check_chunks(array, f"{place}/{name}")
 
 
 def _check_frame(frame: Any, name: str) -> int:
@@ -65,38 +114,16 @@ def _length(column: Any) -> int:
     return int(column.shape[0]) if hasattr(column, "shape") else -1
 
 
-def _check_matrix(matrix: Any, place: str, shape: tuple[int, int]) -> None:
-    encoding = matrix.attrs.get("encoding-type", "array")
-    if encoding not in (*_SPARSE, "array"):
-        return
-    found = tuple(int(size) for size in (matrix.attrs["shape"] if encoding in _SPARSE else matrix.shape))
-    if found != shape:
-        raise ValueError(
-            _damaged(place, f"{shape[0]:,} cells and {shape[1]:,} genes", " x ".join(map("{:,}".format, found)))
-        )
-    if encoding == "array":
-        _check_dense(matrix, place)
-        return
-    parts = {name: matrix[name] for name in ("data", "indices", "indptr")}
-    rows = shape[0] if encoding == "csr_matrix" else shape[1]
-    _check_pointers(parts, place, rows)
-    entries = parts["data"].shape[0]
-    for name, array in parts.items():
-        # Zeros that are all meant: no entry at all, or each row's only entry in the first column.
-        if not (name == "indptr" and entries == 0) and not (name == "indices" and entries <= rows):
-            _check_chunks(array, f"{place}/{name}")
-
-
 def _check_pointers(parts: dict[str, Any], place: str, rows: int) -> None:
-    pointers, entries = np.asarray(parts["indptr"][:]), parts["data"].shape[0]
+    pointers, entries, before = parts["indptr"], parts["data"].shape[0], 0
     if pointers.shape != (rows + 1,):
-        raise ValueError(_damaged(f"{place}/indptr", f"{rows + 1:,} pointers", f"{pointers.size:,}"))
-    if (
-        parts["indices"].shape[0] != entries
-        or pointers[0] != 0
-        or pointers[-1] != entries
-        or np.any(np.diff(pointers) < 0)
-    ):
+        raise ValueError(_damaged(f"{place}/indptr", f"{rows + 1:,} pointers", f"{pointers.shape[0]:,}"))
+    good = parts["indices"].shape == (entries,)
+    for start in range(0, rows + 1, _POINTERS):
+        run = np.asarray(pointers[start : start + _POINTERS])
+        good = good and bool(run[0] >= before) and bool(np.all(np.diff(run) >= 0)) and (start > 0 or run[0] == 0)
+        before = run[-1]
+    if not good or before != entries:
         raise ValueError(_damaged(place, "pointers that ascend from 0 to the number of entries", "others"))
 
 
@@ -222,4 +249,4 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[str, os.stat_result]]:
         for folder, _, names in os.walk(start):
             for name in names:
                 path = Path(folder, name)
-                yield path.relative_to(start).as_posix(), path.stat()
+                yield f"{start.name}/{path.relative_to(start).as_posix()}", path.stat()
