@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tools._lookup import absent
+from scgpt_tools._warnings import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 UNKNOWN = -1
 """Number of a cell whose class nobody knows."""
+
+# Texts that missing values become where a column was made text too early.
+_LIKE_MISSING = ("nan", "<na>", "none", "null")
 
 
 class Classes(NamedTuple):
@@ -27,7 +31,11 @@ class Classes(NamedTuple):
 
 
 def read_classes(
-    obs: pd.DataFrame, key: str, *, names: Sequence[str] | None = None, allow_unknown: bool = False
+    obs: pd.DataFrame,
+    key: str,
+    *,
+    names: Sequence[str] | None = None,
+    allow_unknown: bool = False,
 ) -> Classes:
     """Number the classes of a column.
 
@@ -36,11 +44,12 @@ def read_classes(
     obs
         ``adata.obs``; not changed.
     key
-        Column with text, numbers or categories.
+        Column with text, numbers or categories.  Whole numbers are spelled without a decimal point, also where missing
+        values made them floats.
     names
         Names in the order of their numbers; ``None`` takes those that occur, sorted.
     allow_unknown
-        Accept cells without a class.
+        Accept cells without a class: with a missing value, or a text that is empty or white space.
 
     Returns
     -------
@@ -51,20 +60,68 @@ def read_classes(
     KeyError
         If there is no such column.
     ValueError
-        If a cell has no class, or one that is not among ``names``.
+        If a cell has no class, or one that is not among ``names``, or two classes differ by white space around them.
+
+    Warns
+    -----
+    UserWarning
+        If a class that is to be learnt is called like a missing value, such as the text ``"nan"``.
     """
+    if not isinstance(key, str):
+        raise TypeError(f"Expected the name of one column of `obs`, found {key!r}.")
     if key not in obs.columns:
         raise KeyError(absent(key, obs.columns, "key in `obs`:"))
     column = pd.Series(np.asarray(obs[key]), dtype=object)
-    known = column.notna().to_numpy()
+    known = ~missing_labels(column)
     if not known.any() or not (allow_unknown or known.all()):
         wanted = "of at least one cell" if allow_unknown else "of every cell"
-        raise ValueError(f"Expected a value in obs[{key!r}] {wanted}, found none for {int((~known).sum())} cells.")
-    texts = column[known].astype(str)
-    names = tuple(sorted(texts.unique())) if names is None else tuple(names)
+        first = f" (first: {str(obs.index[int(np.argmin(known))])!r})" if len(column) else ""
+        raise ValueError(
+            f"Expected a value in obs[{key!r}] {wanted}, found none for {int((~known).sum())} cells{first}."
+        )
+    texts = _spelled(column[known], names)
+    if names is None:
+        names = tuple(sorted(texts.unique()))
+        _check_names(names, key)
+    names = tuple(names)
     places = pd.Index(names).get_indexer(pd.Index(texts))
     if (places < 0).any():
         raise ValueError(absent(texts.iloc[int(np.argmax(places < 0))], names, f"class of obs[{key!r}] named"))
     codes = np.full(len(column), UNKNOWN, dtype=np.int64)
     codes[known] = places
     return Classes(codes, names)
+
+
+def missing_labels(column: pd.Series) -> NDArray[np.bool_]:
+    """(cells,) True where a label is missing: no value, or a text that is empty or white space."""
+    codes, kinds = pd.factorize(column)
+    blank = np.array([isinstance(kind, str) and not kind.strip() for kind in kinds], dtype=bool)
+    # The last entry is that of missing values, whose code is -1.
+    return np.append(blank, True)[codes]
+
+
+def _spelled(labels: pd.Series, names: Sequence[str] | None) -> pd.Series:
+    """Labels as text; whole floats as whole numbers, unless a model knows them otherwise."""
+    texts = labels.astype(str)
+    if names is not None and set(texts.unique()) <= set(names):
+        return texts
+    if not all(isinstance(label, float | np.floating) and float(label).is_integer() for label in labels):
+        return texts
+    return labels.map(lambda label: str(int(label)))
+
+
+def _check_names(names: tuple[str, ...], key: str) -> None:
+    """Refuse names that look the same, and warn about those that look like nothing."""
+    by_look: dict[str, str] = {}
+    for name in names:
+        twin = by_look.setdefault(name.strip(), name)
+        if twin != name:
+            raise ValueError(
+                f"Expected classes in obs[{key!r}] that differ by more than white space around them, found {twin!r} and "
+                f"{name!r}. Strip them: adata.obs[{key!r}] = adata.obs[{key!r}].str.strip()."
+            )
+    if like := [name for name in names if name.strip().casefold() in _LIKE_MISSING]:
+        warn_user(
+            f"Expected missing values in obs[{key!r}] to be NaN, found the text {like[0]!r}, which counts as a class. If "
+            f"these cells have none: adata.obs[{key!r}] = adata.obs[{key!r}].replace({like[0]!r}, float('nan'))."
+        )

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_integer
+from scgpt_tools.data.classes import missing_labels
 from scgpt_tools.data.rows import RawBlock, RowSource, row_keys
 from scgpt_tools.tokens.coverage import some
 from scgpt_tools.tokens.values import canonical
@@ -76,6 +77,11 @@ class ModalityRows:
     def n_columns(self) -> int:
         """Number of features, and of modalities."""
         return sum(part.n_columns + 1 for part in self.parts.values())
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the values of all modalities are in memory."""
+        return all(part.in_memory for part in self.parts.values())
 
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
@@ -152,10 +158,11 @@ def _agreed(one: pd.Series | None, other: pd.Series) -> pd.Series | None:
     """Both columns as one, or ``None`` where they contradict each other on a cell."""
     if one is None:
         return None
-    both = one.notna() & other.notna()
+    there = ~missing_labels(one)
+    both = there & ~missing_labels(other)
     if (one[both].astype(str) != other[both].astype(str)).any():
         return None
-    return one.where(one.notna(), other)
+    return one.where(there, other)
 
 
 def _layers_of(names: Sequence[str], layer: Layers) -> dict[str, str | None]:
