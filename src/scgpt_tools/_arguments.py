@@ -110,6 +110,7 @@ KINDS: dict[str, Check] = {
 
 RANGES: dict[str, Check] = {
     "bins": partial(check_integer, least=2),
+    "dropout": partial(check_fraction, one=False),
     "delimiter": partial(check_type, kinds=str),
     "key_added": check_key_name,
     "limit": _POSITIVE,

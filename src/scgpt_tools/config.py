@@ -13,9 +13,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import yaml
 
 from scgpt_tools._files import as_path, replace_file
@@ -66,6 +69,26 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], *, where: str = "")
     hints = _hints(cls)
     values = {name: _convert(hints[name], value, _join(where, name)) for name, value in mapping.items()}
     return cls(**values)
+
+
+def settle_fields(config: Dataclass) -> None:
+    """Check the kind of every field of a frozen dataclass made in Python, as :func:`from_dict` does for files.
+
+    Parameters
+    ----------
+    config
+        The instance, from its ``__post_init__``; fields are replaced by their checked values, such as a path for a text.
+
+    Raises
+    ------
+    ValueError
+        For a value outside its choices.
+    TypeError
+        For a value of the wrong kind.
+    """
+    hints = _hints(type(config))
+    for field in fields(config):
+        object.__setattr__(config, field.name, _convert(hints[field.name], getattr(config, field.name), field.name))
 
 
 def to_dict(config: Dataclass) -> dict[str, Any]:
@@ -207,6 +230,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in arguments:
             raise ValueError(f"Expected `{where}` to be one of {arguments}, found {_shown(value)}.")
         return value
+    if hint is Path:
+        return as_path(where, value)
     if not _fits(hint, value):
         raise TypeError(f"Expected `{where}` to be {_name(hint)}, found {_shown(value)}.")
     if is_dataclass(hint) and isinstance(hint, type):
@@ -219,7 +244,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {key: _convert(arguments[1], entry, _join(where, key)) for key, entry in value.items()}
     if hint is float:
         return _finite(value, where)
-    return hint(value) if hint is Path else value
+    return hint(value) if hint in (bool, int) else value
 
 
 def _finite(value: float, where: str) -> float:
@@ -278,11 +303,12 @@ def _fits(hint: Any, value: Any) -> bool:
         return True
     if is_dataclass(hint) and isinstance(hint, type):
         return isinstance(value, Mapping | hint)
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         return hint is bool
     accepted: dict[Any, Any] = {
-        float: (int, float),
-        Path: (str, Path),
+        int: Integral,
+        float: Real,
+        Path: (str, PathLike),
         tuple: (list, tuple),
         list: (list, tuple),
         dict: Mapping,

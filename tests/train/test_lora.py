@@ -78,10 +78,10 @@ def test_a_folder_of_an_adapted_model_is_an_ordinary_one(make_model, cells, tmp_
     ("settings", "message"),
     [
         ({"rank": 0}, "`rank` to be at least 1"),
-        ({"alpha": 0.0}, "`alpha` to be above 0"),
+        ({"alpha": 0.0}, "`alpha` to be larger than 0"),
         ({"dropout": 1.0}, "`dropout` to lie in"),
         ({"targets": ()}, "at least one linear map"),
-        ({"targets": ("queries",)}, "`targets` to be one of"),
+        ({"targets": ("queries",)}, r"`targets\[0\]` to be one of"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ContextConfig
 from scgpt_tools.models.families import scgpt
+from scgpt_tools.train.fit import FitConfig
 from scgpt_tools.train.optim import OptimizerConfig, make_optimizer, make_schedule, parameter_groups, rate_factor
 from scgpt_tools.train.perturb import as_generator
 
@@ -142,3 +146,58 @@ def test_wrong_settings_are_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=name):
         OptimizerConfig(**options)
+
+
+WRONG = {
+    "lr": [0, -1e-4, math.nan, math.inf, "1e-4", None, True],
+    "head_lr": [0.0, math.nan, "fast"],
+    "layer_decay": [0.0, 1.1, math.nan, None],
+    "weight_decay": [-0.1, math.nan, "0"],
+    "betas": [(0.9,), (0.9, 1.0), 0.9, (0.9, "x")],
+    "eps": [0.0, -1.0, math.nan],
+    "schedule": ["linear", "Cosine", None, 3],
+    "warmup": [-1, math.nan, "5"],
+    "end": [-0.1, 1.5, math.nan],
+    "step_factor": [0.0, 1.5, "0.9"],
+    "step_epochs": [0, 1.5, None],
+    "epochs": [0, -1, 1.5, "3", None, True],
+    "max_steps": [0, 2.5, "3"],
+    "batch_size": [0, 1.5, "32", None],
+    "accumulate": [0, 1.5],
+    "gradient_checkpointing": ["False", 1, None],
+    "clip": [0, -1.0, math.nan, math.inf, "1"],
+    "precision": ["16", "fp32", 32, None],
+    "monitor": ["", 3],
+    "mode": ["minimum", None],
+    "patience": [0, -1, 1.5],
+    "folder": [3, "", "  ", ["run"]],
+    "resume": ["False", 1, None],
+    "checkpoint_steps": [0, "10"],
+    "seed": [-1, 1.5, None, "0", True, 2**63],
+    "workers": [-1, 1.5, None],
+    "accelerator": ["GPU", "tpu", "", None],
+    "devices": [0, -1, 1.5, "two", "0,,1", [0, 1], None],
+    "nodes": [0, 1.5],
+    "strategy": ["", None, "deepspeed_stage_2"],
+    "deterministic": ["no", 0],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values], ids=str
+)
+def test_every_setting_is_checked(name, value):
+    with pytest.raises((TypeError, ValueError), match=rf"^Expected `{name}"):
+        FitConfig(**{name: value})
+
+
+def test_every_setting_is_among_them():
+    assert [field.name for field in fields(FitConfig)] == list(WRONG)
+
+
+def test_settings_are_kept_as_what_they_are_for(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = FitConfig(folder="~/run", lr=np.float64(1), epochs=np.int64(3), betas=[0.5, 0.9], devices="0,1", clip=None)
+    assert config.folder == Path("/home/somebody/run")
+    assert (config.lr, config.epochs, config.betas, config.devices) == (1.0, 3, (0.5, 0.9), "0,1")
+    assert [type(value) for value in (config.lr, config.epochs)] == [float, int]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_choice, check_fraction, check_integer
+from scgpt_tools._validate import check_fraction, check_integer, check_number
+from scgpt_tools.config import settle_fields
 from scgpt_tools.train.freezing import NEW
 
 if TYPE_CHECKING:
@@ -45,14 +46,12 @@ class LoraConfig:
     """Which maps of each layer: those of attention, and the two of the feed-forward part."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         check_integer("rank", self.rank)
+        check_number("alpha", self.alpha, above=0)
         check_fraction("dropout", self.dropout, one=False)
-        if self.alpha <= 0:
-            raise ValueError(f"Expected `alpha` to be above 0, found {self.alpha}.")
         if not self.targets:
             raise ValueError("Expected `targets` to name at least one linear map, found none.")
-        for target in self.targets:
-            check_choice("targets", target, _PLACES)
 
     @property
     def pattern(self) -> str:

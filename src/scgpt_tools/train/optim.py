@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from scgpt_tools._validate import check_fraction, check_integer
+from scgpt_tools._validate import check_fraction, check_integer, check_number
+from scgpt_tools.config import settle_fields
 from scgpt_tools.train.freezing import NEW
 
 if TYPE_CHECKING:
@@ -55,13 +56,12 @@ class OptimizerConfig:
     """Epochs between two such factors."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         for name in ("lr", "head_lr", "eps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"Expected `{name}` to be a number above 0, found {value}.")
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
         for name in ("weight_decay", "warmup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Expected `{name}` to be at least 0, found {getattr(self, name)}.")
+            check_number(name, getattr(self, name), least=0)
         for beta in self.betas:
             check_fraction("betas", beta, one=False)
         check_fraction("end", self.end)
