@@ -20,3 +20,9 @@ def test_twice_is_nothing():
     x = torch.randn(3, requires_grad=True)
     reverse_gradient(reverse_gradient(x)).sum().backward()
     torch.testing.assert_close(x.grad, torch.ones(3))
+
+
+def test_the_gradient_can_be_scaled():
+    x = torch.randn(3, requires_grad=True)
+    reverse_gradient(x, 2.5).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((3,), -2.5))

@@ -207,7 +207,63 @@ def test_terms_are_computed_in_single_precision(model, masked):
 
 
 def test_a_missing_field_is_named(model, cells):
-    with pytest.raises(ValueError, match="target"):
+    with pytest.raises(ValueError, match="`hidden`"):
         value(MaskedExpression(), model, cells)
     with pytest.raises(ValueError, match="label"):
         value(CellType(), model, cells.replace(label=None))
+
+
+EXPRESSION = {
+    "masked_expression": MaskedExpression,
+    "masked_expression_from_cell": MaskedExpressionFromCell,
+    "regenerated_expression": RegeneratedExpression,
+}
+
+
+@pytest.mark.parametrize("delta", [None, 0.5, 3.0])
+@pytest.mark.parametrize("name", ["masked_expression", "masked_expression_from_cell"])
+def test_huber_is_linear_for_large_errors(name, delta, model, masked):
+    model.eval()
+    kind, limit = EXPRESSION[name], 1.0 if delta is None else delta
+    prediction = model(masked)["expression" if name == "masked_expression" else "expression_from_cell"]
+
+    def entry(x, y):
+        error = abs(x - y)
+        return error**2 / 2 if error <= limit else limit * (error - limit / 2)
+
+    expected = by_hand(prediction, masked, entry)
+    assert value(kind(loss="huber", delta=delta), model, masked).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", EXPRESSION)
+def test_huber_with_a_large_delta_is_half_the_squared_error(name, model, masked, generated):
+    model.eval()
+    batch = batch_for(name, masked, generated)
+    half, whole = (value(EXPRESSION[name](**how), model, batch) for how in ({"loss": "huber", "delta": 1e4}, {}))
+    torch.testing.assert_close(2 * half, whole)
+
+
+def test_huber_by_modality(model, masked):
+    model.eval()
+    cells = masked.replace(modality=(masked.genes > 15).long())
+    huber, squared = MaskedExpression(loss="huber", delta=1e4, by_modality=True), MaskedExpression(by_modality=True)
+    torch.testing.assert_close(2 * value(huber, model, cells), value(squared, model, cells))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (MaskedExpression, {"loss": "Huber"}), (MaskedExpression, {"loss": "huber", "delta": 0.0}),
+        (MaskedExpression, {"delta": 1.0}), (MaskedExpression, {"by_modality": "yes"}),
+        (MaskedExpression, {"modality_weights": (1.0,)}),
+        (MaskedExpression, {"by_modality": True, "modality_weights": (0.0, 0.0)}),
+        (MaskedExpressionFromCell, {"shown": 1}), (CellType, {"weight": "1"}), (CellType, {"weight": math.nan}),
+        (CellType, {"weight": -1.0}), (CellType, {"from_step": -1}), (CellType, {"from_step": 1.5}),
+        (ContrastiveCells, {"temperature": 0.0}), (ContrastiveCells, {"temperature": math.nan}),
+        (ElasticSimilarity, {"threshold": 1.5}), (BatchAdversary, {"reversal": -1.0}),
+        (BatchAdversary, {"reversal": math.nan}),
+    ],
+)  # fmt: skip
+def test_fields_are_checked(kind, options):
+    with pytest.raises((TypeError, ValueError), match=f"^Expected `({'|'.join(options)})"):
+        kind(**options)

@@ -198,10 +198,12 @@ class AdversaryHead(ClassifierHead):
 
     def __init__(self, dim: int, classes: int, layers: int = 3) -> None:
         super().__init__(dim, classes, layers, nn.LeakyReLU)
+        self.reversal = 1.0
+        """Factor of the reversed gradient; part of a training run, not of the model."""
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
         """Return logits (B, C) under ``batch``."""
-        return {self.name: self.logits(reverse_gradient(inputs.cell))}
+        return {self.name: self.logits(reverse_gradient(inputs.cell, self.reversal))}
 
 
 def sample_zeros(prediction: Tensor, nonzero: Tensor, generator: torch.Generator | None = None) -> Tensor:

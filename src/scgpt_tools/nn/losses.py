@@ -17,6 +17,12 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return ((prediction - target).square() * weight).sum() / weight.sum()
 
 
+def masked_huber(prediction: Tensor, target: Tensor, mask: Tensor, delta: float = 1.0) -> Tensor:
+    """Mean over the True entries of ``mask`` of half the squared error, from ``delta`` on linear; NaN for an empty mask."""
+    weight = mask.to(prediction.dtype)
+    return (F.huber_loss(prediction, target, reduction="none", delta=delta) * weight).sum() / weight.sum()
+
+
 def masked_relative_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``|prediction - target| / (target + 1e-6)`` over ``mask``: a diagnostic that explodes at zero targets.
 

@@ -1,4 +1,4 @@
-"""Gradient reversal: the identity whose gradient is negated, for adversarial training."""
+"""Gradient reversal: the identity whose gradient is negated, and perhaps scaled, for adversarial training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return (-gradient if ctx.factor == 1.0 else -ctx.factor * gradient), None
 
 
-def reverse_gradient(x: Tensor) -> Tensor:
-    """Return ``x``; in the backward pass its gradient changes sign :cite:p:`Ganin2016`."""
-    return _Reverse.apply(x)
+def reverse_gradient(x: Tensor, factor: float = 1.0) -> Tensor:
+    """Return ``x``; in the backward pass its gradient is multiplied by ``-factor`` :cite:p:`Ganin2016`."""
+    return _Reverse.apply(x, factor)

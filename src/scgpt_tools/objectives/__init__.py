@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._lookup import lookup
@@ -19,7 +20,7 @@ from scgpt_tools.objectives.expression import (
 from scgpt_tools.objectives.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "OBJECTIVES",
@@ -78,6 +79,8 @@ def build_objectives(specs: Sequence[Mapping[str, Any]]) -> tuple[Objective, ...
     """
     objectives = []
     for place, spec in enumerate(specs):
+        if not isinstance(spec, Mapping):
+            raise TypeError(f"Expected `objectives[{place}]` to be a mapping with a `name`, found {spec!r}.")
         if "name" not in spec:
             raise ValueError(f"Expected `objectives[{place}]` to have a `name`, found only {list(spec)}.")
         kind = lookup(OBJECTIVES, spec["name"], "objective")
@@ -88,6 +91,14 @@ def build_objectives(specs: Sequence[Mapping[str, Any]]) -> tuple[Objective, ...
 
 def check_objectives(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
     """Refuse lists that have no term with a weight, none to begin with, or the same term twice."""
+    if isinstance(objectives, str | Mapping) or not isinstance(objectives, Iterable):
+        raise TypeError(f"Expected `objectives` to be a list of loss terms, found {type(objectives).__name__}.")
+    for place, objective in enumerate(objectives := list(objectives)):
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"Expected `objectives[{place}]` to be a loss term such as MaskedExpression(), found {objective!r}. Terms as "
+                "plain values go through `build_objectives`."
+            )
     names = [objective.name for objective in objectives]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

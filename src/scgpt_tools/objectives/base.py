@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
-from scgpt_tools._validate import check_integer
+from scgpt_tools._validate import check_integer, check_number
+from scgpt_tools.config import settle_fields
 from scgpt_tools.nn.output import CellOutput
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Objective(ABC):
     """Names of its measures."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"Expected `weight` to be a finite number, at least 0, found {self.weight}.")
+        settle_fields(self)
+        check_number("weight", self.weight, least=0)
         check_integer("from_step", self.from_step, least=0)
 
     @abstractmethod

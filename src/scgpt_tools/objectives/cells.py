@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 import torch.nn.functional as F
 
-from scgpt_tools._validate import check_fraction
+from scgpt_tools._validate import check_fraction, check_number
 from scgpt_tools.nn.losses import contrastive, elastic_similarity
 from scgpt_tools.objectives.base import Objective, View, Views
 from scgpt_tools.objectives.ranks import from_everyone, share_of_mean
@@ -58,8 +58,7 @@ class ContrastiveCells(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"Expected `temperature` to be above 0, found {self.temperature}.")
+        check_number("temperature", self.temperature, above=0)
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Cross-entropy of the similarities."""
@@ -96,8 +95,16 @@ class BatchAdversary(Objective):
     Cross-entropy; the reversal is part of the head.
     """
 
+    reversal: float = 1.0
+    """Factor of the gradient that is reversed into the encoder, beside ``weight``, which the discriminator's own gradient
+    has too.  Above 1 the encoder hides the batch faster than the discriminator learns to tell it; 1 in scGPT."""
+
     name: ClassVar[str] = "batch_adversary"
     heads: ClassVar[tuple[str, ...]] = ("batch",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("reversal", self.reversal, least=0)
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Cross-entropy of the logits."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 
-from scgpt_tools.nn.losses import masked_mse, negative_log_bernoulli
+from scgpt_tools._validate import check_number
+from scgpt_tools.nn.losses import masked_huber, masked_mse, negative_log_bernoulli
 from scgpt_tools.objectives.base import Objective, View, Views
 from scgpt_tools.objectives.ranks import part_of_mean, share_of_mean
 
@@ -18,7 +20,78 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedExpression(Objective):
+class ExpressionError(Objective):
+    """What terms that compare expression have in common: how an error counts."""
+
+    loss: Literal["mse", "huber"] = "mse"
+    """Squared errors, or Huber's: half the square of an error up to ``delta``, from there on linear, so that a few genes of
+    very high expression do not outweigh the others."""
+    delta: float | None = None
+    """Where Huber's loss becomes linear, in the unit of the values (bins, log1p); ``None`` for 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delta is None:
+            return
+        if self.loss != "huber":
+            raise ValueError(f"Expected `delta` with loss='huber' only, found it with {self.loss!r}.")
+        check_number("delta", self.delta, above=0)
+
+    def _mean(self, prediction: Tensor, target: Tensor, places: Tensor) -> Tensor:
+        """Mean error over places."""
+        # Sums over thousands of squared bins overflow float16, so the loss is computed in float32 whatever the model is.
+        if self.loss == "huber":
+            mean = masked_huber(prediction.float(), target, places, self._delta)
+        else:
+            mean = masked_mse(prediction.float(), target, places)
+        return part_of_mean(mean, prediction, places)
+
+    def _each(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Error of each value."""
+        if self.loss == "huber":
+            return F.huber_loss(prediction.float(), target, reduction="none", delta=self._delta)
+        return (prediction.float() - target).square()
+
+    @property
+    def _delta(self) -> float:
+        return 1.0 if self.delta is None else self.delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionErrorByModality(ExpressionError):
+    """The same, perhaps averaged over modalities."""
+
+    by_modality: bool = False
+    """Average over the values of each modality first, so that a short panel counts as much as thousands of genes."""
+    modality_weights: tuple[float, ...] | None = None
+    """Weight of each modality by its number in that average; ``None`` for the same.  Only with ``by_modality``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = self.modality_weights
+        if weights is None:
+            return
+        if not self.by_modality:
+            raise ValueError("Expected `modality_weights` with by_modality=True only, found them with False.")
+        if any(not 0 <= weight < float("inf") for weight in weights) or not any(weights):
+            raise ValueError(f"Expected `modality_weights` of at least 0, one of them above, found {weights}.")
+
+    def _error(self, prediction: Tensor, batch: TokenBatch, places: Tensor) -> Tensor:
+        """Mean error over places, or over the modalities of their means; 0 for the latter where there are none."""
+        target = batch.require("target")
+        if not self.by_modality:
+            return self._mean(prediction, target, places)
+        present, kind = batch.require("modality")[places].unique(return_inverse=True)
+        error = self._each(prediction, target)[places]
+        weight = torch.ones(len(present), device=error.device)
+        if self.modality_weights is not None:
+            weight = torch.tensor(self.modality_weights, device=error.device)[present]
+        weight = weight / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        return (error * (weight / kind.bincount(minlength=len(present)))[kind]).sum() * share_of_mean(places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedExpression(ExpressionErrorByModality):
     r"""Predict hidden values from their tokens (MLM, GEP).
 
     .. math:: \frac{1}{|H|} \sum_{(i, j) \in H} (\hat{x}_{ij} - x_{ij})^2
@@ -29,25 +102,14 @@ class MaskedExpression(Objective):
 
     name: ClassVar[str] = "masked_expression"
     heads: ClassVar[tuple[str, ...]] = ("expression",)
-    by_modality: bool = False
-    """Average over the values of each modality first, so that a short panel counts as much as thousands of genes."""
-    modality_weights: tuple[float, ...] | None = None
-    """Weight of each modality by its number in that average; ``None`` for the same.  Only with ``by_modality``."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_weights(self.modality_weights, by_modality=self.by_modality)
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
-        """Mean squared error over hidden values."""
-        prediction, target, hidden = views["first"]["expression"], batch.require("target"), batch.require("hidden")
-        if not self.by_modality:
-            return _mse(prediction, target, hidden)
-        return _mse_by_modality(prediction, target, hidden, batch.require("modality"), self.modality_weights)
+        """Mean error over hidden values."""
+        return self._error(views["first"]["expression"], batch, batch.require("hidden"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedExpressionFromCell(Objective):
+class MaskedExpressionFromCell(ExpressionErrorByModality):
     """Predict hidden values from the cell embedding and the gene's alone (MVC, GEPC).
 
     The same mean as :class:`MaskedExpression`.  No other token can help, so what the cell embedding holds of the cell
@@ -56,31 +118,20 @@ class MaskedExpressionFromCell(Objective):
 
     name: ClassVar[str] = "masked_expression_from_cell"
     heads: ClassVar[tuple[str, ...]] = ("expression_from_cell",)
-    by_modality: bool = False
-    """As for :class:`MaskedExpression`."""
-    modality_weights: tuple[float, ...] | None = None
-    """As for :class:`MaskedExpression`."""
     shown: bool = False
     """Ask for the values that the network saw as well, so that the cell embedding has to hold all of them."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_weights(self.modality_weights, by_modality=self.by_modality)
-
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
-        """Mean squared error over hidden values, or over all."""
-        prediction = views["first"]["expression_from_cell"]
-        target, asked = batch.require("target"), batch.require("hidden")
+        """Mean error over hidden values, or over all."""
+        asked = batch.require("hidden")
         if self.shown:
             # Position 0 is the cell token, which has no value.
             asked = asked | (batch.mask & (torch.arange(batch.mask.shape[1], device=asked.device) > 0))
-        if not self.by_modality:
-            return _mse(prediction, target, asked)
-        return _mse_by_modality(prediction, target, asked, batch.require("modality"), self.modality_weights)
+        return self._error(views["first"]["expression_from_cell"], batch, asked)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegeneratedExpression(Objective):
+class RegeneratedExpression(ExpressionError):
     """Predict hidden values once more, with the detached cell embedding in the place of the cell token.
 
     The third term of scGPT's generative pre-training: tokens learn to read a cell embedding, which they never see
@@ -93,7 +144,7 @@ class RegeneratedExpression(Objective):
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean squared error over hidden values in the second pass."""
-        return _mse(views["from_cell"]["expression"], batch.require("target"), batch.require("hidden"))
+        return self._mean(views["from_cell"]["expression"], batch.require("target"), batch.require("hidden"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +177,7 @@ class ZeroLikelihoodFromCell(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbedExpression(Objective):
+class PerturbedExpression(ExpressionError):
     """Predict expression after a perturbation, at every real token.
 
     Mean squared error over all real places; nothing is hidden, the input is another cell.  Most of it is what cells of
@@ -140,7 +191,7 @@ class PerturbedExpression(Objective):
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean squared error over real tokens."""
-        return _mse(views["first"]["expression"], batch.require("target"), batch.mask)
+        return self._mean(views["first"]["expression"], batch.require("target"), batch.mask)
 
     def measures(self, views: Views, batch: TokenBatch) -> dict[str, Tensor]:
         """Squared error of the mean over cells, gene by gene, averaged over genes."""
@@ -150,34 +201,7 @@ class PerturbedExpression(Objective):
         return {"profile_error": (total / place.bincount(minlength=len(genes))).square().mean()}
 
 
-def _check_weights(weights: tuple[float, ...] | None, *, by_modality: bool) -> None:
-    if weights is None:
-        return
-    if not by_modality:
-        raise ValueError("Expected `modality_weights` with by_modality=True only, found them with False.")
-    if any(not 0 <= weight < float("inf") for weight in weights) or not any(weights):
-        raise ValueError(f"Expected `modality_weights` of at least 0, one of them above, found {weights}.")
-
-
-def _mse_by_modality(
-    prediction: Tensor, target: Tensor, places: Tensor, modality: Tensor, weights: tuple[float, ...] | None
-) -> Tensor:
-    """Mean over the modalities of the mean over the places of each; 0 where there are none."""
-    present, kind = modality[places].unique(return_inverse=True)
-    error = (prediction.float() - target)[places].square()
-    weight = torch.ones(len(present), device=error.device)
-    if weights is not None:
-        weight = torch.tensor(weights, device=error.device)[present]
-    weight = weight / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return (error * (weight / kind.bincount(minlength=len(present)))[kind]).sum() * share_of_mean(places)
-
-
 def _hidden_zeros(nonzero: Tensor, batch: TokenBatch) -> Tensor:
     hidden = batch.require("hidden")
     # Half precision cannot hold the distance of a probability to 1 that the original keeps.
     return part_of_mean(negative_log_bernoulli(nonzero.float(), batch.require("target"), hidden), nonzero, hidden)
-
-
-def _mse(prediction: Tensor, target: Tensor, places: Tensor) -> Tensor:
-    # Sums over thousands of squared bins overflow float16, so the loss is computed in float32 whatever the model is.
-    return part_of_mean(masked_mse(prediction.float(), target, places), prediction, places)
