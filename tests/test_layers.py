@@ -19,7 +19,6 @@ LAYERS = (
         "_docs",
         "_files",
         "_lookup",
-        "_outputs",
         "_validate",
         "_optional",
         "_types",

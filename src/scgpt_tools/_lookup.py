@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,8 +32,7 @@ def lookup(table: Mapping[str, Value], name: str, kind: str, *, error: type[Exce
     -------
     The entry.
     """
-    # A list, say, is no key of anything.
-    if not isinstance(name, Hashable) or name not in table:
+    if name not in table:
         raise error(absent(name, table, kind))
     return table[name]
 

@@ -14,6 +14,7 @@ from scgpt_tools.models import CellModel
 from scgpt_tools.nn.norms import DomainNorm
 from scgpt_tools.objectives import BatchAdversary, CellType, ElasticSimilarity, MaskedExpression
 from scgpt_tools.tokens.corruptions import MaskValues
+from scgpt_tools.train.callbacks import History
 from scgpt_tools.train.freezing import release, stages
 
 QUICK = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu"}
@@ -316,6 +317,65 @@ def test_one_class_is_nothing_to_learn(base, cells):
 def test_what_does_not_go_together_is_refused(base, cells, arguments, error, message):
     with pytest.raises(error, match=message):
         sct.train.finetune(base, cells, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("label", ["kind"]), ("label", ""), ("batch", 3), ("layer", ["X"]), ("genes", 0), ("ignore_case", "False"),
+        ("modality", 1), ("validation", "  "), ("validation", True), ("validation", -0.1), ("validation", np.nan),
+        ("objectives", CellType()), ("objectives", ["cell_type"]), ("objectives", "cell_type"), ("sampling", "blocked"),
+        ("tokenizer", "all"), ("dropout", 1.0), ("dropout", -0.1), ("dropout", np.nan), ("dropout", "0"),
+        ("batch_parts", "no"), ("freeze", True), ("unfreeze_every", 0), ("lora", 0), ("lora", "8"), ("lora", True),
+        ("config", {"epochs": 3}), ("callbacks", History()), ("loggers", "csv"), ("epochs", 0), ("lr", np.nan),
+        ("schedule", "linear"), ("folder", 3), ("resume", "False"), ("seed", 1.5),
+    ],
+)  # fmt: skip
+def test_every_argument_is_checked(base, cells, name, value):
+    arguments = {"label": "kind"} | QUICK | {name: value}
+    with pytest.raises((TypeError, ValueError), match="^Expected ") as caught:
+        sct.train.finetune(base, cells, task="annotate", **arguments)
+    assert name in str(caught.value) or name == "lora"
+
+
+@pytest.mark.parametrize("task", ["annotate", "integrate", "perturb"])
+def test_model_and_cells_in_the_wrong_order(base, cells, task):
+    with pytest.raises(
+        TypeError, match="^Expected the model first and the AnnData second, found AnnData first and CellM"
+    ):
+        sct.train.finetune(cells, base, task=task, label="kind")
+    with pytest.raises(TypeError, match="^Expected `adata` to be an AnnData or a MuData, found str"):
+        sct.train.finetune(base, "cells.h5ad", task=task)
+    with pytest.raises(TypeError, match="^Expected `model` to be CellModel or str or PathLike, found int"):
+        sct.train.finetune(3, cells, task=task)
+
+
+def test_folders_can_be_texts(base, cells, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "~/other"):
+        sct.train.finetune(base, cells, task="annotate", label="kind", folder=folder, **QUICK)
+    assert (tmp_path / "run" / "last.ckpt").is_file()
+    assert (tmp_path / "other" / "history.csv").is_file()
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_blank_labels_are_no_class(base, cells, blank, caplog):
+    cells.obs["kind"] = cells.obs["kind"].astype(str)
+    cells.obs.loc[cells.obs_names[:20], "kind"] = blank
+    with caplog.at_level("INFO", logger="scgpt_tools"):
+        model = sct.train.finetune(base, cells, task="annotate", label="kind", validation=0.25, **QUICK)
+    assert "on 30 cells, validating on 10" in caplog.text
+    assert model.config.heads.cell_type.names == ("even", "odd")
+    with pytest.raises(ValueError, match=r"Expected a value in obs\['kind'\] of every cell, found none for 20 cells"):
+        sct.train.finetune(base, cells, task="integrate", batch="kind", **QUICK)
+
+
+@pytest.mark.parametrize("word", ["valid", "validation", "Val", "VAL "])
+def test_another_word_for_validation_is_refused(base, cells, word):
+    cells.obs["split"] = ["train"] * 40 + [word] * 20
+    with pytest.raises(ValueError, match=f"Expected 'train', 'val' or 'test' in .*found '{word}' .20 cells"):
+        sct.train.finetune(base, cells, task="annotate", label="kind", validation="split", **QUICK)
 
 
 def test_a_model_with_batch_parts_wants_their_batches(base, cells, make_cells):

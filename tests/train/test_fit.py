@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import lightning
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from scgpt_tools.models.config import ContextConfig
+from scgpt_tools.models.config import AdversaryConfig, HeadsConfig
 from scgpt_tools.objectives import (
     BatchAdversary,
     CellType,
@@ -286,7 +287,7 @@ def test_the_best_state_of_an_earlier_run_is_not_taken(make_model, make_data, tm
     old = weights(fit(make_model(seed=1), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path)))
     new = weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, max_steps=1, folder=tmp_path / "other")))
     again = weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, max_steps=1, folder=tmp_path)))
-    assert (tmp_path / "best.ckpt").is_file()
+    assert not (tmp_path / "best.ckpt").exists()
     assert_same_weights(again, new)
     assert any(not torch.equal(again[name], old[name]) for name in old)
 
@@ -433,13 +434,6 @@ def test_a_run_goes_on_with_the_strategy_that_it_began_with(make_model, make_dat
         fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path, resume=True, strategy="fsdp"))
 
 
-def test_a_run_goes_on_with_the_model_that_it_began_with(make_model, make_data, tmp_path):
-    fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path))
-    other = make_model().adapt(context=ContextConfig(batches=2))
-    with pytest.raises(ValueError, match="that only one of them has, such as 'model.context.batch"):
-        fit(other, make_data(), BOTH, FitConfig(**QUICK, folder=tmp_path, resume=True))
-
-
 def test_patience_needs_a_metric(make_model, make_data):
     data = make_data(validation=[])
     with pytest.raises(ValueError, match="Expected validation cells, or another metric as `monitor`, for patience=2"):
@@ -472,3 +466,91 @@ def test_sums_of_an_epoch_are_made_where_float64_is():
 def test_resuming_needs_a_folder(make_model, make_data):
     with pytest.raises(ValueError, match="folder"):
         fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "message"),
+    [
+        ("gpu", "Expected a GPU for accelerator='gpu', found none"),
+        ("cuda", "Expected a CUDA device"),
+        ("mps", "of Apple"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(accelerator, message, make_model, make_data, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        fit(make_model(), make_data(), BOTH, FitConfig(**QUICK | {"accelerator": accelerator}))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_values_are_looked_at_before_training(value, cells, make_model, make_data):
+    cells.X[37, 3] = value
+    begun = []
+
+    class Watch(lightning.Callback):
+        def on_train_start(self, trainer, pl_module):
+            begun.append(1)
+
+    with pytest.raises(ValueError, match="found .* in cell 'cell37', gene 'GENE3'"):
+        fit(make_model(), make_data(), BOTH, FitConfig(**QUICK), callbacks=[Watch()])
+    assert not begun
+
+
+def test_the_history_shows_the_rate_of_the_epoch(make_model, make_data):
+    history = History()
+    fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, step_factor=0.5), callbacks=[history])
+    assert history.table["lr"].tolist() == [1e-3, 5e-4]
+
+
+class PoisonValidation(lightning.Callback):
+    """Makes a weight infinite for the time of validation."""
+
+    def on_validation_start(self, trainer, pl_module):
+        self.bias = pl_module.model.heads["expression"].value[-1].bias
+        self.before = self.bias.detach().clone()
+        self.bias.data.fill_(math.nan)
+
+    def on_validation_end(self, trainer, pl_module):
+        self.bias.data.copy_(self.before)
+
+
+def test_a_loss_of_validation_that_is_no_number_chooses_nothing(make_model, make_data):
+    with pytest.raises(LossNotFiniteError, match="Expected a finite loss in validation after step 4"):
+        fit(make_model(), make_data(), BOTH, FitConfig(**QUICK), callbacks=[PoisonValidation()])
+
+
+def test_weights_that_are_no_numbers_are_not_returned(make_model, make_data):
+    class Ruin(lightning.Callback):
+        def on_train_end(self, trainer, pl_module):
+            pl_module.model.heads["expression"].value[-1].bias.data.fill_(math.inf)
+
+    with pytest.raises(LossNotFiniteError, match="finite weights after training, found NaN or infinity in 1 tensors"):
+        fit(make_model(), make_data(validation=[]), BOTH, FitConfig(**QUICK | {"epochs": 1}), callbacks=[Ruin()])
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 3.0])
+def test_the_reversed_gradient_can_be_scaled(factor, make_model, make_data):
+    """What the discriminator learns stays; what it teaches the encoder is multiplied."""
+    model = make_model(dropout=0.0).adapt(heads=HeadsConfig(batch=AdversaryConfig(classes=2)))
+    found = {}
+
+    class Watch(lightning.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if not found:
+                found.update(
+                    {name: p.grad.clone() for name, p in pl_module.model.named_parameters() if p.grad is not None}
+                )
+
+    def gradients(reversal):
+        found.clear()
+        start = deepcopy(model)
+        settings = FitConfig(**QUICK | {"epochs": 1}, max_steps=1, clip=None)
+        fit(start, make_data(corruption=None), [BatchAdversary(reversal=reversal)], settings, callbacks=[Watch()])
+        assert start.heads["batch"].reversal == 1.0
+        return found["heads.batch.out.weight"], found["encoder.blocks.0.attention.query.weight"]
+
+    head, encoder = gradients(1.0)
+    own_head, own_encoder = gradients(factor)
+    torch.testing.assert_close(own_head, head)
+    torch.testing.assert_close(own_encoder, factor * encoder)

@@ -7,6 +7,7 @@ Every draw depends on the seed, the epoch and the minibatch or the cell, never o
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ Part: TypeAlias = Literal["train", "validation"]
 _ORDER, _TOKENS, _CORRUPTION = 1, 2, 3
 # Validation cells are hidden alike in every epoch, so that their losses compare.
 _VALIDATION_EPOCH = 2**31
+# Cells that are looked at together before training.
+_LOOK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +170,63 @@ class CellDataModule:
         batch = assemble(parts, cells, pad_id=self.tokenizer.vocabulary.pad_id, config=self.tokenizer.config)
         return batch.replace(batch=_labels(self.batch, cells), label=_labels(self.label, cells))
 
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """Numbers of the cells whose values are read, ascending."""
+        return np.union1d(self.train, self.validation)
+
+    def look(self, *, digest: bool = False) -> str | None:
+        """Read the values of all cells that are used, where they are in memory, so that bad ones are found at once.
+
+        Parameters
+        ----------
+        digest
+            Whether to compute a checksum of what was read.
+
+        Returns
+        -------
+        The checksum, ``None`` without one.
+
+        Raises
+        ------
+        ValueError
+            If a value is negative, missing or infinite; the message names its cell and gene.
+        """
+        found = hashlib.sha256()
+        for table, start, stop in zip(self.tables, self.starts, self.starts[1:], strict=False):
+            if not table.source.in_memory:
+                continue
+            mine = self.used[(self.used >= start) & (self.used < stop)] - start
+            for first in range(0, mine.size, _LOOK):
+                X = table.source.take(mine[first : first + _LOOK])
+                if digest:
+                    for array, kind in ((X.indptr, np.int64), (X.indices, np.int64), (X.data, np.float32)):
+                        found.update(np.asarray(array, dtype=kind).tobytes())
+        return found.hexdigest() if digest else None
+
+    def describe(self) -> dict[str, Any]:
+        """What the cells are, as plain values that two calls can be compared by.
+
+        Returns
+        -------
+        Numbers of cells, and checksums of names, values in memory, matched genes, labels, batches and parts.
+        """
+        return {
+            "cells": {"number": len(self), "names": checksum(*(table.source.keys for table in self.tables))},
+            "genes": {
+                "number": [len(table.features) for table in self.tables],
+                "tokens": checksum(
+                    *(array for table in self.tables for array in (table.features.columns, table.features.ids))
+                ),
+            },
+            "values": self.look(digest=True),
+            "label of each cell": checksum(self.label),
+            "batch of each cell": checksum(self.batch),
+            "training cells": {"number": int(self.train.size), "which": checksum(self.train)},
+            "validation cells": {"number": int(self.validation.size), "which": checksum(self.validation)},
+            "sampling": self.sampling,
+        }
+
     def _of_train(self, labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
         assert labels is not None, "checked when the module was made"  # noqa: S101
         return labels[self.train]
@@ -269,6 +329,16 @@ class CellLoader:
         if self.data.corruption is None:
             return batch
         return self.data.corruption(batch, np.random.default_rng([_CORRUPTION, self.seed, epoch, number]))
+
+
+def checksum(*parts: NDArray[Any] | Sequence[str] | None) -> str | None:
+    """SHA-256 of arrays of numbers and lists of texts; ``None`` if one is absent."""
+    found = hashlib.sha256()
+    for part in parts:
+        if part is None:
+            return None
+        found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(list(part)).encode())
+    return found.hexdigest()
 
 
 def _seed(*numbers: int) -> int:

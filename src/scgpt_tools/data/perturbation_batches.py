@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
@@ -14,7 +15,7 @@ from scgpt_tools._validate import check_fraction
 from scgpt_tools.data.annotations import read_pairs
 from scgpt_tools.data.conditions import context_labels, control_mask
 from scgpt_tools.data.epochs import in_batches
-from scgpt_tools.data.module import CellDataModule, CellTable
+from scgpt_tools.data.module import CellDataModule, CellTable, checksum
 from scgpt_tools.data.pairing import pair_controls
 from scgpt_tools.data.parts import read_parts
 from scgpt_tools.data.splits import SplitOptions, split_conditions
@@ -91,6 +92,21 @@ class PerturbationBatches(CellDataModule):
         return [
             chunk for condition in np.unique(own) for chunk in in_batches(self.validation[own == condition], batch_size)
         ]
+
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """Numbers of the cells whose values are read: those of both parts and their controls."""
+        cells = super().used
+        return np.union1d(cells, self.pairs[cells])
+
+    def describe(self) -> dict[str, Any]:
+        """What the cells are; see :meth:`CellDataModule.describe`."""
+        trained, held_out = (np.unique(self.conditions[part]).tolist() for part in (self.train, self.validation))
+        own = {"training conditions": trained, "validation conditions": held_out}
+        kinds, codes = np.unique(self.conditions, return_inverse=True)
+        own["genes of a cell"] = asdict(self.tokens.choice)
+        own |= {"condition of each cell": checksum([*kinds], codes), "paired controls": checksum(self.pairs)}
+        return own | super().describe()
 
     def read(self, cells: NDArray[np.int64]) -> list[Any]:
         """Rows of the given cells and of all their controls."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import check_integer, check_key
@@ -22,7 +23,6 @@ from scgpt_tools.tokens.values import canonical
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import scipy.sparse as sp
     from anndata import AnnData
     from mudata import MuData
     from numpy.typing import ArrayLike, NDArray
@@ -59,6 +59,10 @@ class Rows(Protocol):
     @property
     def n_columns(self) -> int:
         """Number of columns of the matrix."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all values are in memory, so that looking at them costs little."""
 
     def __len__(self) -> int: ...
 
@@ -104,6 +108,8 @@ class RowSource:
             layers = [name for name in self.adata.layers if name is not None]
             raise ValueError(f"Expected a matrix in `X`, found none. Pass `layer=` one of {layers}.")
         self._read = reader(X)
+        self.in_memory = isinstance(X, np.ndarray) or sp.issparse(X)
+        """Whether the values are in memory rather than on disk or yet to be computed."""
         self._base_width: int = X.shape[1]
 
     def __len__(self) -> int:

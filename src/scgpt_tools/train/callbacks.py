@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
-from scgpt_tools._files import replace_file
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from lightning import LightningModule, Trainer
 
@@ -25,7 +25,7 @@ SUFFIX = ".ckpt"
 
 
 class History(Checkpoint):
-    """One row per epoch: losses and measures of both parts, learning rate, time and speed.
+    """One row per epoch: losses and measures of both parts, learning rate of its last step, time and speed.
 
     A kind of checkpoint for Lightning, which calls those when the numbers of the epoch are there.
 
@@ -41,6 +41,7 @@ class History(Checkpoint):
         self.rows: list[dict[str, float]] = []
         self._cells, self._tokens, self._seconds = 0, 0, 0.0
         self._since = time.perf_counter()
+        self._lr = math.nan
 
     @property
     def table(self) -> pd.DataFrame:
@@ -54,6 +55,12 @@ class History(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock in the middle of an epoch too, where a run goes on."""
         self._since = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: TokenBatch, batch_idx: int
+    ) -> None:
+        """Keep the learning rate, which is that of the next step by the end of the minibatch."""
+        self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
@@ -79,7 +86,7 @@ class History(Checkpoint):
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
-                "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+                "lr": self._lr,
                 **{name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name != "loss"},
                 "seconds": self._seconds,
                 "cells_per_second": self._cells / seconds,
@@ -89,7 +96,7 @@ class History(Checkpoint):
         self._cells, self._tokens, self._seconds = 0, 0, 0.0
         if self.path is not None and trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path, self.table.to_csv)
+            self.table.to_csv(self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and counts, for a checkpoint."""
@@ -134,6 +141,21 @@ class Progress(TQDMProgressBar):
         return {name: value for name, value in found.items() if name != "v_num"}
 
 
+class FolderCheckpoint(ModelCheckpoint):
+    """Lightning's, which goes on with what it knew where the folder was moved or is named otherwise."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state, with its files in the folder of today."""
+        here = {name: self._here(value) for name, value in state_dict.items()}
+        super().load_state_dict(here | {"dirpath": self.dirpath})
+
+    def _here(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {self._here(path): score for path, score in value.items()}
+        # Every text among them but the metric's name is the path of a file in the folder.
+        return str(Path(str(self.dirpath)) / Path(value).name) if isinstance(value, str) and "/" in value else value
+
+
 def best_and_last(
     folder: Path, *, monitor: str | None, mode: str, every: int | None
 ) -> tuple[list[ModelCheckpoint], list[ModelCheckpoint]]:
@@ -156,12 +178,14 @@ def best_and_last(
     """
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
     # The last state knows no metric: a newer file replaces the older one.
-    last = [ModelCheckpoint(filename=LAST, every_n_epochs=1, save_on_train_epoch_end=True, **common)]
+    last: list[ModelCheckpoint] = [
+        FolderCheckpoint(filename=LAST, every_n_epochs=1, save_on_train_epoch_end=True, **common)
+    ]
     if every is not None:
-        last.append(ModelCheckpoint(filename=LAST, every_n_train_steps=every, **common))
+        last.append(FolderCheckpoint(filename=LAST, every_n_train_steps=every, **common))
     if monitor is None:
         return last, []
-    return last, [ModelCheckpoint(filename=BEST, monitor=monitor, mode=mode, save_weights_only=True, **common)]
+    return last, [FolderCheckpoint(filename=BEST, monitor=monitor, mode=mode, save_weights_only=True, **common)]
 
 
 def stop_early(monitor: str, *, mode: str, patience: int) -> EarlyStopping:

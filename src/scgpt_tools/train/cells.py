@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from warnings import warn
 
 import numpy as np
 
-from scgpt_tools._lookup import absent, lookup
+from scgpt_tools._arguments import check_arguments
+from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
+from scgpt_tools._validate import check_type
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.classes import UNKNOWN, Classes, read_classes
+from scgpt_tools.data.epochs import check_sampling
 from scgpt_tools.data.learning import open_to_learn
 from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.module import CellDataModule, CellTable
 from scgpt_tools.data.opening import Matching, warn_about_rows
-from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.growing import keep_narrow_heads
 from scgpt_tools.objectives import CellType, check_objectives
 from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.train.cell_parts import codes_of, read_batches, training_parts
-from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.fit import check_watchers, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
-from scgpt_tools.train.lora import LoraConfig, adapters
+from scgpt_tools.train.lora import adapters
 from scgpt_tools.train.multiomic import check_weights, for_modalities, hiding
 from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.train.starting import check_model_and_cells, check_validation, fit_settings, low_rank, open_model
 from scgpt_tools.train.tasks import TASKS, Task, needs_hidden_values, parts_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from os import PathLike
 
     from anndata import AnnData
@@ -38,12 +42,15 @@ if TYPE_CHECKING:
 
     from scgpt_tools._types import Layers
     from scgpt_tools.data.epochs import Sampling
+    from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.corruptions import Corruption
     from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.modalities import Modalities
     from scgpt_tools.tokens.names import NameTable
+    from scgpt_tools.train.fit import FitConfig
+    from scgpt_tools.train.lora import LoraConfig
 
 logger = logging.getLogger(__name__)
 
@@ -161,21 +168,29 @@ def finetune_cells(
     ValueError
         If an argument that the task needs is missing, or arguments do not go together.
     """
+    check_arguments(finetune_cells, locals())
     optional("lightning", extra="train")
     # It defines a class of Lightning, so it can be imported only where Lightning is.
     from scgpt_tools.train.callbacks import History
 
+    check_model_and_cells(model, adata)
+    check_watchers(callbacks, loggers)
     chosen = lookup(TASKS, task, "task")
     terms = check_objectives(_terms(chosen, label=label, batch=batch) if objectives is None else objectives)
-    low_rank = LoraConfig(rank=lora) if isinstance(lora, int) else lora
+    adapted = low_rank(lora)
     _check_arguments(chosen, task, label=label, batch=batch)
-    check_freezing(freeze, low_rank, unfreeze_every)
-    settings = _settings(chosen, config, changes)
+    check_freezing(freeze, adapted, unfreeze_every)
+    check_validation(validation)
+    if sampling is not None:
+        check_sampling(sampling)
+    if tokenizer is not None:
+        check_type("tokenizer", tokenizer, Mapping)
+    settings = fit_settings(chosen.fit, config, changes, function="`finetune`")
     if unfreeze_every is not None and settings.strategy == "fsdp":
         raise ValueError(
             "Expected `unfreeze_every` to be None with strategy='fsdp', which settles what is trained once."
         )
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=settings.place)
+    loaded = open_model(model, settings)
     if chosen.modalities and not has_modalities(adata):
         raise TypeError(f"Expected a MuData for task={task!r}, found {type(adata).__name__}.")
     source, features, tokens = open_to_learn(
@@ -219,6 +234,7 @@ def finetune_cells(
         tokenizer=tokens,
         dropout=dropout,
     )
+    asked = {"task": task, "base": loaded.checksum, "freeze": freeze, "unfreeze_every": unfreeze_every, "lora": adapted}
     with own_random_numbers(settings.seed):
         tuned = loaded.adapt(features.vocabulary, **parts)
         keep_narrow_heads(loaded, tuned)
@@ -235,8 +251,8 @@ def finetune_cells(
         history = History(None if settings.folder is None else settings.folder / "history.csv")
         watchers = [history, *_unfreezing(tuned, unfreeze_every), *callbacks]
         # Gradual unfreezing wants all parameters in the optimiser, and freezes them itself.
-        with frozen(tuned, "nothing" if unfreeze_every else freeze), adapters(tuned, low_rank):
-            fit(tuned, data, terms, settings, callbacks=watchers, loggers=loggers)
+        with frozen(tuned, "nothing" if unfreeze_every else freeze), adapters(tuned, adapted):
+            fit(tuned, data, terms, settings, callbacks=watchers, loggers=loggers, asked=asked)
     tuned.name, tuned.history = f"{loaded.name} ({task})", history.table
     return tuned.to(loaded.device)
 
@@ -259,14 +275,6 @@ def _check_classes(label: str | None, labels: Classes, train: NDArray[np.int64])
     shown = sorted({labels.names[code] for code in labels.codes[train].tolist() if code != UNKNOWN})
     if len(shown) < 2:
         raise ValueError(f"Expected cells of two classes of {label!r} or more to train on, found only {shown}.")
-
-
-def _settings(task: Task, config: FitConfig | None, changes: Mapping[str, Any]) -> FitConfig:
-    known = [field.name for field in fields(FitConfig)]
-    for name in changes:
-        if name not in known:
-            raise TypeError(absent(name, known, "argument of `finetune` or field of FitConfig named"))
-    return replace(config or FitConfig(**task.fit), **changes)
 
 
 def _corruption(given: Corruption | None, model: CellModel, objectives: Sequence[Objective]) -> Corruption | None:
@@ -293,9 +301,8 @@ def _warn_about_length(model: CellModel, features: FeatureTable) -> None:
         return
     room = tokenizer.length - tokenizer.cls
     if len(features) > room:
-        warn(
+        warn_user(
             f"{len(features)} genes are known to the model and every cell shows {room} of them, drawn at random and "
             "mostly zero. Choose as many highly variable genes first (`scanpy.pp.highly_variable_genes`), or raise "
-            "`tokenizer={'length': ...}`.",
-            stacklevel=3,
+            "`tokenizer={'length': ...}`."
         )

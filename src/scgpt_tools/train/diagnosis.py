@@ -29,6 +29,7 @@ def describe_failure(
     step: int,
     precision: str,
     lr: float,
+    validating: bool = False,
 ) -> str:
     """Message for a loss that is not finite.
 
@@ -48,6 +49,8 @@ def describe_failure(
         Precision of the run.
     lr
         Learning rate at that step.
+    validating
+        Whether the minibatch is one to validate on.
 
     Returns
     -------
@@ -55,7 +58,8 @@ def describe_failure(
     """
     bad = [name for name, term in terms.items() if not bool(torch.isfinite(term).all())]
     cause = likely_cause(batch, output, model, precision=precision, lr=lr)
-    return f"Expected a finite loss at step {step}, found NaN or infinity in {bad}. {cause}"
+    place = "in validation after" if validating else "at"
+    return f"Expected a finite loss {place} step {step}, found NaN or infinity in {bad}. {cause}"
 
 
 def describe_gradients(names: list[str], *, step: int, lr: float) -> str:

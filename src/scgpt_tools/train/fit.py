@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 from warnings import catch_warnings, filterwarnings
+from weakref import WeakKeyDictionary
 
 import torch
 
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_integer
-from scgpt_tools.objectives import check_objectives
-from scgpt_tools.train.checkpoints import read_state, whole_files
+from scgpt_tools._validate import check_choice, check_integer, check_number, check_text, check_type
+from scgpt_tools.nn.heads import AdversaryHead
+from scgpt_tools.objectives import BatchAdversary, check_objectives
+from scgpt_tools.train.diagnosis import LossNotFiniteError, not_finite
 from scgpt_tools.train.optim import OptimizerConfig
 from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.train.runs import (
+    BEST,
+    HISTORY,
+    LAST,
+    RUN,
+    Fields,
+    asked_of,
+    begin,
+    check_free,
+    check_same,
+    read_checkpoint,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping
 
     from scgpt_tools.data.module import CellDataModule
     from scgpt_tools.models.cell_model import CellModel
@@ -49,6 +65,20 @@ _ADVICE = (
 )
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+# What a checkpoint has to hold.
+_OF_BEST: Fields = {"state_dict": dict, "run": (str, type(None))}
+_OF_LAST: Fields = {
+    **_OF_BEST,
+    "epoch": int,
+    "sharded": bool,
+    "epoch_means": dict,
+    "optimizer_states": list,
+    "loops": dict,
+}
+# Models by the folder of the run that changed them last: with it they may go on, though their weights are others by now.
+_TRAINED_IN: WeakKeyDictionary[CellModel, Path] = WeakKeyDictionary()
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +120,9 @@ class FitConfig(OptimizerConfig):
     accelerator: str = "auto"
     """``auto``, ``cpu``, ``gpu`` or ``mps``."""
     devices: int | str = 1
-    """How many devices of a node, or ``auto`` for all."""
+    """How many devices of a node, ``auto`` for all, or which ones, as ``"0,2"``."""
     nodes: int = 1
+    """How many machines take part."""
     strategy: str = "auto"
     """How several devices share the work: ``auto`` and ``ddp`` give each of them the whole model and a part of every
     minibatch; ``fsdp`` gives each a piece of the weights and of the optimiser's state as well, for models that do not
@@ -106,8 +137,15 @@ class FitConfig(OptimizerConfig):
         for name in ("max_steps", "patience", "checkpoint_steps"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name))
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"Expected `clip` to be above 0 or None, found {self.clip}.")
+        check_integer("workers", self.workers, least=0)
+        check_integer("seed", self.seed, least=0, most=2**63 - 1)
+        if self.clip is not None:
+            check_number("clip", self.clip, above=0)
+        if self.monitor is not None:
+            check_text("monitor", self.monitor)
+        check_choice("accelerator", self.accelerator, ACCELERATORS)
+        _check_devices(self.devices)
+        check_text("strategy", self.strategy)
         if self.strategy != "fsdp" and self.strategy.lower().startswith(_OTHER_SHARDING):
             raise ValueError(
                 f"Expected `strategy` to be one of ours or of Lightning's that keeps the model whole, found "
@@ -124,6 +162,13 @@ class FitConfig(OptimizerConfig):
         return "cpu" if self.strategy == "fsdp" else None
 
 
+def _check_devices(devices: int | str) -> None:
+    if isinstance(devices, int):
+        check_integer("devices", devices)
+    elif devices != "auto" and re.fullmatch(r"\d+|\d+,|\d+(,\d+)+", devices) is None:
+        raise ValueError(f"Expected `devices` to be a number, 'auto' or a list such as '0,2', found {devices!r}.")
+
+
 def fit(
     model: CellModel,
     data: CellDataModule,
@@ -132,8 +177,13 @@ def fit(
     *,
     callbacks: Sequence[Any] = (),
     loggers: Sequence[Any] = (),
+    asked: Mapping[str, Any] | None = None,
 ) -> CellModel:
     """Train a model in place.
+
+    With a ``folder`` the run is written down there as ``run.json``: classes, batches, cells, genes, loss terms, starting
+    weights and settings.  With ``resume=True`` it goes on only if all of them are the same; epochs, steps, patience,
+    devices, precision, workers and intervals of checkpoints may differ.  Without, a new run replaces the one in the folder.
 
     Parameters
     ----------
@@ -146,9 +196,12 @@ def fit(
     config
         How to train; ``None`` takes the defaults.
     callbacks
-        More callbacks of Lightning, such as a :class:`~scgpt_tools.train.callbacks.History` to look at afterwards.
+        More callbacks of Lightning, such as a :class:`~scgpt_tools.train.callbacks.History` to look at afterwards.  What
+        they keep in checkpoints has to be tensors, numbers and text, or the run cannot be resumed.
     loggers
         Loggers of Lightning, for example of TensorBoard or Weights & Biases; none by default.
+    asked
+        What else a run that is resumed has to have in common with this call, as plain values by name.
 
     Returns
     -------
@@ -158,11 +211,16 @@ def fit(
     ------
     ImportError
         If Lightning is not installed.
+    FileExistsError
+        If the folder holds checkpoints of others.
+    FileNotFoundError
+        If a run is to be resumed whose folder does not say what it was asked.
     ValueError
-        If the model lacks a head that an objective reads, the metric does not exist, or there is none to be patient
-        with.
+        If the model lacks a head that an objective reads, the metric does not exist, there is none to be patient with,
+        values of cells in memory are negative or not finite, a device is not there, or the run to be resumed was asked
+        something else or its checkpoint is damaged.
     LossNotFiniteError
-        If the loss, the gradients or the weights become NaN or infinite; checkpoints written before stay as they are.
+        If a loss, the gradients or the weights become NaN or infinite; checkpoints written before stay as they are.
     """
     lightning = optional("lightning", extra="train")
     # These define classes of Lightning's, so they can be imported only where it is.
@@ -170,37 +228,55 @@ def fit(
     from scgpt_tools.train.module import CellModule  # another such class
     from scgpt_tools.train.sharding import ShardedCellModule, whole_weights  # and another
 
-    config = config or FitConfig()
+    config = check_type("config", config or FitConfig(), FitConfig)
+    check_watchers(callbacks, loggers)
     if config.resume and config.folder is None:
         raise ValueError("Expected a `folder` to resume from, found None.")
-    objectives = check_objectives([objective for objective in objectives if objective.weight > 0])
+    _check_places(config)
+    objectives = check_objectives([objective for objective in check_objectives(objectives) if objective.weight > 0])
     _check_heads(model, objectives)
     monitor = _monitored(config, objectives, validates=bool(data.validation.size))
+    question = None
+    if config.folder is None:
+        data.look()
+    else:
+        question = asked_of(model, data, objectives, config, monitor=monitor, more=asked or {})
     loaders = {
         part: data.loader(part, batch_size=config.batch_size, seed=config.seed, workers=config.workers)
         for part in ("train", "validation")
     }
     with _folder(config) as folder, _quiet(), own_random_numbers(config.seed):
+        checkpoint = run = None
+        if config.resume and (folder / LAST).is_file():
+            run = check_same(folder, question or {}, began_here=_TRAINED_IN.get(model) == folder.resolve())
+            checkpoint = _checkpoint_to_resume(model, config, folder, run)
+        elif config.folder is not None:
+            check_free(folder)
         watchers = [watching.Progress(), watching.DataPlace(loaders["train"]), *callbacks]
         if not any(isinstance(callback, watching.History) for callback in callbacks):
-            watchers.append(watching.History(folder / "history.csv"))
+            watchers.append(watching.History(folder / HISTORY))
         if monitor is not None and config.patience is not None:
             watchers.append(watching.stop_early(monitor, mode=config.mode, patience=config.patience))
         last, best = watching.best_and_last(folder, monitor=monitor, mode=config.mode, every=config.checkpoint_steps)
-        watchers += [*last, *best]
+        # The last state tells which one is best so far, so it is written after it.
+        watchers += [*best, *last]
         trainer = lightning.Trainer(
             **_trainer_options(config, len(loaders["train"])), callbacks=watchers, logger=list(loggers) or False
         )
+        if question is not None and run is None and trainer.is_global_zero:
+            run = begin(folder, question)
+        _TRAINED_IN[model] = folder.resolve()
         validation = loaders["validation"] if data.validation.size else None
-        with _recomputing(model, on=config.gradient_checkpointing):
+        with _recomputing(model, on=config.gradient_checkpointing), _reversing(model, objectives):
             kind = ShardedCellModule if config.strategy == "fsdp" else CellModule
             module = kind(model.train(), objectives, config, seed=config.seed)
-            trainer.fit(module, loaders["train"], validation, ckpt_path=_checkpoint_to_resume(model, config, folder))
+            module.run = run
+            trainer.fit(module, loaders["train"], validation, ckpt_path=checkpoint)
         last_state = whole_weights(trainer) if config.strategy == "fsdp" else None
         # A file that an earlier run left in the folder is not of this one.
         written = any(callback.best_model_path for callback in best)
-        best_path = folder / f"{watching.BEST}{watching.SUFFIX}" if written else None
-        _take_weights(model, best_path, last_state, trainer)
+        best_path = folder / BEST if written else None
+        _take_weights(model, best_path, run, last_state, trainer)
     return model.eval()
 
 
@@ -215,7 +291,6 @@ def _trainer_options(config: FitConfig, n_batches: int) -> dict[str, Any]:
 
         strategy = sharding()
     return {
-        "plugins": [whole_files()],
         "accelerator": config.accelerator,
         "devices": config.devices,
         "num_nodes": config.nodes,
@@ -280,12 +355,26 @@ def _recomputing(model: CellModel, *, on: bool) -> Iterator[None]:
         model.encoder.gradient_checkpointing = before
 
 
-def _checkpoint_to_resume(model: CellModel, config: FitConfig, folder: Path) -> Path | None:
-    last = folder / "last.ckpt"
-    if not (config.resume and last.is_file()):
-        return None
-    written = read_state(last)
-    sharded = written.get("sharded", False)
+@contextmanager
+def _reversing(model: CellModel, objectives: Sequence[Objective]) -> Iterator[None]:
+    """Scale the reversed gradient for the time of a run."""
+    factors = [term.reversal for term in objectives if isinstance(term, BatchAdversary)]
+    if not factors:
+        yield
+        return
+    head = model.heads["batch"]
+    assert isinstance(head, AdversaryHead)  # noqa: S101 - there are no others of that name
+    before, head.reversal = head.reversal, factors[0]
+    try:
+        yield
+    finally:
+        head.reversal = before
+
+
+def _checkpoint_to_resume(model: CellModel, config: FitConfig, folder: Path, run: str) -> Path:
+    last = folder / LAST
+    written = read_checkpoint(last, _OF_LAST)
+    sharded = written["sharded"]
     # Both number the states of the optimiser, but not in the same order.
     if sharded != (config.strategy == "fsdp"):
         found, expected = ("with", "'fsdp'") if sharded else ("without", "'ddp' or 'auto'")
@@ -293,29 +382,90 @@ def _checkpoint_to_resume(model: CellModel, config: FitConfig, folder: Path) -> 
             f"Expected to go on with the strategy that {last} was written with, {expected}, found {config.strategy!r}; "
             f"it comes from a run {found} sharding."
         )
+    _check_run(last, written, run)
     differing = {f"model.{name}" for name in model.state_dict()} ^ set(written["state_dict"])
     if differing:
         raise ValueError(
             f"Expected {last} to hold the weights of this model, found {len(differing)} that only one of them has, such as "
             f"{min(differing)!r}. Begin in another folder, or train the same model with the same objectives."
         )
+    done = int(written["epoch"]) + 1
+    if config.epochs < int(written["epoch"]):
+        raise ValueError(
+            f"Expected `epochs` to be at least the {done} that the run in {folder} has made, found {config.epochs}."
+        )
     logger.info("Going on from %s.", last)
     return last
 
 
-def _take_weights(model: CellModel, best: Path | None, last: dict[str, Any] | None, trainer: Any) -> None:
+def _check_run(path: Path, written: Mapping[str, Any], run: str | None) -> None:
+    if written["run"] != run:
+        raise ValueError(
+            f"Expected {path} to be a checkpoint of the run that the {RUN} beside it describes, found one of another run. Put "
+            "the files of one run together again, or begin in another folder."
+        )
+
+
+def _take_weights(
+    model: CellModel, best: Path | None, run: str | None, last: dict[str, Any] | None, trainer: Any
+) -> None:
     """Give the model the weights of the best state, which the first process has written, in every process.
 
     Without one, the last weights, where those are not in the model itself.
     """
     state = last
     if best is not None and trainer.is_global_zero:
-        state = read_state(best)["state_dict"]
+        written = read_checkpoint(best, _OF_BEST)
+        _check_run(best, written, run)
+        state = written["state_dict"]
     state = trainer.strategy.broadcast(state)
     if state is not None:
         model.load_state_dict({key.removeprefix("model."): tensor for key, tensor in state.items()})
+    if bad := not_finite(model.state_dict().items()):
+        raise LossNotFiniteError(
+            f"Expected finite weights after training, found NaN or infinity in {len(bad)} tensors, the first being "
+            f"{bad[0]!r}. Lower the learning rate, or warm up longer."
+        )
     # Nobody leaves, and takes a temporary folder away, before all have the weights.
     trainer.strategy.barrier()
+
+
+def check_watchers(callbacks: Any, loggers: Any) -> None:
+    """Refuse what are no lists of Lightning's callbacks and loggers."""
+    lightning = optional("lightning", extra="train")
+    kinds = {"callbacks": (callbacks, lightning.Callback), "loggers": (loggers, lightning.pytorch.loggers.Logger)}
+    for name, (given, kind) in kinds.items():
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError(f"Expected `{name}` to be a list, found {type(given).__name__}.")
+        for place, entry in enumerate(given):
+            check_type(f"{name}[{place}]", entry, kind)
+
+
+def _check_places(config: FitConfig) -> None:
+    """Refuse devices that are not there, before Lightning does in its words."""
+    there = {
+        "gpu": torch.cuda.is_available() or torch.backends.mps.is_available(),
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(config.accelerator, True):
+        kind = {"gpu": "a GPU", "cuda": "a CUDA device", "mps": "a GPU of Apple"}[config.accelerator]
+        raise ValueError(
+            f"Expected {kind} for accelerator={config.accelerator!r}, found none that torch can use. Pass "
+            "accelerator='cpu', or 'auto' to take what there is."
+        )
+    if config.accelerator == "cpu" or not torch.cuda.is_available():
+        return
+    n_devices, wanted = torch.cuda.device_count(), str(config.devices)
+    most = (
+        int(wanted)
+        if wanted.isdigit()
+        else max((int(part) + 1 for part in wanted.split(",") if part.isdigit()), default=0)
+    )
+    if most > n_devices:
+        raise ValueError(
+            f"Expected `devices` among the {n_devices} CUDA devices that there are, found {config.devices!r}."
+        )
 
 
 @contextmanager

@@ -51,6 +51,8 @@ class CellModule(lightning.LightningModule):
         self.optimizer_config = optimizer
         self.seed = seed
         self.epoch_means = EpochMeans()
+        self.run: str | None = None
+        """Name of the run, which its checkpoints are marked with."""
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Compute the loss of a minibatch."""
@@ -70,6 +72,8 @@ class CellModule(lightning.LightningModule):
         views = run_views(self.model, batch, self.objectives)
         terms = {objective.name: objective(views, batch) for objective in self.objectives}
         loss = _weighted_sum(self.objectives, terms)
+        if not bool(torch.isfinite(loss)):
+            raise LossNotFiniteError(self._failure(terms, batch, views["first"], validating=True))
         measures = {
             name: value for objective in self.objectives for name, value in objective.measures(views, batch).items()
         }
@@ -102,6 +106,7 @@ class CellModule(lightning.LightningModule):
             )
         checkpoint["epoch_means"] = self.epoch_means.state_dict()
         checkpoint["sharded"] = self.sharded
+        checkpoint["run"] = self.run
 
     def bad_weights(self, checkpoint: dict[str, Any]) -> list[str]:
         """Names of the tensors of a checkpoint that are not finite."""
@@ -119,7 +124,9 @@ class CellModule(lightning.LightningModule):
         schedule = make_schedule(optimizer, self.optimizer_config, steps=steps, steps_per_epoch=int(per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _failure(self, terms: dict[str, Tensor], batch: TokenBatch, output: CellOutput) -> str:
+    def _failure(
+        self, terms: dict[str, Tensor], batch: TokenBatch, output: CellOutput, *, validating: bool = False
+    ) -> str:
         return describe_failure(
             terms,
             batch,
@@ -128,6 +135,7 @@ class CellModule(lightning.LightningModule):
             step=self.global_step,
             precision=str(self.trainer.precision),
             lr=self._lr,
+            validating=validating,
         )
 
     @property

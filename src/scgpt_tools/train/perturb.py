@@ -7,9 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from scgpt_tools._lookup import absent
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.conditions import read_conditions, read_direction
 from scgpt_tools.data.perturbation_batches import (
     PerturbationBatches,
@@ -20,7 +21,6 @@ from scgpt_tools.data.perturbation_batches import (
 )
 from scgpt_tools.data.perturbation_tokens import GeneChoice, GeneSampling, Include, ScreenTokens, Unknown
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ContextConfig, ExpressionConfig, HeadsConfig, ModelConfig
 from scgpt_tools.models.families import scgpt_perturbation
 from scgpt_tools.objectives import check_objectives
@@ -28,21 +28,25 @@ from scgpt_tools.objectives.recipes import PERTURB
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import PERTURBED, flag_of
-from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.fit import check_watchers, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
-from scgpt_tools.train.lora import LoraConfig, adapters
+from scgpt_tools.train.lora import adapters
 from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.train.starting import check_model_and_cells, check_validation, fit_settings, low_rank, open_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from os import PathLike
 
     from anndata import AnnData
 
+    from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.features import Duplicates
     from scgpt_tools.tokens.names import NameTable
     from scgpt_tools.tokens.perturbations import Direction
+    from scgpt_tools.train.fit import FitConfig
+    from scgpt_tools.train.lora import LoraConfig
 
 logger = logging.getLogger(__name__)
 
@@ -159,15 +163,19 @@ def finetune_perturbation(
         If values look like counts, a cell has no label, there are no controls, a perturbed gene has no column or no
         token, or arguments do not go together.
     """
+    check_arguments(finetune_perturbation, locals())
     optional("lightning", extra="train")
     # It defines a class of Lightning, so it can be imported only where Lightning is.
     from scgpt_tools.train.callbacks import History
 
+    check_model_and_cells(model, adata)
+    check_watchers(callbacks, loggers)
     check_choice("unmeasured", unmeasured, ("error", "token", "drop"))
-    low_rank = LoraConfig(rank=lora) if isinstance(lora, int) else lora
-    check_freezing(freeze, low_rank)
+    check_validation(validation)
+    adapted = low_rank(lora)
+    check_freezing(freeze, adapted)
     terms = check_objectives(PERTURB.objectives if objectives is None else objectives)
-    settings = _settings(config, changes)
+    settings = fit_settings(_FIT, config, changes, function="`finetune` with task='perturb'")
     choice = GeneChoice(
         include=include,
         unknown=unknown,
@@ -178,7 +186,7 @@ def finetune_perturbation(
     source = RowSource(adata, layer=layer)
     check_log_values(source)
     conditions = read_conditions(source.adata, key)
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=settings.place)
+    loaded = open_model(model, settings)
     flags = generator_config(loaded).embedder
     flag = flag_of(
         direction or read_direction(source.adata, key),
@@ -205,8 +213,15 @@ def finetune_perturbation(
         # scGPT's choice of the best epoch looks at mean profiles too, by their correlation.
         settings = replace(settings, monitor="validation_profile_error")
     if config is None and "patience" not in changes and settings.monitor is None and not held_out.size:
+        if isinstance(validation, str):
+            warn_user(
+                f"Expected perturbed cells of the part 'val' in obs[{validation!r}] to stop early and to choose the best epoch "
+                f"by, found none: all {settings.epochs} epochs are trained and the last weights are kept. Hold conditions "
+                "out to validate on, or pass patience=None."
+            )
         settings = replace(settings, patience=None)
     head = ExpressionConfig(style="affine", adaptive_offset=adaptive_offset, activation=activation)
+    asked = {"task": "perturb", "base": loaded.checksum, "freeze": freeze, "lora": adapted}
     with own_random_numbers(settings.seed):
         tuned, transfer = as_generator(loaded, head=head, dropout=dropout, flag=flag)
         logger.info("%s", transfer)
@@ -215,8 +230,8 @@ def finetune_perturbation(
         )
         logger.info("Fine-tuning on %d cells, validating on %d.", len(data.train), len(data.validation))
         history = History(None if settings.folder is None else settings.folder / "history.csv")
-        with frozen(tuned, freeze), adapters(tuned, low_rank):
-            fit(tuned, data, terms, settings, callbacks=[history, *callbacks], loggers=loggers)
+        with frozen(tuned, freeze), adapters(tuned, adapted):
+            fit(tuned, data, terms, settings, callbacks=[history, *callbacks], loggers=loggers, asked=asked)
     tuned.history = history.table
     return tuned.to(loaded.device)
 
@@ -316,11 +331,3 @@ def _by_part(names: Sequence[str]) -> str:
     """Names of parts with how many tensors each has."""
     parts = Counter(".".join(name.split(".")[: 1 if name.startswith("encoder.") else 2]) for name in names)
     return ", ".join(f"{part} ({count} tensors)" for part, count in parts.items()) or "nothing"
-
-
-def _settings(config: FitConfig | None, changes: Mapping[str, Any]) -> FitConfig:
-    known = [field.name for field in fields(FitConfig)]
-    for name in changes:
-        if name not in known:
-            raise TypeError(absent(name, known, "argument of task='perturb' or field of FitConfig named"))
-    return replace(FitConfig(**_FIT) if config is None else config, **changes)

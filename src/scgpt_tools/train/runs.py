@@ -1,0 +1,310 @@
+"""What a run folder was asked, kept in it as a small file, so that no run goes on with another question.
+
+A run is its question: labels, cells, genes, starting weights, loss terms and the settings that change what is learnt.
+How long it goes on (``epochs``, ``max_steps``, ``patience``), where (devices, precision, strategy, workers) and what it
+keeps are left open, so that a run can be made longer or moved to another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+import re
+import uuid
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from scgpt_tools._files import replace_file
+from scgpt_tools.config import to_dict
+from scgpt_tools.train.diagnosis import not_finite
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scgpt_tools.data.module import CellDataModule
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.objectives.base import Objective
+    from scgpt_tools.train.fit import FitConfig
+
+Fields: TypeAlias = Mapping[str, type | tuple[type, ...]]
+"""What a checkpoint has to hold, by name."""
+
+logger = logging.getLogger(__name__)
+
+RUN = "run.json"
+LAST, BEST = "last.ckpt", "best.ckpt"
+HISTORY = "history.csv"
+
+# Fields of FitConfig that may change when a run goes on.
+OPEN = (
+    *("epochs", "max_steps", "patience", "folder", "resume", "checkpoint_steps", "workers", "accelerator", "devices"),
+    *("nodes", "strategy", "precision", "gradient_checkpointing", "deterministic", "monitor"),
+)
+_SHOWN = 8
+_ADVICE = "Begin in another folder, ask what that run was asked, or leave out `resume` to replace it."
+
+
+def asked_of(
+    model: CellModel,
+    data: CellDataModule,
+    objectives: Sequence[Objective],
+    config: FitConfig,
+    *,
+    monitor: str | None,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The question of a run as plain values.
+
+    Parameters
+    ----------
+    model
+        Before training.
+    data
+        Cells.
+    objectives
+        Loss terms.
+    config
+        Settings.
+    monitor
+        Metric that says which state is best.
+    more
+        What the caller knows of the question, such as the task.
+
+    Returns
+    -------
+    Values by what they are, the most telling first.
+    """
+    classifier = model.config.heads.cell_type
+    network = to_dict(model.config)
+    # Named for themselves.
+    network.pop("batch_names")
+    tokenizer = network.pop("tokenizer")
+    settings = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in OPEN}
+    return {
+        **_plain(more),
+        "classes": None if classifier is None else _plain(classifier.names),
+        "batches": _plain(model.config.batch_names),
+        "settings": _plain(settings) | {"monitor": monitor},
+        "objectives": {term.name: _plain(term) for term in objectives},
+        "hidden": None if data.corruption is None else _plain(data.corruption),
+        **data.describe(),
+        "tokenizer": tokenizer,
+        "trained parameters": _trained(model),
+        "network": network,
+        "starting weights": _weights(model),
+    }
+
+
+def begin(folder: Path, asked: Mapping[str, Any]) -> str:
+    """Begin a run: what an earlier one left in the folder is removed, and the question is written down.
+
+    Parameters
+    ----------
+    folder
+        Of the run; must exist.
+    asked
+        What :func:`asked_of` returned.
+
+    Returns
+    -------
+    Name of the run, which its checkpoints have too.
+
+    Raises
+    ------
+    FileExistsError
+        If there are checkpoints that no run of this package describes.
+    """
+    check_free(folder)
+    earlier = [name for name in (LAST, BEST, HISTORY) if (folder / name).is_file()]
+    if earlier:
+        logger.warning("A new run begins in %s; %s of an earlier one are removed.", folder, ", ".join(earlier))
+        for name in earlier:
+            (folder / name).unlink()
+    name = uuid.uuid4().hex
+    text = json.dumps({"scgpt_tools_run": name, "asked": asked}, indent=1) + "\n"
+    replace_file(folder / RUN, lambda path: path.write_text(text, encoding="utf-8"))
+    return name
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder with checkpoints that this package did not write there, or not with a description."""
+    there = [name for name in (LAST, BEST) if (folder / name).is_file()]
+    if there and not (folder / RUN).is_file():
+        raise FileExistsError(
+            f"Expected a folder without checkpoints, or with the {RUN} of an earlier run, found {' and '.join(there)} alone "
+            f"in {folder}. Choose another folder, or remove them."
+        )
+    if (folder / RUN).is_file():
+        _read(folder)
+
+
+def check_same(folder: Path, asked: Mapping[str, Any], *, began_here: bool) -> str:
+    """Refuse to go on with a run that was asked something else.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    asked
+        The question now.
+    began_here
+        Whether this very model was trained by that run, so that its weights are no longer those that it began with.
+
+    Returns
+    -------
+    Name of the run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not say what its run was asked.
+    ValueError
+        If that was something else; the message names the first difference.
+    """
+    if not (folder / RUN).is_file():
+        raise FileNotFoundError(
+            f"Expected {RUN} beside the checkpoints in {folder}, which says what their run was asked, found none. It is of "
+            "an older version of this package or incomplete: begin in another folder."
+        )
+    record = _read(folder)
+    before, now = _flat(record["asked"]), _flat(json.loads(json.dumps(asked)))
+    differing = [
+        name for name in dict.fromkeys([*now, *before]) if not _alike(name, before, now, began_here=began_here)
+    ]
+    if differing:
+        name, *others = differing
+        also = f" ({len(others)} more differ: {_some(others)})" if others else ""
+        raise ValueError(
+            f"Expected to resume the run in {folder} with what it was asked, {name} {_told(before.get(name))}, found "
+            f"{_told(now.get(name))}{also}. {_ADVICE}"
+        )
+    return str(record["scgpt_tools_run"])
+
+
+def read_checkpoint(path: Path, fields: Fields) -> dict[str, Any]:
+    """Read a checkpoint of a run without running anything that it may hold.
+
+    Parameters
+    ----------
+    path
+        File.
+    fields
+        What it has to hold, by name.
+
+    Returns
+    -------
+    Its content; tensors on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    ValueError
+        If it is damaged, holds objects other than tensors and plain values, or is none of ours.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected the checkpoint {path}, found none. Begin in another folder.")
+    advice = "Begin in another folder, or put a copy of the file back."
+    try:
+        written = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        objects = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if objects is not None and zipfile.is_zipfile(path):
+            raise ValueError(
+                f"Expected {path} to hold tensors and plain values only, found {objects[1]}, which is not loaded because a "
+                "file could run code that way. If it is the state of a callback, let that keep numbers, text and tensors "
+                "only, and begin anew."
+            ) from None
+        raise ValueError(f"Expected {path} to be a whole checkpoint, found a damaged file. {advice}") from error
+    held = written if isinstance(written, dict) else {}
+    wrong = [name for name, kind in fields.items() if name not in held or not isinstance(held[name], kind)]
+    wrong += [] if wrong else [name for name, tensor in written["state_dict"].items() if not torch.is_tensor(tensor)]
+    if wrong:
+        raise ValueError(
+            f"Expected {path} to be a checkpoint of this package, found one without {wrong[0]!r}. {advice}"
+        )
+    if bad := not_finite(written["state_dict"].items()):
+        raise ValueError(f"Expected finite weights in {path}, found NaN or infinity in {len(bad)} tensors. {advice}")
+    return dict(written)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        record = None
+    if not (isinstance(record, dict) and isinstance(record.get("asked"), dict) and "scgpt_tools_run" in record):
+        raise ValueError(
+            f"Expected {folder / RUN} to describe a run of this package, found another or a damaged file. Begin in another "
+            "folder."
+        )
+    return record
+
+
+def _alike(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, began_here: bool) -> bool:
+    if name == "starting weights" and began_here:
+        return True
+    if name == "values" and None in (before.get(name), now.get(name)):
+        # The same cells may be on disk, where looking at all of them takes long.
+        return True
+    return name in before and name in now and bool(before[name] == now[name])
+
+
+def _flat(asked: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in asked.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return _some(value)
+    # A checksum as a whole tells nobody anything.
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
+def _some(values: Sequence[Any]) -> str:
+    more = f", ... ({len(values)} in all)" if len(values) > _SHOWN else ""
+    return f"[{', '.join(map(repr, values[:_SHOWN]))}{more}]"
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it, the same for equal values."""
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, torch.Tensor):
+        return hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = {"name": getattr(value, "name", None) or type(value).__name__}
+        return kind | {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.init}
+    return type(value).__name__
+
+
+def _trained(model: CellModel) -> dict[str, Any]:
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {"number": len(names), "names": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+
+
+def _weights(model: CellModel) -> str:
+    """SHA-256 of names and values of all tensors but adapters, whose draw depends on the device."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if ".lora_" not in name:
+            found.update(name.encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -1,0 +1,90 @@
+"""What every fine-tuning task starts with: a model, cells and settings, checked before anything is opened."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from scgpt_tools._lookup import absent
+from scgpt_tools._validate import check_fraction, check_text, check_type
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.train.fit import FitConfig
+from scgpt_tools.train.lora import LoraConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def check_model_and_cells(model: Any, adata: Any) -> None:
+    """Refuse what is no model or no table of cells, and say so where both are in the wrong order.
+
+    Parameters
+    ----------
+    model
+        Should be a model or what :meth:`~scgpt_tools.CellModel.from_pretrained` takes.
+    adata
+        Should be an AnnData or a MuData.
+    """
+    if hasattr(model, "obs_names"):
+        raise TypeError(
+            f"Expected the model first and the AnnData second, found {type(model).__name__} first and "
+            f"{type(adata).__name__} second. Write finetune(model, adata, task=...)."
+        )
+    check_type("model", model, (CellModel, str, PathLike))
+    if not hasattr(adata, "obs_names"):
+        raise TypeError(f"Expected `adata` to be an AnnData or a MuData, found {type(adata).__name__}.")
+
+
+def open_model(model: CellModel | str | PathLike[str], settings: FitConfig) -> CellModel:
+    """The model itself, or the one that is loaded by name or from a folder."""
+    return model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=settings.place)
+
+
+def fit_settings(
+    defaults: Mapping[str, Any], config: FitConfig | None, changes: Mapping[str, Any], *, function: str
+) -> FitConfig:
+    """Settings of a run.
+
+    Parameters
+    ----------
+    defaults
+        Fields of the task.
+    config
+        Settings to take instead.
+    changes
+        Fields that the caller named.
+    function
+        What the caller called, for messages.
+
+    Returns
+    -------
+    The settings.
+
+    Raises
+    ------
+    TypeError
+        If there is no such field, or a value is of the wrong kind.
+    ValueError
+        If a value cannot be.
+    """
+    known = [field.name for field in fields(FitConfig)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(absent(name, known, f"argument of {function} or field of FitConfig named"))
+    if config is not None:
+        check_type("config", config, FitConfig)
+    return replace(FitConfig(**defaults) if config is None else config, **changes)
+
+
+def low_rank(lora: LoraConfig | int | None) -> LoraConfig | None:
+    """Settings of adapters from a rank."""
+    return lora if lora is None or isinstance(lora, LoraConfig) else LoraConfig(rank=lora)
+
+
+def check_validation(validation: Any) -> None:
+    """A share of the cells or conditions, or the name of a column of ``obs``."""
+    if isinstance(validation, str):
+        check_text("validation", validation)
+    else:
+        check_fraction("validation", validation, one=False)

@@ -1,0 +1,325 @@
+"""A run goes on with the question that it began with, and with nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import lightning
+import numpy as np
+import pytest
+import torch
+
+import scgpt_tools as sct
+from scgpt_tools import pp
+from scgpt_tools.objectives import CellType, MaskedExpression, MaskedExpressionFromCell
+from scgpt_tools.tokens.corruptions import MaskValues
+from scgpt_tools.train import FitConfig, fit
+from scgpt_tools.train.runs import RUN
+from screens import screen
+
+BOTH = (MaskedExpression(), MaskedExpressionFromCell())
+QUICK = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def base(make_model):
+    return make_model(dropout=0.0).eval()
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], tensor) for name, tensor in second.items())
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- what a run is asked ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def annotate(base, cells):
+    def run(folder, *, change=None, model=None, **options):
+        table = cells.copy()
+        if change is not None:
+            table = change(table) or table
+        return sct.train.finetune(
+            model or base, table, task="annotate", folder=folder, **{"label": "kind"} | QUICK | options
+        )
+
+    return run
+
+
+def renamed(table):
+    table.obs["kind"] = table.obs["kind"].cat.rename_categories({"even": "straight", "odd": "crooked"})
+
+
+def swapped(table):
+    table.obs["kind"] = np.where(table.obs["kind"] == "even", "odd", "even")
+
+
+def third(table):
+    table.obs["kind"] = np.where(np.arange(table.n_obs) < 20, "third", table.obs["kind"].astype(str))
+
+
+def normalised(table):
+    table.X = table.X.log1p()
+
+
+def moved_columns(table):
+    return table[:, ::-1].copy()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (renamed, r"with what it was asked, classes \['even', 'odd'\], found \['crooked', 'straight'\]"),
+        (third, r"classes \['even', 'odd'\], found \['even', 'odd', 'third'\]"),
+        (swapped, "label of each cell"),
+        (normalised, "values"),
+        (moved_columns, "genes.tokens"),
+        (lambda table: table[:50].copy(), r"cells.number 60, found 50"),
+        (lambda table: table[::-1].copy(), "cells.names"),
+    ],
+    ids=["renamed", "third", "swapped", "normalised", "columns", "fewer", "order"],
+)
+def test_other_labels_or_cells_are_refused_by_name(annotate, tmp_path, change, message):
+    annotate(tmp_path)
+    before = files(tmp_path)
+    for epochs in (1, 2):
+        with pytest.raises(ValueError, match=f"^Expected to resume the run in .*{message}") as caught:
+            annotate(tmp_path, change=change, resume=True, epochs=epochs)
+        assert "Begin in another folder" in str(caught.value)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "integrate", "batch": "batch"}, "task 'annotate', found 'integrate'"),
+        ({"validation": 0.3}, "training cells"),
+        ({"freeze": "backbone"}, "freeze 'nothing', found 'backbone'"),
+        ({"dropout": 0.2}, "network.encoder.dropout 0.0, found 0.2"),
+        ({"tokenizer": {"length": 12}}, "tokenizer.length 1200, found 12"),
+        ({"sampling": "balanced"}, "sampling 'random', found 'balanced'"),
+        ({"objectives": [CellType(weight=2.0)]}, "objectives.cell_type.weight 1.0, found 2.0"),
+        ({"objectives": [CellType(), MaskedExpression()]}, "objectives.masked_expression"),
+        ({"lr": 1e-4}, "settings.lr 0.001, found 0.0001"),
+        ({"schedule": "constant"}, "settings.schedule 'step', found 'constant'"),
+        ({"batch_size": 8}, "settings.batch_size 16, found 8"),
+        ({"seed": 3}, "seed 0, found 3"),
+        ({"clip": None}, "settings.clip 1.0, found None"),
+        ({"monitor": "validation_accuracy", "mode": "max"}, "settings.mode 'min', found 'max'"),
+    ],
+    ids=str,
+)
+def test_another_question_is_refused_by_name(annotate, base, cells, tmp_path, options, message):
+    annotate(tmp_path)
+    options = dict(options)
+    task = options.pop("task", "annotate")
+    options = {"label": "kind"} | QUICK | options
+    with pytest.raises(ValueError, match="^Expected to resume the run in ") as caught:
+        sct.train.finetune(base, cells, task=task, folder=tmp_path, resume=True, **options)
+    assert message in str(caught.value)
+
+
+def test_another_model_to_start_from_is_refused(annotate, make_model, tmp_path):
+    annotate(tmp_path)
+    with pytest.raises(ValueError, match="^Expected to resume the run in .* base [0-9a-f]{12}..., found [0-9a-f]{12}"):
+        annotate(tmp_path, model=make_model(seed=1, dropout=0.0), resume=True)
+
+
+def test_other_batches_are_refused(base, cells, tmp_path):
+    how = QUICK | {"task": "integrate", "batch": "batch", "folder": tmp_path}
+    sct.train.finetune(base, cells, **how)
+    cells.obs["batch"] = cells.obs["batch"].cat.rename_categories({"a": "first", "b": "second"})
+    with pytest.raises(ValueError, match=r"batches \['a', 'b'\], found \['first', 'second'\]"):
+        sct.train.finetune(base, cells, resume=True, **how)
+
+
+def test_other_conditions_are_refused(tmp_path):
+    from scgpt_tools.models import FAMILIES, CellModel
+    from scgpt_tools.vocabulary import Vocabulary
+
+    cells = screen(12)
+    pp.perturbation_split(cells, draw="stable")
+    vocabulary = Vocabulary.from_genes(cells.var_names)
+    model = CellModel(FAMILIES["scgpt"](vocabulary, dim=16, layers=1, heads=2, hidden=16), vocabulary)
+    how = QUICK | {"task": "perturb", "folder": str(tmp_path)}
+    first = sct.train.finetune(model, cells, **how)
+    assert same(state(first), state(sct.train.finetune(model, cells, resume=True, **how)))
+    for change, name in (({"validation": 0.2}, "training conditions"), ({"length": 5}, "genes of a cell.length")):
+        with pytest.raises(ValueError, match=f"with what it was asked, {name}"):
+            sct.train.finetune(model, cells, resume=True, **how | change)
+
+
+def test_what_may_change_when_a_run_goes_on(annotate, tmp_path):
+    annotate(tmp_path / "cut")
+    longer = {"epochs": 2, "patience": 5, "workers": 1, "checkpoint_steps": 3, "gradient_checkpointing": True}
+    went_on = annotate(str(tmp_path / "cut"), resume=True, **longer)
+    whole = annotate(tmp_path / "whole", epochs=2)
+    assert same(state(went_on), state(whole))
+    assert list(went_on.history.index) == [0, 1]
+
+
+def test_the_same_question_gets_the_same_answer(annotate, tmp_path):
+    first = annotate(tmp_path)
+    again = annotate(tmp_path, resume=True)
+    assert same(state(first), state(again))
+    assert again.config.heads.cell_type.names == ("even", "odd")
+
+
+def test_fewer_epochs_than_a_run_has_made_are_refused(annotate, tmp_path):
+    annotate(tmp_path, epochs=3)
+    with pytest.raises(ValueError, match="Expected `epochs` to be at least the 3 that the run in .* has made, found 1"):
+        annotate(tmp_path, resume=True, epochs=1)
+
+
+def test_the_question_can_be_read(annotate, tmp_path):
+    annotate(tmp_path)
+    asked = json.loads((tmp_path / RUN).read_text())["asked"]
+    assert asked["task"] == "annotate"
+    assert asked["classes"] == ["even", "odd"]
+    assert asked["cells"]["number"] == 60
+    assert asked["objectives"]["cell_type"]["weight"] == 1.0
+    assert asked["settings"]["lr"] == 1e-3
+    assert "epochs" not in asked["settings"]
+
+
+def test_a_caller_of_fit_can_add_to_the_question(make_model, make_data, tmp_path):
+    how = FitConfig(**QUICK, folder=tmp_path)
+    fit(make_model(), make_data(), BOTH, how, asked={"project": "liver"})
+    with pytest.raises(ValueError, match="project 'liver', found 'lung'"):
+        fit(make_model(), make_data(), BOTH, replace(how, resume=True), asked={"project": "lung"})
+    with pytest.raises(ValueError, match="hidden.ratio 0.4, found 0.2"):
+        data = make_data(corruption=replace(make_data().corruption, ratio=0.2))
+        fit(make_model(), data, BOTH, replace(how, resume=True), asked={"project": "liver"})
+    with pytest.raises(ValueError, match="hidden.name 'GenerateValues', found 'MaskValues'"):
+        data = make_data(corruption=MaskValues(ratio=0.4))
+        fit(make_model(), data, BOTH, replace(how, resume=True), asked={"project": "liver"})
+
+
+def test_a_model_trained_in_place_goes_on_in_its_folder(make_model, make_data, tmp_path):
+    """Its weights are not those that the run began with any more."""
+    model, how = make_model(), FitConfig(**QUICK, folder=tmp_path / "run")
+    fit(model, make_data(), BOTH, how)
+    fit(model, make_data(), BOTH, replace(how, resume=True, epochs=2))
+    assert same(state(model), state(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK | {"epochs": 2}))))
+    with pytest.raises(ValueError, match="starting weights"):
+        fit(make_model(seed=1), make_data(), BOTH, replace(how, resume=True, epochs=2))
+
+
+def test_a_moved_folder_goes_on(annotate, tmp_path, monkeypatch):
+    annotate(tmp_path / "run", epochs=2)
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    again = annotate("moved", resume=True, epochs=3)
+    assert same(state(again), state(annotate(tmp_path / "whole", epochs=3)))
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_run_does_not_mix_with_an_earlier_one(annotate, tmp_path):
+    annotate(tmp_path, epochs=2)
+
+    class Stop(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        annotate(tmp_path, change=renamed, callbacks=[Stop()])
+    assert set(files(tmp_path)) == {RUN}
+    # Nothing was kept of the new run, so it begins; the earlier one is gone.
+    model = annotate(tmp_path, change=renamed, resume=True)
+    assert model.config.heads.cell_type.names == ("crooked", "straight")
+    assert list(model.history.index) == [0]
+
+
+def test_checkpoints_of_others_are_not_replaced(annotate, tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"of somebody else")
+    before = files(tmp_path)
+    with pytest.raises(FileExistsError, match="Expected a folder without checkpoints"):
+        annotate(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_run_that_does_not_say_what_it_was_asked_is_refused(annotate, tmp_path):
+    annotate(tmp_path)
+    (tmp_path / RUN).unlink()
+    with pytest.raises(FileNotFoundError, match="Expected run.json beside the checkpoints"):
+        annotate(tmp_path, resume=True)
+    (tmp_path / RUN).write_text("{")
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="to describe a run of this package, found another or a damaged file"):
+            annotate(tmp_path, resume=resume)
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of a file was run')",))
+
+
+def _pickled(path):
+    torch.save({"state_dict": {}, "callbacks": {"mine": Evil()}}, path)
+
+
+def _with_nan(path):
+    written = torch.load(path, weights_only=True)
+    next(iter(written["state_dict"].values())).view(-1)[0] = torch.nan
+    torch.save(written, path)
+
+
+def _other_run(path):
+    written = torch.load(path, weights_only=True)
+    torch.save(written | {"run": "another"}, path)
+
+
+DAMAGE = {
+    "truncated": (
+        lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+        "to be a whole checkpoint, found a damaged file",
+    ),
+    "empty": (lambda path: path.write_bytes(b""), "to be a whole checkpoint, found a damaged file"),
+    "text": (lambda path: path.write_text("hello"), "to be a whole checkpoint, found a damaged file"),
+    "pickled": (_pickled, "to hold tensors and plain values only, found exec"),
+    "tensor": (lambda path: torch.save(torch.ones(3), path), "to be a checkpoint of this package, found one without"),
+    "other": (
+        lambda path: torch.save({"state_dict": {}}, path),
+        "to be a checkpoint of this package, found one without '",
+    ),
+    "nan": (_with_nan, "finite weights in .*, found NaN or infinity in 1 tensors"),
+    "run": (_other_run, "found one of another run"),
+}
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=list(DAMAGE))
+def test_damaged_checkpoints_are_refused(annotate, tmp_path, name, damage, message):
+    annotate(tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(ValueError, match=f"^Expected .*{message}"):
+        annotate(tmp_path, resume=True)
+
+
+def test_a_best_checkpoint_that_is_gone_is_named(annotate, tmp_path):
+    annotate(tmp_path)
+    (tmp_path / "best.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match="Expected the checkpoint .*best.ckpt, found none"):
+        annotate(tmp_path, resume=True)
+
+
+def test_state_of_callbacks_that_is_no_plain_value_is_named(annotate, tmp_path):
+    class Keeps(lightning.Callback):
+        def state_dict(self):
+            return {"last": Evil()}
+
+    annotate(tmp_path, callbacks=[Keeps()])
+    with pytest.raises(ValueError, match="If it is the state of a callback, let that keep numbers"):
+        annotate(tmp_path, resume=True)
