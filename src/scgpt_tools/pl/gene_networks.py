@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import GeneNetworkKeys, GeneProgramKeys, ProgramScoreKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_flag, check_key, check_number, check_texts
+from scgpt_tools._validate import check_key, check_number, check_texts
 from scgpt_tools.pl._style import PALETTE, axes, finish
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def gene_network(
     ValueError
         If no two of the genes are connected, or there are too many to read.
     """
+    check_arguments(gene_network, locals())
     edges = adata.varp[check_key(adata.varp, network, "varp")]
     names = _genes_of(adata, genes, program, programs)
     if len(names) > _MOST_GENES:
@@ -149,6 +151,7 @@ def program_heatmap(
     ValueError
         If there is one group only.
     """
+    check_arguments(program_heatmap, locals())
     scores = pd.DataFrame(adata.obsm[check_key(adata.obsm, key, "obsm")])
     groups = adata.obs[check_key(adata.obs, groupby, "obs")]
     wanted = list(scores.columns) if programs is None else check_texts("programs", programs)
@@ -158,7 +161,7 @@ def program_heatmap(
     if means.shape[1] < 2:
         raise ValueError(f"Expected cells of two groups or more in obs[{groupby!r}], found {means.shape[1]}.")
     label = "mean score"
-    if check_flag("standardize", standardize):
+    if standardize:
         spread = means.std(axis=1, ddof=0)
         means = means.sub(means.mean(axis=1), axis=0).div(spread.where(spread > 0, 1.0), axis=0)
         label = "mean score, standardized"

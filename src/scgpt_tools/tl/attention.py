@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_choice, check_flag, check_integer, check_key, check_key_name, check_texts
+from scgpt_tools._validate import check_choice, check_integer, check_key, check_key_name, check_texts
 from scgpt_tools.models.attention_maps import Normalization, attention_products, normalized
 from scgpt_tools.tl._cells import Cells, Request, open_cells
 from scgpt_tools.tokens.tokenizer import Tokenizer
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.tokens.batch import TokenBatch
 
+LayerNumber: TypeAlias = int
+"""A layer of the network, from 0, or from the end with a minus."""
+
 _ALL = "all cells"
 
 
@@ -38,7 +42,7 @@ def attention(
     model: CellModel | str | PathLike[str] = "scgpt-human",
     *,
     genes: Sequence[str] | None = None,
-    layer: int = -1,
+    layer: LayerNumber = -1,
     heads: Sequence[int] | None = None,
     normalise: Normalization = "rank",
     groupby: str | None = None,
@@ -100,8 +104,8 @@ def attention(
     ValueError
         If there is no such layer or head, or fewer than two genes are known to the model.
     """
+    check_arguments(attention, locals())
     check_choice("normalise", normalise, get_args(Normalization))
-    upstream = check_flag("upstream", upstream)
     table = _of_genes(adata, genes)
     groups = _groups(adata, groupby)
     cells = _read_in_full(open_cells(table, model, Request(layer=use_layer, batch_size=1, device=device, rng=rng)))
@@ -177,8 +181,7 @@ def attention_targets(
     ValueError
         If there are several groups and none is named.
     """
-    if n_genes is not None:
-        check_integer("n_genes", n_genes)
+    check_arguments(attention_targets, locals())
     groups = [key for key in maps.layers if key is not None]
     if group is None and len(groups) != 1:
         raise ValueError(f"Expected `group` to be one of {groups}, found None.")

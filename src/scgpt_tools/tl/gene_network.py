@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedGenesKeys, GeneNetworkKeys
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_flag, check_integer, check_number, check_texts
+from scgpt_tools._validate import check_number, check_texts
 from scgpt_tools.settings import settings
 from scgpt_tools.tl._gene_vectors import read_gene_vectors, unit
 from scgpt_tools.tl.embed_genes import embed_genes
@@ -98,11 +99,8 @@ def gene_network(
     >>> adata.varp["gene_network"].shape
     (765, 765)
     """
-    check_number("threshold", threshold, least=0)
-    if n_neighbors is not None:
-        check_integer("n_neighbors", n_neighbors)
+    check_arguments(gene_network, locals())
     keys = GeneNetworkKeys(key_added)
-    copy = check_flag("copy", copy)
     vectors_of, model_record = (adata, None) if use_rep is not None else _with_vectors(adata, model)
     columns, vectors = read_gene_vectors(vectors_of, use_rep or EmbedGenesKeys().varm, genes)
     edges = _edges(unit(vectors), threshold, n_neighbors, show_progress=show_progress)
@@ -156,8 +154,7 @@ def similar_genes(
     ValueError
         If a gene of the query has no vector, or weights add up to zero.
     """
-    if n_genes is not None:
-        check_integer("n_genes", n_genes)
+    check_arguments(similar_genes, locals())
     columns, vectors = read_gene_vectors(adata, use_rep, None)
     names = pd.Index(adata.var_names[columns])
     target = unit(_query_vector(query, names, vectors)[None])[0]

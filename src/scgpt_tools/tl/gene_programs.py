@@ -11,6 +11,7 @@ import pandas as pd
 import scanpy as sc
 from scipy import stats
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._files import as_path
 from scgpt_tools._keys import GeneNetworkKeys, GeneProgramKeys, ProgramScoreKeys
@@ -19,7 +20,6 @@ from scgpt_tools._optional import optional
 from scgpt_tools._validate import (
     check_choice,
     check_finite,
-    check_flag,
     check_integer,
     check_key,
     check_number,
@@ -85,11 +85,10 @@ def gene_programs(
     ValueError
         If no group is large enough.
     """
+    check_arguments(gene_programs, locals())
     check_choice("method", method, ("leiden", "louvain"))
     check_number("resolution", resolution, above=0)
-    check_integer("min_genes", min_genes)
-    check_integer("rng", rng, least=0)
-    copy, keys = check_flag("copy", copy), GeneProgramKeys(key_added)
+    keys = GeneProgramKeys(key_added)
     edges = adata.varp[check_key(adata.varp, network, "varp")].tocsr()
     connected = np.flatnonzero(np.diff(edges.indptr))
     groups = _groups(edges[connected][:, connected], method, resolution, rng)
@@ -166,8 +165,8 @@ def score_programs(
     ValueError
         If a program has no gene in the table, or values are not finite.
     """
-    copy, scale, keys = check_flag("copy", copy), check_flag("scale", scale), ProgramScoreKeys(key_added)
-    check_integer("rng", rng, least=0)
+    check_arguments(score_programs, locals())
+    keys = ProgramScoreKeys(key_added)
     wanted = _programs(adata, programs)
     if groupby is not None:
         check_key(adata.obs, groupby, "obs")
@@ -240,7 +239,7 @@ def enrich_programs(
     ValueError
         If the file is not in GMT format, or no set has a fitting size.
     """
-    check_integer("min_genes", min_genes)
+    check_arguments(enrich_programs, locals())
     check_integer("max_genes", max_genes, least=min_genes)
     wanted = _programs(adata, programs)
     universe = set(adata.var_names if background is None else check_texts("background", background))
