@@ -131,11 +131,11 @@ def invoke(model, call: dict, inputs: dict) -> dict[str, torch.Tensor]:
 
     def remember(module, arguments, output) -> None:
         # The first pass; a contrastive loss makes a second one.
-        seen.setdefault("transformer_output", output.tokens)
-        seen.setdefault("gene_token_embs", output.genes)
+        seen.setdefault("transformer_output", output)
+        seen.setdefault("gene_token_embs", model.cur_gene_token_embs)
 
     method = model if call["method"] == "forward" else getattr(model, call["method"])
-    hook = model.cell_model.register_forward_hook(remember)
+    hook = model.transformer_encoder.register_forward_hook(remember)
     with torch.no_grad() if context["no_grad"] else contextlib.nullcontext(), warnings_ignored():
         result = method(**tensors, **flags)
     hook.remove()
@@ -164,11 +164,8 @@ def check_training(model, case: dict, call: dict, inputs: dict, expected: dict, 
         close(total.detach(), expected[key], case["tolerance"], key)
     total.backward()
     layout = attention_names(case)
-    gradients = {
-        name.removeprefix("cell_model."): torch.zeros_like(p) if p.grad is None else p.grad
-        for name, p in model.named_parameters()
-    }
-    theirs = to_scgpt(gradients, layout)
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    theirs = spelled(gradients, layout)
     for name, key in call.get("grads", {}).items():
         same_gradient(theirs[name], expected[key], case["tolerance"], name)
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
@@ -179,9 +176,13 @@ def check_training(model, case: dict, call: dict, inputs: dict, expected: dict, 
         optimizer = getattr(torch.optim, step["optimizer"])(model.parameters(), **step["kwargs"])
         torch.nn.utils.clip_grad_norm_(model.parameters(), step["clip_grad_norm"])
         optimizer.step()
-        state = to_scgpt({k.removeprefix("cell_model."): p for k, p in model.named_parameters()}, layout)
+        state = spelled(dict(model.named_parameters()), layout)
         for name, key in step["updated"].items():
             updated_like_adam(state[name].detach(), expected[key], step["kwargs"]["lr"], name)
+
+
+def spelled(tensors: dict[str, torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
+    return tensors if layout == "torch" else to_scgpt(from_scgpt(tensors)[0], layout)
 
 
 def attention_names(case: dict) -> str:

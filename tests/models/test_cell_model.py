@@ -200,7 +200,7 @@ def test_a_norm_by_domain_needs_its_labels():
 
 
 def test_gradients_without_padding_are_those_with_it(batch, monkeypatch):
-    monkeypatch.setattr("scgpt_tools.models.cell_model._LONG", 1)
+    monkeypatch.setattr("scgpt_tools.nn.attention._LONG", 1)
     model = build(replace(SCGPT, encoder=replace(SCGPT.encoder, dropout=0.0))).train()
     gradients = {}
     for attention in ("sdpa", "varlen", None):
@@ -217,7 +217,7 @@ def test_gradients_without_padding_are_those_with_it(batch, monkeypatch):
 
 @pytest.mark.parametrize(("lengths", "expected"), [((6, 6), "sdpa"), ((6, 4), "varlen"), ((6, 0), "sdpa")])
 def test_padding_is_left_out_where_there_is_some(lengths, expected, model, monkeypatch):
-    monkeypatch.setattr("scgpt_tools.models.cell_model._LONG", 6)
+    monkeypatch.setattr("scgpt_tools.nn.attention._LONG", 6)
     mask = torch.arange(6) < torch.tensor(lengths)[:, None]
     batch = TokenBatch(genes=torch.full((2, 6), 3), values=torch.ones(2, 6), mask=mask)
     used = []
@@ -231,7 +231,7 @@ def test_padding_is_left_out_where_there_is_some(lengths, expected, model, monke
 
 @pytest.mark.parametrize(("long", "expected"), [(6, [6, 6]), (7, [])])
 def test_long_cells_go_one_by_one_in_training_with_dropout(long, expected, monkeypatch):
-    monkeypatch.setattr("scgpt_tools.models.cell_model._LONG", long)
+    monkeypatch.setattr("scgpt_tools.nn.attention._LONG", long)
     model = build(replace(SCGPT, encoder=replace(SCGPT.encoder, dropout=0.1)))
     batch = TokenBatch(genes=torch.full((2, 6), 3), values=torch.ones(2, 6), mask=torch.ones(2, 6, dtype=torch.bool))
     calls = []

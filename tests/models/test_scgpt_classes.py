@@ -218,7 +218,7 @@ def test_modalities_are_needed(inputs):
 
 
 def test_a_decoder_that_was_not_built_is_missed(inputs):
-    with pytest.raises(ValueError, match="'expression_from_cell'"):
+    with pytest.raises(ValueError, match="`mvc_decoder`, which `do_mvc=True` builds"):
         model()(**inputs, MVC=True)
 
 
@@ -229,7 +229,7 @@ def test_a_decoder_that_was_not_built_is_missed(inputs):
 def test_encode_batch(inputs, batch_size):
     net = model()
     found = net.encode_batch(*inputs.values(), batch_size)
-    expected = net.cell_model(net._batch(*inputs.values(), None), ()).tokens
+    expected = net._encode(*inputs.values())
     torch.testing.assert_close(found, expected)
     assert not found.requires_grad
     first = net.encode_batch(*inputs.values(), batch_size, time_step=0, return_np=True)

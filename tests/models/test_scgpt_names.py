@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from scgpt_tools.models import MultiOmicTransformerModel, TransformerGenerator, TransformerModel, load_pretrained
-from scgpt_tools.models.formats.scgpt import to_scgpt
 
 VOCAB = {"<pad>": 20, "<cls>": 21, "<eoc>": 22}
 SIZES = {"ntoken": 23, "d_model": 16, "nhead": 2, "d_hid": 24, "nlayers": 2, "vocab": VOCAB, "dropout": 0.0}
@@ -70,11 +69,29 @@ def shaken(net: nn.Module) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("spelling", ["torch", "fused", "wrapped"])
+_SPELLINGS = {
+    "torch": [],
+    "fused": [("self_attn.in_proj_", "self_attn.Wqkv.")],
+    "wrapped": [("self_attn.in_proj_", "self_attn._impl.Wqkv."), ("self_attn.out_proj", "self_attn._impl.out_proj")],
+}
+
+
+def spelled(state: dict[str, torch.Tensor], spelling: str) -> dict[str, torch.Tensor]:
+    """A plain state dict as a file of that spelling has it."""
+    renamed = {}
+    for key, tensor in state.items():
+        name = key
+        for theirs, other in _SPELLINGS[spelling]:
+            name = name.replace(theirs, other)
+        renamed[name] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("spelling", _SPELLINGS)
 def test_load_state_dict_takes_every_spelling(variant, spelling):
     source, target = shaken(model(variant[0], **variant[1])), model(variant[0], **variant[1])
     assert not equal_states(source, target)
-    state = to_scgpt(source.cell_model.state_dict(), spelling)
+    state = spelled(source.state_dict(), spelling)
     before = dict(state)
     report = target.load_state_dict(state)
     assert not report.missing_keys
@@ -130,12 +147,13 @@ def test_a_state_dict_is_connected_to_the_model():
 
 def test_partial_loading_reports_everything(caplog):
     source, target = shaken(model(do_mvc=True, n_cls=4)), model(n_cls=5)
-    file = {f"module.{key}": tensor for key, tensor in to_scgpt(source.cell_model.state_dict(), "fused").items()}
+    file = {f"module.{key}": tensor for key, tensor in spelled(source.state_dict(), "fused").items()}
     file["module.pathway.weight"] = torch.zeros(1)
     del file["module.decoder.fc.0.bias"]
     before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
     with caplog.at_level(logging.INFO, logger="scgpt_tools"):
-        report = load_pretrained(target, file)
+        assert load_pretrained(target, file) is target
+    report = target.load_report
     assert set(report.other_shape) == {"cls_decoder.out_layer.weight", "cls_decoder.out_layer.bias"}
     assert set(report.unexpected) == {"mvc_decoder.gene2query.weight", "mvc_decoder.gene2query.bias",
                                       "mvc_decoder.W.weight", "pathway.weight"}  # fmt: skip
@@ -148,19 +166,28 @@ def test_partial_loading_reports_everything(caplog):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "starts"), [("encoder", {"encoder"}), (["encoder.", "decoder"], {"encoder", "decoder"})]
+    ("prefix", "starts"),
+    [
+        ("encoder", {"encoder"}),
+        (["encoder.", "decoder"], {"encoder", "decoder"}),
+        *(
+            (nothing, {"encoder", "value_encoder", "transformer_encoder", "decoder", "cls_decoder"})
+            for nothing in ([], "")
+        ),
+    ],
+    ids=str,
 )
 def test_loading_by_prefix(prefix, starts):
     source = shaken(model())
-    report = load_pretrained(model(), source.state_dict(), prefix=prefix, verbose=False)
+    report = load_pretrained(model(), source.state_dict(), prefix=prefix, verbose=False).load_report
     assert {key.split(".")[0] for key in report.loaded} == starts
 
 
 def test_prefixes_are_those_of_torchs_spelling():
     source = shaken(model())
-    file = to_scgpt(source.cell_model.state_dict(), "wrapped")
+    file = spelled(source.state_dict(), "wrapped")
     prefix = "transformer_encoder.layers.0.self_attn.in_proj"
-    report = load_pretrained(model(), file, prefix=prefix)
+    report = load_pretrained(model(), file, prefix=prefix).load_report
     assert report.loaded == (f"{prefix}_bias", f"{prefix}_weight")
 
 
@@ -178,6 +205,21 @@ def test_a_generator_takes_over_a_pretrained_model():
     source = shaken(model(use_generative_training=True, do_mvc=True))
     target = model(TransformerGenerator)
     prefixes = ["encoder", "value_encoder", "transformer_encoder"]
-    report = load_pretrained(target, to_scgpt(source.cell_model.state_dict(), "fused"), prefix=prefixes)
+    report = load_pretrained(target, spelled(source.state_dict(), "fused"), prefix=prefixes).load_report
     assert {key.split(".")[0] for key in report.loaded} == set(prefixes)
     assert {key.split(".")[0] for key in report.missing} == {"pert_encoder", "decoder", "cls_decoder"}
+
+
+@pytest.mark.parametrize(
+    ("change", "prefix", "message"),
+    [
+        ({"nlayers": 3}, None, "layers.2"),
+        ({"ntoken": 30}, None, "encoder.embedding.weight"),
+        ({"d_hid": 8}, "transformer_encoder", "linear1"),
+    ],
+    ids=["fewer layers", "more genes", "width, by prefix"],
+)
+def test_an_encoder_that_is_not_loaded_is_said(change, prefix, message):
+    source, target = model(), model(**change)
+    with pytest.warns(UserWarning, match=message):
+        load_pretrained(target, source.state_dict(), prefix=prefix)

@@ -17,7 +17,14 @@ from torch import nn
 from scgpt_tools.models import formats, zoo
 from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
-from scgpt_tools.nn.attention import PACKED, PackedLayout, PaddedLayout, has_packed_kernel
+from scgpt_tools.nn.attention import (
+    PACKED,
+    PackedLayout,
+    PaddedLayout,
+    has_packed_kernel,
+    packing_pays,
+    unpack,
+)
 from scgpt_tools.nn.context import Context
 from scgpt_tools.nn.embedders import Embedder
 from scgpt_tools.nn.heads import (
@@ -51,9 +58,6 @@ logger = logging.getLogger(__name__)
 
 # Tokens to embed at once on each thread of a CPU: enough for its products, and what lies between them stays in the caches.
 _TOKENS = 2048
-
-# Tokens of a cell below which a call of attention for each costs more than padding.
-_LONG = 128
 
 
 class CellModel(nn.Module):
@@ -225,16 +229,12 @@ class CellModel(nn.Module):
         if first_only:
             return x
         batch = batch.to(self.device)
-        return pool(pooling, _unpack(x, batch.mask), batch.mask, batch.values)
+        return pool(pooling, unpack(x, batch.mask), batch.mask, batch.values)
 
     def _packing_pays(self, batch: TokenBatch) -> bool:
-        """Whether to go cell by cell without padding, for which its place has to be known at once: on a CPU it is."""
-        if self.device.type != "cpu" or batch.generated is not None or batch.mask.shape[1] < _LONG:
-            return False
-        lengths = batch.mask.sum(dim=1)
-        padded, dropout = bool((lengths < batch.mask.shape[1]).any()), self.training and self.config.encoder.dropout > 0
-        # Without gradients attention within one cell is faster than torch's.
-        return bool((lengths > 0).all()) and (padded or dropout or not torch.is_grad_enabled())
+        """Whether to go cell by cell without padding, which generated tokens do not allow."""
+        dropout = self.training and self.config.encoder.dropout > 0
+        return batch.generated is None and packing_pays(batch.mask, dropout=dropout)
 
     def _fastest_attention(self) -> str:
         device, width = self.device, self.dim // self.config.encoder.heads
@@ -255,7 +255,7 @@ class CellModel(nn.Module):
             raise ValueError(f"Expected 'sdpa' or 'eager' attention for generated tokens, found {attention!r}.")
         layout = PackedLayout.from_lengths(tuple(batch.mask.sum(dim=1).tolist()), x.device)
         x, weights = self.encoder(x[batch.mask], layout, attention)
-        return _unpack(x, batch.mask), weights
+        return unpack(x, batch.mask), weights
 
     def _predict(
         self,
@@ -522,10 +522,3 @@ def _give_weights(model: CellModel, checkpoint: formats.Checkpoint) -> None:
 
 def _shape(shape: torch.Size | None) -> str:
     return "none" if shape is None else str(tuple(shape))
-
-
-def _unpack(x: Tensor, mask: Tensor) -> Tensor:
-    """(N, D) back to (B, L, D) with zeros at padding."""
-    padded = x.new_zeros(*mask.shape, x.shape[-1])
-    padded[mask] = x
-    return padded

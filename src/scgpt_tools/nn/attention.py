@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # Scores that may stand in memory at once where attention is written out: 64 MiB in bf16.
 _SCORES = 2**25
 
+# Tokens of a cell below which a call of attention for each costs more than padding.
+_LONG = 128
+
 AttentionBackend = Literal["sdpa", "varlen", "flash", "eager"]
 
 
@@ -86,6 +89,31 @@ class PackedLayout:
 
 
 Layout = PaddedLayout | PackedLayout
+
+
+def packing_pays(mask: Tensor, *, dropout: bool) -> bool:
+    """Whether to go cell by cell without padding, for which its place has to be known at once: on a CPU it is.
+
+    Parameters
+    ----------
+    mask
+        (B, L) True on real tokens.
+    dropout
+        Whether attention drops weights.
+    """
+    if mask.device.type != "cpu" or mask.shape[1] < _LONG:
+        return False
+    lengths = mask.sum(dim=1)
+    padded = bool((lengths < mask.shape[1]).any())
+    # Without gradients attention within one cell is faster than torch's.
+    return bool((lengths > 0).all()) and (padded or dropout or not torch.is_grad_enabled())
+
+
+def unpack(x: Tensor, mask: Tensor) -> Tensor:
+    """(N, D) back to (B, L, D) with zeros at padding."""
+    padded = x.new_zeros(*mask.shape, x.shape[-1])
+    padded[mask] = x
+    return padded
 
 
 class Attended(NamedTuple):
@@ -219,17 +247,21 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, backend: str, *, first_only: bool = False) -> Attended:
         """Attend; ``first_only`` computes the first token of each cell alone."""
         attend = lookup(BACKENDS, backend, "attention backend")
-        q = self.query(layout.first(x) if first_only else x)
         dropout = self.dropout if self.training else 0.0
-        context, weights = attend(q, self.key(x), self.value(x), layout, self.heads, dropout)
+        q, k, v = self.project(x, layout.first(x) if first_only else x)
+        context, weights = attend(q, k, v, layout, self.heads, dropout)
         projected = self.out(context)
         if layout.generated is not None:
             # scGPT's pre-training form uses the raw attention result for generated tokens; its checkpoints expect it.
             projected = torch.where(layout.generated.unsqueeze(-1), context, projected)
         return Attended(projected, weights)
 
+    def project(self, x: Tensor, seeking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the tokens ``seeking``, keys and values of all tokens ``x``."""
+        return self.query(seeking), self.key(x), self.value(x)
+
 
 def query_key_products(attention: Attention, x: Tensor) -> Tensor:
     """Products of queries and keys, (B, L, D) to (B, H, L, L), unscaled."""
-    q, k = (_heads_first(part(x), attention.heads) for part in (attention.query, attention.key))
+    q, k = (_heads_first(part, attention.heads) for part in attention.project(x, x)[:2])
     return q @ k.transpose(-1, -2)

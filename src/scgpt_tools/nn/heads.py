@@ -9,7 +9,7 @@ Shape letters: B cells, L tokens, D width, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -55,6 +55,19 @@ class HeadInput:
         return self.genes if self.token_context is None else torch.cat((self.genes, self.token_context), dim=-1)
 
 
+class Predicted(NamedTuple):
+    """What a head says of each token."""
+
+    value: Tensor
+    """(B, L)."""
+    nonzero: Tensor | None = None
+    """(B, L) probability that the value is not zero, of heads that have one."""
+
+
+def _named(name: str, value: Tensor, nonzero: Tensor | None) -> dict[str, Tensor]:
+    return {name: value} if nonzero is None else {name: value, f"{name}_nonzero": nonzero}
+
+
 def regressor(width: int, dim: int) -> nn.Sequential:
     """Three linear maps with leaky ReLUs, ending in one number."""
     return nn.Sequential(nn.Linear(width, dim), nn.LeakyReLU(), nn.Linear(dim, dim), nn.LeakyReLU(), nn.Linear(dim, 1))
@@ -70,11 +83,12 @@ class ExpressionHead(nn.Module):
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
         """Return ``expression`` (B, L) and perhaps ``expression_nonzero`` (B, L)."""
-        x = inputs.tokens_in_context
-        predictions = {"expression": self.value(x).squeeze(-1)}
-        if self.nonzero is not None:
-            predictions["expression_nonzero"] = self.nonzero(x).squeeze(-1).sigmoid()
-        return predictions
+        return _named("expression", *self.predict(inputs.tokens_in_context))
+
+    def predict(self, x: Tensor) -> Predicted:
+        """From (B, L, width) to values (B, L), and the probability that they are not zero."""
+        value = self.value(x).squeeze(-1)
+        return Predicted(value, None if self.nonzero is None else self.nonzero(x).squeeze(-1).sigmoid())
 
 
 class AffineExpressionHead(nn.Module):
@@ -95,16 +109,20 @@ class AffineExpressionHead(nn.Module):
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
         """Return ``expression`` (B, L) in the unit of the input and perhaps ``expression_nonzero`` (B, L)."""
-        slope = self.activation(self.slope(inputs.tokens).squeeze(-1))
-        offset = self.activation(self.offset(inputs.tokens).squeeze(-1))
-        if self.adaptive_offset:
-            values = inputs.values * inputs.mask
-            nonzero = (values != 0).sum(dim=1, keepdim=True).clamp(min=1)
-            offset = offset * values.sum(dim=1, keepdim=True) / nonzero
-        predictions = {"expression": slope * inputs.values + offset}
+        slope, offset = (part(inputs.tokens).squeeze(-1) for part in (self.slope, self.offset))
+        predictions = {"expression": self.affine(slope, offset, inputs.values, inputs.mask)}
         if self.nonzero is not None:
             predictions["expression_nonzero"] = self.nonzero(inputs.tokens).squeeze(-1).sigmoid()
         return predictions
+
+    def affine(self, slope: Tensor, offset: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Expression (B, L) from slope, offset, the values before and where tokens are real."""
+        slope, offset = self.activation(slope), self.activation(offset)
+        if self.adaptive_offset:
+            real = values * mask
+            nonzero = (real != 0).sum(dim=1, keepdim=True).clamp(min=1)
+            offset = offset * real.sum(dim=1, keepdim=True) / nonzero
+        return slope * values + offset
 
 
 def _activation(name: str) -> nn.Module:
@@ -141,8 +159,11 @@ class FromCellHead(nn.Module):
     def forward(self, inputs: HeadInput, *, genes: Tensor | None = None) -> dict[str, Tensor]:
         """Return ``expression_from_cell`` (B, L) and perhaps its ``_nonzero`` (B, L)."""
         genes = inputs.genes if genes is None else genes
+        return _named("expression_from_cell", *self.predict(inputs.cell_in_context, genes))
+
+    def predict(self, cell: Tensor, genes: Tensor) -> Predicted:
+        """From cells (B, width) and genes (B, L, query) to values (B, L), and the probability that they are not zero."""
         query = self.query(genes.detach() if self.detached else genes).sigmoid()
-        cell = inputs.cell_in_context
         if self.style in ("concat", "sum"):
             cells = cell.unsqueeze(1)
             joint = (
@@ -150,13 +171,15 @@ class FromCellHead(nn.Module):
                 if self.style == "concat"
                 else cells + query
             )
-            return {"expression_from_cell": self.contract(self.activation(self.expand(joint))).squeeze(-1)}
-        # (W q) . c = q . (W' c): the cell goes through the map once, not every gene.
-        predictions = {"expression_from_cell": _inner(query, cell @ self.product.weight)}
-        if self.nonzero is not None:
-            logit = _inner(query, cell @ self.nonzero.weight) + (cell @ self.nonzero.bias).unsqueeze(1)
-            predictions["expression_from_cell_nonzero"] = logit.sigmoid()
-        return predictions
+            return Predicted(self.contract(self.activation(self.expand(joint))).squeeze(-1))
+        value = self.score(self.product, query, cell)
+        return Predicted(value, None if self.nonzero is None else self.score(self.nonzero, query, cell).sigmoid())
+
+    def score(self, linear: nn.Module, query: Tensor, cell: Tensor) -> Tensor:
+        """(W q + b) . c as q . (W' c) + b . c: the cell goes through the map once, not every gene."""
+        weight, bias = cast("Tensor", linear.weight), cast("Tensor | None", linear.bias)
+        scores = inner(query, cell @ weight)
+        return scores if bias is None else scores + (cell @ bias).unsqueeze(1)
 
 
 class FromCellInContextHead(FromCellHead):
@@ -167,7 +190,7 @@ class FromCellInContextHead(FromCellHead):
         return super().forward(inputs, genes=inputs.genes_in_context if genes is None else genes)
 
 
-def _inner(query: Tensor, cell: Tensor) -> Tensor:
+def inner(query: Tensor, cell: Tensor) -> Tensor:
     """(B, L, D) and (B, D) to (B, L)."""
     return torch.bmm(query, cell.unsqueeze(-1)).squeeze(-1)
 

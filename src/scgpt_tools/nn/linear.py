@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
@@ -23,15 +24,20 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        if not _convolution_pays(x, self.weight):
-            return super().forward(x)
-        rows = x.reshape(1, -1, 1, x.shape[-1])
-        # Channels last, so that the rows stay where they are.  By its own name, because on one thread torch's `conv2d`
-        # sends a convolution of width one to the BLAS as well.
-        mapped = torch.mkldnn_convolution(
-            rows.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias, (0, 0), (1, 1), (1, 1), 1
-        )
-        return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Map (..., in) to (..., out) by weights (out, in), as :class:`Linear` does."""
+    if not _convolution_pays(x, weight):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(1, -1, 1, x.shape[-1])
+    # Channels last, so that the rows stay where they are.  By its own name, because on one thread torch's `conv2d`
+    # sends a convolution of width one to the BLAS as well.
+    mapped = torch.mkldnn_convolution(
+        rows.permute(0, 3, 1, 2), weight[:, :, None, None], bias, (0, 0), (1, 1), (1, 1), 1
+    )
+    return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
 def _convolution_pays(x: Tensor, weight: Tensor) -> bool:

@@ -51,8 +51,7 @@ class DomainNorm(nn.Module):
         if domain is None:
             raise ValueError("Expected batch labels for the domain-specific batch norm, found none.")
         labels = (domain[:1] if self.of_first else domain.unique()).tolist()
-        if max(labels) >= len(self.domains) or min(labels) < 0:
-            raise ValueError(f"Expected batch labels within 0 .. {len(self.domains) - 1}, found {labels}.")
+        self.check(labels)
         if len(labels) == 1:
             return self._normalise(x, labels[0])
         normed = torch.empty_like(x)
@@ -60,6 +59,11 @@ class DomainNorm(nn.Module):
             cells = (domain == label).nonzero().squeeze(1)
             normed[cells] = self._normalise(x[cells], label)
         return normed
+
+    def check(self, labels: list[int]) -> None:
+        """Refuse labels beyond the number of domains."""
+        if max(labels) >= len(self.domains) or min(labels) < 0:
+            raise ValueError(f"Expected batch labels within 0 .. {len(self.domains) - 1}, found {labels}.")
 
     def _normalise(self, x: Tensor, label: int) -> Tensor:
         return self.domains[label](x.flatten(0, -2)).view_as(x)

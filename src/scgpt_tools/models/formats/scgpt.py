@@ -39,7 +39,7 @@ from scgpt_tools.models.formats.scgpt_config import (
 from scgpt_tools.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -122,12 +122,9 @@ def from_scgpt(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadRe
 
 def to_scgpt(weights: Mapping[str, Tensor], attention_names: str = "torch") -> dict[str, Tensor]:
     """Translate our state dict to scGPT's names."""
-    affine = any(key.startswith("heads.expression.slope.") for key in weights)
-    table = "embedder.values.table.weight" in weights
-    shadowed = {"decoder.zero_logit." if affine else "decoder.coeff_decoder.zero_logit."}
-    rules = tuple(rule for rule in OTHER_NAMES if rule.theirs not in shadowed)
-    first = (*lookup(ATTENTION_NAMES, attention_names, "spelling of attention"), _TABLE_NORM if table else _MLP_NORM)
-    written = write_names(weights, (*first, *rules))
+    written = write_names(
+        weights, (*lookup(ATTENTION_NAMES, attention_names, "spelling of attention"), *_other_names(weights))
+    )
     # The original's bias decoder owns a zero probability that it never reads, and its loader wants the tensors.
     unread = {
         key.replace("coeff_decoder", "bias_decoder"): tensor.clone()
@@ -135,6 +132,23 @@ def to_scgpt(weights: Mapping[str, Tensor], attention_names: str = "torch") -> d
         if key.startswith("decoder.coeff_decoder.zero_logit.")
     }
     return written | unread
+
+
+def module_names(modules: Iterable[str]) -> dict[str, str]:
+    """Translate names of modules that hold tensors, of all parts of a network but attention, to scGPT's names."""
+    modules = tuple(f"{name}." for name in modules)
+    rules = _other_names(modules)
+    return {ours[:-1]: next(found[0][:-1] for rule in rules if (found := rule.write(ours))) for ours in modules}
+
+
+def _other_names(names: Iterable[str]) -> tuple[Rule, ...]:
+    """Rules to write names other than those of attention; where two are possible, a network's other parts tell."""
+    names = tuple(names)
+    affine = any(name.startswith("heads.expression.slope.") for name in names)
+    table = any(name.startswith("embedder.values.table.") for name in names)
+    shadowed = {"decoder.zero_logit." if affine else "decoder.coeff_decoder.zero_logit."}
+    rules = tuple(rule for rule in OTHER_NAMES if rule.theirs not in shadowed)
+    return (_TABLE_NORM if table else _MLP_NORM, *rules)
 
 
 def recognise(folder: Path) -> bool:

@@ -1,101 +1,283 @@
-"""What the three classes share: the network, its foreign tensor names, and the reading of arguments and outputs."""
+"""What the three classes share: scGPT's tree of parts, its tensor names, and how it is one with our network."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.distributed as dist
 from torch import nn
 
 from scgpt_tools._lookup import lookup
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import EmbedderConfig, EncoderConfig, FromCellConfig
-from scgpt_tools.models.formats.rename import read_names
-from scgpt_tools.models.formats.scgpt import ALL_NAMES, to_scgpt
+from scgpt_tools.models.formats.scgpt import to_scgpt
 from scgpt_tools.models.formats.scgpt_config import FROM_CELL_STYLES, VALUE_STYLES
-from scgpt_tools.nn.heads import sample_zeros
+from scgpt_tools.models.modes import without_memory
+from scgpt_tools.models.scgpt.joining import check_joined, join
+from scgpt_tools.models.scgpt.layers import TransformerEncoder
+from scgpt_tools.models.scgpt.names import StateDict, in_torch_spelling
+from scgpt_tools.models.scgpt.parts import (
+    AdversarialDiscriminator,
+    AffineExprDecoder,
+    BatchNorm,
+    CategoryValueEncoder,
+    ClsDecoder,
+    ContinuousValueEncoder,
+    DomainSpecificBatchNorm1d,
+    ExprDecoder,
+    MVCDecoder,
+    TableEncoder,
+    results_of,
+)
 from scgpt_tools.nn.losses import contrastive, elastic_similarity
+from scgpt_tools.nn.pooling import pool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
     from scgpt_tools.models.config import EmbedderNorm, ModelConfig
-    from scgpt_tools.nn.output import CellOutput
-    from scgpt_tools.tokens.batch import TokenBatch
-
-_INNER = "cell_model."
+    from scgpt_tools.models.scgpt.loading import PartialLoad
 
 
 class ScGPTModule(nn.Module):
-    """What the three classes share: the network, its foreign tensor names and the reading of outputs."""
+    """scGPT's tree of parts, by its names; what the parts compute is what our network computes.
 
-    def __init__(self, config: ModelConfig, *, ecs_threshold: float, use_fast_transformer: bool) -> None:
+    Parts are listed, hooked, frozen, adapted and replaced as in any module of torch.  ``state_dict`` and
+    ``load_state_dict`` know the tensors of attention by every spelling that is in use.
+    """
+
+    load_report: PartialLoad | None = None
+    """What the last call of :func:`~scgpt_tools.models.load_pretrained` loaded and did not."""
+    _config: ModelConfig
+    _cells: CellModel | None
+    _shared: dict[str, nn.Module]
+
+    def __init__(
+        self, config: ModelConfig, *, ecs_threshold: float, use_fast_transformer: bool, pre_norm: bool
+    ) -> None:
         super().__init__()
-        self.cell_model = CellModel(config)
+        self.model_type = "Transformer"
         self.d_model, self.ecs_threshold = config.dim, ecs_threshold
-        self.use_fast_transformer = use_fast_transformer
+        # As the original says where it has no flash-attn: its loaders then look for torch's names, as they are here.
+        self.use_fast_transformer = False
+        self.norm_scheme = "pre" if pre_norm else "post"
         self.cur_gene_token_embs: Tensor | None = None
-        self.register_state_dict_post_hook(_write_foreign_names)
-        self.register_load_state_dict_pre_hook(_read_foreign_names)
+        self._fused = use_fast_transformer
+        self._build(config)
+        self.register_load_state_dict_pre_hook(_read_every_spelling)
+
+    # ------------------------------------------------------------------ parts
+
+    def _build(self, config: ModelConfig) -> None:
+        """Make the parts, in the original's order."""
+        self._modules.clear()
+        self._config, self._cells, self._shared = config, None, {}
+        dim, embedder, encoder = config.dim, config.embedder, config.encoder
+        self.encoder = TableEncoder(config.n_tokens, dim, config.pad_id)
+        if embedder.generation:
+            self.flag_encoder = nn.Embedding(2, dim)
+        self.value_encoder = _value_encoder(config)
+        if embedder.perturbation_rows:
+            self.pert_encoder = nn.Embedding(embedder.perturbation_rows, dim, padding_idx=embedder.perturbation_pad)
+        if config.context.batches:
+            self.batch_encoder = TableEncoder(config.context.batches, dim)
+        if config.context.modalities:
+            self.mod_encoder = TableEncoder(config.context.modalities, dim, config.context.modality_pad)
+        if embedder.norm.startswith("domain"):
+            self.dsbn = DomainSpecificBatchNorm1d(dim, config.domains)
+        elif embedder.norm == "batch":
+            self.bn = BatchNorm(dim)
+        self.transformer_encoder = TransformerEncoder(
+            encoder.layers,
+            dim=dim,
+            heads=encoder.heads,
+            hidden=encoder.hidden,
+            dropout=encoder.dropout,
+            replace=encoder.norm == "replace",
+            fused=self._fused,
+        )
+        self._build_heads(config)
+        self.init_weights()
+
+    def _build_heads(self, config: ModelConfig) -> None:
+        dim, heads = config.dim, config.heads
+        width = 2 * dim if config.context.batches or config.context.modalities else dim
+        if (expression := heads.expression) is not None:
+            if expression.style == "affine":
+                self.decoder: nn.Module = AffineExprDecoder(
+                    dim,
+                    nonzero=expression.nonzero,
+                    activation=expression.activation,
+                    adaptive_offset=expression.adaptive_offset,
+                )
+            else:
+                self.decoder = ExprDecoder(dim, width, nonzero=expression.nonzero)
+        if (classifier := heads.cell_type) is not None:
+            self.cls_decoder = ClsDecoder(dim, classifier.classes, classifier.layers)
+        if (from_cell := heads.expression_from_cell) is not None:
+            query = width if from_cell.context_in_query else dim
+            self.mvc_decoder = MVCDecoder(width=width, query=query, style=from_cell.style, nonzero=from_cell.nonzero)
+        if (adversary := heads.batch) is not None:
+            self.grad_reverse_discriminator = AdversarialDiscriminator(dim, adversary.classes, adversary.layers)
+
+    def init_weights(self) -> None:
+        """Draw the gene table anew, from U(-0.1, 0.1), the row of padding included."""
+        nn.init.uniform_(self.encoder.embedding.weight, -0.1, 0.1)
+
+    def _part(self, name: str, option: str) -> nn.Module:
+        part = getattr(self, name, None)
+        if part is None:
+            raise ValueError(f"Expected a network with `{name}`, which {option} builds; found one without.")
+        return part
+
+    # ------------------------------------------------------------------ one with our network
 
     @property
-    def encoder(self) -> nn.Module:
-        """The gene encoder: ids (...) to vectors (..., D)."""
-        return self.cell_model.embedder.genes
+    def cell_model(self) -> CellModel:
+        """The same weights as the other functions of this package take them; training either trains both.
 
-    @property
-    def value_encoder(self) -> nn.Module:
-        """The value encoder: values (...) to vectors (..., D)."""
-        return self.cell_model.embedder.values
+        It can be set: the parts are then made for its configuration, and its weights, genes and name taken over.
 
-    @property
-    def transformer_encoder(self) -> nn.Module:
-        """The stack of transformer blocks."""
-        return self.cell_model.encoder
+        Raises
+        ------
+        ValueError
+            If parts were replaced since the network was built.
+        """
+        cells = self._cells
+        if cells is None:
+            with without_memory():
+                cells = CellModel(self._config)
+            self._join(cells)
+        check_joined(self._shared, self)
+        if cells.training != self.training:
+            cells.train(self.training)
+        return cells
 
-    def _run(
-        self, batch: TokenBatch, *, CLS: bool, CCE: bool, MVC: bool, ECS: bool, do_sample: bool
-    ) -> tuple[CellOutput, dict[str, Tensor]]:
-        heads = self.cell_model.heads
-        wanted = ["expression"] + ["cell_type"] * CLS + ["expression_from_cell"] * MVC + ["batch"] * ("batch" in heads)
-        output = self.cell_model(batch, wanted)
-        self.cur_gene_token_embs = output.genes
-        results = {"mlm_output": output["expression"]}
-        predictions = output.predictions
-        if "expression_nonzero" in predictions:
-            results["mlm_zero_probs"] = output["expression_nonzero"]
-            if do_sample:
-                results["mlm_output"] = sample_zeros(output["expression"], output["expression_nonzero"])
-        results["cell_emb"] = output.cell
+    @cell_model.setter
+    def cell_model(self, value: CellModel) -> None:
+        with without_memory():
+            self._build(value.config)
+        self.load_state_dict(to_scgpt(value.state_dict()), assign=True)
+        self._join(value)
+        self.train(value.training)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch would list our network among the parts, and its weights twice.
+        if name == "cell_model":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _join(self, cells: CellModel) -> None:
+        vars(self).update(_cells=cells, _shared=join(cells, self))
+
+    # ------------------------------------------------------------------ files and copies
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the tensors by scGPT's names, in torch's spelling; asked by another spelling, it knows them too."""
+        state = super().state_dict(*args, **kwargs)
+        inner = bool(args) or kwargs.get("destination") is not None
+        return state if inner else StateDict.of(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # It hangs in the graph of the last call, which cannot be copied.
+        return {**super().__getstate__(), "cur_gene_token_embs": None}
+
+    # ------------------------------------------------------------------ computing
+
+    def _embed(
+        self, src: Tensor, values: Tensor | None, batch_labels: Tensor | None, more: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, S) tokens to (B, S, D) of their genes, and of all that the encoder is told; ``more`` is added."""
+        genes = total = self.encoder(src)
+        if values is not None:
+            embedded = self.value_encoder(values)
+            scales = self._config.embedder.values == "scale"
+            total = genes * embedded.unsqueeze(2).to(genes.dtype) if scales else genes + embedded
+        if more is not None:
+            total = total + more
+        return genes, self._normed(total, batch_labels)
+
+    def _normed(self, total: Tensor, batch_labels: Tensor | None) -> Tensor:
+        if hasattr(self, "dsbn"):
+            if batch_labels is None:
+                raise ValueError("Expected `batch_labels` for the domain-specific batch norm, found none.")
+            if self._config.embedder.norm == "domain":
+                return self.dsbn.by_cell(total, batch_labels)
+            return self.dsbn(total.permute(0, 2, 1), int(batch_labels[0])).permute(0, 2, 1)
+        return self.bn(total.permute(0, 2, 1)).permute(0, 2, 1) if hasattr(self, "bn") else total
+
+    def _get_cell_emb_from_layer(
+        self, layer_output: Tensor, weights: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Pool (B, S, D) tokens to (B, D); weights (B, S) for ``w-pool``, ``mask`` (B, S) True on real tokens."""
+        style = self._config.pooling
+        if style == "weighted" and (weights is None or weights.dim() != 2):
+            found = "none" if weights is None else tuple(weights.shape)
+            raise ValueError(f"Expected `weights` (B, S) for cell_emb_style='w-pool', found {found}.")
+        if mask is None:
+            mask = torch.ones(layer_output.shape[:2], dtype=torch.bool, device=layer_output.device)
+        return pool(style, layer_output, mask, mask if weights is None else weights)
+
+    def _cells_of(self, tokens: Tensor, values: Tensor, padding: Tensor) -> Tensor:
+        """Pool (B, S, D) tokens as the original calls it, or where that would count padding, by the mask."""
+        if self._config.pooling == "mean":
+            return self._get_cell_emb_from_layer(tokens, values, mask=~padding)
+        return self._get_cell_emb_from_layer(tokens, values)
+
+    def _cell_results(
+        self,
+        cell: Tensor,
+        beside: Tensor | None,
+        query: Tensor,
+        again: Callable[[], Tensor] | None,
+        *,
+        CLS: bool,
+        MVC: bool,
+        ECS: bool,
+        do_sample: bool,
+    ) -> dict[str, Tensor]:
+        """What is read from (B, D) cells, with what stands ``beside`` them, gene queries and a second pass."""
+        results: dict[str, Tensor] = {}
         if CLS:
-            results["cls_output"] = output["cell_type"]
-        if CCE:
-            results["loss_cce"] = contrastive(output.cell, self.cell_model(batch, ()).cell)
+            results["cls_output"] = self._part("cls_decoder", "`n_cls`")(cell)
+        if again is not None:
+            results["loss_cce"] = contrastive(self._of_all_processes(cell), self._of_all_processes(again()))
         if MVC:
-            results["mvc_output"] = output["expression_from_cell"]
-            if "expression_from_cell_nonzero" in predictions:
-                results["mvc_zero_probs"] = output["expression_from_cell_nonzero"]
-                if do_sample:
-                    results["mvc_output"] = sample_zeros(results["mvc_output"], results["mvc_zero_probs"])
+            context = cell if beside is None else torch.cat((cell, beside), dim=-1)
+            predicted = self._part("mvc_decoder", "`do_mvc=True`")(context, query)
+            results |= results_of("mvc", predicted, sample=do_sample)
         if ECS:
-            results["loss_ecs"] = elastic_similarity(output.cell, self.ecs_threshold)
-        if "batch" in predictions:
-            results["dab_output"] = output["batch"]
-        return output, results
+            results["loss_ecs"] = elastic_similarity(cell, self.ecs_threshold)
+        if hasattr(self, "grad_reverse_discriminator"):
+            results["dab_output"] = self.grad_reverse_discriminator(cell)
+        return results
+
+    def _of_all_processes(self, cell: Tensor) -> Tensor:
+        """Cells (B, D) of all processes that train together; gradients flow through this one's."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return cell
+        parts = [torch.empty_like(cell) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, cell.detach().contiguous())
+        parts[dist.get_rank()] = cell
+        return torch.cat(parts)
 
 
-def _write_foreign_names(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: object) -> None:
-    inner = prefix + _INNER
-    ours = {key.removeprefix(inner): state.pop(key) for key in list(state) if key.startswith(inner)}
-    state.update((prefix + key, tensor) for key, tensor in to_scgpt(ours).items())
+def _value_encoder(config: ModelConfig) -> nn.Module:
+    embedder, dim = config.embedder, config.dim
+    if embedder.values == "continuous":
+        return ContinuousValueEncoder(dim, config.encoder.dropout)
+    if embedder.values == "scale":
+        return nn.Identity()
+    return CategoryValueEncoder(embedder.value_rows or 0, dim, embedder.value_pad)
 
 
-def _read_foreign_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+def _read_every_spelling(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
     theirs = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
-    ours, _report = read_names(theirs, ALL_NAMES, leave_unknown=True)
-    # Names that scGPT does not have stay as they are, so that torch reports them as unexpected.
-    state.update((prefix + (key if key in theirs else _INNER + key), tensor) for key, tensor in ours.items())
+    state.update((prefix + key, tensor) for key, tensor in in_torch_spelling(theirs).items())
 
 
 def pad_id_of(vocab: Mapping[str, int] | None, pad_token: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -11,7 +11,7 @@ from scgpt_tools._lookup import lookup
 from scgpt_tools.models.config import ClassifierConfig, EmbedderConfig, ExpressionConfig, HeadsConfig, ModelConfig
 from scgpt_tools.models.formats.scgpt_config import POOLINGS
 from scgpt_tools.models.scgpt.base import ScGPTModule, check_backend, encoder_of, from_cell_of, pad_id_of
-from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.models.scgpt.parts import results_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,8 +95,12 @@ class TransformerGenerator(ScGPTModule):
                 cell_type=ClassifierConfig(classes=n_cls, layers=nlayers_cls),
             ),
         )
-        super().__init__(config, ecs_threshold=ecs_threshold, use_fast_transformer=use_fast_transformer)
-        self.pad_token_id = config.pad_id
+        super().__init__(
+            config, ecs_threshold=ecs_threshold, use_fast_transformer=use_fast_transformer, pre_norm=pre_norm
+        )
+        self.pad_token_id, self.pad_value, self.pert_pad_id = config.pad_id, pad_value, pert_pad_id
+        self.domain_spec_batchnorm, self.n_input_bins = domain_spec_batchnorm, n_input_bins
+        self.cell_emb_style, self.explicit_zero_prob = cell_emb_style, explicit_zero_prob
 
     def forward(
         self,
@@ -132,14 +136,47 @@ class TransformerGenerator(ScGPTModule):
         ``mlm_output`` (B, S) and further results as asked for; no ``cell_emb``, as in the original.  With
         ``explicit_zero_prob`` predictions in eval mode are sampled, as in the original.
         """
-        batch = TokenBatch(genes=src, values=values, mask=~src_key_padding_mask, perturbed=input_pert_flags.long())
-        nonzero = self.cell_model.heads["expression"].nonzero is not None
-        if nonzero and not do_sample and not self.training:
+        if self.explicit_zero_prob and not do_sample and not self.training:
             warnings.warn("Zero probabilities in eval mode: predictions are sampled.", stacklevel=2)
             do_sample = True
-        _, results = self._run(batch, CLS=CLS, CCE=False, MVC=MVC, ECS=ECS, do_sample=do_sample)
-        del results["cell_emb"]
-        return results
+        tokens = self._encode(src, values, input_pert_flags, src_key_padding_mask)
+        known = values.masked_fill(src_key_padding_mask, 0)
+        results = results_of("mlm", self.decoder(tokens, known), sample=do_sample)
+        cell, genes = self._cells_of(tokens, values, src_key_padding_mask), cast("Tensor", self.cur_gene_token_embs)
+        return results | self._cell_results(cell, None, genes, None, CLS=CLS, MVC=MVC, ECS=ECS, do_sample=do_sample)
+
+    def _encode(self, src: Tensor, values: Tensor, input_pert_flags: Tensor, src_key_padding_mask: Tensor) -> Tensor:
+        """(B, S) tokens to (B, S, D), 0 at padding."""
+        flags = self.pert_encoder(input_pert_flags.long())
+        self.cur_gene_token_embs, total = self._embed(src, values, None, flags)
+        return self.transformer_encoder(total, src_key_padding_mask=src_key_padding_mask)
+
+    def encode_batch(
+        self,
+        src: Tensor,
+        values: Tensor,
+        input_pert_flags: Tensor,
+        src_key_padding_mask: Tensor,
+        batch_size: int,
+        output_to_cpu: bool = True,
+    ) -> Tensor:
+        """Encode many cells in slices of ``batch_size``, without gradients.
+
+        The original forgets the flags and cannot run; they stand here where :meth:`forward` has them.
+
+        Returns
+        -------
+        (N, S, D).
+        """
+        device = self.encoder.embedding.weight.device
+        parts = []
+        for start in range(0, len(src), batch_size):
+            rows = slice(start, start + batch_size)
+            inputs = (each[rows].to(device) for each in (src, values, input_pert_flags, src_key_padding_mask))
+            with torch.no_grad():
+                tokens = self._encode(*inputs)
+            parts.append(tokens.cpu() if output_to_cpu else tokens)
+        return torch.cat(parts)
 
     def pred_perturb(
         self,
@@ -170,7 +207,7 @@ class TransformerGenerator(ScGPTModule):
         if gene_ids is None:
             raise ValueError("Expected `gene_ids`, the token id of each gene; found none.")
         self.eval()
-        device = self.cell_model.device
+        device = self.encoder.embedding.weight.device
         n_cells = len(batch_data.pert)
         expression, flags = batch_data.x.to(device).view(n_cells, -1, 2).unbind(dim=-1)
         taken = torch.arange(expression.shape[1], device=device)

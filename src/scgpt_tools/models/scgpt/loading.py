@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scgpt_tools.models.formats.rename import strip_module
+from scgpt_tools.models.scgpt.names import in_torch_spelling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from scgpt_tools.models.scgpt.base import ScGPTModule
 
 logger = logging.getLogger(__name__)
+
+# What a network cannot do without; everything else may start from scratch.
+_CORE = ("encoder.", "value_encoder.", "transformer_encoder.")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def load_pretrained(
     strict: bool = False,
     prefix: str | Sequence[str] | None = None,
     verbose: bool = True,
-) -> PartialLoad:
+) -> ScGPTModule:
     """Load the tensors of a checkpoint that a model has a place for.
 
     Parameters
@@ -53,22 +57,29 @@ def load_pretrained(
     strict
         Refuse unexpected names and other shapes.  Missing names never raise, as in the original.
     prefix
-        Load only names that start so (in torch's spelling); one or several.
+        Load only names that start so (in torch's spelling); one or several.  None at all, or an empty list, loads
+        everything.
     verbose
         Log what was loaded and what was not.
 
     Returns
     -------
-    What was loaded and what was not; the original says nothing.
+    The model; its ``load_report`` is a :class:`~scgpt_tools.models.scgpt.loading.PartialLoad`.
 
     Raises
     ------
     ValueError
         With ``strict``, if a tensor does not fit.
+
+    Warns
+    -----
+    UserWarning
+        If tensors of the encoders find no place or, without ``prefix``, are missing: the model would go on from random
+        ones.  Those of decoders are tasks' own, and are only logged.
     """
-    theirs = {_torch_spelling(key): tensor for key, tensor in strip_module(pretrained_params).items()}
-    if prefix is not None:
-        prefixes = (prefix,) if isinstance(prefix, str) else tuple(prefix)
+    theirs = in_torch_spelling(pretrained_params)
+    prefixes = (prefix,) if isinstance(prefix, str) else tuple(prefix or ())
+    if prefixes:
         theirs = {key: tensor for key, tensor in theirs.items() if key.startswith(prefixes)}
     state = model.state_dict()
     fitting = {key: tensor for key, tensor in theirs.items() if key in state and state[key].shape == tensor.shape}
@@ -81,12 +92,16 @@ def load_pretrained(
     if strict and (report.other_shape or report.unexpected):
         raise ValueError(f"Expected every tensor to fit, found {report}: {report.other_shape + report.unexpected}.")
     model.load_state_dict(state | fitting)
+    model.load_report = report
+    lost = [key for key in report.other_shape + report.unexpected if key.startswith(_CORE)]
+    lost += [key for key in report.missing if key.startswith(_CORE) and not prefixes]
+    if lost:
+        warnings.warn(
+            f"Expected the encoders' tensors of the file and of the model to be the same, found {len(lost)} that are not "
+            f"or have another shape: {', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}. The model keeps its own; "
+            "compare the numbers of tokens and layers.",
+            stacklevel=2,
+        )
     if verbose:
         logger.info("Weights taken over: %s.", report)
-    return report
-
-
-def _torch_spelling(key: str) -> str:
-    for spelling in ("._impl.Wqkv.", ".Wqkv."):
-        key = key.replace(spelling, ".in_proj_")
-    return key.replace("._impl.", ".")
+    return model

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from scgpt_tools.models.config import ContextConfig, FromCellConfig, HeadsConfig
+from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.scgpt.base import pad_id_of
 from scgpt_tools.models.scgpt.transformer import TransformerModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from torch import Tensor
 
 
@@ -66,56 +68,48 @@ class MultiOmicTransformerModel(TransformerModel):
         ntokens_mod: int | None = None,
         vocab_mod: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__(
-            ntoken=ntoken,
-            d_model=d_model,
-            nhead=nhead,
-            d_hid=d_hid,
-            nlayers=nlayers,
-            nlayers_cls=nlayers_cls,
-            n_cls=n_cls,
-            vocab=vocab,
-            dropout=dropout,
-            pad_token=pad_token,
-            pad_value=pad_value,
-            do_mvc=do_mvc,
-            do_dab=do_dab,
-            use_batch_labels=use_batch_labels,
-            num_batch_labels=num_batch_labels,
-            domain_spec_batchnorm=domain_spec_batchnorm,
-            input_emb_style=input_emb_style,
-            n_input_bins=n_input_bins,
-            cell_emb_style=cell_emb_style,
-            mvc_decoder_style=mvc_decoder_style,
-            ecs_threshold=ecs_threshold,
-            explicit_zero_prob=explicit_zero_prob,
-            use_fast_transformer=use_fast_transformer,
-            fast_transformer_backend=fast_transformer_backend,
-            pre_norm=pre_norm,
-        )
+        with without_memory():
+            super().__init__(
+                ntoken=ntoken,
+                d_model=d_model,
+                nhead=nhead,
+                d_hid=d_hid,
+                nlayers=nlayers,
+                nlayers_cls=nlayers_cls,
+                n_cls=n_cls,
+                vocab=vocab,
+                dropout=dropout,
+                pad_token=pad_token,
+                pad_value=pad_value,
+                do_mvc=do_mvc,
+                do_dab=do_dab,
+                use_batch_labels=use_batch_labels,
+                num_batch_labels=num_batch_labels,
+                domain_spec_batchnorm=domain_spec_batchnorm,
+                input_emb_style=input_emb_style,
+                n_input_bins=n_input_bins,
+                cell_emb_style=cell_emb_style,
+                mvc_decoder_style=mvc_decoder_style,
+                ecs_threshold=ecs_threshold,
+                explicit_zero_prob=explicit_zero_prob,
+                use_fast_transformer=use_fast_transformer,
+                fast_transformer_backend=fast_transformer_backend,
+                pre_norm=pre_norm,
+            )
         if use_mod and (ntokens_mod is None or vocab_mod is None):
             raise ValueError("`use_mod` needs `ntokens_mod` and `vocab_mod`.")
         self.use_mod = use_mod
-        config = self.cell_model.config
-        context = ContextConfig(
-            batches=config.context.batches,
+        config = self._config
+        context = replace(
+            config.context,
             modalities=ntokens_mod or 0 if use_mod else 0,
             modality_pad=pad_id_of(vocab_mod, pad_token) if use_mod else None,
         )
-        heads = config.heads
-        if heads.expression_from_cell is not None:
-            from_cell = FromCellConfig(
-                style=heads.expression_from_cell.style,
-                nonzero=heads.expression_from_cell.nonzero,
-                context_in_query=bool(context.batches or context.modalities),
-            )
-            heads = HeadsConfig(
-                expression=heads.expression,
-                expression_from_cell=from_cell,
-                cell_type=heads.cell_type,
-                batch=heads.batch,
-            )
-        self.cell_model = self.cell_model.adapt(family="scgpt_multiomic", context=context, heads=heads)
+        from_cell = config.heads.expression_from_cell
+        if from_cell is not None:
+            from_cell = replace(from_cell, context_in_query=bool(context.batches or context.modalities))
+        heads = replace(config.heads, expression_from_cell=from_cell)
+        self._build(replace(config, family="scgpt_multiomic", context=context, heads=heads))
 
     def forward(
         self,
@@ -131,8 +125,47 @@ class MultiOmicTransformerModel(TransformerModel):
         mod_types: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Run the network as :meth:`TransformerModel.forward`; ``mod_types`` (B, S) are the tokens' modalities."""
-        if self.use_mod and mod_types is None:
-            raise ValueError("Expected `mod_types`, which this model was built with; found none.")
-        batch = self._batch(src, values, src_key_padding_mask, batch_labels)
-        batch = batch.replace(modality=mod_types if self.use_mod else None)
-        return self._run(batch, CLS=CLS, CCE=CCE, MVC=MVC, ECS=ECS, do_sample=do_sample)[1]
+        return self._forward(
+            src,
+            values,
+            src_key_padding_mask,
+            batch_labels,
+            mod_types,
+            CLS=CLS,
+            CCE=CCE,
+            MVC=MVC,
+            ECS=ECS,
+            do_sample=do_sample,
+        )
+
+    def encode_batch(
+        self,
+        src: Tensor,
+        values: Tensor,
+        src_key_padding_mask: Tensor,
+        batch_size: int,
+        batch_labels: Tensor | None = None,
+        output_to_cpu: bool = True,
+        time_step: int | None = None,
+        return_np: bool = False,
+        *,
+        mod_types: Tensor | None = None,
+    ) -> Tensor | np.ndarray:
+        """Encode as :meth:`TransformerModel.encode_batch`; ``mod_types`` may be given, but the encoder sees none."""
+        return super().encode_batch(
+            src, values, src_key_padding_mask, batch_size, batch_labels, output_to_cpu, time_step, return_np
+        )
+
+    def generate(
+        self,
+        cell_emb: Tensor,
+        src: Tensor,
+        values: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        gen_iters: int = 1,
+        batch_labels: Tensor | None = None,
+        *,
+        mod_types: Tensor | None = None,
+    ) -> Tensor:
+        """Predict as :meth:`TransformerModel.generate`; ``mod_types`` (B, S) are the tokens' modalities."""
+        return self._generate(cell_emb, src, values, src_key_padding_mask, batch_labels, mod_types)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -27,9 +27,7 @@ from scgpt_tools.models.scgpt.base import (
     norm_of,
     pad_id_of,
 )
-from scgpt_tools.nn.heads import sample_zeros
-from scgpt_tools.nn.losses import contrastive, elastic_similarity
-from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.models.scgpt.parts import results_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,7 +134,12 @@ class TransformerModel(ScGPTModule):
             ),
             domains=labels if norm == "domain_of_first" else 0,
         )
-        super().__init__(config, ecs_threshold=ecs_threshold, use_fast_transformer=use_fast_transformer)
+        super().__init__(
+            config, ecs_threshold=ecs_threshold, use_fast_transformer=use_fast_transformer, pre_norm=pre_norm
+        )
+        self.do_dab, self.use_batch_labels, self.use_mod = do_dab, use_batch_labels, False
+        self.domain_spec_batchnorm, self.explicit_zero_prob = domain_spec_batchnorm, explicit_zero_prob
+        self.input_emb_style, self.cell_emb_style = input_emb_style, cell_emb_style
         self.takes_labels = bool(use_batch_labels or domain_spec_batchnorm)
 
     def forward(
@@ -174,8 +177,78 @@ class TransformerModel(ScGPTModule):
         ``mvc_zero_probs``, ``loss_cce``, ``loss_ecs``, ``dab_output``.  Zero probabilities are those of a *non-zero*
         value, as the original has them.
         """
-        batch = self._batch(src, values, src_key_padding_mask, batch_labels)
-        return self._run(batch, CLS=CLS, CCE=CCE, MVC=MVC, ECS=ECS, do_sample=do_sample)[1]
+        return self._forward(
+            src, values, src_key_padding_mask, batch_labels, CLS=CLS, CCE=CCE, MVC=MVC, ECS=ECS, do_sample=do_sample
+        )
+
+    def _forward(
+        self,
+        src: Tensor,
+        values: Tensor,
+        padding: Tensor,
+        batch_labels: Tensor | None,
+        mod_types: Tensor | None = None,
+        *,
+        CLS: bool,
+        CCE: bool,
+        MVC: bool,
+        ECS: bool,
+        do_sample: bool,
+    ) -> dict[str, Tensor]:
+        tokens = self._encode(src, values, padding, batch_labels)
+        beside, beside_cell = self._context(values, padding, batch_labels, mod_types)
+        results = results_of("mlm", self.decoder(_joint(tokens, beside)), sample=do_sample)
+        results["cell_emb"] = cell = self._cells_of(tokens, values, padding)
+        return results | self._cell_results(
+            cell,
+            beside_cell,
+            self._query(beside),
+            (lambda: self._cells_of(self._encode(src, values, padding, batch_labels), values, padding))
+            if CCE
+            else None,
+            CLS=CLS,
+            MVC=MVC,
+            ECS=ECS,
+            do_sample=do_sample,
+        )
+
+    def _encode(
+        self, src: Tensor, values: Tensor, src_key_padding_mask: Tensor, batch_labels: Tensor | None = None
+    ) -> Tensor:
+        """(B, S) tokens to (B, S, D), 0 at padding."""
+        self._check_batch_labels(batch_labels)
+        self.cur_gene_token_embs, total = self._embed(src, values, batch_labels)
+        return self.transformer_encoder(total, src_key_padding_mask=src_key_padding_mask)
+
+    def _check_batch_labels(self, batch_labels: Tensor | None) -> None:
+        """Refuse labels that are absent, or that the network has no use for."""
+        if batch_labels is not None and not self.takes_labels:
+            raise ValueError("Expected no `batch_labels`: the model was built without batch labels or batch norm.")
+        if batch_labels is None and self.takes_labels:
+            raise ValueError("Expected `batch_labels`, which this model was built with; found none.")
+
+    def _context(
+        self, values: Tensor, padding: Tensor, batch_labels: Tensor | None, mod_types: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What stands beside tokens (B, S, D) and beside cells (B, D): batch and modality, added where there are both."""
+        tokens: Tensor | None = None
+        cell: Tensor | None = None
+        if self.use_mod:
+            if mod_types is None:
+                raise ValueError("Expected `mod_types`, which this model was built with; found none.")
+            tokens = self.mod_encoder(mod_types)
+            cell = self._cells_of(tokens, values, padding)
+        if self.use_batch_labels:
+            labels = self.batch_encoder(batch_labels)
+            each = labels.unsqueeze(1)
+            tokens = each.expand(-1, padding.shape[1], -1) if tokens is None else tokens + each
+            cell = labels if cell is None else cell + labels
+        return tokens, cell
+
+    def _query(self, beside: Tensor | None) -> Tensor:
+        """What the decoder from the cell asks for: (B, S, D) genes; a model of several modalities adds the context."""
+        genes, head = cast("Tensor", self.cur_gene_token_embs), self._config.heads.expression_from_cell
+        return _joint(genes, beside) if head is not None and head.context_in_query else genes
 
     def generative_forward(
         self,
@@ -210,26 +283,45 @@ class TransformerModel(ScGPTModule):
         ``pcpt_preds`` (B, P), ``gen_preds`` (B, G), ``cell_emb`` (B, D) and further results as in :meth:`forward`,
         ``mvc_output`` over both parts (B, P + G).
         """
-        batch = self._batch(pcpt_genes, pcpt_values, pcpt_key_padding_mask, batch_labels)
+        self._check_batch_labels(batch_labels)
         seen = pcpt_genes.shape[1]
+        src, values, padding, generated = pcpt_genes, pcpt_values, pcpt_key_padding_mask, None
         if gen_genes is not None:
-            batch = _append_generated(batch, gen_genes, gen_key_padding_mask)
-        wanted = ["expression"] + ["cell_type"] * CLS + ["expression_from_cell"] * MVC
-        output = self.cell_model(batch, wanted + ["batch"] * ("batch" in self.cell_model.heads), cell=input_cell_emb)
-        self.cur_gene_token_embs = output.genes
-        predicted = output["expression"]
-        if do_sample and "expression_nonzero" in output.predictions:
-            predicted = sample_zeros(predicted, output["expression_nonzero"])
-        results = {"pcpt_preds": predicted[:, :seen], "cell_emb": output.cell}
+            src, values, padding, generated = _with_generated(src, values, padding, gen_genes, gen_key_padding_mask)
+
+        def encode() -> tuple[Tensor, Tensor]:
+            self.cur_gene_token_embs, total = self._embed_generated(src, values, batch_labels, generated)
+            if input_cell_emb is not None:
+                total = torch.cat((input_cell_emb.unsqueeze(1).to(total.dtype), total[:, 1:]), dim=1)
+            tokens = self.transformer_encoder(total, src_key_padding_mask=padding, generated=generated)
+            return tokens, self._cells_of(tokens[:, :seen], pcpt_values, pcpt_key_padding_mask)
+
+        tokens, cell = encode()
+        beside, beside_cell = self._context(values, padding, batch_labels, None)
+        predicted = results_of("mlm", self.decoder(_joint(tokens, beside)), sample=do_sample)["mlm_output"]
+        results = {"pcpt_preds": predicted[:, :seen], "cell_emb": cell}
         if gen_genes is not None:
             results["gen_preds"] = predicted[:, seen:]
-        names = {"cell_type": "cls_output", "expression_from_cell": "mvc_output", "batch": "dab_output"}
-        results |= {theirs: output[ours] for ours, theirs in names.items() if ours in output.predictions}
-        if CCE:
-            results["loss_cce"] = contrastive(output.cell, self.cell_model(batch, (), cell=input_cell_emb).cell)
-        if ECS:
-            results["loss_ecs"] = elastic_similarity(output.cell, self.ecs_threshold)
-        return results
+        return results | self._cell_results(
+            cell,
+            beside_cell,
+            self._query(beside),
+            (lambda: encode()[1]) if CCE else None,
+            CLS=CLS,
+            MVC=MVC,
+            ECS=ECS,
+            do_sample=False,
+        )
+
+    def _embed_generated(
+        self, src: Tensor, values: Tensor, batch_labels: Tensor | None, generated: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if generated is None:
+            return self._embed(src, values, batch_labels)
+        flag = self._part("flag_encoder", "`use_generative_training=True`")(torch.ones_like(src[:1, :1]))
+        genes = self.encoder(src)
+        shown = torch.where(generated.unsqueeze(-1), flag, self.value_encoder(values))
+        return genes, self._normed(genes + shown, batch_labels)
 
     def encode_batch(
         self,
@@ -248,13 +340,14 @@ class TransformerModel(ScGPTModule):
         -------
         (N, S, D) float32, or (N, D) for one position ``time_step``; a NumPy array if ``return_np``.
         """
+        device = self.encoder.embedding.weight.device
         parts = []
         for start in range(0, len(src), batch_size):
             rows = slice(start, start + batch_size)
-            labels = None if batch_labels is None else batch_labels[rows]
+            labels = None if batch_labels is None else batch_labels[rows].to(device)
+            genes, numbers, padding = (each[rows].to(device) for each in (src, values, src_key_padding_mask))
             with torch.no_grad():
-                batch = self._batch(src[rows], values[rows], src_key_padding_mask[rows], labels)
-                tokens = self.cell_model(batch.to(self.cell_model.device), ()).tokens.float()
+                tokens = self._encode(genes, numbers, padding, labels).float()
             tokens = tokens if time_step is None else tokens[:, time_step]
             parts.append(tokens.cpu() if output_to_cpu or return_np else tokens)
         encoded = torch.cat(parts)
@@ -273,28 +366,44 @@ class TransformerModel(ScGPTModule):
 
         ``gen_iters`` has no effect, as in the original.  Missing batch labels are zeros, with a warning.
         """
-        if src_key_padding_mask is None:
-            src_key_padding_mask = torch.zeros_like(src, dtype=torch.bool)
-        if self.takes_labels and batch_labels is None:
-            warnings.warn("Expected batch labels for this model, found none; label 0 is used.", stacklevel=2)
-            batch_labels = src.new_zeros(len(src))
-        numbers = torch.zeros_like(src, dtype=cell_emb.dtype) if values is None else values
-        batch = self._batch(src, numbers, src_key_padding_mask, batch_labels)
-        return self.cell_model.generate(cell_emb, batch, values=values is not None)
+        return self._generate(cell_emb, src, values, src_key_padding_mask, batch_labels)
 
-    def _batch(self, src: Tensor, values: Tensor, padding: Tensor, batch_labels: Tensor | None) -> TokenBatch:
-        if batch_labels is not None and not self.takes_labels:
-            raise ValueError("Expected no `batch_labels`: the model was built without batch labels or batch norm.")
+    def _generate(
+        self,
+        cell_emb: Tensor,
+        src: Tensor,
+        values: Tensor | None,
+        padding: Tensor | None,
+        batch_labels: Tensor | None,
+        mod_types: Tensor | None = None,
+    ) -> Tensor:
+        if padding is None:
+            padding = torch.zeros_like(src, dtype=torch.bool)
         if batch_labels is None and self.takes_labels:
-            raise ValueError("Expected `batch_labels`, which this model was built with; found none.")
-        return TokenBatch(genes=src, values=values, mask=~padding, batch=batch_labels)
+            warnings.warn("Expected batch labels for this model, found none; label 0 is used.", stacklevel=3)
+            batch_labels = src.new_zeros(len(src))
+        self._check_batch_labels(batch_labels)
+        _, total = self._embed(src, values, batch_labels)
+        total = torch.cat((cell_emb.unsqueeze(1).to(total.dtype), total[:, 1:]), dim=1)
+        tokens = self.transformer_encoder(total, src_key_padding_mask=padding)
+        shown = torch.zeros_like(src, dtype=total.dtype) if values is None else values
+        beside, _ = self._context(shown, padding, batch_labels, mod_types)
+        return results_of("mlm", self.decoder(_joint(tokens, beside)), sample=False)["mlm_output"]
 
 
-def _append_generated(batch: TokenBatch, genes: Tensor, padding: Tensor | None) -> TokenBatch:
-    mask = torch.ones_like(genes, dtype=torch.bool) if padding is None else ~padding
-    return batch.replace(
-        genes=torch.cat((batch.genes, genes), dim=1),
-        values=torch.cat((batch.values, torch.zeros_like(genes, dtype=batch.values.dtype)), dim=1),
-        mask=torch.cat((batch.mask, mask), dim=1),
-        generated=torch.cat((torch.zeros_like(batch.mask), torch.ones_like(mask)), dim=1),
+def _joint(x: Tensor, beside: Tensor | None) -> Tensor:
+    return x if beside is None else torch.cat((x, beside), dim=-1)
+
+
+def _with_generated(
+    src: Tensor, values: Tensor, padding: Tensor, genes: Tensor, gene_padding: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens to be generated behind those that are seen, and where they are."""
+    if gene_padding is None:
+        gene_padding = torch.zeros_like(genes, dtype=torch.bool)
+    return (
+        torch.cat((src, genes), dim=1),
+        torch.cat((values, torch.zeros_like(genes, dtype=values.dtype)), dim=1),
+        torch.cat((padding, gene_padding), dim=1),
+        torch.cat((torch.zeros_like(padding), torch.ones_like(gene_padding)), dim=1),
     )
