@@ -240,10 +240,11 @@ class TransformerEncoder(nn.Module):
         return unpack(x, mask)
 
     def _may_pack(self, mask: Tensor) -> bool:
-        if not len(self.layers) or any(self._looked_at(part) for part in self.layers.modules()):
+        if not len(self.layers) or touched(self.layers[0], TransformerEncoderLayer):
             return False
         attention = cast("TransformerEncoderLayer", self.layers[0]).self_attn
-        return packing_pays(mask, dropout=attention.training and attention.dropout > 0)
+        dropout = attention.training and bool(getattr(attention, "dropout", 0))
+        return packing_pays(mask, dropout=dropout) and not any(map(self._looked_at, self.layers.modules()))
 
     @staticmethod
     def _looked_at(part: nn.Module) -> bool:
