@@ -261,13 +261,17 @@ class SharedAttention(Attention):
 
     def __init__(self, theirs: SelfAttention) -> None:
         nn.Module.__init__(self)
-        self.theirs = theirs
+        self.theirs, self.heads = theirs, theirs.heads
         self.register_state_dict_post_hook(_split_names)
         self.register_load_state_dict_pre_hook(_stack_names)
 
     def forward(self, x: Tensor, layout: Layout, backend: str, *, first_only: bool = False) -> Attended:
         """Attend."""
         return self.theirs.attend(x, layout, backend, first_only=first_only)
+
+    def project(self, x: Tensor, seeking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the tokens ``seeking``, keys and values of all tokens ``x``."""
+        return self.theirs.project(x, seeking)
 
 
 _OURS = ("query", "key", "value")
