@@ -19,6 +19,7 @@ LAYERS = (
         "_docs",
         "_files",
         "_lookup",
+        "_outputs",
         "_validate",
         "_optional",
         "_types",

@@ -17,6 +17,11 @@ def test_lookup_names_what_exists_and_the_nearest_spelling():
         lookup(TABLE, "expresion", "head")
 
 
+def test_what_is_no_key_at_all_is_refused_like_an_unknown_one():
+    with pytest.raises(ValueError, match=r"no head \['expression'\]"):
+        lookup(TABLE, ["expression"], "head")
+
+
 def test_lookup_raises_the_error_asked_for():
     with pytest.raises(KeyError, match="no layer 'counts'"):
         lookup({}, "counts", "layer", error=KeyError)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from scgpt_tools._validate import (
@@ -37,6 +38,13 @@ def test_good_values_come_back():
     ("check", "error", "message"),
     [
         (lambda: check_choice("pooling", "max", ("cls", "mean")), ValueError, "`pooling` to be one of 'cls', 'mean'"),
+        (lambda: check_choice("pooling", ["cls"], {"cls": 1}), ValueError, r"found \['cls'\]"),
+        (lambda: check_key({"counts": 0}, ["counts"], "layers"), KeyError, r"no key in `layers`: \['counts'\]"),
+        (
+            lambda: check_key(pd.DataFrame([[1, 2]], columns=["a", "a"]), "a", "obs"),
+            ValueError,
+            "one column 'a' in `obs`, found 2",
+        ),
         (lambda: check_type("model", 3, (str, dict)), TypeError, "`model` to be str or dict, found int"),
         (lambda: check_integer("batch_size", 2.5), TypeError, "`batch_size` to be a whole number, found 2.5"),
         (lambda: check_integer("batch_size", True), TypeError, "found True"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,7 +33,8 @@ def lookup(table: Mapping[str, Value], name: str, kind: str, *, error: type[Exce
     -------
     The entry.
     """
-    if name not in table:
+    # A list, say, is no key of anything.
+    if not isinstance(name, Hashable) or name not in table:
         raise error(absent(name, table, kind))
     return table[name]
 

@@ -5,7 +5,7 @@ Each check returns the checked value or raises; none changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 def check_choice(name: str, value: Value, choices: Collection[Value]) -> Value:
     """One of a few allowed values."""
-    if value not in choices:
+    if not isinstance(value, Hashable) or value not in choices:
         listing = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"Expected `{name}` to be one of {listing}, found {value!r}.")
     return value
@@ -65,8 +65,11 @@ def check_fraction(name: str, value: Any, *, zero: bool = True, one: bool = True
 def check_key(container: Mapping[Any, Any], key: str, where: str) -> str:
     """A key of an AnnData slot; ``where`` is the slot as the user writes it, for example ``"layers"``."""
     # Since anndata 0.13 `layers` lists X under the key None, which is not a name that a user can have meant.
-    if key is None or key not in container:
+    if not isinstance(key, Hashable) or key is None or key not in container:
         raise KeyError(absent(key, container.keys(), f"key in `{where}`:"))
+    # A frame can have several columns of one name, and gives a frame of them then.
+    if (twins := list(getattr(container, "columns", ())).count(key)) > 1:
+        raise ValueError(f"Expected one column {key!r} in `{where}`, found {twins}. Give each a name of its own.")
     return key
 
 

@@ -24,6 +24,7 @@ from docstring_parser import parse
 from jsonargparse import ArgumentParser
 
 from scgpt_tools._console import ended_by_signal, messages, one_line, print_rows
+from scgpt_tools._files import as_path
 from scgpt_tools._lookup import lookup
 from scgpt_tools.settings import settings
 
@@ -108,21 +109,22 @@ class TableCommand(Command):
 
     def run(self, options: dict[str, Any]) -> None:
         """Open the input, call the function, write what it has added to a copy."""
-        # These import AnnData.
-        from scgpt_tools.data.changes import additions, contents
-        from scgpt_tools.data.stores import check_name, check_target, write_results  # AnnData, too
+        from scgpt_tools._validate import check_key_name  # imports NumPy
+        from scgpt_tools.data.changes import additions, contents  # imports AnnData
+        from scgpt_tools.data.stores import results_for  # AnnData, too
 
         source, target, overwrite = (options.pop(name) for name in ("input", "output", "overwrite"))
         modality = options.pop("modality", None)
-        check_target(source, target, overwrite=overwrite)
-        check_name(options["key_added"])
+        if options["key_added"] is not None:
+            check_key_name("key_added", options["key_added"])
         _read_tables_of_names(options)
         joint = self.takes_mudata and modality is None and Path(source).suffix == ".h5mu"
-        with _opened(source, modality, joint=joint) as table:
-            before = contents(table)
-            self.resolve()(table, **options)
-            results = additions(table, before)
-        write_results(source, target, results, modality=modality, joint=joint, overwrite=overwrite)
+        with results_for(source, target, overwrite=overwrite) as write:
+            with _opened(source, modality, joint=joint) as table:
+                before = contents(table)
+                self.resolve()(table, **options)
+                results = additions(table, before)
+            write(results, modality=modality, joint=joint)
         places = (f"{slot}[{name!r}]" for slot, elements in results.items() for name in elements)
         logger.info("Wrote %s with %s.", target, ", ".join(places))
 
@@ -347,12 +349,13 @@ def _read_tables_of_names(options: dict[str, Any]) -> None:
             options[name] = _read_names(given)
 
 
-def _read_names(path: str) -> Any:
+def _read_names(given: str) -> Any:
     """A table of names from a file."""
+    path = as_path("table of names", given)
     # Slow to import.
     import pandas as pd
 
-    separator = lookup(_SEPARATORS, Path(path).suffix.lower(), "format of a table of names")
+    separator = lookup(_SEPARATORS, path.suffix.lower(), "format of a table of names")
     # Otherwise a gene called NA or NAN is a missing value.
     return pd.read_csv(path, sep=separator, dtype=str, na_filter=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import anndata as ad
 import h5py
@@ -17,6 +18,7 @@ from anndata.abc import CSRDataset
 from anndata.tests.helpers import assert_equal
 
 from mudatas import without_pulling
+from scgpt_tools import _outputs
 from scgpt_tools.data import stores
 from scgpt_tools.data.changes import additions, contents
 from scgpt_tools.data.rows import RowSource
@@ -279,6 +281,7 @@ def test_an_interrupted_write_leaves_nothing_behind(kind, error, in_place, writt
 
 
 def test_a_folder_that_cannot_be_replaced_comes_back(written, results, monkeypatch):
+    """Where the system cannot exchange two folders, either."""
     path, _ = written("zarr3")
     before = snapshot(path)
     rename = type(path).rename
@@ -288,11 +291,126 @@ def test_a_folder_that_cannot_be_replaced_comes_back(written, results, monkeypat
             raise PermissionError("not now")
         return rename(self, target)
 
+    monkeypatch.setattr(_outputs, "_exchange", lambda *_: False)
     monkeypatch.setattr(type(path), "rename", refuses_copies)
     with pytest.raises(PermissionError, match="not now"):
         write_results(path, path, results, overwrite=True)
     assert list(path.parent.iterdir()) == [path]
     assert snapshot(path) == before
+
+
+@pytest.mark.parametrize("where", ["open", "write"])
+def test_a_table_that_a_killed_process_had_moved_away_is_found(written, results, where, tmp_path):
+    path, _ = written("zarr3")
+    before = snapshot(path)
+    aside = _outputs.aside_of(path)
+    aside.mkdir()
+    path.rename(aside / "previous")
+    if where == "open":
+        with open_table(path) as table:
+            assert table.n_obs == 12
+        assert snapshot(path) == before
+    else:
+        write_results(path, path, results, overwrite=True)
+        assert "X_scGPT" in read(path).obsm
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_cleared(written, results, tmp_path):
+    path, _ = written("h5ad")
+    aside = _outputs.aside_of(tmp_path / "out.h5ad")
+    aside.mkdir()
+    (aside / "copy.h5ad").write_bytes(b"half")
+    (aside / "owner").write_text("process 1 on another")
+    write_results(path, tmp_path / "out.h5ad", results)
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "out.h5ad"]
+
+
+def test_two_do_not_write_one_output(written, results, tmp_path):
+    path, _ = written("h5ad")
+    with stores.results_for(path, tmp_path / "out.h5ad") as write:
+        with pytest.raises(FileExistsError, match=r"process \d+ on .* is writing '.*out.h5ad'"):
+            write_results(path, tmp_path / "out.h5ad", results)
+        write(results)
+    assert "X_scGPT" in read(tmp_path / "out.h5ad").obsm
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "out.h5ad"]
+
+
+def test_an_output_that_has_come_to_exist_meanwhile_is_kept(written, results, tmp_path):
+    path, _ = written("h5ad")
+    with stores.results_for(path, tmp_path / "out.h5ad") as write:
+        (tmp_path / "out.h5ad").write_text("another's")
+        with pytest.raises(FileExistsError, match="has come to exist"):
+            write(results)
+    assert (tmp_path / "out.h5ad").read_text() == "another's"
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr3"])
+def test_a_source_that_changes_meanwhile_is_refused(written, rich, results, kind, tmp_path):
+    path, _ = written(kind)
+    with stores.results_for(path, tmp_path / f"out{path.suffix}") as write:
+        written(kind, rich[::-1].copy())
+        with pytest.raises(ValueError, match="has changed"):
+            write(results)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_seen_before_work_begins(written, tmp_path, monkeypatch):
+    path, _ = written("h5ad")
+    monkeypatch.setattr(_outputs.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match="Expected room for .* GB"):
+        check_target(path, tmp_path / "out.h5ad")
+
+
+def test_a_result_that_was_not_written_as_it_is_never_takes_the_place(written, results, monkeypatch):
+    path, _ = written("h5ad")
+    before = snapshot(path)
+    write_elem = stores.write_elem
+
+    def loses_cells(group, name, value, **options):
+        write_elem(group, name, value[:-1] if name == "X_scGPT" and hasattr(value, "shape") else value, **options)
+
+    monkeypatch.setattr(stores, "write_elem", loses_cells)
+    with pytest.raises(OSError, match="X_scGPT.*damaged"):
+        write_results(path, path, results, overwrite=True)
+    assert list(path.parent.iterdir()) == [path]
+    assert snapshot(path) == before
+
+
+def test_paths_in_the_home_folder(written, results, tmp_path, monkeypatch):
+    path, _ = written("h5ad")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_results("~/in.h5ad", "~/out.h5ad", results)
+    with open_table("~/out.h5ad") as table:
+        assert table.n_obs == 12
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "out.h5ad"]
+
+
+@pytest.mark.parametrize("what", ["a folder", "a folder beside a table", "a file", "a folder for a file"])
+def test_what_is_no_table_is_never_replaced(written, results, tmp_path, what):
+    path, _ = written("h5ad" if what.endswith("for a file") else "zarr3")
+    target = tmp_path / f"out{path.suffix}"
+    if what == "a file":
+        target.write_text("notes")
+    elif what.startswith("a folder beside"):
+        write_results(path, target, results)
+        (target / "notes.txt").write_text("mine")
+    else:
+        target.mkdir()
+        (target / "notes.txt").write_text("mine")
+    before = snapshot(tmp_path)
+    with pytest.raises(FileExistsError, match="something else, or a folder"):
+        write_results(path, target, results, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("outer", ["source", "target"])
+def test_an_output_within_the_input_is_refused(written, results, outer):
+    path, _ = written("zarr3")
+    inner = path / "inner.zarr"
+    source, target = (path, inner) if outer == "source" else (inner, path)
+    with pytest.raises(ValueError, match="one within the other"):
+        check_target(source, target, overwrite=True)
 
 
 def test_a_link_is_followed(written, results, tmp_path):
@@ -337,15 +455,15 @@ def test_bad_targets_are_refused(target, options, error, message, written, resul
 def test_targets_that_may_not_be_written_are_refused(protected, written, tmp_path, monkeypatch):
     path, _ = written("h5ad")
     locked = tmp_path if protected == "folder" else path
-    monkeypatch.setattr(stores.os, "access", lambda place, mode: place != locked.resolve())
+    monkeypatch.setattr(_outputs.os, "access", lambda place, mode: place != locked.resolve())
     with pytest.raises(PermissionError, match="may not"):
         check_target(path, path, overwrite=True)
 
 
-@pytest.mark.parametrize("name", ["a/b", ""])
+@pytest.mark.parametrize("name", ["a/b", "", "."])
 def test_names_that_are_paths_are_refused(name, written, tmp_path):
     path, _ = written("h5ad")
-    with pytest.raises(ValueError, match="without '/'"):
+    with pytest.raises(ValueError, match="without '/'|not blank"):
         write_results(path, tmp_path / "out.h5ad", {"uns": {name: 1}})
     assert list(tmp_path.iterdir()) == [path]
 

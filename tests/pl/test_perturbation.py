@@ -107,3 +107,87 @@ def test_what_is_absent_is_named(cells):
     cells.layers["predicted"][:] = np.nan
     with pytest.raises(ValueError, match="found NaN"):
         sct.pl.perturbation_de(cells, "G0", show=False)
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def predicted_only(adata, name="G9", layer="predicted_G9"):
+    """What tl.predict_perturbation leaves of a perturbation that no cell has."""
+    values = np.full(adata.shape, np.nan, dtype=np.float32)
+    controls = (adata.obs["condition"] == "ctrl").to_numpy()
+    values[controls] = adata.X.toarray()[controls]
+    values[controls, 5] += 3
+    values[controls, 9] -= 2
+    adata.layers[layer] = values
+    adata.uns["predicted"] = {"layers": np.array([layer]), "perturbations": np.array([name])}
+    return adata
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+@pytest.mark.parametrize("layer", ["predicted", "predicted_G9"])
+def test_a_perturbation_that_no_cell_has_is_shown_beside_the_controls(cells, ranked, layer):
+    if not ranked:
+        del cells.uns["perturbation_de"]
+    del cells.layers["predicted"]
+    ax = sct.pl.perturbation_de(predicted_only(cells, layer=layer), "G9", n_genes=3, show=False)
+    assert texts(ax) == ["control (40 cells)", "predicted (40 cells)"]
+    assert [label.get_text() for label in ax.get_xticklabels()][:2] == ["G5", "G9 *"]
+    assert ax.get_xlabel() == "genes with the largest predicted change"
+    assert ax.get_title(loc="left") == "G9 (no observed cells)"
+    with pytest.raises(ValueError, match="found predictions only"):
+        sct.pl.perturbation_scatter(cells, "G9", show=False)
+
+
+def test_without_a_ranking_the_prediction_chooses_the_genes(cells):
+    del cells.uns["perturbation_de"]
+    cells.layers["predicted"][:, [7, 3]] += [2, 1]
+    ax = sct.pl.perturbation_de(cells, "G0", n_genes=2, show=False)
+    assert [len(medians(ax, kind)) for kind in KINDS] == [2, 2, 2]
+    assert ax.get_xlabel() == "genes with the largest predicted change"
+    change = np.abs(
+        cells.layers["predicted"][cells.obs["condition"] == "G0+ctrl"].mean(axis=0)
+        - cells.X[(cells.obs["condition"] == "ctrl").to_numpy()].toarray().mean(axis=0)
+    )
+    assert [label.get_text().split(" ")[0] for label in ax.get_xticklabels()] == [
+        f"G{i}" for i in np.argsort(-change, kind="stable")[:2]
+    ]
+    assert sct.pl.perturbation_de(cells, "G0", genes=["G3"], show=False).get_xlabel() == ""
+
+
+def test_the_order_of_genes_does_not_matter(cells):
+    predicted_only(cells, name="G1+G0", layer="predicted_G1+G0")
+    ax = sct.pl.perturbation_de(cells, "G0+G1", show=False)
+    assert texts(ax) == ["control (40 cells)", "observed (20 cells)", "predicted (40 cells)"]
+
+
+def test_controls_need_no_labels(cells):
+    controls = cells[cells.obs["condition"] == "ctrl"].copy()
+    predicted_only(controls)
+    del controls.obs["condition"]
+    assert texts(sct.pl.perturbation_de(controls, "G9", key=None, show=False)) == [
+        "control (40 cells)",
+        "predicted (40 cells)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"perturbation": "G8"}, "Found no perturbation, of cells or predicted, 'G8'"),
+        ({"perturbation": "ctrl"}, "to name genes"),
+        ({"perturbation": ["G0"]}, "to be a text"),
+        ({"genes": "G0"}, "list of texts"),
+        ({"genes": []}, "at least 1"),
+        ({"n_genes": 0}, "at least 1"),
+        ({"predicted": None}, "to be a text"),
+        ({"layer": ["X"]}, "to be a text"),
+        ({"figsize": 3}, "a width and a height"),
+        ({"show": "no"}, "True or False"),
+    ],
+    ids=str,
+)
+def test_other_arguments_are_refused(cells, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        sct.pl.perturbation_de(cells, **{"perturbation": "G0", "show": False} | options)

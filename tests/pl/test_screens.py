@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from matplotlib.colors import to_hex
 
 import scgpt_tools as sct
@@ -107,3 +108,23 @@ def test_rows_and_columns_are_chosen(effects):
         sct.pl.perturbation_heatmap(effects, perturbations=["Z"], show=False)
     with pytest.raises(KeyError, match="Did you mean 'effect'"):
         sct.pl.perturbation_heatmap(effects, layer="effects", show=False)
+
+
+def test_sparse_effects_are_drawn(effects):
+    dense = sct.pl.perturbation_heatmap(effects, show=False).images[0].get_array()
+    effects.layers["effect"] = sp.csr_matrix(effects.layers["effect"])
+    np.testing.assert_array_equal(sct.pl.perturbation_heatmap(effects, show=False).images[0].get_array(), dense)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_effects_that_are_not_finite_are_refused_by_name(effects, value):
+    effects.layers["effect"][2, 4] = value
+    with pytest.raises(ValueError, match=r"Expected layers\['effect'\] to be finite.*The first is 'C'"):
+        sct.pl.perturbation_heatmap(effects, show=False)
+    assert sct.pl.perturbation_heatmap(effects, perturbations=["A", "B"], show=False).images
+
+
+def test_a_screen_without_effects_has_a_colour(effects):
+    effects.layers["effect"][:] = 0
+    low, high = sct.pl.perturbation_heatmap(effects, show=False).images[0].get_clim()
+    assert low < 0 < high

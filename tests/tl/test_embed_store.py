@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
+import h5py
 import mudata as md
 import numpy as np
 import pandas as pd
@@ -105,8 +108,10 @@ def test_a_table_without_cells(adata, model, source, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [2, 4, 20])
-def test_the_number_of_processes_does_not_matter(model, source, tmp_path, processes):
+def test_the_number_of_processes_does_not_matter(model, source, tmp_path, processes, monkeypatch):
     """Not a byte of it, in whichever order they finish; most of twenty have nothing to do."""
+    # How long ago the source was written is in the bytes, too.
+    monkeypatch.setattr("scgpt_tools.data.whole._LATELY", -1.0)
     assert embed(source, tmp_path / "alone.zarr", model, chunk=2)
     order = np.random.default_rng(0).permutation(processes)
     whole = [embed(source, tmp_path / "out.zarr", model, chunk=2, rank=int(r), processes=processes) for r in order]
@@ -163,7 +168,9 @@ def test_only_what_is_missing_is_computed_again(model, source, tmp_path, monkeyp
         embed(source, tmp_path / "out.zarr", model, chunk=2)
     assert not (tmp_path / "out.zarr").exists()
     written, write = [], ChunkedResult.write
-    monkeypatch.setattr(ChunkedResult, "write", lambda self, *chunk: (written.append(chunk[0]), write(self, *chunk)))
+    monkeypatch.setattr(
+        ChunkedResult, "write", lambda self, *chunk, **known: (written.append(chunk[0]), write(self, *chunk, **known))
+    )
     for rank in range(processes):
         embed(source, tmp_path / "out.zarr", model, chunk=2, rank=rank, processes=processes, batch_size=1)
     assert sorted(written) == [3, 4, 5]
@@ -223,9 +230,200 @@ def test_kill_9_and_two_new_processes_end_where_one_ends(adata, model, source, t
     for process in (alone, start(*launcher, *command, str(output))):
         said = process.communicate(timeout=300)[0]
         assert process.returncode == 0, said
-    assert contents(output) == contents(tmp_path / "alone.zarr")
+    found, expected = contents(output), contents(tmp_path / "alone.zarr")
+    # How long ago the source was written.
+    assert {name for name in found if found[name] != expected[name]} <= {"zarr.json"}
     sct.tl.embed(adata, model, show_progress=False)
     np.testing.assert_allclose(ad.read_zarr(output).obsm[KEY], adata.obsm[KEY], atol=1e-6)
+
+
+# Stores that are not whole, or of something else -----------------------------------------------------------------------
+
+
+@pytest.fixture(params=["h5ad", "zarr"])
+def large(request, adata, tmp_path) -> Path:
+    """More cells than those that two calls are compared by at once, in several chunks a file."""
+    cells = ad.concat([adata] * 30, index_unique="-")
+    cells.var = adata.var
+    path = tmp_path / f"large.{request.param}"
+    if request.param == "h5ad":
+        cells.write_h5ad(path)
+        return path
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        root = zarr.open_group(path, mode="w")
+        ad.io.write_elem(root, "/", cells)
+        for name in ("data", "indices", "indptr"):
+            values = root[f"X/{name}"][:]
+            del root[f"X/{name}"]
+            root["X"].create_array(name, data=values, chunks=(500,))
+    return path
+
+
+def change(path: Path, place: int, value: float) -> None:
+    """Change one entry of the matrix on disk."""
+    if path.suffix == ".zarr":
+        zarr.open_group(path, mode="r+")["X/data"][place] = value
+        return
+    with h5py.File(path, "r+") as file:
+        file["X/data"][place] = value
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
+def test_a_change_of_any_cell_is_noticed(adata, model, large, tmp_path, finished):
+    output = tmp_path / "out.zarr"
+    assert embed(large, output, model, chunk=100, rank=0, processes=1 if finished else 2) == finished
+    assert embed(large, output, model, chunk=100, rank=0, processes=1 if finished else 2) == finished
+    change(large, -1 if finished else 24 * adata.X.nnz - 9, 77.0)
+    with pytest.raises(ValueError, match=r"other names, values or batches in cells (300 to 360|200 to 300)"):
+        embed(large, output, model, chunk=100)
+
+
+def test_cells_that_are_not_embedded_yet_may_be_mended(model, large, tmp_path):
+    """A bad value late in the table costs nothing of what was computed before it."""
+    change(large, -1, np.nan)
+    with pytest.raises(ValueError, match="finite"):
+        embed(large, tmp_path / "out.zarr", model, chunk=100)
+    assert sorted(path.name for path in (tmp_path / "out.zarr.partial/finished").iterdir()) == ["0", "1", "2"]
+    change(large, -1, 5.0)
+    assert embed(large, tmp_path / "out.zarr", model, chunk=100)
+    assert embed(large, tmp_path / "again.zarr", model, chunk=100)
+    found, expected = (ad.read_zarr(tmp_path / f"{name}.zarr").obsm[KEY] for name in ("out", "again"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_source_that_was_copied_is_the_same(model, large, tmp_path, monkeypatch):
+    """Only its content counts where times and places of its files are others."""
+    embed(large, tmp_path / "out.zarr", model, chunk=100, rank=0, processes=2)
+    copy = tmp_path / f"copy{large.suffix}"
+    (shutil.copytree if large.is_dir() else shutil.copy)(large, copy)
+    written, write = [], ChunkedResult.write
+    monkeypatch.setattr(
+        ChunkedResult, "write", lambda self, *chunk, **known: (written.append(chunk[0]), write(self, *chunk, **known))
+    )
+    assert embed(copy, tmp_path / "out.zarr", model, chunk=100)
+    assert written == [1, 3]
+
+
+def test_a_source_that_changes_while_it_is_embedded_is_refused(model, large, tmp_path, monkeypatch):
+    write = ChunkedResult.write
+
+    def changing(self, number, *chunk, **known):
+        write(self, number, *chunk, **known)
+        os.utime(large if large.is_file() else large / "X/data/c/0")
+
+    monkeypatch.setattr(ChunkedResult, "write", changing)
+    with pytest.raises(ValueError, match="stay as it is while it is embedded"):
+        embed(large, tmp_path / "out.zarr", model, chunk=100)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.parametrize("what", ["deleted", "zeroed", "another's"])
+@pytest.mark.parametrize("part", ["rows", "names"])
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
+def test_damaged_chunks_of_the_result_are_no_result(model, source, tmp_path, what, part, finished):
+    output = tmp_path / "out.zarr"
+    embed(source, tmp_path / "alone.zarr", model, chunk=2)
+    embed(source, output, model, chunk=2, rank=0, processes=1 if finished else 2)
+    store = output if finished else tmp_path / "out.zarr.partial" / "result.zarr"
+    name = f"obsm/{KEY}/c/{{}}/0" if part == "rows" else "obs/_index/c/{}"
+    file, other = store / name.format(2), store / name.format(4)
+    if what == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(other.read_bytes() if what == "another's" or part == "names" else bytes(file.stat().st_size))
+    if finished:
+        with pytest.raises(ValueError, match="cells 4 to 6 damaged or missing"):
+            embed(source, output, model, chunk=2)
+        return
+    assert embed(source, output, model, chunk=2)
+    found, expected = (ad.read_zarr(tmp_path / f"{name}.zarr") for name in ("out", "alone"))
+    np.testing.assert_array_equal(found.obsm[KEY], expected.obsm[KEY])
+    assert list(found.obs_names) == list(expected.obs_names)
+
+
+def test_a_chunk_of_another_process_that_is_lost_is_computed_again(model, source, tmp_path):
+    output = tmp_path / "out.zarr"
+    embed(source, output, model, chunk=2, rank=0, processes=2)
+    (tmp_path / f"out.zarr.partial/result.zarr/obsm/{KEY}/c/2/0").unlink()
+    with pytest.raises(ValueError, match="chunk 2 of .* missing or cut. Call again"):
+        embed(source, output, model, chunk=2, rank=1, processes=2)
+    assert not embed(source, output, model, chunk=2, rank=1, processes=2)
+    assert embed(source, output, model, chunk=2, rank=0, processes=2)
+    assert np.isfinite(ad.read_zarr(output).obsm[KEY]).all()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda partial: (partial / "result.zarr/zarr.json").write_text("{"), "something else at"),
+        (lambda partial: (partial / f"result.zarr/obsm/{KEY}/zarr.json").write_text("{"), "found it damaged"),
+        (lambda partial: shutil.rmtree(partial / "result.zarr/obs"), "found it damaged"),
+    ],
+    ids=["store", "array", "names"],
+)
+def test_damaged_stores_are_named(model, source, tmp_path, damage, message):
+    embed(source, tmp_path / "out.zarr", model, chunk=2, rank=0, processes=2)
+    damage(tmp_path / "out.zarr.partial")
+    with pytest.raises((ValueError, FileExistsError), match=message):
+        embed(source, tmp_path / "out.zarr", model, chunk=2)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"content": 1}'])
+def test_marks_that_cannot_be_read_mark_nothing(model, source, tmp_path, content):
+    embed(source, tmp_path / "out.zarr", model, chunk=2, rank=0, processes=2)
+    finished = tmp_path / "out.zarr.partial" / "finished"
+    (finished / "0").write_text(content)
+    (finished / "77").write_text(content)
+    (finished / "notes").write_text(content)
+    assert embed(source, tmp_path / "out.zarr", model, chunk=2)
+
+
+def test_a_source_without_one_chunk_is_refused(model, large, tmp_path):
+    if large.suffix == ".zarr":
+        (large / "X/data/c/3").unlink()
+        with pytest.raises(ValueError, match="X/data.*all chunks, found 1 missing"):
+            embed(large, tmp_path / "out.zarr", model)
+    else:
+        with h5py.File(large, "r+") as file:
+            file["X"].attrs["shape"] = np.array([100, 30])
+        with pytest.raises(ValueError, match="360 cells and 30 genes, found 100 x 30"):
+            embed(large, tmp_path / "out.zarr", model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [large.name]
+
+
+def test_two_that_are_the_same_process_do_not_share_a_chunk(model, source, tmp_path, monkeypatch):
+    write = ChunkedResult.write
+
+    def twice(self, *chunk, **known):
+        monkeypatch.setattr(ChunkedResult, "write", write)
+        with pytest.raises(FileExistsError, match=r"process \d+ on .* is writing chunk 0"):
+            embed(source, tmp_path / "out.zarr", model)
+        write(self, *chunk, **known)
+
+    monkeypatch.setattr(ChunkedResult, "write", twice)
+    assert embed(source, tmp_path / "out.zarr", model)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_killed_processes_left_is_cleared(model, source, tmp_path, when):
+    """Killed while the folder was made, or after the result had got its name."""
+    left = tmp_path / (".out.zarr.0123.layout" if when == "before" else "out.zarr.partial")
+    (left / "finished").mkdir(parents=True)
+    assert embed(source, tmp_path / "out.zarr", model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "out.zarr"]
+
+
+def test_a_disk_without_room_is_seen_before_work_begins(model, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("scgpt_tools._outputs.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match="Expected room for"):
+        embed(source, tmp_path / "out.zarr", model)
+
+
+def test_paths_in_the_home_folder(model, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert embed("~/cells.h5ad", "~/out.zarr", model)
+    assert (tmp_path / "out.zarr").is_dir()
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

@@ -188,3 +188,54 @@ def test_a_condition_with_one_cell_is_refused(cells, truth):
     few = cells[keep].copy()
     with pytest.raises(ValueError, match="G0\\+G6"):
         sct.tl.evaluate_perturbation(few, truth)
+
+
+def test_rows_are_found_by_their_genes(cells, truth):
+    other = truth.rename(index={"G0+G6": "G6+G0", "G0+ctrl": "ctrl+G0"})
+    first, second = (sct.tl.evaluate_perturbation(cells, {"mine": table}).table for table in (truth, other))
+    assert first.equals(second)
+    twice = pd.concat([truth, other.loc[["G6+G0"]]]).drop(index="G0+G6")
+    assert sct.tl.evaluate_perturbation(cells, {"mine": twice}).models == ("mine",)
+    with pytest.raises(ValueError, match=r"one row for 'G2\+G3'.*found \['G3\+G2', 'G2\+G3\+G2'\]"):
+        sct.tl.evaluate_perturbation(
+            cells,
+            pd.concat([truth.rename(index={"G2+G3": name}) for name in ("G3+G2", "G2+G3+G2")])
+            .groupby(level=0, sort=False)
+            .first(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda table: table.iloc[[0, 0, 1, 2, 3]],
+            "Expected rows of the predictions of 'mine' with names of their own",
+        ),
+        (lambda table: table.iloc[:, [0, *range(table.shape[1])]], "Expected genes of the predictions"),
+        (
+            lambda table: table.astype(object).where(table != table.iloc[0, 0], "high"),
+            "Expected numbers in the predictions",
+        ),
+        (lambda table: table.replace(table.iloc[0, 0], np.inf), "finite predictions of 'mine'"),
+    ],
+    ids=["rows", "genes", "texts", "infinite"],
+)
+def test_tables_that_say_nothing_clear_are_refused(cells, truth, change, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        sct.tl.evaluate_perturbation(cells, {"mine": change(truth)})
+
+
+def test_other_words_for_parts_are_named(cells, truth):
+    cells.obs["split"] = cells.obs["split"].astype(object).replace({"test": "Test"})
+    with pytest.raises(ValueError, match=r"found 'Test' \("):
+        sct.tl.evaluate_perturbation(cells, truth)
+
+
+def test_a_gene_that_never_varies_does_not_hide_the_others(cells, truth):
+    dense, held = cells.X.toarray(), (cells.obs["condition"] == "G0+ctrl").to_numpy()
+    dense[:, 0] = 2.0
+    dense[held, 0] = 0.0
+    cells.X = dense
+    scores = sct.tl.evaluate_perturbation(cells, {"mine": truth}, metrics=["mse_weighted", "r2_weighted"]).table
+    assert np.isfinite(scores["value"]).all()

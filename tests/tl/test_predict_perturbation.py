@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import anndata as ad
@@ -210,3 +211,93 @@ def test_the_setting_for_attention_counts(cells, model, monkeypatch):
         sct.tl.predict_perturbation(cells, "G0", model)
     assert used
     assert cells.uns["predicted"]["params"]["attention"] == "eager"
+
+
+def shown(model, *flags):
+    model.config = replace(model.config, perturbation_flags=flags)
+    return model
+
+
+def test_directions_are_flags_of_their_own(cells, model):
+    layers = {}
+    for direction in ("up", "down"):
+        adata = cells.copy()
+        sct.tl.predict_perturbation(adata, "G0", shown(model, 1, 2), direction=direction)
+        layers[direction] = adata.layers["predicted"]
+    assert adata.uns["predicted"]["params"]["flag"] == 2
+    for name, flags in (("one", (1,)), ("other", (2,)), ("unknown", ())):
+        adata = cells.copy()
+        sct.tl.predict_perturbation(adata, "G0", shown(model, *flags))
+        layers[name] = adata.layers["predicted"]
+    np.testing.assert_array_equal(layers["one"], layers["up"])
+    np.testing.assert_array_equal(layers["unknown"], layers["up"])
+    np.testing.assert_array_equal(layers["other"], layers["down"])
+    assert not np.allclose(layers["up"], layers["down"], equal_nan=True)
+
+
+def test_the_direction_of_the_labels_counts(cells, model):
+    sct.pp.parse_conditions(cells, direction="down")
+    sct.tl.predict_perturbation(cells, "G0", shown(model, 1, 2))
+    assert cells.uns["predicted"]["params"]["flag"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "direction", "message"),
+    [
+        ((1, 2), None, "Expected `direction` to be 'up' or 'down'"),
+        ((1,), "down", "Expected direction='up', which the model was trained on, found 'down'"),
+        ((2,), "up", "Expected direction='down'"),
+    ],
+)
+def test_directions_that_the_model_was_not_shown_are_refused(cells, model, unchanged, flags, direction, message):
+    before = unchanged(cells)
+    with pytest.raises(ValueError, match=message):
+        sct.tl.predict_perturbation(cells, "G0", shown(model, *flags), direction=direction)
+    assert unchanged(cells) == before
+
+
+def test_a_direction_of_which_nobody_knows_is_warned_of(cells, model):
+    with pytest.warns(UserWarning, match="does not say what it was trained on") as caught:
+        sct.tl.predict_perturbation(cells, "G0", model, direction="down")
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("task", ["predict", "own", "screen", "evaluate"])
+def test_predictions_that_are_not_finite_are_refused_at_once(cells, model, unchanged, monkeypatch, value, task):
+    with torch.no_grad():
+        model.embedder.perturbation.weight[1, 0] = value
+    sct.pp.perturbation_split(cells, "combo_seen2", test_fraction=0.5, val_fraction=0.0)
+    blocks = []
+    take = sct.tl._perturbation.RowSource.take
+    monkeypatch.setattr(sct.tl._perturbation.RowSource, "take", lambda self, rows: blocks.append(1) or take(self, rows))
+    calls = {
+        "predict": lambda: sct.tl.predict_perturbation(cells, ["G0", "G1"], model, batch_size=4),
+        "own": lambda: sct.tl.predict_perturbation(cells, None, model, batch_size=cells.n_obs),
+        "screen": lambda: sct.tl.screen(cells, ["G0"], model, batch_size=4),
+        "evaluate": lambda: sct.tl.evaluate_perturbation(cells, model, batch_size=4),
+    }
+    before = unchanged(cells)
+    with pytest.raises(ValueError, match=r"Expected finite predictions of 'tiny generator', found NaN.*first: 'cell"):
+        calls[task]()
+    assert unchanged(cells) == before
+    assert len(blocks) < 15
+
+
+def test_names_of_layers_that_no_file_can_keep_are_refused(unchanged):
+    adata = screen(3)
+    names = {"G0": "SPI1/PU1"}
+    adata.var_names = [names.get(name, name) for name in adata.var_names]
+    adata.obs["condition"] = adata.obs["condition"].astype(str).str.replace("G0", "SPI1/PU1")
+    model = generator(adata.var_names)
+    before = unchanged(adata)
+    with pytest.raises(ValueError, match=r"without '/'.*'predicted_SPI1/PU1'"):
+        sct.tl.predict_perturbation(adata, ["SPI1/PU1", "G1"], model)
+    assert unchanged(adata) == before
+    sct.tl.predict_perturbation(adata, "SPI1/PU1", model)
+    assert list(adata.uns["predicted"]["perturbations"]) == ["SPI1/PU1"]
+
+
+def test_without_a_model_it_is_said_how_to_make_one(cells):
+    with pytest.raises(TypeError, match=r"Expected `model`.*finetune\(.*task='perturb'\), and pass model=model"):
+        sct.tl.predict_perturbation(cells, perts=["G0"])

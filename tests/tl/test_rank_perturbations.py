@@ -82,3 +82,38 @@ def test_bad_input(cells, candidates):
     with pytest.raises(KeyError, match="'effect'"):
         del candidates.layers["effect"]
         sct.tl.rank_perturbations(cells, candidates)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_effects_that_are_not_finite_are_refused(cells, candidates, value):
+    candidates.layers["effect"][3, 2] = value
+    with pytest.raises(
+        ValueError, match=rf"finite effects.*1 of 13 \(first: '{candidates.obs_names[3]}'\)".replace("+", r"\+")
+    ):
+        sct.tl.rank_perturbations(cells, candidates)
+
+
+@pytest.mark.parametrize("by", ["mean", "cells"])
+def test_candidates_that_change_nothing_are_last_and_said_to_be(cells, candidates, by):
+    candidates.layers["effect"][4] = 0
+    with pytest.warns(UserWarning, match="Expected a cosine of every candidate, found none of 2"):
+        ranking = sct.tl.rank_perturbations(cells, candidates, targets=["G0+ctrl", "G1+ctrl"], by=by)
+    assert set(ranking.groupby("state")["perturbation"].last()) == {candidates.obs_names[4]}
+
+
+def test_cells_without_a_change_vote_for_nobody(cells, candidates):
+    cells.X = np.full(cells.shape, 0.5, dtype=np.float32)
+    cells.X[cells.obs["condition"] == "G4+ctrl", 0] = 0.75
+    with pytest.warns(UserWarning, match="nothing changes"):
+        ranking = sct.tl.rank_perturbations(cells, candidates, targets="G3+ctrl", by="cells", metric="pearson")
+    assert ranking["votes"].sum() == 0
+
+
+def test_states_are_one_however_they_are_spelled(cells, candidates):
+    plain = sct.tl.rank_perturbations(cells, candidates, targets="G0+G1")
+    labels = cells.obs["condition"].astype(object).to_numpy()
+    labels[np.flatnonzero(labels == "G0+G1")[::2]] = "G1+G0"
+    cells.obs["condition"] = labels
+    with pytest.warns(UserWarning, match="are taken for"):
+        ranking = sct.tl.rank_perturbations(cells, candidates, targets="G1+G0")
+    assert ranking.equals(plain)

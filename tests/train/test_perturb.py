@@ -199,3 +199,39 @@ def test_genes_without_a_token_can_be_added(cells):
     kept = model.state_dict()["embedder.genes.table.weight"]
     assert model.vocabulary["G7"] == len(kept) - 1
     assert not torch.equal(kept[-1], larger.state_dict()["embedder.genes.table.weight"][-1])
+
+
+def flags_of(model) -> torch.Tensor:
+    return model.embedder.perturbation.weight.detach().clone()
+
+
+def test_directions_have_a_flag_each_and_the_model_knows_which_it_was_shown(cells, tmp_path):
+    base = pretrained(cells.var_names)
+    start = flags_of(as_generator(base)[0])
+    usual = finetune(base, cells, **QUICK)
+    assert usual.config.perturbation_flags == (1,)
+    down = finetune(base, cells, direction="down", **QUICK)
+    assert down.config.perturbation_flags == (2,)
+    assert not torch.equal(flags_of(down)[2], flags_of(usual)[2])
+    assert not torch.equal(flags_of(usual)[1], start[1]) or not torch.equal(flags_of(down)[2], start[2])
+    both = finetune(down, cells, direction="up", **QUICK)
+    assert both.config.perturbation_flags == (1, 2)
+    both.save(tmp_path / "both")
+    assert CellModel.from_pretrained(tmp_path / "both", device="cpu").config.perturbation_flags == (1, 2)
+    both.export(tmp_path / "exported")
+    assert CellModel.from_pretrained(tmp_path / "exported", device="cpu").config.perturbation_flags == (1, 2)
+
+
+def test_the_direction_of_the_labels_is_taken(cells):
+    pp.parse_conditions(cells, direction="down")
+    assert cells.uns["condition_perturbed"]["flags"] == {"untouched": 0, "perturbed": 2}
+    assert finetune(pretrained(cells.var_names), cells, **QUICK).config.perturbation_flags == (2,)
+
+
+def test_a_flag_that_is_never_trained_is_refused(cells):
+    base = pretrained(cells.var_names)
+    config = FAMILIES["scgpt_perturbation"](base.vocabulary, dim=16, layers=1, heads=2, hidden=16, flag_pad=2)
+    with pytest.raises(ValueError, match="Expected a model with a trained flag for direction='down'"):
+        finetune(CellModel(config, base.vocabulary), cells, direction="down", **QUICK)
+    with pytest.raises(ValueError, match="`direction` to be one of 'up', 'down'"):
+        finetune(base, cells, direction="left", **QUICK)

@@ -284,15 +284,18 @@ def _other_run(path):
 DAMAGE = {
     "truncated": (
         lambda path: path.write_bytes(path.read_bytes()[:-1000]),
-        "to be a whole checkpoint, found a damaged file",
+        "to hold the state of a run, found a damaged file",
     ),
-    "empty": (lambda path: path.write_bytes(b""), "to be a whole checkpoint, found a damaged file"),
-    "text": (lambda path: path.write_text("hello"), "to be a whole checkpoint, found a damaged file"),
+    "empty": (lambda path: path.write_bytes(b""), "to hold the state of a run, found a damaged file"),
+    "text": (lambda path: path.write_text("hello"), "to hold the state of a run, found a damaged file"),
     "pickled": (_pickled, "to hold tensors and plain values only, found exec"),
-    "tensor": (lambda path: torch.save(torch.ones(3), path), "to be a checkpoint of this package, found one without"),
+    "tensor": (
+        lambda path: torch.save(torch.ones(3), path),
+        "to hold the state of a run, found something else, without",
+    ),
     "other": (
         lambda path: torch.save({"state_dict": {}}, path),
-        "to be a checkpoint of this package, found one without '",
+        "to hold the state of a run, found something else, without '",
     ),
     "nan": (_with_nan, "finite weights in .*, found NaN or infinity in 1 tensors"),
     "run": (_other_run, "found one of another run"),

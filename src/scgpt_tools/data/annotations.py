@@ -26,7 +26,7 @@ from scgpt_tools.data.conditions import (
     read_texts,
 )
 from scgpt_tools.data.pairing import pair_controls, pair_controls_gears
-from scgpt_tools.data.ranking import gears_lists, gears_names, rank_genes
+from scgpt_tools.data.ranking import METHODS, gears_lists, gears_names, rank_genes
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.splits import PARTS
 from scgpt_tools.tokens.names import column_names
@@ -229,6 +229,7 @@ def annotate_ranking(
 ) -> None:
     """Rank the genes of every condition; see :func:`scgpt_tools.pp.perturbation_de`."""
     keys = RankingKeys(key_added)
+    check_choice("method", method, METHODS)
     if gears and within is None:
         raise ValueError("Expected `within` to name the column of cell types with gears=True, found None.")
     conditions = read_conditions(adata, key)

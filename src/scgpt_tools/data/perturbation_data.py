@@ -5,15 +5,18 @@ A few lines each over :mod:`scgpt_tools.data.annotations`; :mod:`scgpt_tools.pp`
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._arguments import check_arguments
+from scgpt_tools._files import as_path, replace_file
 from scgpt_tools._keys import ConditionKeys, PairKeys, SplitKeys
 from scgpt_tools._lookup import absent
+from scgpt_tools._validate import check_fraction
 from scgpt_tools.data.annotations import (
     annotate_conditions,
     annotate_pairs,
@@ -22,11 +25,11 @@ from scgpt_tools.data.annotations import (
     read_pairs,
 )
 from scgpt_tools.data.conditions import read_conditions, read_texts
-from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, split_conditions
+from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, named_parts, split_conditions
 from scgpt_tools.tokens.perturbations import ConditionStyle, format_condition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from os import PathLike
 
     from anndata import AnnData
@@ -150,9 +153,10 @@ class PerturbationData:
         method
             Test of :func:`scanpy.tl.rank_genes_groups`.
         """
-        self._need_conditions()
+        check_arguments(PerturbationData.compute_de_genes, locals())
         within = "cell_type" if "cell_type" in self.adata.obs else None
-        annotate_ranking(self.adata, self.perturb_col, within=within, method=method, gears=within is not None)
+        with self._in_gears_spelling():
+            annotate_ranking(self.adata, self.perturb_col, within=within, method=method, gears=within is not None)
 
     def split_data(
         self,
@@ -184,23 +188,23 @@ class PerturbationData:
         split_dict
             Conditions of each part, for ``"custom"``.
         """
-        self._need_conditions()
-        conditions = read_conditions(self.adata, self.perturb_col)
-        kinds = pd.unique(conditions)
-        if split_dict is not None:
-            split = custom_split(kinds, **{"train": ()} | dict(split_dict))
-        else:
-            genes = test_pert_genes if split_type == "combo_seen2" or test_perts is None else test_perts
-            doubles = test_perts if split_type == "combo_seen2" else None
-            options = SplitOptions(
-                seed=seed,
-                test_genes=None if genes is None else tuple(genes),
-                test_conditions=None if doubles is None else tuple(doubles),
-                only_test_genes=only_use_test_perts,
-                **_shares(split_ratio),
-            )
-            split = split_conditions(kinds, split_type, options=options)
-        annotate_split(self.adata, self.perturb_col, conditions, split, {"seed": seed}, key_added=SplitKeys().key)
+        check_arguments(PerturbationData.split_data, locals())
+        genes = test_pert_genes if split_type == "combo_seen2" or test_perts is None else test_perts
+        doubles = test_perts if split_type == "combo_seen2" else None
+        options = SplitOptions(
+            seed=seed,
+            test_genes=None if genes is None else tuple(genes),
+            test_conditions=None if doubles is None else tuple(doubles),
+            only_test_genes=only_use_test_perts,
+            **_shares(split_ratio),
+        )
+        with self._in_gears_spelling():
+            conditions = read_conditions(self.adata, self.perturb_col)
+            if split_dict is None:
+                split = split_conditions(pd.unique(conditions), split_type, options=options)
+            else:
+                split = custom_split(pd.unique(conditions), **named_parts("split_dict", split_dict))
+            annotate_split(self.adata, self.perturb_col, conditions, split, {"seed": seed}, key_added=SplitKeys().key)
 
     def pair_cells(self, num_samples: int = 1, seed: int = 1, *, within: str | Sequence[str] | None = None) -> None:
         """Pair every perturbed cell with controls.
@@ -214,8 +218,9 @@ class PerturbationData:
         within
             Columns of ``obs`` that a cell and its controls share.
         """
-        self._need_conditions()
-        annotate_pairs(self.adata, self.perturb_col, within=within, n=num_samples, seed=seed)
+        check_arguments(PerturbationData.pair_cells, locals())
+        with self._in_gears_spelling():
+            annotate_pairs(self.adata, self.perturb_col, within=within, n=num_samples, seed=seed)
 
     def part(self, name: str) -> AnnData:
         """Cells of ``"train"``, ``"val"`` or ``"test"``, as a view."""
@@ -233,30 +238,49 @@ class PerturbationData:
             "control_tag": np.array(self.control_tag, dtype=object),
             "ignore_tags": np.array(self.ignore_tags, dtype=object),
         }
-        adata.write_h5ad(Path(path))
+        replace_file(as_path("path", path), adata.write_h5ad)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PerturbationData:
         """Read what :meth:`save` wrote."""
-        adata = ad.read_h5ad(Path(path))
+        adata = ad.read_h5ad(as_path("path", path))
         if _UNS not in adata.uns:
             raise ValueError(f"Expected a file written by PerturbationData.save, found no uns[{_UNS!r}] in {path}.")
         settings = adata.uns.pop(_UNS)
         tags = [tuple(map(str, settings[name])) for name in ("control_tag", "ignore_tags")]
         return cls(adata, settings["perturb_col"], *tags)
 
-    def _need_conditions(self) -> None:
-        """Bring labels in another spelling into GEARS' one."""
-        if self.perturb_col != _CONDITION or self.control_tag != ("ctrl",):
-            style = ConditionStyle(control=self.control_tag)
-            annotate_conditions(self.adata, self.perturb_col, style, key_added=_CONDITION)
-            self._column, self.control_tag = _CONDITION, ("ctrl",)
+    @contextmanager
+    def _in_gears_spelling(self) -> Iterator[None]:
+        """Bring labels in another spelling into GEARS' one, unless the block fails."""
+        if self.perturb_col == _CONDITION and self.control_tag == ("ctrl",):
+            yield
+            return
+        before = self._column, self.control_tag
+        slots = (self.adata.obs, _CONDITION), (self.adata.uns, ConditionKeys().uns)
+        kept = [(slot, key, slot[key] if key in slot else None) for slot, key in slots]
+        style = ConditionStyle(control=self.control_tag)
+        annotate_conditions(self.adata, self.perturb_col, style, key_added=_CONDITION)
+        self._column, self.control_tag = _CONDITION, ("ctrl",)
+        try:
+            yield
+        except BaseException:
+            self._column, self.control_tag = before
+            for slot, key, value in kept:
+                if value is None:
+                    del slot[key]
+                else:
+                    slot[key] = value
+            raise
 
 
 def _shares(ratio: tuple[float, float, float] | None) -> dict[str, float]:
     if ratio is None:
         return {}
-    if len(ratio) != 3 or not np.isclose(sum(ratio), 1):
+    if isinstance(ratio, str) or not hasattr(ratio, "__len__"):
+        raise TypeError(f"Expected `split_ratio` to be three shares, found {ratio!r}.")
+    if len(ratio) != 3 or not np.isclose(sum(check_fraction("split_ratio", share) for share in ratio), 1):
         raise ValueError(f"Expected `split_ratio` to be three shares that add up to 1, found {ratio}.")
     _, val, test = ratio
+    check_fraction("split_ratio[2]", test, one=False)
     return {"train_genes": 1 - test, "test_fraction": test, "val_fraction": val / (1 - test)}

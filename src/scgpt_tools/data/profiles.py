@@ -58,7 +58,7 @@ def mean_profiles(cells: RowSource | Any, labels: Labels, *, names: Sequence[str
         If a named group has no cell.
     """
     groups = tuple(sorted(set(labels)) if names is None else names)
-    codes = pd.Categorical(np.asarray(labels, dtype=object), categories=list(groups)).codes
+    codes = pd.Index(groups, dtype=object).get_indexer(np.asarray(labels, dtype=object))
     n_cells = np.bincount(codes[codes >= 0], minlength=len(groups))
     if empty := [name for name, n in zip(groups, n_cells, strict=True) if n == 0]:
         raise ValueError(f"Expected cells of every group, found none of {empty[0]!r}.")

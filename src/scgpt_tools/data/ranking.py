@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from scgpt_tools.tokens.perturbations import Labels
 
+METHODS = ("t-test", "t-test_overestim_var", "wilcoxon", "logreg")
+"""Tests of :func:`scanpy.tl.rank_genes_groups`."""
 STATISTICS = ("scores", "pvals", "pvals_adj", "logfoldchanges")
 _GROUP = "group"
 

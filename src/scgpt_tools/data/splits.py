@@ -6,17 +6,18 @@ out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_choice, check_flag, check_fraction, check_integer, check_texts
+from scgpt_tools._validate import check_choice, check_flag, check_fraction, check_integer, check_texts, check_type
 from scgpt_tools.data import splits_gears, splits_stable
 from scgpt_tools.tokens.perturbations import condition_genes, condition_key
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 Draw: TypeAlias = Literal["gears", "stable"]
 """Draw as GEARS does, fault by fault, or by a hash of the names."""
@@ -141,6 +142,7 @@ def split_conditions(
     if not perturbed:
         raise ValueError("Expected at least one perturbed condition to split, found controls only.")
     _check_names(perturbed, options)
+    _check_used(method, draw, options)
     if method == "no_split":
         return _sorted_split(method, draw, labels, train=(), val=(), test=labels)
     divide = splits_gears.divide if draw == "gears" else splits_stable.divide
@@ -182,6 +184,14 @@ def custom_split(
     return _sorted_split("custom", "named", labels, train=trained, val=validated, test=tested)
 
 
+def named_parts(argument: str, parts: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Conditions of each part as a user names them, for :func:`custom_split`."""
+    check_type(argument, parts, Mapping)
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"Expected `{argument}` to name {', '.join(PARTS)}, found {sorted(map(str, unknown))}.")
+    return {"train": ()} | {name: check_texts(f"{argument}[{name!r}]", own, least=0) for name, own in parts.items()}
+
+
 def seen_groups(held: Iterable[str], train: Iterable[str]) -> Subgroups:
     """Held-out conditions by what training saw of them.
 
@@ -209,6 +219,22 @@ def _group(n_genes: int, n_seen: int) -> str:
     if n_genes == 1:
         return "seen_single" if n_seen else "unseen_single"
     return f"combo_seen{n_seen}" if n_genes == 2 else f"combo{n_genes}_seen{n_seen}"
+
+
+def _check_used(method: str, draw: str, options: SplitOptions) -> None:
+    """Refuse names that the method would pass over."""
+    simulated = method.startswith("simulation")
+    used = {
+        "test_genes": simulated or method in ("single", "combo_seen0", "combo_seen1"),
+        "test_conditions": method in ("combo_seen2", "random"),
+    }
+    for name, counts in used.items():
+        if getattr(options, name) is not None and not counts:
+            raise ValueError(f"Expected no `{name}` for the method {method!r}, which does not look at them.")
+    if options.only_test_genes and not (simulated and draw == "gears" and options.test_genes):
+        raise ValueError(
+            "Expected `only_test_genes` with `test_genes`, a simulation and draw='gears', found it without one of them."
+        )
 
 
 def _check_names(perturbed: Sequence[str], options: SplitOptions) -> None:

@@ -6,7 +6,8 @@ bytes a cell.  This is for tables of which even those are too many: memory holds
 
 from __future__ import annotations
 
-from hashlib import sha256
+from hashlib import blake2b, sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -18,6 +19,7 @@ from anndata.io import read_elem
 
 from scgpt_tools._validate import check_key
 from scgpt_tools.data.matrices import reader
+from scgpt_tools.data.whole import Trace, check_frames, check_matrix, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +45,7 @@ class StoredCells:
     KeyError
         If the layer or a column is absent; the message lists what is there.
     ValueError
-        If there is no ``X``, or the matrix is stored by columns.
+        If there is no ``X``, the matrix is stored by columns, or parts of it are missing.
     """
 
     def __init__(self, group: Any, *, layer: str | None = None, columns: Sequence[str] = ()) -> None:
@@ -65,9 +67,11 @@ class StoredCells:
             check_key(self._obs, column, "obs")
         self._columns = tuple(columns)
         self.var: pd.DataFrame = read_elem(group["var"])
-        shape = self._matrix.attrs["shape"] if self._sparse else self._matrix.shape
-        self.n_cells: int = int(shape[0])
+        shape = check_frames(group)
+        check_matrix(self._matrix, "X" if layer is None else f"layers[{layer!r}]", shape)
+        self.n_cells: int = shape[0]
         """Number of cells."""
+        self._elements = (self._matrix, group["obs"], group["var"])
 
     def __len__(self) -> int:
         return self.n_cells
@@ -102,6 +106,29 @@ class StoredCells:
         if self._layer is None:
             return AnnData(X, obs=obs, var=self.var)
         return AnnData(obs=obs, var=self.var, layers={self._layer: X})
+
+    def content(self, table: AnnData) -> str:
+        """Checksum of all that was read of some cells: names, columns and values.
+
+        Parameters
+        ----------
+        table
+            What :meth:`read` returned.
+        """
+        found = blake2b("\n".join(map(str, table.obs_names)).encode(), digest_size=16)
+        for column in self._columns:
+            found.update("\n".join(table.obs[column].astype(str)).encode())
+        X = sp.csr_matrix(table.X if self._layer is None else table.layers[self._layer])
+        for part in (X.data, X.indices, X.indptr):
+            found.update(str(part.dtype).encode())
+            found.update(np.ascontiguousarray(part).data)
+        return found.hexdigest()
+
+    def trace(self) -> Trace:
+        """Sizes and times of the files that cells are read from; nothing is read."""
+        if isinstance(self._obs, h5py.Group):
+            return trace_of(Path(self._obs.file.filename))
+        return trace_of(*(Path(element.store.root) / element.path for element in self._elements))
 
     def digest(self) -> str:
         """Checksum of the number of cells, the names of the genes, and the names of up to 64 runs of 4096 cells."""

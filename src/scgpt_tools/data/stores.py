@@ -1,16 +1,14 @@
 """Tables on disk: open one without reading its matrices, and add results to a copy of it without reading them either.
 
-Results are written to a copy under a temporary name beside the target, which takes the target's name when it is
-complete.  So nothing of the input is ever lost, what this version of AnnData cannot read included, and a run that is
-interrupted leaves no half file.
+Results are written to a copy in a hidden folder beside the target, which takes the target's name when it is complete and
+has been looked at.  So nothing of the input is ever lost, what this version of AnnData cannot read included, and whatever
+ends a run leaves the old target or the new one, and no half file.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import mudata
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 
+from scgpt_tools._files import as_path
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
+from scgpt_tools._outputs import check_place, check_room, claimed, put_in_place, recover
+from scgpt_tools._validate import check_key_name
+from scgpt_tools.data.whole import check_table, trace_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from os import PathLike
 
     from mudata import MuData
@@ -50,35 +53,41 @@ def check_target(source: str | PathLike[str], target: str | PathLike[str], *, ov
     Raises
     ------
     ValueError
-        If the target has another format than the source.
+        If the target has another format than the source, or one lies within the other.
     FileExistsError
-        If it exists and may not be replaced.
+        If it exists and may not be replaced, or is no table.
     FileNotFoundError
         If its folder does not exist.
     PermissionError
         If it cannot be written.
+    OSError
+        If the disk has no room for the copy.
     """
-    path, suffix = _real(target), _suffix(source)
+    path, origin, suffix = _real(target), _real(source), _suffix(source)
     if Path(target).suffix != suffix:
         raise ValueError(
             f"Expected an output in the format of the input, {suffix}, found {Path(target).name!r}. Convert it afterwards."
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Expected the folder of the output to exist, found none at '{path.parent}'.")
+    if path.is_relative_to(origin) != origin.is_relative_to(path):
+        raise ValueError(f"Expected an output beside the input, found '{target}' and '{source}', one within the other.")
+    recover(path)
     if path.exists() and not overwrite:
-        same = " is the input itself" if path == _real(source) else " exists"
+        same = " is the input itself" if path == origin else " exists"
         raise FileExistsError(
             f"Expected an output that does not exist yet, but '{target}'{same}. Allow overwriting it."
         )
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise PermissionError(f"Expected an output that may be written, found '{target}', which may not.")
-
-
-def check_name(name: str) -> str:
-    """The name of an element, which files keep as a path."""
-    if not name or "/" in name:
-        raise ValueError(f"Expected a name without '/' for what is written to a file, found {name!r}.")
-    return name
+    if path.exists() and not _may_be_replaced(path, suffix):
+        raise FileExistsError(
+            f"Expected '{target}' to be a table in {suffix} if it is to be replaced, found something else, or a folder "
+            "that holds other files too. Delete it yourself, or choose another output."
+        )
+    check_place(path)
+    # The copy is made beside the target.
+    check_place(path.parent)
+    if origin.exists():
+        check_room(path.parent, trace_of(origin).size)
 
 
 @contextmanager
@@ -96,7 +105,7 @@ def open_group(path: str | PathLike[str], *, modality: str | None = None) -> Ite
     ------
     The group of the AnnData, of HDF5 or zarr, to be used until the block ends; refuses what :func:`open_table` does.
     """
-    with _opened(Path(path), "r") as root:
+    with _opened(as_path("source", path), "r") as root:
         yield _table_in(root, modality, path)
 
 
@@ -121,11 +130,12 @@ def open_table(path: str | PathLike[str], *, modality: str | None = None) -> Ite
     FileNotFoundError
         If there is nothing at the path.
     ValueError
-        If it is not such a table, or a MuData and no modality is named.
+        If it is not such a table, or a MuData and no modality is named, or parts of it are missing.
     KeyError
         If the modality is absent; the message lists what is there.
     """
     with open_group(path, modality=modality) as group:
+        check_table(group)
         layers = group["layers"] if "layers" in group else {}
         yield AnnData(
             X=_matrix(group["X"]) if "X" in group else None,
@@ -149,15 +159,80 @@ def open_mudata(path: str | PathLike[str]) -> Iterator[MuData]:
     ------
     The MuData, to be used until the block ends.
     """
-    with _opened(Path(path), "r") as root:
+    path = as_path("source", path)
+    with _opened(path, "r") as root:
         if "mod" not in root:
             raise ValueError(f"Expected a MuData at '{path}', found {sorted(root)}.")
-    with mudata.set_options(pull_on_update=False):
+        for name in root["mod"]:
+            check_table(_table_in(root, str(name), path))
+    with _columns_left_alone():
         mdata = mudata.read_h5mu(path, backed="r")
         try:
             yield mdata
         finally:
             mdata.file.close()
+
+
+@contextmanager
+def results_for(
+    source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False
+) -> Iterator[Callable[..., None]]:
+    """Claim a place for a copy of a table with results, before they are computed.
+
+    Parameters
+    ----------
+    source
+        A ``.h5ad``, ``.h5mu`` or ``.zarr``.
+    target
+        Where the copy goes, in the same format; may be the source if ``overwrite``.
+    overwrite
+        Whether an existing target may be replaced.
+
+    Yields
+    ------
+    Function that makes the copy, to be called once with the results: elements by slot (``obs``, ``var``, ``obsm``,
+    ``varm``, ``layers``, ``uns``) and name; ``modality``, which table of a MuData to add them to; and ``joint``, to add
+    them to the MuData itself.
+
+    Raises
+    ------
+    FileExistsError
+        If the target exists and may not be replaced, or another process is writing it.
+    ValueError
+        If the target has another format than the source, or the source has changed since the place was claimed.
+    """
+    check_target(source, target, overwrite=overwrite)
+    final, origin = _real(target), _real(source)
+    with claimed(final) as folder:
+        before = trace_of(origin) if origin.exists() else None
+
+        def write(
+            results: Mapping[str, Mapping[str, Any]], *, modality: str | None = None, joint: bool = False
+        ) -> None:
+            for name in (name for elements in results.values() for name in elements):
+                check_key_name("name of a result", name)
+            copy = folder / f"copy{_suffix(source)}"
+            check_room(folder, trace_of(origin).size + sum(map(_size_of, results.values())))
+            _copy(origin, copy)
+            if before is not None and trace_of(origin).text != before.text:
+                raise ValueError(
+                    f"Expected '{source}' to stay as it was while results were computed, but it has changed."
+                )
+            with _opened(copy, "r+") as root, warnings.catch_warnings():
+                # AnnData announces another default for version 3 of zarr, which nobody can act on here.
+                warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+                _write(root if joint else _table_in(root, modality, source), results)
+            if copy.is_dir():
+                _consolidate_again(copy)
+            with _opened(copy, "r") as root:
+                _check_written(root if joint else _table_in(root, modality, source), results)
+            if final.exists() and not overwrite:
+                raise FileExistsError(f"Expected an output that does not exist yet, but '{target}' has come to exist.")
+            if final.is_file():
+                shutil.copymode(final, copy)
+            put_in_place(copy, final)
+
+        yield write
 
 
 def write_results(
@@ -169,44 +244,21 @@ def write_results(
     joint: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Copy a table on disk and add results to the copy.
+    """Copy a table on disk and add results to the copy; the arguments are those of :func:`results_for`.
 
     Parameters
     ----------
-    source
-        A ``.h5ad``, ``.h5mu`` or ``.zarr``.
-    target
-        Where the copy goes, in the same format; may be the source if ``overwrite``.
+    source, target
+        Tables on disk.
     results
-        Elements by slot (``obs``, ``var``, ``obsm``, ``varm``, ``layers``, ``uns``) and name.
-    modality
-        Which table of a MuData to add them to.
-    joint
-        Add them to the MuData itself.
+        Elements by slot and name.
+    modality, joint
+        Where they go in a MuData.
     overwrite
         Whether an existing target may be replaced.
-
-    Raises
-    ------
-    FileExistsError
-        If the target exists and may not be replaced.
-    ValueError
-        If the target has another format than the source.
     """
-    check_target(source, target, overwrite=overwrite)
-    for name in (name for elements in results.values() for name in elements):
-        check_name(name)
-    final = _real(target)
-    with _temporary_folder(final) as folder:
-        copy = folder / f"copy{_suffix(source)}"
-        _copy(_real(source), copy)
-        with _opened(copy, "r+") as root, warnings.catch_warnings():
-            # AnnData announces another default for version 3 of zarr, which nobody can act on here.
-            warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-            _write(root if joint else _table_in(root, modality, source), results)
-        if copy.is_dir():
-            _consolidate_again(copy)
-        _put_in_place(copy, final)
+    with results_for(source, target, overwrite=overwrite) as write:
+        write(results, modality=modality, joint=joint)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -215,6 +267,7 @@ def write_results(
 @contextmanager
 def _opened(path: Path, mode: str) -> Iterator[Any]:
     """Root group of a file or a zarr folder."""
+    recover(path)
     if not path.exists():
         raise FileNotFoundError(f"Expected a table at '{path}', found nothing.")
     if _suffix(path) == ".zarr":
@@ -227,8 +280,30 @@ def _opened(path: Path, mode: str) -> Iterator[Any]:
         return
     if not path.is_file() or not h5py.is_hdf5(path):
         raise ValueError(f"Expected an HDF5 file at '{path}', found something else or a damaged file.")
-    with h5py.File(path, mode) as file:
+    with _hdf5_errors(path), h5py.File(path, mode) as file:
         yield file
+
+
+@contextmanager
+def _hdf5_errors(path: Path) -> Iterator[None]:
+    """Say in one line what HDF5 says in its own words when a file is damaged or a disk full."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            raise
+        raise OSError(f"Expected to read or write '{path}', found a damaged file or a full disk ({error}).") from error
+
+
+@contextmanager
+def _columns_left_alone() -> Iterator[None]:
+    """Keep MuData from copying columns of its modalities, which is a setting before version 0.4 and the default since."""
+    if not hasattr(mudata, "set_options"):
+        with mudata.settings.override(pull_on_update=False):
+            yield
+        return
+    with mudata.set_options(pull_on_update=False):
+        yield
 
 
 def _table_in(root: Any, modality: str | None, path: str | PathLike[str]) -> Any:
@@ -259,16 +334,6 @@ def _matrix(element: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
-
-
-@contextmanager
-def _temporary_folder(final: Path) -> Iterator[Path]:
-    """A folder beside the target, so that a finished copy only has to be renamed."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -320,31 +385,47 @@ def _consolidate_again(folder: Path) -> None:
             optional("zarr", extra="scale").consolidate_metadata(folder)
 
 
-def _put_in_place(copy: Path, final: Path) -> None:
-    if not final.exists():
-        copy.rename(final)
-    elif final.is_dir():
-        _swap_folders(copy, final)
-    else:
-        shutil.copymode(final, copy)
-        copy.replace(final)
+def _check_written(group: Any, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Read back what was written; a matrix as large as the table only by its shape."""
+    for slot, elements in results.items():
+        for name, value in elements.items():
+            element = group[slot][name]
+            if slot == "layers":
+                found = tuple(element.attrs["shape"]) if "shape" in element.attrs else element.shape
+            else:
+                found = np.shape(read_elem(element))
+            if tuple(found) != np.shape(value):
+                raise OSError(
+                    f"Expected `{slot}[{name!r}]` to be written as it is, found it damaged. The disk may be full."
+                )
 
 
-def _swap_folders(copy: Path, final: Path) -> None:
-    """Folders cannot be replaced in one step; the old one goes when the new one is in its place, not before."""
-    old = copy.parent.with_suffix(".previous")
-    final.rename(old)
-    try:
-        copy.rename(final)
-    except BaseException:
-        old.rename(final)
-        raise
-    shutil.rmtree(old)
+def _size_of(elements: Mapping[str, Any]) -> int:
+    """Bytes of arrays among some results."""
+    return sum(int(getattr(value, "nbytes", 0)) for value in elements.values() if isinstance(value, np.ndarray))
+
+
+def _may_be_replaced(path: Path, suffix: str) -> bool:
+    """Whether something is a file where a file is meant, and else a folder of a table in zarr and nothing more."""
+    if suffix != ".zarr":
+        return path.is_file()
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    own = {"zarr.json", ".zgroup", ".zattrs", ".zmetadata"}
+    tables = ({"obs", "var"}, {"mod"})
+    return (
+        bool(names & {"zarr.json", ".zgroup"})
+        and any(table <= names for table in tables)
+        and all(
+            any((path / name / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zarray")) for name in names - own
+        )
+    )
 
 
 def _real(path: str | PathLike[str]) -> Path:
     """The file itself, where a link stands for it."""
-    return Path(path).expanduser().resolve()
+    return as_path("path", path).resolve()
 
 
 def _suffix(path: str | PathLike[str]) -> str:

@@ -246,7 +246,8 @@ def _folder(model: str | PathLike[str], revision: str | None) -> Path | None:
     """The folder that is meant, if one is."""
     if model == "":
         return None
-    name, path = fspath(model), as_path("model", model)
+    path = as_path("model", model)
+    name = fspath(model)
     if path.is_dir():
         logger.info("Taking %s from the folder %s.", name, path.resolve())
         found: Path | None = path

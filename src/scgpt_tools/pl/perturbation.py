@@ -199,7 +199,7 @@ def perturbation_scatter(
     if targets.any():
         there = observed[targets], found[targets]
         ax.scatter(*there, s=28, marker="D", color=PALETTE["vermilion"], linewidth=0, label="perturbed")
-        ax.legend(frameon=False, fontsize="small", loc="lower right")
+        ax.legend(frameon=False, fontsize="small", loc="best")
     _name_points(ax, observed, found, list(adata.var_names), n_labels)
     score = pearson(found[None], observed[None], where=~targets[None])[0]
     ax.annotate(f"Pearson {score:.2f}", (0.03, 0.97), xycoords="axes fraction", va="top", fontsize="small")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,14 @@ import pandas as pd
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import SplitKeys
-from scgpt_tools._validate import check_texts, check_type
+from scgpt_tools._validate import check_texts
 from scgpt_tools.data.annotations import annotate_split
 from scgpt_tools.data.cell_splits import split_cells, split_groups
 from scgpt_tools.data.conditions import context_labels, read_conditions, read_labels
-from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, split_conditions
+from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, named_parts, split_conditions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
@@ -127,7 +126,7 @@ def perturbation_split(
         params = {name: value for name, value in asdict(options).items() if not isinstance(value, tuple | None)}
         params |= {name: np.array(own, dtype=object) for name, own in asdict(options).items() if isinstance(own, tuple)}
     else:
-        split, params = custom_split(pd.unique(conditions), **_parts(parts)), {}
+        split, params = custom_split(pd.unique(conditions), **named_parts("parts", parts)), {}
     adata = adata.copy() if copy else adata
     annotate_split(adata, key, conditions, split, params, key_added=key_added)
     return adata if copy else None
@@ -193,10 +192,3 @@ def cell_split(
 
 def _names(argument: str, values: object) -> tuple[str, ...]:
     return tuple(check_texts(argument, values))
-
-
-def _parts(parts: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    check_type("parts", parts, Mapping)
-    if unknown := set(parts) - set(PARTS):
-        raise ValueError(f"Expected `parts` to name {', '.join(PARTS)}, found {sorted(map(str, unknown))}.")
-    return {"train": ()} | {name: check_texts(f"parts[{name!r}]", own, least=0) for name, own in parts.items()}

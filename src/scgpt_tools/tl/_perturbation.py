@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from scgpt_tools._validate import check_texts
+from scgpt_tools._validate import check_texts, check_type
 from scgpt_tools.data.conditions import read_direction
 from scgpt_tools.data.perturbation_batches import check_log_values
 from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
@@ -22,7 +23,6 @@ from scgpt_tools.tokens.perturbations import PERTURBED, condition_genes, flag_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from os import PathLike
 
     import pandas as pd
     from anndata import AnnData
@@ -140,6 +140,7 @@ def open_predictor(
             "found None. Make one with model = sct.train.finetune('scgpt-human', adata, task='perturb'), and pass "
             "model=model."
         )
+    check_type("model", model, (CellModel, str, PathLike))
     source = RowSource(adata, layer=request.one_layer)
     check_log_values(source)
     loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=request.device)

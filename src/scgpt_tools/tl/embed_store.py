@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
-from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools._outputs import check_room
+from scgpt_tools._validate import check_choice, check_finite, check_integer, check_key_name
 from scgpt_tools.data.chunked_result import ChunkedResult, Layout, check_result_path
 from scgpt_tools.data.classes import read_classes
 from scgpt_tools.data.prefetch import prefetched
 from scgpt_tools.data.processes import check_process, device_of_process
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.stored_cells import StoredCells
-from scgpt_tools.data.stores import check_name, open_group
+from scgpt_tools.data.stores import open_group
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.embedding import BLOCK_ROWS, CellPooling, cell_embeddings
 from scgpt_tools.settings import settings
 from scgpt_tools.tl._cells import Request, open_cells
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from os import PathLike
 
     import torch
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools._types import Attention
+    from scgpt_tools.data.whole import Trace
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tl._cells import Cells
     from scgpt_tools.tokens.matching import Duplicates
@@ -41,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 # Cells that show in which unit the values are, and that stand for the values in the comparison of two calls.
 _SHOWN = 256
+_NOT_FINITE = "Look at the weights of the model and at the precision."
 
 
 @shared_docs
@@ -152,7 +156,7 @@ def embed_store(
         attention=attention,
         rng=rng,
     )
-    keys = EmbedKeys(check_name(key_added))
+    keys = EmbedKeys(check_key_name("key_added", key_added))
     check_result_path(output)
     with open_group(source, modality=modality) as group:
         stored = StoredCells(group, layer=request.one_layer, columns=() if batch is None else (batch,))
@@ -166,11 +170,23 @@ def embed_store(
             about=about,
             request=_request(about, stored, cells, keys, chunk),
         )
+        trace = stored.trace()
         result = ChunkedResult(output, layout)
+        _check_finished(result, stored, trace, range(rank, layout.n_chunks, processes))
+        missing = result.missing(rank, processes)
+        check_room(result.path.parent, len(missing) * chunk * layout.width * 4)
         show = (rank == 0 and settings.show_progress) if show_progress is None else show_progress
         compute = partial(cell_embeddings, cells.model, pooling=pooling, normalize=normalize, attention=cells.attention)
-        _write_chunks(result, stored, cells, compute, result.missing(rank, processes), show=show)
-    whole = result.publish()
+        _write_chunks(result, stored, cells, compute, missing, trace=trace, show=show)
+        if stored.trace().text != trace.text:
+            raise ValueError(
+                f"Expected '{source}' to stay as it is while it is embedded, but it has changed. Call again: chunks of cells "
+                "that have not changed are kept."
+            )
+        others = set(range(layout.n_chunks)) - set(range(rank, layout.n_chunks, processes))
+        if not result.finished and len(result.records()) == layout.n_chunks:
+            _check_finished(result, stored, trace, sorted(others), results=False)
+        whole = result.publish()
     _report(whole, result, rank, processes)
     return whole
 
@@ -186,22 +202,64 @@ def _open(stored: StoredCells, model: CellModel | str | PathLike[str], request: 
     return open_cells(stored.read(0, min(_SHOWN, len(stored))), loaded, request)
 
 
+def _check_finished(
+    result: ChunkedResult, stored: StoredCells, trace: Trace, numbers: Iterable[int], *, results: bool = True
+) -> None:
+    """Refuse chunks of cells that have changed since, and see that the others still hold what was written.
+
+    Files of the source that look as they did then are not read again.
+    """
+    records = result.records()
+    for number in (number for number in numbers if number in records):
+        record = records[number]
+        cells = "cells {:,} to {:,}".format(*result.layout.bounds(number))
+        if record.trace != trace.text and stored.content(stored.read(*result.layout.bounds(number))) != record.content:
+            raise ValueError(
+                f"Expected '{result.path}' to be of the same source, found other names, values or batches in {cells}. Choose "
+                "another output, or delete this one."
+            )
+        if results and not result.is_whole(number, record):
+            if result.finished:
+                raise ValueError(
+                    f"Expected '{result.path}' to hold what was written, found {cells} damaged or missing. Delete it, and "
+                    "embed again."
+                )
+            logger.warning("Computing %s again: what was written is damaged or missing.", cells)
+            result.drop(number)
+        elif trace.settled and record.trace != trace.text and not result.finished:
+            result.mark(number, record._replace(trace=trace.text))
+
+
 def _write_chunks(
-    result: ChunkedResult, stored: StoredCells, cells: Cells, compute: Any, numbers: list[int], *, show: bool
+    result: ChunkedResult,
+    stored: StoredCells,
+    cells: Cells,
+    compute: Any,
+    numbers: list[int],
+    *,
+    trace: Trace,
+    show: bool,
 ) -> None:
     """Compute and write some chunks; the next one is read meanwhile."""
     if not numbers:
         return
     bounds = [result.layout.bounds(number) for number in numbers]
     total = sum(stop - start for start, stop in bounds)
-    tables = prefetched(stored.read(start, stop) for start, stop in bounds)
+    tables = prefetched(_with_content(stored, start, stop) for start, stop in bounds)
     with settings.progress((), total=total, unit="cell", show=show) as bar:
-        for number, table in zip(numbers, tables, strict=True):
-            rows = _rows(cells, table)
-            result.write(
-                number, list(table.obs_names), rows.compute(compute, width=cells.model.dim, show_progress=False)
-            )
+        for number, (table, content) in zip(numbers, tables, strict=True):
+            with result.working_on(number) as wanted:
+                if wanted:
+                    values = _rows(cells, table).compute(compute, width=cells.model.dim, show_progress=False)
+                    check_finite(f"the embedding of cells {result.layout.bounds(number)}", values, _NOT_FINITE)
+                    known = trace.text if trace.settled else ""
+                    result.write(number, list(table.obs_names), values, content=content, trace=known)
             bar.update(table.n_obs)
+
+
+def _with_content(stored: StoredCells, start: int, stop: int) -> tuple[AnnData, str]:
+    table = stored.read(start, stop)
+    return table, stored.content(table)
 
 
 def _rows(cells: Cells, table: AnnData) -> Cells:
@@ -231,6 +289,7 @@ def _request(about: dict[str, Any], stored: StoredCells, cells: Cells, keys: Emb
         "settings": json.dumps({**about["params"], **about["tokenizer"]}, sort_keys=True, default=str),
         "`chunk`": str(chunk),
         "`key_added`": keys.obsm,
+        "version of the store": "2",
     }
 
 

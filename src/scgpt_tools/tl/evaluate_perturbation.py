@@ -12,12 +12,14 @@ from anndata import AnnData
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
+from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import check_text
 from scgpt_tools.data.evaluation import CEILING, ScreenEvaluation, prepare_evaluation
 from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.splits import condition_hash
 from scgpt_tools.metrics.baselines import BASELINES
+from scgpt_tools.metrics.panel import METRICS
 from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, collapsed, overall_spread
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.tl._cells import Request
@@ -155,6 +157,8 @@ def evaluate_perturbation(
         rng=rng,
     )
     choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
+    for name in metrics or ():
+        lookup(METRICS, name, "metric")
     named = _named(predictions)
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
+from scgpt_tools._files import replace_file
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class History(Checkpoint):
         self._cells, self._tokens, self._seconds = 0, 0, 0.0
         if self.path is not None and trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.table.to_csv(self.path)
+            replace_file(self.path, self.table.to_csv)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and counts, for a checkpoint."""

@@ -20,6 +20,7 @@ from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice, check_integer, check_number, check_text, check_type
 from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
+from scgpt_tools.train.checkpoints import Fields, read_state, whole_files
 from scgpt_tools.train.diagnosis import LossNotFiniteError, not_finite
 from scgpt_tools.train.optim import OptimizerConfig
 from scgpt_tools.train.randomness import own_random_numbers
@@ -28,12 +29,10 @@ from scgpt_tools.train.runs import (
     HISTORY,
     LAST,
     RUN,
-    Fields,
     asked_of,
     begin,
     check_free,
     check_same,
-    read_checkpoint,
 )
 
 if TYPE_CHECKING:
@@ -291,6 +290,7 @@ def _trainer_options(config: FitConfig, n_batches: int) -> dict[str, Any]:
 
         strategy = sharding()
     return {
+        "plugins": [whole_files()],
         "accelerator": config.accelerator,
         "devices": config.devices,
         "num_nodes": config.nodes,
@@ -373,7 +373,7 @@ def _reversing(model: CellModel, objectives: Sequence[Objective]) -> Iterator[No
 
 def _checkpoint_to_resume(model: CellModel, config: FitConfig, folder: Path, run: str) -> Path:
     last = folder / LAST
-    written = read_checkpoint(last, _OF_LAST)
+    written = read_state(last, _OF_LAST)
     sharded = written["sharded"]
     # Both number the states of the optimiser, but not in the same order.
     if sharded != (config.strategy == "fsdp"):
@@ -415,7 +415,7 @@ def _take_weights(
     """
     state = last
     if best is not None and trainer.is_global_zero:
-        written = read_checkpoint(best, _OF_BEST)
+        written = read_state(best, _OF_BEST)
         _check_run(best, written, run)
         state = written["state_dict"]
     state = trainer.strategy.broadcast(state)

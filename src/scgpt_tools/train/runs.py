@@ -10,19 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
-import re
 import uuid
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scgpt_tools._files import replace_file
 from scgpt_tools.config import to_dict
-from scgpt_tools.train.diagnosis import not_finite
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +27,6 @@ if TYPE_CHECKING:
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.train.fit import FitConfig
-
-Fields: TypeAlias = Mapping[str, type | tuple[type, ...]]
-"""What a checkpoint has to hold, by name."""
 
 logger = logging.getLogger(__name__)
 
@@ -185,53 +178,6 @@ def check_same(folder: Path, asked: Mapping[str, Any], *, began_here: bool) -> s
             f"{_told(now.get(name))}{also}. {_ADVICE}"
         )
     return str(record["scgpt_tools_run"])
-
-
-def read_checkpoint(path: Path, fields: Fields) -> dict[str, Any]:
-    """Read a checkpoint of a run without running anything that it may hold.
-
-    Parameters
-    ----------
-    path
-        File.
-    fields
-        What it has to hold, by name.
-
-    Returns
-    -------
-    Its content; tensors on the CPU.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there.
-    ValueError
-        If it is damaged, holds objects other than tensors and plain values, or is none of ours.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected the checkpoint {path}, found none. Begin in another folder.")
-    advice = "Begin in another folder, or put a copy of the file back."
-    try:
-        written = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        objects = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if objects is not None and zipfile.is_zipfile(path):
-            raise ValueError(
-                f"Expected {path} to hold tensors and plain values only, found {objects[1]}, which is not loaded because a "
-                "file could run code that way. If it is the state of a callback, let that keep numbers, text and tensors "
-                "only, and begin anew."
-            ) from None
-        raise ValueError(f"Expected {path} to be a whole checkpoint, found a damaged file. {advice}") from error
-    held = written if isinstance(written, dict) else {}
-    wrong = [name for name, kind in fields.items() if name not in held or not isinstance(held[name], kind)]
-    wrong += [] if wrong else [name for name, tensor in written["state_dict"].items() if not torch.is_tensor(tensor)]
-    if wrong:
-        raise ValueError(
-            f"Expected {path} to be a checkpoint of this package, found one without {wrong[0]!r}. {advice}"
-        )
-    if bad := not_finite(written["state_dict"].items()):
-        raise ValueError(f"Expected finite weights in {path}, found NaN or infinity in {len(bad)} tensors. {advice}")
-    return dict(written)
 
 
 def _read(folder: Path) -> dict[str, Any]:
