@@ -222,8 +222,7 @@ def parse_labels(
     if counts is not None:
         _check_counts(labels, conditions, counts)
     absent = tuple(gene for gene in genes if gene not in known)
-    # The line to name is that of the caller of pp.parse_conditions.
-    locate_genes(genes, dict.fromkeys(known, 0), missing=missing, hint=_hint(absent, style), stacklevel=5)
+    locate_genes(genes, dict.fromkeys(known, 0), missing=missing, hint=_hint(absent, style))
     return Conditions(conditions, genes, absent)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-from warnings import warn
 
 import numpy as np
 import torch
 
 from scgpt_tools._keys import PairKeys, SplitKeys
 from scgpt_tools._validate import check_fraction
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.annotations import read_pairs
 from scgpt_tools.data.conditions import context_labels, control_mask
 from scgpt_tools.data.epochs import in_batches
@@ -241,9 +241,7 @@ def screen_parts(
     return np.flatnonzero((part == "train") & (controls | ~is_control)), np.flatnonzero((part == "val") & ~is_control)
 
 
-def leave_untold_out(
-    tokens: ScreenTokens, conditions: NDArray[Any], cells: NDArray[np.int64], *, stacklevel: int = 2
-) -> NDArray[np.int64]:
+def leave_untold_out(tokens: ScreenTokens, conditions: NDArray[Any], cells: NDArray[np.int64]) -> NDArray[np.int64]:
     """Drop the cells of conditions that the network cannot be told of, and name these in a warning.
 
     Parameters
@@ -254,8 +252,6 @@ def leave_untold_out(
         (N,) condition of each cell.
     cells
         Rows to choose from.
-    stacklevel
-        Whose line the warning names.
 
     Returns
     -------
@@ -266,9 +262,8 @@ def leave_untold_out(
         return cells
     lost = {name for name in np.unique(conditions[cells]) if set(condition_genes(name)) & set(untold.genes)}
     keep = ~np.isin(conditions[cells], list(lost))
-    warn(
+    warn_user(
         f"{len(lost)} conditions ({int((~keep).sum())} cells) are left out, because the model cannot be told of them: "
-        f"{untold}.",
-        stacklevel=stacklevel,
+        f"{untold}."
     )
     return cells[keep]

@@ -157,7 +157,8 @@ def pair_controls(
     KeyError
         If a column is absent; the message lists what is there.
     ValueError
-        If there is no control, or none in a context with perturbed cells; all such contexts are named.
+        If there is no control, or none in a context with perturbed cells; all such contexts are named.  Or if labels
+        are not parsed yet.
     """
     check_arguments(pair_controls, locals())
     adata = adata.copy() if copy else adata
@@ -207,7 +208,8 @@ def perturbation_de(
     and with ``gears``
 
     ``obs["condition"]``, ``obs["cell_type"]``, ``obs["condition_name"]``, ``obs["control"]``, ``obs["dose_val"]``
-        Labels; a condition of three genes is not a control here, unlike in GEARS.
+        Labels; a condition of three genes is not a control here, unlike in GEARS.  The first two and ``"control"``
+        are refused where the table has others under these names.
     ``var["gene_name"]``
         Names of the genes, unless there.
     ``uns["rank_genes_groups_cov_all"]``, ``uns["top_non_dropout_de_20"]``, ``uns["top_non_zero_de_20"]``
@@ -220,7 +222,8 @@ def perturbation_de(
     KeyError
         If a column or layer is absent; the message lists what is there.
     ValueError
-        If values look like counts, a condition has a single cell, or a context has no controls.
+        If values look like counts, a condition has a single cell, a context has no controls, or with ``gears`` a cell
+        type has a ``/`` in its name, which files cannot keep as a key.
     """
     check_arguments(perturbation_de, locals())
     adata = adata.copy() if copy else adata

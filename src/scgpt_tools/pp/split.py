@@ -105,7 +105,14 @@ def perturbation_split(
     KeyError
         If ``key`` is absent; the message lists what is there.
     ValueError
-        If the method is unknown or cannot take the conditions, or a named gene or condition does not occur.
+        If the method is unknown or cannot take the conditions, labels are not parsed yet, a named gene or condition
+        does not occur, or the method does not look at it.
+
+    Warns
+    -----
+    UserWarning
+        If no condition is left to train on, to validate on or to test, or a set of genes is spelled in several ways,
+        which are held out together.
     """
     check_arguments(perturbation_split, locals())
     conditions = read_conditions(adata, key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
-from warnings import warn
 
 import pandas as pd
 from anndata import AnnData
@@ -14,6 +13,7 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import check_text
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.evaluation import CEILING, ScreenEvaluation, prepare_evaluation
 from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.data.rows import RowSource
@@ -181,7 +181,7 @@ def evaluate_perturbation(
     wanted.check(samples)
     spread = {name: _spread(values, prepared) for name, values in profiles.items()}
     for name, share in collapsed(spread).items():
-        warn(collapse_message(name, share), stacklevel=2)
+        warn_user(collapse_message(name, share))
     table = prepared.table(profiles, metrics=metrics)
     if wanted:
         source = RowSource(adata, layer=layer)

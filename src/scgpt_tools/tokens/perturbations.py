@@ -7,7 +7,6 @@ spellings are described by a :class:`ConditionStyle`; nothing is guessed.
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -241,7 +240,6 @@ def locate_genes(
     missing: Missing = "warn",
     where: str = "a column",
     hint: str = "",
-    stacklevel: int = 2,
 ) -> dict[str, int]:
     """Positions of perturbed genes among columns or tokens.
 
@@ -257,8 +255,6 @@ def locate_genes(
         What the genes were looked for, as the message should say it.
     hint
         Sentence to end the message with.
-    stacklevel
-        Whose line a warning names.
 
     Returns
     -------
@@ -273,7 +269,7 @@ def locate_genes(
         )
         if missing == "error":
             raise ValueError(message)
-        warnings.warn(message, stacklevel=stacklevel)
+        warn_user(message)
     return {gene: positions[gene] for gene in genes if gene in positions}
 
 
@@ -294,7 +290,7 @@ def column_flags(conditions: Sequence[str], names: Sequence[str], *, missing: Mi
     (C, G) int8, 1 at perturbed genes.
     """
     first = {name: column for column, name in reversed(list(enumerate(names)))}
-    columns = locate_genes(perturbed_genes(conditions), first, missing=missing, stacklevel=3)
+    columns = locate_genes(perturbed_genes(conditions), first, missing=missing)
     flags = np.zeros((len(conditions), len(names)), dtype=np.int8)
     for row, condition in enumerate(conditions):
         flags[row, [columns[gene] for gene in condition_genes(condition) if gene in columns]] = PERTURBED
@@ -319,7 +315,7 @@ def perturbed_ids(conditions: Sequence[str], vocabulary: Vocabulary, *, missing:
     """
     genes = perturbed_genes(conditions)
     found = {gene: int(token) for gene, token in zip(genes, vocabulary.ids(genes), strict=True) if token >= 0}
-    locate_genes(genes, found, missing=missing, where="a token", stacklevel=3)
+    locate_genes(genes, found, missing=missing, where="a token")
     rows = [[found[gene] for gene in condition_genes(condition) if gene in found] for condition in conditions]
     ids = torch.full((len(rows), max(map(len, rows), default=0)), -1, dtype=torch.int64)
     for row, tokens in zip(ids, rows, strict=True):

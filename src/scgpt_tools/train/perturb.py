@@ -208,7 +208,7 @@ def finetune_perturbation(
     paired = paired_controls(source.adata, conditions, pairs=pairs, within=within, seed=settings.seed)
     train, held_out = screen_parts(source.adata, conditions, validation, controls=controls, seed=settings.seed)
     if unmeasured == "drop":
-        train, held_out = (leave_untold_out(tokens, conditions, part, stacklevel=3) for part in (train, held_out))
+        train, held_out = (leave_untold_out(tokens, conditions, part) for part in (train, held_out))
     if config is None and objectives is None and "monitor" not in changes and held_out.size:
         # scGPT's choice of the best epoch looks at mean profiles too, by their correlation.
         settings = replace(settings, monitor="validation_profile_error")
@@ -221,7 +221,7 @@ def finetune_perturbation(
             )
         settings = replace(settings, patience=None)
     head = ExpressionConfig(style="affine", adaptive_offset=adaptive_offset, activation=activation)
-    asked = {"task": "perturb", "base": loaded.checksum, "freeze": freeze, "lora": adapted}
+    asked = {"task": "perturb", "base": loaded.checksum, "freeze": freeze, "lora": adapted, "flag": flag}
     with own_random_numbers(settings.seed):
         tuned, transfer = as_generator(loaded, head=head, dropout=dropout, flag=flag)
         logger.info("%s", transfer)

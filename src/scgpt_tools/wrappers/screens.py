@@ -64,7 +64,7 @@ class Screen:
 
     def told(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of conditions that the network can be told of; the others are named in a warning."""
-        return leave_untold_out(self.tokens, self.conditions, rows[self.used[rows]], stacklevel=4)
+        return leave_untold_out(self.tokens, self.conditions, rows[self.used[rows]])
 
 
 def _conditions(screen: PerturbationData, delimiter: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
