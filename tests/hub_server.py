@@ -12,7 +12,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -59,6 +59,13 @@ class HubServer:
         """Name of a file: other content that is sent in its place, whatever was announced."""
         self.failing: int | None = None
         """Answer everything with this status."""
+        self.saying: dict[str, str] = {}
+        """Headers of every answer about a file, instead of its own."""
+        self.mute: set[str] = set()
+        """Never answer to these methods, until the server is closed."""
+        self.slow: float | None = None
+        """Seconds to wait before each byte of a file."""
+        self.closed = Event()
         self._servers = {role: _serve(self, role) for role in ("hub", "storage")}
 
     @property
@@ -95,6 +102,7 @@ class HubServer:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.closed.set()
         for server in self._servers.values():
             server.shutdown()
             server.server_close()
@@ -116,7 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note()
-        if self.hub.failing is not None:
+        if self.command in self.hub.mute:
+            self.hub.closed.wait()
+        elif self.hub.failing is not None:
             self._error(self.hub.failing, "", "out of order")
         else:
             self.answer(unquote(urlsplit(self.path).path))
@@ -142,8 +152,15 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        if self.hub.slow is None:
             self.wfile.write(body[:stop_after])
+        for byte in body if self.hub.slow is not None else ():
+            if self.hub.closed.wait(self.hub.slow):
+                return
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
 
     def _content(self, name: str, body: bytes, headers: dict[str, str]) -> None:
         """A file, or the part of it that the client asks for."""
@@ -192,7 +209,7 @@ class _HubHandler(_Handler):
             self._resolve(repo, commit, found[5])
 
     def _resolve(self, repo: Repo, commit: str, name: str) -> None:
-        headers = {"X-Repo-Commit": commit}
+        headers = {"X-Repo-Commit": commit, **self.hub.saying}
         body = repo.commits[commit].get(name)
         if body is None:
             self._error(*ABSENT, **headers)
@@ -200,9 +217,9 @@ class _HubHandler(_Handler):
             digest = hashlib.sha256(body).hexdigest()
             linked = {"X-Linked-Size": str(len(body)), "X-Linked-Etag": f'"{digest}"'}
             location = f"{self.hub.address('storage')}/stored/{digest}"
-            self._send(b"", 302, {**headers, **linked, "Location": location})
+            self._send(b"", 302, {**linked, **headers, "Location": location})
         else:
-            self._content(name, body, {**headers, "ETag": f'"{git_hash(body)}"'})
+            self._content(name, body, {"ETag": f'"{git_hash(body)}"', **headers})
 
 
 class _StorageHandler(_Handler):

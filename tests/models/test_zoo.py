@@ -278,6 +278,89 @@ def test_a_full_disk_is_called_so(hub, fetch, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
 
 
+# Hubs that are none --------------------------------------------------------------------------------------------------
+
+
+def everything_below(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("large", [LARGE, ()], ids=["large", "small"])
+@pytest.mark.parametrize(
+    "saying",
+    [
+        {"ETag": '"../../../../victim"', "X-Linked-Etag": '"../../../../victim"'},
+        {"ETag": 'W/"/tmp/victim"', "X-Linked-Etag": "../../../victim"},
+        {"ETag": '".."', "X-Linked-Etag": '".."'},
+        {"ETag": '"..\\..\\victim"', "X-Linked-Etag": '"..\\..\\victim"'},
+        {"ETag": '"' + "a" * 300 + '"', "X-Linked-Etag": '"' + "a" * 300 + '"'},
+        {"X-Repo-Commit": "../../../victim"},
+        {"X-Repo-Commit": "/tmp/victim"},
+        {"X-Repo-Commit": ".."},
+    ],
+    ids=str,
+)
+def test_names_that_lead_out_of_the_cache_are_refused(hub, fetch, tmp_path, saying, large):
+    (tmp_path / "victim").write_text("mine")
+    hub.add(REPO, ORIGINAL, large=large)
+    hub.saying = saying
+    with pytest.raises(ValueError, match="to answer like a hub about .*, which would be a path out of the cache"):
+        fetch()
+    assert set(everything_below(tmp_path)) == {"victim"}
+
+
+def test_absent_files_do_not_lead_out_of_the_cache_either(hub, fetch, tmp_path):
+    """The client remembers what a repository lacks by making a file."""
+    hub.add(REPO, {"README.md": b""})
+    hub.saying = {"X-Repo-Commit": "../../../victim"}
+    with pytest.raises(ValueError, match="a path out of the cache"):
+        fetch()
+    assert everything_below(tmp_path) == {}
+
+
+@pytest.mark.parametrize("revision", ["../../victim", "/victim", "a//b", " "])
+def test_revisions_that_are_paths_are_refused(fetch, revision):
+    with pytest.raises(ValueError, match="Expected `revision` to be"):
+        fetch(revision=revision)
+
+
+def test_settings_of_gigabytes_are_not_transferred(hub, fetch, monkeypatch):
+    monkeypatch.setattr("scgpt_tools.models.hub._MOST_TEXT", 10)
+    hub.add(REPO, ORIGINAL, large=LARGE)
+    with pytest.raises(ValueError, match="bytes, more than the 10 that such a file may have"):
+        fetch()
+    assert hub.asked("GET", "vocab.json") == []
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("scgpt_tools.models.hub_guard.PATIENCE", 0.5)
+
+
+@pytest.mark.parametrize("mute", [{"HEAD"}, {"GET"}], ids=str)
+def test_a_hub_that_never_answers_is_given_up(hub, fetch, impatient, mute):
+    hub.add(REPO, ORIGINAL, large=LARGE)
+    hub.mute = mute
+    with pytest.raises(ConnectionError, match=r"from http://.*, which sent 0 bytes in 0\.5 seconds"):
+        fetch()
+
+
+def test_a_hub_that_drips_is_given_up_and_leaves_nothing(hub, fetch, impatient, tmp_path):
+    hub.add(REPO, ORIGINAL, large=LARGE)
+    hub.slow = 0.2
+    with pytest.raises(ConnectionError, match=r"which sent \d bytes in 0\.5 seconds"):
+        fetch()
+    assert kept(tmp_path) == []
+
+
+def test_the_cache_serves_when_the_hub_is_silent(hub, fetch, impatient, caplog):
+    hub.add(REPO, ORIGINAL, large=LARGE)
+    folder = fetch()
+    hub.mute = {"HEAD"}
+    assert fetch() == folder
+    assert "does not answer; vocab.json is taken from the cache" in caplog.text
+
+
 # What the hub refuses ------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from scgpt_tools._files import as_path
+from scgpt_tools._validate import check_text
 from scgpt_tools.models.folders import VOCABULARY, collect, fault_of, incomplete
+from scgpt_tools.models.hub_guard import HostileAnswerError, NoAnswerError, guarded
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
@@ -38,8 +42,16 @@ logger = logging.getLogger(__name__)
 # The client moved from requests to httpx to httpx2; its own error always derives from that library's.
 _TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# Largest answer where no weights are asked for.
+_MOST_TEXT = 64 << 20
+# Revisions in a message.
+_SHOWN = 20
 # The cache names a file by its checksum: SHA-256 of a large file, git's SHA-1 of a small one.
 _LARGE, _SMALL = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+
+
+class _SilentError(ConnectionError):
+    """The hub sends nothing, or hardly anything."""
 
 
 class Repository:
@@ -78,8 +90,11 @@ class Repository:
         force_download: bool = False,
     ) -> None:
         self.name = name
-        self.revision = constants.DEFAULT_REVISION if revision is None else revision
-        self.cache_dir = Path(cache_dir or settings.cache_dir or constants.HF_HUB_CACHE).expanduser()
+        self.revision = constants.DEFAULT_REVISION if revision is None else check_text("revision", revision)
+        if {"", ".", ".."} & set(self.revision.split("/")):
+            raise ValueError(f"Expected `revision` to be a branch, a tag or a commit, found {revision!r}.")
+        self.cache_dir = as_path("cache_dir", cache_dir or settings.cache_dir or constants.HF_HUB_CACHE)
+        self._folder = self.cache_dir / f"models--{name.replace('/', '--')}"
         self.token = token
         self.force = force_download
         self.offline = local_files_only or settings.offline or constants.HF_HUB_OFFLINE
@@ -141,6 +156,12 @@ class Repository:
             path = self._download(name, revision)
         except LocalEntryNotFoundError as error:
             raise self._no_answer(error) from error
+        except _SilentError:
+            if not isinstance(cached, str):
+                raise
+            # As the client does where nobody answers at all.
+            logger.warning("%s does not answer; %s is taken from the cache.", self.endpoint, name)
+            path = Path(cached)
         except EntryNotFoundError:
             return None
         self._commit = path.parent.name
@@ -153,18 +174,19 @@ class Repository:
 
     def _download(self, name: str, revision: str) -> Path:
         with _progress_bars(), self._told(name):
-            return Path(
-                hf_hub_download(
-                    self.name,
-                    name,
-                    revision=revision,
-                    cache_dir=self.cache_dir,
-                    token=self.token,
-                    endpoint=self.endpoint,
-                    force_download=self.force,
-                    library_name="scgpt-tools",
-                )
+            download = partial(
+                hf_hub_download,
+                self.name,
+                name,
+                revision=revision,
+                cache_dir=self.cache_dir,
+                token=self.token,
+                endpoint=self.endpoint,
+                force_download=self.force,
+                library_name="scgpt-tools",
             )
+            most = _MOST_TEXT if name.endswith(".json") else None
+            return Path(guarded(download, growing=self._folder / "blobs", most=most))
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
@@ -173,6 +195,13 @@ class Repository:
             yield
         except (EntryNotFoundError, LocalTokenNotFoundError):
             raise  # the first is an answer, the second says all there is to say
+        except NoAnswerError as error:
+            raise self._silent(error) from None
+        except HostileAnswerError as error:
+            raise ValueError(
+                f"Expected {self.endpoint} to answer like a hub about {name} of {self}, found {error}. Nothing was "
+                "kept. Use another hub or mirror, or pass a local folder."
+            ) from None
         except GatedRepoError as error:
             raise PermissionError(
                 f"The repository {self.name!r} is gated. Ask for access at {self.endpoint}/{self.name}, then log in "
@@ -196,9 +225,21 @@ class Repository:
             ) from error
 
     def _no_revision(self) -> str:
-        refs = HfApi(endpoint=self.endpoint, token=self.token).list_repo_refs(self.name)
-        names = ", ".join(repr(ref.name) for ref in (*refs.branches, *refs.tags))
-        return f"Found no revision {self.revision!r} of {self.name!r}. Available: {names}, or the hash of a commit."
+        api = HfApi(endpoint=self.endpoint, token=self.token)
+        try:
+            refs = guarded(lambda: api.list_repo_refs(self.name), most=_MOST_TEXT)
+        except Exception:  # noqa: BLE001  # the list only helps; the message is about the revision
+            names = ["(no list came)"]
+        else:
+            names = [repr(ref.name) for ref in (*refs.branches, *refs.tags)]
+        listing = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        return f"Found no revision {self.revision!r} of {self.name!r}. Available: {listing}, or the hash of a commit."
+
+    def _silent(self, error: NoAnswerError) -> ConnectionError:
+        return _SilentError(
+            f"Could not fetch {self} from {self.endpoint}, which sent {str(error) or 'too little'}. Check the connection "
+            f"and the proxy, try again later, or pass a local folder.{self._otherwise}"
+        )
 
     def _no_answer(self, error: Exception) -> Exception:
         cause = error.__cause__ or error
@@ -236,8 +277,10 @@ class Repository:
         if not self.offline:
             with self._told("the list of files"):
                 api = HfApi(endpoint=self.endpoint, token=self.token)
-                return incomplete(str(self), api.list_repo_files(self.name, revision=self._commit or self.revision))
-        folders = sorted((self.cache_dir / f"models--{self.name.replace('/', '--')}" / "snapshots").glob("*"))
+                revision = self._commit or self.revision
+                names = guarded(lambda: api.list_repo_files(self.name, revision=revision), most=_MOST_TEXT)
+                return incomplete(str(self), names)
+        folders = sorted((self._folder / "snapshots").glob("*"))
         cached = (f"{folder.name[:8]}/{path.name}" for folder in folders for path in folder.iterdir())
         return (
             incomplete(f"the cache in {str(self.cache_dir)!r}, for {self},", cached)
@@ -250,7 +293,9 @@ class Repository:
         expected = path.resolve().name
         if not self._is_checksum(expected):  # where the file system has no links
             url = hf_hub_url(self.name, name, revision=self._commit, endpoint=self.endpoint)
-            expected = get_hf_file_metadata(url, token=self.token, endpoint=self.endpoint).etag or ""
+            ask = partial(get_hf_file_metadata, url, token=self.token, endpoint=self.endpoint)
+            with self._told(name):
+                expected = guarded(ask).etag or ""
         if not self._is_checksum(expected):
             logger.debug("No checksum is known for %s of %s.", name, self)
             return
@@ -283,7 +328,7 @@ def _checksum(path: Path, *, large: bool) -> str:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0].rstrip()
+    line = text.splitlines()[0][:300].rstrip()
     return line if line.endswith(".") else f"{line}."
 
 
