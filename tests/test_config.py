@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -105,3 +106,67 @@ def test_an_empty_file_is_an_empty_configuration(tmp_path):
     (tmp_path / "part.yaml").write_text("")
     with pytest.raises(ValueError, match=r"Part to be given \['dim'\]"):
         from_yaml(Part, tmp_path / "part.yaml")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+def test_numbers_are_finite(value):
+    with pytest.raises(ValueError, match="`dropout` to be a finite number"):
+        from_dict(Part, {"dim": 8, "dropout": value})
+
+
+def test_whole_numbers_have_64_bits():
+    with pytest.raises(ValueError, match="`dim` to be a number of 64 bits, found 10000"):
+        from_dict(Part, {"dim": 10**30})
+    with pytest.raises(ValueError, match="`dim` to be a number of 64 bits, found a int"):
+        from_dict(Part, {"dim": 10**5000})
+
+
+def test_long_values_are_shown_in_part():
+    with pytest.raises(TypeError, match="`dim` to be int, found") as caught:
+        from_dict(Part, {"dim": "x" * 10**6})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dim: [1", "a fault at line 1, column 8"),
+        ("dim: *nothing", "a fault at line 1, column 6: found undefined alias"),
+        ("dim: !!python/object/apply:os.system ['true']", "a fault at line 1, column 6: could not determine a constr"),
+        ("dim: 8\ndim: 9", "'dim' twice"),
+        ("dim: \x00", "characters that YAML does not allow"),
+        ("dim: " + "[" * 100_000, "nested too deeply"),
+        ("dim: .nan", "`dim` to be int"),
+        ("dim: 8\ndropout: .inf", "`dropout` to be a finite number"),
+        ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+            f"{one}: &{one} [{', '.join([f'*{before}'] * 9)}]\n" for before, one in zip("abcdefgh", "bcdefghi", strict=True)
+        ), "more than 100,000 values, those repeated by aliases included"),
+        ("a: &a {k: 1}\n" + "".join(
+            f"{one}: &{one}\n  <<: [{', '.join([f'*{before}'] * 9)}]\n"
+            for before, one in zip("abcdefgh", "bcdefghi", strict=True)
+        ), "more than 100,000 values, those repeated by aliases included"),
+    ],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_files_that_are_no_configuration_are_refused_in_our_words(tmp_path, text, message):
+    (tmp_path / "part.yaml").write_text(text)
+    with pytest.raises((TypeError, ValueError), match=message):
+        from_yaml(Part, tmp_path / "part.yaml")
+
+
+def test_a_few_aliases_are_read(tmp_path):
+    (tmp_path / "part.yaml").write_text("dim: &size 8\ndropout: *size\n")
+    assert from_yaml(Part, tmp_path / "part.yaml") == Part(dim=8, dropout=8.0)
+
+
+def test_large_files_are_refused_unread(tmp_path):
+    with (tmp_path / "part.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="bytes, more than the 1,048,576 that a configuration may have"):
+        from_yaml(Part, tmp_path / "part.yaml")
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    to_yaml(Part(dim=8), "~/part.yaml")
+    assert from_yaml(Part, "~/part.yaml") == Part(dim=8) == from_yaml(Part, tmp_path / "part.yaml")

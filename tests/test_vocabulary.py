@@ -225,3 +225,15 @@ def test_a_full_size_vocabulary_is_in_the_order_of_its_ids(tmp_path):
     path = tmp_path / "vocab.json"
     path.write_text(json.dumps({tokens[index]: int(index) for index in order}))
     assert Vocabulary.from_file(path).tokens == tuple(tokens)
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Vocabulary(["A", "B"]).save("~/vocab.json")
+    assert Vocabulary.from_file("~/vocab.json").tokens == ("A", "B")
+    assert (tmp_path / "vocab.json").is_file()
+
+
+def test_tokens_can_be_written():
+    with pytest.raises(ValueError, match="letters that files can keep, found half a letter"):
+        Vocabulary(["A", "\ud800"])

@@ -54,7 +54,7 @@ def check_fraction(name: str, value: Any, *, zero: bool = True, one: bool = True
     """A number between 0 and 1; ``zero`` and ``one`` say whether the ends count."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Expected `{name}` to be a number, found {value!r}.")
-    number = float(value)
+    number = _as_float(value)
     inside = 0 < number < 1 or (zero and number == 0) or (one and number == 1)
     if not inside:
         interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
@@ -84,13 +84,21 @@ def check_number(name: str, value: Any, *, least: float | None = None, above: fl
     """A finite number, not below ``least`` and larger than ``above``; booleans are not numbers here."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Expected `{name}` to be a number, found {value!r}.")
-    number = float(value)
+    number = _as_float(value)
     if not np.isfinite(number):
         raise ValueError(f"Expected `{name}` to be a finite number, found {value}.")
     if (least is not None and number < least) or (above is not None and number <= above):
         bound = f"at least {least:g}" if least is not None else f"larger than {above:g}"
         raise ValueError(f"Expected `{name}` to be {bound}, found {value}.")
     return number
+
+
+def _as_float(value: Real) -> float:
+    """A number in double precision; whole numbers beyond it are infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
 
 
 def check_text(name: str, value: Any) -> str:

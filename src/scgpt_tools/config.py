@@ -244,6 +244,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {key: _convert(arguments[1], entry, _join(where, key)) for key, entry in value.items()}
     if hint is float:
         return _finite(value, where)
+    if hint is int and abs(value) >= _LARGEST:
+        raise ValueError(f"Expected `{where}` to be a number of 64 bits, found {_shown(value)}.")
     return hint(value) if hint in (bool, int) else value
 
 
@@ -267,7 +269,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
-_SHOWN = 200
+_SHOWN, _LARGEST = 200, 2**63
 
 
 def _tuple(arguments: tuple[Any, ...], value: Sequence[Any], where: str) -> tuple[Any, ...]:

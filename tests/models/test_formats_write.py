@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -377,3 +378,12 @@ def test_half_precision_weights_are_widened(ours):
 def test_folders_are_made(tmp_path):
     assert load(build(SCGPT).save(tmp_path / "a" / "b")).dim == 16
     assert load(build(SCGPT).export(str(tmp_path / "c" / "d"))).dim == 16
+
+
+@pytest.mark.parametrize("write", ["save", "export"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_home_is_expanded(tmp_path, monkeypatch, write, kind):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = build(SCGPT)
+    assert getattr(model, write)(kind("~/model")) == tmp_path / "model"
+    same(load("~/model"), model)

@@ -63,6 +63,65 @@ def test_save_and_load_keep_everything(index, tmp_path, rng):
     assert repr(loaded) == repr(index) == "ReferenceIndex(200 cells, 5 dimensions, 3 classes)"
 
 
+def without_checksums(folder):
+    """As folders were written by the version before."""
+    about = json.loads((folder / "reference.json").read_text())
+    del about["checksums"]
+    (folder / "reference.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_an_index_is_saved_where_it_came_from(index, tmp_path):
+    loaded = ReferenceIndex.load(index.save(tmp_path))
+    again = ReferenceIndex.load(loaded.save(tmp_path))
+    for one in (loaded, again):
+        np.testing.assert_array_equal(one.vectors, index.vectors)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.npy", "reference.json", "vectors.npy"]
+    np.testing.assert_array_equal(ReferenceIndex.load(without_checksums(tmp_path)).codes, index.codes)
+
+
+def test_a_loaded_index_does_not_care_what_becomes_of_its_files(index, tmp_path):
+    loaded = ReferenceIndex.load(index.save(tmp_path))
+    with (tmp_path / "vectors.npy").open("r+b") as file:
+        file.truncate(0)
+    np.testing.assert_array_equal(loaded.vectors, index.vectors)
+
+
+def test_home_is_expanded(index, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert index.save("~/blood") == tmp_path / "blood"
+    assert len(ReferenceIndex.load("~/blood")) == 200
+
+
+def test_an_interrupted_save_leaves_the_old_index(index, tmp_path, monkeypatch):
+    before = {path.name: path.read_bytes() for path in index.save(tmp_path).iterdir()}
+
+    def full(path, array):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        index.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_files_of_others_are_not_replaced(index, tmp_path):
+    np.save(tmp_path / "vectors.npy", np.zeros(3))
+    with pytest.raises(FileExistsError, match=r"found vectors\.npy of something else"):
+        index.save(tmp_path)
+    assert np.load(tmp_path / "vectors.npy").shape == (3,)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "labels.npy"])
+def test_files_of_different_references_are_refused(index, tmp_path, name):
+    folder = index.save(tmp_path / "one")
+    other = ReferenceIndex(index.vectors[::-1].copy(), index.codes[::-1].copy(), index.classes).save(tmp_path / "two")
+    (folder / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(ValueError, match=f"{name}' to be the file that was saved together with reference.json"):
+        ReferenceIndex.load(folder)
+
+
 def test_a_folder_that_is_not_a_reference_is_refused(index, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"found no vectors\.npy, labels\.npy, reference\.json"):
         ReferenceIndex.load(tmp_path)
@@ -103,7 +162,7 @@ def test_vectors_that_are_no_numbers_are_refused(index, tmp_path, value):
         ReferenceIndex(vectors, np.concatenate([index.codes] * 11), index.classes)
     damaged = index.vectors.copy()
     damaged[7, 0] = value
-    np.save(index.save(tmp_path) / "vectors.npy", damaged)
+    np.save(without_checksums(index.save(tmp_path)) / "vectors.npy", damaged)
     with pytest.raises(ValueError, match="in row 7"):
         ReferenceIndex.load(tmp_path)
 

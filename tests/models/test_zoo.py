@@ -161,6 +161,12 @@ def test_the_cache_serves_when_the_hub_is_gone(tmp_path):
     assert contents(folder) == ORIGINAL
 
 
+def test_home_is_expanded_in_the_cache(hub, fetch, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    hub.add(REPO, ORIGINAL, large=LARGE)
+    assert fetch(cache_dir="~/models").is_relative_to(tmp_path / "models")
+
+
 def test_settings_give_the_cache(hub, fetch, tmp_path):
     hub.add(REPO, ORIGINAL, large=LARGE)
     with settings.override(cache_dir=tmp_path / "elsewhere"):

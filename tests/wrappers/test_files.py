@@ -112,6 +112,24 @@ def test_saving_replaces_the_weights_of_a_folder(folder):
     assert not (folder / "best_model.pt").exists()
 
 
+def test_releases_of_others_are_not_replaced(folder):
+    """What was downloaded stays what it was."""
+    args = json.loads((folder / "args.json").read_text())
+    del args["scgpt_tools"]
+    (folder / "args.json").write_text(json.dumps(args))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError, match="args.json, vocab.json, best_model.pt of something else"):
+        scGPTModel.from_pretrained(folder, device="cpu").save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_home_is_expanded(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = scGPTModel(config, gene_list=GENES, device="cpu")
+    assert model.save("~/mine") == tmp_path / "mine"
+    assert scGPTModel.from_pretrained("~/mine", device="cpu").vocab == model.vocab
+
+
 def test_native_folders_are_read_and_never_shadowed(pretrained, adata, tmp_path):
     pretrained.save(tmp_path)
     model = scGPTModel.from_pretrained(tmp_path, device="cpu")

@@ -117,7 +117,7 @@ class _Guard:
     @contextmanager
     def _hooked(self) -> Iterator[None]:
         """See all answers to this thread."""
-        session = get_session()
+        session: Any = get_session()
         # The client moved from requests to httpx; both keep their hooks in lists by name.
         hooks = getattr(session, "event_hooks", None) or session.hooks
         here = threading.get_ident()

@@ -7,19 +7,22 @@ and gives the same neighbours with faiss and without.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
+from scgpt_tools._files import as_path, checksum_of, placed, read_json, read_steadily, settle, written_together
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools._validate import check_choice, check_integer, check_type
+from scgpt_tools.config import from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
+    from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -67,13 +70,21 @@ class ReferenceIndex:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("vectors", "codes"):
+            check_type(name, getattr(self, name), np.ndarray)
+        if self.vectors.dtype.kind not in "fiu" or self.codes.dtype.kind not in "iu":
+            raise TypeError(
+                f"Expected vectors of numbers and codes of whole numbers, found {self.vectors.dtype} and "
+                f"{self.codes.dtype}."
+            )
         if self.vectors.ndim != 2 or not len(self.vectors):
             raise ValueError(f"Expected vectors of at least one cell, found shape {self.vectors.shape}.")
         if self.codes.shape != (len(self.vectors),):
             raise ValueError(f"Expected one class for each of {len(self.vectors)} cells, found {self.codes.shape}.")
         if self.codes.min() < 0 or self.codes.max() >= len(self.classes):
-            raise ValueError(f"Expected classes numbered below {len(self.classes)}, found {self.codes.max()}.")
-        for start in range(0, len(self), _ROWS):  # a part at a time, as they may lie on disk
+            found = self.codes.min() if self.codes.min() < 0 else self.codes.max()
+            raise ValueError(f"Expected classes numbered below {len(self.classes)}, found {found}.")
+        for start in range(0, len(self), _ROWS):  # a part at a time, for the sake of memory
             bad = np.flatnonzero(~np.isfinite(self.vectors[start : start + _ROWS]).all(axis=1))
             if bad.size:
                 raise ValueError(
@@ -127,18 +138,46 @@ class ReferenceIndex:
         return _nearest(self.vectors, queries, candidates, k)
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Write the index to a folder; returns it."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        np.save(path / VECTORS, self.vectors)
-        np.save(path / LABELS, self.codes)
-        about = {"format": _FORMAT, "classes": list(self.classes), "source": _plain(self.source)}
-        (path / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True), encoding="utf-8")
+        """Write the index to a folder; its files take their place together, also where the index was loaded from it.
+
+        Parameters
+        ----------
+        folder
+            Where to write; it is made if there is none.  An index that is there is replaced.
+
+        Returns
+        -------
+        The folder.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds files of these names that are no index.
+        """
+        path = as_path("folder", folder)
+        if path.is_dir():
+            settle(path)
+            there = [name for name in _NAMES if (path / name).exists()]
+            if there and not _is_ours(path):
+                raise FileExistsError(
+                    f"Expected a folder for a reference, found {', '.join(there)} of something else in {str(path)!r}, "
+                    "which saving would replace. Choose another folder, or remove those."
+                )
+        with written_together(path) as aside:
+            np.save(aside / VECTORS, np.ascontiguousarray(self.vectors, dtype=np.float32))
+            np.save(aside / LABELS, np.asarray(self.codes, dtype=np.int64))
+            about = {
+                "format": _FORMAT,
+                "classes": list(self.classes),
+                "source": _plain(self.source),
+                "checksums": {name: checksum_of(aside / name) for name in (VECTORS, LABELS)},
+            }
+            (aside / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True), encoding="utf-8")
         return path
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> ReferenceIndex:
-        """Read an index from a folder; its vectors are checked part by part and stay on disk.
+        """Read an index from a folder into memory, four bytes for each number of a vector.
 
         Parameters
         ----------
@@ -154,17 +193,70 @@ class ReferenceIndex:
         FileNotFoundError
             If a file is missing.
         ValueError
-            If the folder was written in a format that this version does not know, or a vector is not finite.
+            If the folder was written in a format that this version does not know, a file is damaged or not the one that
+            was saved with the others, or a vector is not finite.
         """
-        path = Path(folder)
-        missing = [name for name in (VECTORS, LABELS, ABOUT) if not (path / name).is_file()]
-        if missing:
-            raise FileNotFoundError(f"Expected a reference in {str(path)!r}, found no {', '.join(missing)} there.")
-        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        if about.get("format") != _FORMAT:
-            raise ValueError(f"Expected a reference in format {_FORMAT}, found format {about.get('format')!r}.")
-        vectors = np.load(path / VECTORS, mmap_mode="r")
-        return cls(vectors, np.load(path / LABELS), tuple(about["classes"]), about["source"])
+        path = as_path("folder", folder)
+        return read_steadily(path, _NAMES, lambda: cls(*_read(path)))
+
+
+_NAMES = (VECTORS, LABELS, ABOUT)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return {"format", "classes"} <= read_json(folder / ABOUT).keys()
+    except (OSError, ValueError):
+        return False
+
+
+def _read(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...], Mapping[str, Any]]:
+    files = {name: placed(folder, name) for name in _NAMES}
+    if missing := [name for name, path in files.items() if path is None]:
+        raise FileNotFoundError(f"Expected a reference in {str(folder)!r}, found no {', '.join(missing)} there.")
+    present = {name: path for name, path in files.items() if path is not None}
+    about = read_json(present[ABOUT])
+    if about.get("format") != _FORMAT:
+        raise ValueError(f"Expected a reference in format {_FORMAT}, found format {about.get('format')!r}.")
+    content = from_dict(_About, about, where=ABOUT)
+    for name, expected in content.checksums.items():
+        if name in present and checksum_of(present[name]) != expected:
+            raise ValueError(
+                f"Expected {str(present[name])!r} to be the file that was saved together with {ABOUT}, found another: "
+                "its checksum differs. Copy the whole folder again, or build the reference anew."
+            )
+    vectors = _read_array(present[VECTORS], "fiu", 2).astype(np.float32, copy=False)
+    codes = _read_array(present[LABELS], "iu", 1).astype(np.int64, copy=False)
+    return vectors, codes, content.classes, content.source
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What the file beside the arrays holds."""
+
+    format: int
+    classes: tuple[str, ...]
+    source: dict[str, Any] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+
+
+def _read_array(path: Path, kinds: str, axes: int) -> NDArray[Any]:
+    """An array of a kind and a number of axes; its header is looked at before memory is taken."""
+    expected = f"Expected {str(path)!r} to hold an array of {axes} axes, found"
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, _, dtype = header(file)
+            there = path.stat().st_size - file.tell()
+    except (ValueError, LookupError, EOFError, SyntaxError, RecursionError, TypeError):
+        raise ValueError(f"{expected} a damaged file. Copy it again, or build the reference anew.") from None
+    wanted = math.prod(shape) * dtype.itemsize
+    if dtype.kind not in kinds or len(shape) != axes:
+        raise ValueError(f"{expected} {dtype} of the shape {shape}.")
+    if there != wanted or min(shape) < 0:
+        raise ValueError(f"{expected} {there:,} bytes instead of {wanted:,} for the shape {shape}. Copy it again.")
+    return np.load(path, allow_pickle=False)
 
 
 def _chosen(backend: Backend) -> str:

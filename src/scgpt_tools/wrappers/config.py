@@ -117,6 +117,9 @@ class scGPTConfig:
                 check_integer(name, getattr(self, name))
         if self.n_input_bins is not None:
             check_integer("n_input_bins", self.n_input_bins, least=0)
+        for name, most in _MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ValueError(f"Expected `{name}` to be at most {most:,}, found {getattr(self, name)}.")
 
     @property
     def needs_batches(self) -> bool:
@@ -147,6 +150,15 @@ _FROM_ARGS = (
     *("scgpt_mode", "use_default_gene_vocab", "name", "model_name", "model_series", "model_type"),
 )
 _RECORD = "wrapper"
+_SIZES = ("ntoken", "d_model", "nhead", "d_hid", "nlayers")
+_MOST = {
+    "nlayers": 10_000,
+    "nlayers_cls": 1_000,
+    "n_cls": 100_000,
+    "num_batch_labels": 100_000,
+    "n_input_bins": 100_000,
+}
+"""Largest numbers of parts, and of rows of tables that no gene is in."""
 
 
 def config_of(model: ModelConfig, vocabulary: Vocabulary, args: Mapping[str, Any]) -> scGPTConfig:
@@ -165,11 +177,15 @@ def config_of(model: ModelConfig, vocabulary: Vocabulary, args: Mapping[str, Any
     -------
     The settings; where a file contradicts the tensors, the tensors count.
     """
-    record = _record(args)
+    record, told = _record(args), _told(model, vocabulary)
     if record.config is not None:
-        return replace(from_dict(scGPTConfig, record.config, where=f"args.json: {_RECORD}"), vocab=vocabulary)
+        config = from_dict(scGPTConfig, record.config, where=f"args.json: {_RECORD}")
+        for name in _SIZES:
+            if getattr(config, name) != told[name]:
+                raise ValueError(f"args.json says {name} = {getattr(config, name)}, but the tensors have {told[name]}.")
+        return replace(config, vocab=vocabulary)
     said = {name: args[key] for name in _FROM_ARGS if args.get(key := ARGS_NAMES.get(name, name)) is not None}
-    return replace(from_dict(scGPTConfig, said | _told(model, vocabulary), where="args.json"), vocab=vocabulary)
+    return replace(from_dict(scGPTConfig, said | told, where="args.json"), vocab=vocabulary)
 
 
 def genes_of(args: Mapping[str, Any]) -> tuple[str, ...] | None:

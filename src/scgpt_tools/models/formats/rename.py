@@ -195,4 +195,4 @@ def _fill(template: str, match: re.Match[str]) -> str:
 
 
 def _shown(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return ", ".join(name[:120] for name in names[:6]) + (", ..." if len(names) > 6 else "")

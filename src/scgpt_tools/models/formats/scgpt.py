@@ -31,12 +31,13 @@ from scgpt_tools.models.formats.rename import LoadReport, Rule, read_names, writ
 from scgpt_tools.models.formats.scgpt_config import (
     CHECKSUMS,
     OWN,
+    check_matrices,
     checksums_in,
     config_from,
     settings_of,
     special_tokens,
 )
-from scgpt_tools.vocabulary import Vocabulary
+from scgpt_tools.vocabulary import CLS, PAD, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -191,7 +192,11 @@ def read(folder: Path) -> Checkpoint:
         check_content(part, expected, ARGS)
     weights, report = from_scgpt(load_tensors(path))
     weights = as_float(weights)
+    check_matrices(weights)
     vocabulary = Vocabulary.from_file(names, **special_tokens(args))
+    for said, usual in ((vocabulary.pad, PAD), (vocabulary.cls, CLS)):
+        if said not in vocabulary and usual in vocabulary:
+            raise ValueError(f"{ARGS} says that a special token is {said!r}, but {VOCABULARY} has {usual!r} instead.")
     vocabulary = _fit(vocabulary, weights, str(path))
     fused = any("Wqkv" in key for key in report.renamed)
     for key, reason in report.dropped.items():
@@ -249,6 +254,8 @@ def _fit(vocabulary: Vocabulary, weights: dict[str, Tensor], source: str) -> Voc
     key = "embedder.genes.table.weight"
     if key not in weights:
         raise ValueError(f"Expected a gene table (encoder.embedding.weight) in {source}, found none.")
+    if not any(not vocabulary.is_special(token) for token in vocabulary):
+        raise ValueError(f"Expected genes in the {VOCABULARY} beside {source}, found none.")
     rows, whole = len(weights[key]), vocabulary.with_specials()
     if len(whole) > rows:
         whole = vocabulary.extended((vocabulary.pad, vocabulary.cls))

@@ -52,6 +52,7 @@ FROM_CELL_STYLES: dict[str, FromCellStyle] = {
     "sum query": "sum",
 }
 VALUE_STYLES: dict[str, ValueStyle] = {"continuous": "continuous", "category": "binned", "scaling": "scale"}
+_MOST = 2**31 - 1
 _MATRICES = ("table.weight", "perturbation.weight", "out.weight", "query.weight", "expand.weight")
 OWN, CHECKSUMS = "scgpt_tools", "checksums"
 """Setting with what scGPT has no words for, and the one in it with the checksums of the other files."""
@@ -85,8 +86,11 @@ class Settings:
         return key in self._content
 
     def whole(self, key: str, *, least: int = 0) -> int | None:
-        """A whole number."""
-        return self.get(key, partial(check_integer, least=least), None)
+        """A whole number that a size can be."""
+        value = self.get(key, partial(check_integer, least=least), None)
+        if value is not None and value > _MOST:
+            raise ValueError(f"Expected `{key}` in `{self._where}` to be at most {_MOST:,}.")
+        return value
 
     def number(self, key: str, default: float) -> float:
         """A finite number."""
@@ -141,7 +145,6 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
         If a setting that tensors cannot tell is absent, or contradicts them.
     """
     settings = Settings(args)
-    _check_matrices(weights)
     n_tokens, dim = weights["embedder.genes.table.weight"].shape
     blocks = [key for key in weights if key.startswith("encoder.blocks.")]
     first = weights.get("encoder.blocks.0.feed_forward.expand.weight")
@@ -190,7 +193,7 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
     )
 
 
-def _check_matrices(weights: Weights) -> None:
+def check_matrices(weights: Weights) -> None:
     """Refuse other tensors where sizes are read off matrices."""
     for key in (key for key in weights if key.endswith(_MATRICES)):
         if weights[key].dim() != 2:
