@@ -401,8 +401,8 @@ class CellModel(nn.Module):
             replaced.
         attention_names
             Spelling of the attention tensors: ``"torch"``, ``"fused"`` (releases up to 0.2.4 with flash attention) or
-            ``"wrapped"`` (0.2.5 with flash attention).  Programs that load by their own list of names, and leave what
-            is not on it at random, may know only some of them: helical knows ``"torch"`` and ``"fused"``.
+            ``"wrapped"`` (0.2.5 with flash attention).  Loaders that skip names which they do not know leave attention
+            at random: helical does so with ``"wrapped"``; for it, take ``"fused"``.
 
         Returns
         -------

@@ -132,11 +132,20 @@ class _Guard:
         finally:
             with suppress(ValueError):
                 hooks["response"].remove(look)
+            if not hasattr(session, "event_hooks"):  # that of requests belongs to this thread
+                session.close()
 
     def _look(self, response: Any) -> None:
+        self.responses.append(response)
+        try:
+            self._check(response)
+        except Exception:
+            response.close()
+            raise
+
+    def _check(self, response: Any) -> None:
         if self.abandoned:
             raise NoAnswerError
-        self.responses.append(response)
         check_names(response.headers)
         sizes = [int(size) for name in _SIZES if (size := response.headers.get(name, "")).isdecimal()]
         if self.most is not None and sizes and max(sizes) > self.most:
