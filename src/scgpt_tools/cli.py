@@ -291,6 +291,10 @@ def _add_function(parser: ArgumentParser, function: Callable[..., Any], *, skip:
         default = {"required": True} if needed else {"default": parameters[name].default}
         parser.add_argument(f"--{name}", type=_FROM_SHELL[name], **default)
         left_out.add(name)
+    if "overwrite" in parameters:
+        # A word alone, as for tables.
+        parser.add_argument("--overwrite", action="store_true")
+        left_out.add("overwrite")
     parser.add_function_arguments(function, skip=left_out, as_group=False)
     _, described = _about(function)
     for action in parser._actions:

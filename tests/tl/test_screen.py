@@ -107,6 +107,60 @@ def test_stores_of_other_screens_are_refused(cells, model, tmp_path, what):
         sct.tl.screen(other, "G0", model, store=tmp_path, **options)
 
 
+def test_another_size_of_minibatches_goes_on(cells, model, tmp_path):
+    first = sct.tl.screen(cells, "G0", model, store=tmp_path, batch_size=64)
+    again = sct.tl.screen(cells, ["G0", "G2"], model, store=tmp_path, batch_size=3)
+    np.testing.assert_array_equal(again.X[0], first.X[0])
+
+
+def test_other_cells_of_the_same_mean_are_refused(cells, model, tmp_path):
+    sct.tl.screen(cells, "G0", model, store=tmp_path, n_controls=None)
+    other = cells.copy()
+    rows = np.flatnonzero(cells.obs["condition"] == "ctrl")
+    dense = other.X.toarray()
+    dense[rows] = dense[rows[::-1]]
+    other.X = dense
+    with pytest.raises(ValueError, match="found other values"):
+        sct.tl.screen(other, "G0", model, store=tmp_path, n_controls=None)
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "swapped", "cut", "empty", "another store's"])
+def test_damaged_files_of_a_store_are_computed_again(cells, model, tmp_path, damage, caplog):
+    first = sct.tl.screen(cells, ["G0", "G1+G9"], model, store=tmp_path / "store")
+    one, two = sorted((tmp_path / "store").glob("*.f4"))
+    contents = one.read_bytes(), two.read_bytes()
+    if damage == "another store's":
+        sct.tl.screen(cells, ["G0", "G1+G9"], model, store=tmp_path / "other", n_controls=5)
+        for path in (tmp_path / "other").glob("*.f4"):
+            (tmp_path / "store" / path.name).write_bytes(path.read_bytes())
+    elif damage == "swapped":
+        one.write_bytes(contents[1])
+        two.write_bytes(contents[0])
+    else:
+        one.write_bytes({"zeroed": bytes(len(contents[0])), "cut": contents[0][:50], "empty": b""}[damage])
+    with caplog.at_level("WARNING", logger="scgpt_tools"):
+        again = sct.tl.screen(cells, ["G0", "G1+G9"], model, store=tmp_path / "store")
+    assert "is damaged, or of something else" in caplog.text
+    np.testing.assert_array_equal(again.X, first.X)
+    assert (one.read_bytes(), two.read_bytes()) == contents
+
+
+def test_a_store_whose_request_is_damaged_is_named(cells, model, tmp_path):
+    sct.tl.screen(cells, "G0", model, store=tmp_path)
+    (tmp_path / "request.json").write_text("{")
+    with pytest.raises(ValueError, match=r"request.json to say what the store was asked for"):
+        sct.tl.screen(cells, "G0", model, store=tmp_path)
+
+
+def test_a_file_in_the_place_of_a_store_is_refused(cells, model, tmp_path, monkeypatch):
+    (tmp_path / "store").write_text("mine")
+    with pytest.raises(OSError, match="folder of the output|to be a folder"):
+        sct.tl.screen(cells, "G0", model, store=tmp_path / "store" / "inner")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sct.tl.screen(cells, "G0", model, store="~/kept")
+    assert len(list((tmp_path / "kept").glob("*.f4"))) == 1
+
+
 SCRIPT = """
 import sys, anndata, scgpt_tools as sct
 sct.settings.show_progress = False

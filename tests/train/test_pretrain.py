@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
 import lightning
@@ -212,6 +213,62 @@ def test_settings_survive_a_round_trip():
     config = read_config(CONFIG)
     assert read_config(json.loads(json.dumps(to_dict(config)))) == config
     assert read_config(config) is config
+
+
+def test_a_model_is_replaced_only_when_that_is_allowed(folder, tmp_path):
+    first = pretrain(CONFIG, data=folder, output=tmp_path / "out")
+    other = changed(train={"epochs": 1, "seed": 1})
+    with pytest.raises(FileExistsError, match="without a model, found one in"):
+        pretrain(other, data=folder, output=tmp_path / "out")
+    fresh = changed(train={"resume": True, "folder": str(tmp_path / "elsewhere")})
+    with pytest.raises(FileExistsError, match="without a model"):
+        pretrain(fresh, data=folder, output=tmp_path / "out")
+    assert_same(weights(CellModel.from_pretrained(tmp_path / "out", device="cpu")), weights(first))
+    second = pretrain(other, data=folder, output=tmp_path / "out", overwrite=True)
+    assert_same(weights(CellModel.from_pretrained(tmp_path / "out", device="cpu")), weights(second))
+
+
+def test_outputs_that_cannot_be_written_are_seen_first(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/inner"):
+        with pytest.raises((FileExistsError, NotADirectoryError), match="found the file|found a file"):
+            pretrain(CONFIG, data=folder, output=tmp_path / place)
+    (tmp_path / "scgpt").mkdir()
+    for name in ("args.json", "vocab.json"):
+        (tmp_path / "scgpt" / name).write_text("{}")
+    torch.save({}, tmp_path / "scgpt" / "best_model.pt")
+    with pytest.raises((ValueError, FileExistsError), match="Expected a folder for"):
+        pretrain(CONFIG, data=folder, output=tmp_path / "scgpt", overwrite=True)
+    monkeypatch.setattr("scgpt_tools._outputs.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match="Expected room for"):
+        pretrain(CONFIG, data=folder, output=tmp_path / "full")
+    assert not (tmp_path / "full").exists()
+
+
+def test_two_runs_do_not_share_a_folder(folder, tmp_path, monkeypatch):
+    module = import_module("scgpt_tools.train.pretrain")
+
+    class Another(lightning.Callback):
+        def on_train_start(self, trainer, pl_module):
+            with monkeypatch.context() as patch, pytest.raises(FileExistsError, match=r"process \d+ on .* is writing"):
+                patch.setattr(module, "fit", fit)
+                pretrain(CONFIG, data=folder, output=tmp_path / "out")
+
+    monkeypatch.setattr(module, "fit", lambda *arguments: fit(*arguments, callbacks=[Another()]))
+    pretrain(CONFIG, data=folder, output=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "run").iterdir()) == [
+        "best.ckpt",
+        "history.csv",
+        "last.ckpt",
+    ]
+
+
+def test_paths_in_the_home_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = changed(data={"paths": ["~/data/first.h5ad"]}, train={"epochs": 1, "folder": "~/run"})
+    pretrain(config, output="~/out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "last.ckpt").is_file()
 
 
 def test_missing_files_are_named(folder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,9 @@ from anndata import AnnData
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
+from scgpt_tools._files import as_path, replace_file
 from scgpt_tools._keys import ScreenKeys
+from scgpt_tools._outputs import check_place, check_room
 from scgpt_tools._validate import check_integer
 from scgpt_tools.data.conditions import control_mask, read_conditions
 from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
@@ -35,6 +37,12 @@ if TYPE_CHECKING:
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.perturbations import Direction, Genes
+
+
+logger = logging.getLogger(__name__)
+
+# Controls that are read at once, and bytes of a checksum.
+_RUN, _CHECKSUM = 64, 32
 
 
 @shared_docs
@@ -80,7 +88,7 @@ def screen(
         Which genes take part and how they are flagged, as in :func:`scgpt_tools.tl.predict_perturbation`.
     store
         Folder for finished perturbations.  A call that was interrupted goes on from there when it is repeated, and one
-        with more perturbations computes those only.
+        with more perturbations computes those only, with any ``batch_size``.  Files that are damaged are computed again.
     batch_size
         Cells computed at once; the memory needed grows with it.  With the number of perturbations only the
         result grows, which is held whole.
@@ -141,8 +149,9 @@ def screen(
     about = predictor.cells.provenance(
         include=include, unknown=unknown, unmeasured=unmeasured, key=key or "", **predictor.flagging()
     )
-    control = _mean_of(predictor, rows)
-    finished = _Store.open(store, _request(about, adata, rows, control), adata.n_vars)
+    control, values = _mean_of(predictor, rows)
+    finished = _Store.open(store, _request(about, adata, rows, values), adata.n_vars)
+    finished.check_room(wanted)
     results = np.empty((2, len(wanted), predictor.source.n_columns), dtype=np.float32)
     with settings.progress((), total=len(wanted), unit="perturbation", show=show_progress) as bar:
         for number, (name, perturbed) in enumerate(wanted.items()):
@@ -167,12 +176,15 @@ def _controls(adata: AnnData, predictor: Predictor, key: str | None, n: int | No
     return rows[sample(predictor.cells.plan.seed, 0, predictor.source.keys[rows], n)]
 
 
-def _mean_of(predictor: Predictor, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    total = np.zeros(predictor.source.n_columns)
-    for start in range(0, len(rows), predictor.cells.plan.batch_size):
-        part = predictor.source.take(rows[start : start + predictor.cells.plan.batch_size])
+def _mean_of(predictor: Predictor, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], str]:
+    """Mean of the controls and a checksum of their values, which are read in runs of a fixed length."""
+    total, found = np.zeros(predictor.source.n_columns), sha256()
+    for start in range(0, len(rows), _RUN):
+        part = predictor.source.take(rows[start : start + _RUN])
         total += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()
-    return total / len(rows)
+        for values in (part.data.astype("<f8"), part.indices.astype("<i8"), part.indptr.astype("<i8")):
+            found.update(values.tobytes())
+    return total / len(rows), found.hexdigest()
 
 
 def _moments(predictor: Predictor, rows: NDArray[np.int64], perturbed: Genes) -> NDArray[np.float32]:
@@ -221,49 +233,82 @@ def _table(
 
 @dataclass(frozen=True)
 class _Store:
-    """Finished perturbations, a file each; without a folder nothing is kept."""
+    """Finished perturbations, a file each; without a folder nothing is kept.
+
+    A file begins with a checksum of what was asked, the perturbation and its values, so that one that is damaged, or of
+    something else, is known and computed again.
+    """
 
     folder: Path | None
     n_columns: int
+    request: str = ""
 
     @classmethod
     def open(cls, folder: str | PathLike[str] | None, request: Mapping[str, str], n_columns: int) -> _Store:
         if folder is None:
             return cls(None, n_columns)
-        path = Path(folder).expanduser()
-        path.mkdir(parents=True, exist_ok=True)
+        path = as_path("store", folder)
+        check_place(path)
         written = path / "request.json"
-        if written.is_file():
-            before = json.loads(written.read_text(encoding="utf-8"))
-            if different := sorted(name for name in request if before.get(name) != request[name]):
-                raise ValueError(
-                    f"Expected the store '{path}' to belong to this screen, found other {', '.join(different)}. Choose "
-                    "another folder, or delete this one."
-                )
-        else:
-            _replace(written, json.dumps(request, indent=1).encode())
-        return cls(path, n_columns)
+        before = _read_request(written) if written.is_file() else request
+        if different := sorted(name for name in request if before.get(name) != request[name]):
+            raise ValueError(
+                f"Expected the store '{path}' to belong to this screen, found other {', '.join(different)}. Choose "
+                "another folder, or delete this one."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dict(request), indent=1)
+        if not written.is_file():
+            replace_file(written, lambda aside: aside.write_text(text, encoding="utf-8"))
+        return cls(path, n_columns, sha256(text.encode()).hexdigest())
+
+    def check_room(self, names: Iterable[str]) -> None:
+        """Refuse to begin if the disk cannot take what is not finished."""
+        if self.folder is not None:
+            size = _CHECKSUM + 8 * self.n_columns
+            check_room(self.folder, size * sum(not path.is_file() for path in map(self._path, names) if path))
 
     def read(self, name: str) -> NDArray[np.float32] | None:
         path = self._path(name)
         if path is None or not path.is_file():
             return None
-        return np.frombuffer(path.read_bytes(), dtype="<f4").reshape(2, self.n_columns)
+        content = path.read_bytes()
+        values = content[_CHECKSUM:]
+        if content[:_CHECKSUM] != self._checksum(name, values):
+            logger.warning("Computing %s again: %s is damaged, or of something else.", name, path)
+            return None
+        return np.frombuffer(values, dtype="<f4").reshape(2, self.n_columns)
 
     def write(self, name: str, found: NDArray[np.float32]) -> None:
-        path = self._path(name)
+        path, values = self._path(name), found.astype("<f4").tobytes()
         if path is not None:
-            _replace(path, found.astype("<f4").tobytes())
+            replace_file(path, lambda aside: aside.write_bytes(self._checksum(name, values) + values))
+
+    def _checksum(self, name: str, values: bytes) -> bytes:
+        return sha256("\n".join([self.request, _key_of(name), ""]).encode() + values).digest()
 
     def _path(self, name: str) -> Path | None:
-        # The order in which genes are written does not matter to the model.
-        key = "+".join(sorted(name.split("+")))
-        return None if self.folder is None else self.folder / f"{sha256(key.encode()).hexdigest()[:32]}.f4"
+        return None if self.folder is None else self.folder / f"{sha256(_key_of(name).encode()).hexdigest()[:32]}.f4"
 
 
-def _request(
-    about: Mapping[str, Any], adata: AnnData, rows: NDArray[np.int64], control: NDArray[np.float64]
-) -> dict[str, str]:
+def _key_of(name: str) -> str:
+    """The order in which genes are written does not matter to the model."""
+    return "+".join(sorted(name.split("+")))
+
+
+def _read_request(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"Expected {path} to say what the store was asked for, found it damaged. Delete the store, or choose another."
+        )
+    return found
+
+
+def _request(about: Mapping[str, Any], adata: AnnData, rows: NDArray[np.int64], values: str) -> dict[str, str]:
     """What has to agree for finished perturbations to be of use."""
 
     def digest(names: Iterable[str]) -> str:
@@ -272,14 +317,7 @@ def _request(
     return {
         "model": str(about["model"]["checksum"]),
         "controls": digest(adata.obs_names[rows]),
-        "values": sha256(control.tobytes()).hexdigest(),
+        "values": values,
         "genes": digest(adata.var_names),
         "settings": json.dumps({name: str(value) for name, value in about["params"].items()}, sort_keys=True),
     }
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)

@@ -6,15 +6,20 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from scgpt_tools._files import replace_file
+from scgpt_tools._outputs import hold, let_go
+from scgpt_tools.data.epochs import this_process
 from scgpt_tools.train.diagnosis import not_finite
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lightning.pytorch.plugins.io import CheckpointIO
 
 
@@ -76,6 +81,39 @@ def read_state(path: Path, fields: Fields = _WEIGHTS) -> dict[str, Any]:
     if bad := not_finite(written["state_dict"].items()):
         raise ValueError(f"Expected finite weights in {path}, found NaN or infinity in {len(bad)} tensors. {advice}")
     return dict(written)
+
+
+@contextmanager
+def run_folder(folder: Path) -> Iterator[Path]:
+    """Keep other runs from a folder; the processes of one run share it.
+
+    Parameters
+    ----------
+    folder
+        Where the states of the run go.
+
+    Yields
+    ------
+    The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If another run is under way there.
+    """
+    # It is optional.
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    if getattr(rank_zero_only, "rank", 0) or this_process()[0]:
+        yield folder
+        return
+    lock = folder / ".lock"
+    descriptor = hold(lock, f"'{folder}'")
+    try:
+        yield folder
+    finally:
+        lock.unlink(missing_ok=True)
+        let_go(descriptor)
 
 
 def whole_files() -> CheckpointIO:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._files import as_path
 from scgpt_tools._validate import check_fraction, check_integer
 from scgpt_tools.data.cell_splits import split_cells
 from scgpt_tools.data.epochs import Sampling, check_sampling
@@ -193,7 +194,7 @@ def find_files(paths: Sequence[str], folder: Path) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in paths:
-        pattern = Path(path)
+        pattern = as_path("paths", path)
         root = Path(pattern.anchor) if pattern.is_absolute() else folder
         matches = sorted(root.glob(str(pattern.relative_to(pattern.anchor))))
         if not matches:

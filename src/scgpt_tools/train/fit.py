@@ -15,12 +15,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from scgpt_tools._files import as_folder
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice, check_integer, check_number, check_text, check_type
 from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
-from scgpt_tools.train.checkpoints import Fields, read_state, whole_files
+from scgpt_tools.train.checkpoints import Fields, read_state, run_folder, whole_files
 from scgpt_tools.train.diagnosis import LossNotFiniteError, not_finite
 from scgpt_tools.train.optim import OptimizerConfig
 from scgpt_tools.train.randomness import own_random_numbers
@@ -338,8 +339,8 @@ def _monitored(config: FitConfig, objectives: Sequence[Objective], *, validates:
 def _folder(config: FitConfig) -> Iterator[Path]:
     """The folder asked for, or one for the time of the run, which the best weights are kept in."""
     if config.folder is not None:
-        config.folder.mkdir(parents=True, exist_ok=True)
-        yield config.folder
+        with run_folder(as_folder("folder", config.folder)) as folder:
+            yield folder
         return
     with TemporaryDirectory(prefix="scgpt-tools-") as folder:
         yield Path(folder)

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from scgpt_tools._files import as_path
 from scgpt_tools._lookup import lookup
-from scgpt_tools._validate import check_type
+from scgpt_tools._outputs import check_place, check_room
+from scgpt_tools._validate import check_flag, check_type
 from scgpt_tools.config import from_dict, from_yaml
 from scgpt_tools.data.epochs import this_process
 from scgpt_tools.data.module import CellDataModule
+from scgpt_tools.models import formats
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.families import scgpt
 from scgpt_tools.objectives import build_objectives
@@ -91,6 +94,7 @@ def pretrain(
     *,
     data: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> CellModel:
     """Train a model from scratch and save it :cite:p:`Cui2024`.
 
@@ -103,6 +107,9 @@ def pretrain(
         Folder that relative paths of data start from; ``None`` takes the working directory.
     output
         Folder to save the model to; ``None`` takes that of the configuration.
+    overwrite
+        Replace a model in that folder.  A run that goes on from its last checkpoint, with ``train.resume``, may replace
+        its own.
 
     Returns
     -------
@@ -116,13 +123,20 @@ def pretrain(
         If Lightning is not installed.
     FileNotFoundError
         If a file of the data is absent.
+    FileExistsError
+        If the output folder holds a model that may not be replaced, or another process trains there.
+    OSError
+        If the output cannot be written, or the disk has no room for the checkpoints.
     ValueError
         If the configuration has an unknown key or a value that cannot be.
     LossNotFiniteError
         If the loss becomes NaN or infinite.
     """
     config = read_config(config)
-    folder, target = Path(data or "."), Path(output or config.output)
+    folder = as_path("data", "." if data is None else data)
+    target = as_path("output", config.output if output is None else output)
+    run = target / "run" if config.train.folder is None else config.train.folder.expanduser()
+    _check_output(target, run, resume=config.train.resume, overwrite=check_flag("overwrite", overwrite))
     with open_collection(config.data, folder) as collection:
         counts = collection.count_cells()
         vocabulary = _vocabulary(config, counts, folder)
@@ -131,18 +145,38 @@ def pretrain(
         logger.info(
             "Training on %d cells and %d genes of %d files.", len(cells.train), len(vocabulary), len(collection.sources)
         )
-        settings = replace(config.train, folder=config.train.folder or target / "run")
+        # Weights, the two moments of the optimiser and a copy that is being written; and the best weights and the model.
+        check_room(run, 10 * sum(parameter.nbytes for parameter in model.parameters()))
+        settings = replace(config.train, folder=run)
         fit(model, cells, build_objectives(config.objectives), settings)
     if this_process()[0] == 0:
         model.save(target)
     return model
 
 
+def _check_output(target: Path, run: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse what could not be written after a long run, or should not."""
+    formats.check_target(target)
+    for place in (target, run):
+        if place.exists() and not place.is_dir():
+            raise FileExistsError(f"Expected a folder for the output, found the file '{place}'.")
+        check_place(place)
+    goes_on = resume and (run / "last.ckpt").is_file()
+    if formats.FORMATS["native"].recognise(target) and not overwrite and not goes_on and this_process()[0] == 0:
+        raise FileExistsError(
+            f"Expected an output folder without a model, found one in '{target}'. Choose another, or allow overwriting it."
+        )
+
+
 def read_config(config: PretrainConfig | Mapping[str, Any] | str | PathLike[str]) -> PretrainConfig:
     """Read a configuration in any of the forms that :func:`pretrain` takes."""
     if isinstance(config, PretrainConfig):
         return config
-    return from_dict(PretrainConfig, config) if isinstance(config, Mapping) else from_yaml(PretrainConfig, Path(config))
+    return (
+        from_dict(PretrainConfig, config)
+        if isinstance(config, Mapping)
+        else from_yaml(PretrainConfig, as_path("config", config))
+    )
 
 
 def build_corruption(spec: Mapping[str, Any]) -> Corruption:
@@ -185,7 +219,7 @@ def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:
 
 def _vocabulary(config: PretrainConfig, counts: pd.DataFrame, folder: Path) -> Vocabulary:
     if config.vocabulary.path is not None:
-        return Vocabulary.from_file(folder / config.vocabulary.path).with_specials()
+        return Vocabulary.from_file(folder / config.vocabulary.path.expanduser()).with_specials()
     return collect_vocabulary(counts, config.vocabulary)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scgpt_tools.models.config import ModelConfig
     from scgpt_tools.vocabulary import Vocabulary
 
-__all__ = ["FORMATS", "Checkpoint", "Format", "read", "write"]
+__all__ = ["FORMATS", "Checkpoint", "Format", "check_target", "read", "write"]
 
 FORMATS: dict[str, Format] = {"native": NATIVE, "scgpt": SCGPT}
 
@@ -69,6 +69,13 @@ def write(
     FileExistsError
         If the folder holds files of these names that this package did not write.
     """
+    place = check_target(folder, format)
+    FORMATS[format].write(place, config, vocabulary, weights, **options)
+    return place
+
+
+def check_target(folder: str | PathLike[str], format: str = "native") -> Path:
+    """Refuse a folder that :func:`write` would refuse, before any work begins; returns it."""
     folder, kind = as_path("folder", folder), lookup(FORMATS, format, "checkpoint format")
     if folder.is_dir():
         settle(folder)
@@ -88,7 +95,6 @@ def write(
                 f"Expected a folder for {kind.files}, found {there} of something else in {str(folder)!r}, which saving "
                 "would replace. Choose another folder, or remove those."
             )
-    kind.write(folder, config, vocabulary, weights, **options)
     return folder
 
 
