@@ -15,6 +15,7 @@ import scanpy as sc
 import torch
 from matplotlib.figure import Figure
 
+from scgpt_tools._files import as_path
 from scgpt_tools.data.cell_splits import split_cells
 from scgpt_tools.datasets import pbmc_demo
 from scgpt_tools.metrics.embedding import score_clusters
@@ -97,7 +98,7 @@ def run_demo(output: str | PathLike[str], *, model: str | PathLike[str] = "scgpt
     -------
     Cells, scores and files.
     """
-    folder = Path(output)
+    folder = as_path("output", output)
     folder.mkdir(parents=True, exist_ok=True)
     adata = pbmc_demo()
     unseen = unseen_cells(zoo.fetch(model) / RECIPE, adata.obs_names)
