@@ -9,20 +9,35 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 TEST_THREADS ?= 1
 TEST_PROCESSES ?= 2
 
+# What the long campaign runs.
+CAMPAIGN := tests/campaign
+
+# The newest versions of everything need Python 3.12 or newer and have an environment of their own.
+PYTHON_NEWEST ?= python3.13
+NEWEST ?= .venv-newest
+
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-newest campaign lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/scgpt-tools demo
 
-test: export OMP_NUM_THREADS := $(TEST_THREADS)
-test: export NUMBA_NUM_THREADS := $(TEST_THREADS)
-test: export MPLBACKEND := agg
+test test-newest campaign: export OMP_NUM_THREADS := $(TEST_THREADS)
+test test-newest campaign: export NUMBA_NUM_THREADS := $(TEST_THREADS)
+test test-newest campaign: export MPLBACKEND := agg
 test: lint
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 	@$(MAKE) --no-print-directory docs
+
+test-newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
+
+# Bad inputs, kills and full disks, all of them; `make test` has a sample.
+campaign: export SCT_CAMPAIGN := long
+campaign: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist worksteal $(CAMPAIGN)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -33,7 +48,7 @@ docs: $(VENV)/.installed-test
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) docs/_build docs/api/generated
+	rm -rf $(VENV) $(NEWEST) docs/_build docs/api/generated
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Expected Python 3.11 or newer, found " + sys.version)'
@@ -50,4 +65,9 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "Installing the tools that tests and documentation need ..."
 	@$(PIP) install -c constraints.txt -e . --group test --group typecheck --group doc
+	@touch $@
+
+$(NEWEST)/.installed: pyproject.toml constraints-newest.txt
+	@test -x $(NEWEST)/bin/python || $(PYTHON_NEWEST) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python -m pip -qq --no-input install -c constraints-newest.txt -e ".[pert]" --group test
 	@touch $@

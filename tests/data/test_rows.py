@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import zarr
 from mudata import MuData
 
+from mudatas import without_pulling
 from scgpt_tools.data import matrices
 from scgpt_tools.data.rows import RowSource, row_keys, table_of
 
@@ -170,7 +171,7 @@ def test_memory_is_bounded_by_a_block(tmp_path, monkeypatch, form):
 @pytest.fixture
 def mdata(adata, counts) -> MuData:
     protein = ad.AnnData(counts[:8, :3], obs=adata.obs.iloc[:8][[]], var=pd.DataFrame(index=["P1", "P2", "P3"]))
-    with pytest.warns(FutureWarning, match="pull"):
+    with without_pulling():
         return MuData({"rna": adata, "prot": protein})
 
 

@@ -74,7 +74,8 @@ def run_de(folder: Path, case: dict) -> None:
         score = expected[f"score::{name}"]
         size = np.abs(ranking.scores()[row])
         if what == "order":
-            np.testing.assert_allclose(ranking.statistics["scores"][row], score, rtol=1e-4, atol=1e-5)
+            # By gene, since versions of scanpy put genes of equal size in orders of their own.
+            np.testing.assert_allclose(ranking.scores()[row][values], score, rtol=1e-4, atol=1e-5)
             check_order(ranking.order[row], values, size)
         elif what.startswith("top"):
             check_order(lists[what][name], values, size)

@@ -179,7 +179,7 @@ def test_pairs_of_joined_tables_are_refused():
 
 def test_rankings_have_one_group_for_a_set_of_genes():
     adata = screen(6)
-    labels = adata.obs["condition"].astype(object).to_numpy()
+    labels = adata.obs["condition"].astype(object).to_numpy(copy=True)
     labels[np.flatnonzero(labels == "G0+G1")[::2]] = "G1+G0"
     adata.obs["condition"] = labels
     with pytest.warns(UserWarning, match=r"'G1\+G0'.*are taken for 'G0\+G1'"):

@@ -25,7 +25,7 @@ SPELLINGS = {
 
 def respelled(adata, *ways):
     """Every second cell of some conditions with another spelling."""
-    labels = adata.obs["condition"].astype(object).to_numpy()
+    labels = adata.obs["condition"].astype(object).to_numpy(copy=True)
     for way in ways:
         written, other = SPELLINGS[way]
         labels[np.flatnonzero(labels == written)[::2]] = other

@@ -183,7 +183,7 @@ def test_bad_input(cells, truth, model):
 
 
 def test_a_condition_with_one_cell_is_refused(cells, truth):
-    keep = (cells.obs["condition"] != "G0+G6").to_numpy()
+    keep = (cells.obs["condition"] != "G0+G6").to_numpy(copy=True)
     keep[np.flatnonzero(~keep)[0]] = True
     few = cells[keep].copy()
     with pytest.raises(ValueError, match="G0\\+G6"):
