@@ -202,4 +202,6 @@ def as_generator(rng: RngLike) -> np.random.Generator:
     """A generator from a seed, a generator (taken as it is) or ``None``."""
     if isinstance(rng, bool) or not (rng is None or isinstance(rng, Integral | np.random.Generator)):
         raise TypeError(f"Expected `rng` to be a seed, a numpy.random.Generator or None, found {type(rng).__name__}.")
+    if isinstance(rng, Integral) and rng < 0:
+        raise ValueError(f"Expected `rng` to be at least 0, found {rng}.")
     return np.random.default_rng(rng)

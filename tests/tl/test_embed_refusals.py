@@ -66,6 +66,7 @@ REFUSALS = {
     "no batch": (None, {"batch_size": 0}, ValueError, "`batch_size` to be at least 1, found 0"),
     "half a batch": (None, {"batch_size": 2.5}, TypeError, "`batch_size` to be a whole number"),
     "no length": (None, {"length": 0}, ValueError, "`length` to be at least 1"),
+    "no room for a gene": (None, {"length": 1}, ValueError, "`length` to be at least 2"),
     "unknown precision": (None, {"precision": "fp8"}, ValueError, "`precision`"),
     "fp16 on a CPU": (None, {"precision": "fp16"}, ValueError, "needs a GPU"),
     "unknown attention": (None, {"attention": "fash"}, ValueError, "`attention`"),
@@ -124,7 +125,8 @@ def test_a_cell_without_tokens_at_all_is_zero(adata, make_model):
     X = adata.X.toarray()
     X[2] = 0
     adata.X = sp.csr_matrix(X)
-    found = embed(adata, make_model(cls=False), pooling="mean")
+    with pytest.warns(UserWarning, match="found 1 of 12 without any"):
+        found = embed(adata, make_model(cls=False), pooling="mean")
     assert not found[2].any()
     np.testing.assert_allclose(np.linalg.norm(np.delete(found, 2, axis=0), axis=1), 1, atol=1e-6)
 
@@ -175,7 +177,7 @@ def test_values_in_the_wrong_unit_are_worth_a_warning(adata, make_model):
 # Size -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:Only .* match one of:UserWarning")
+@pytest.mark.filterwarnings("ignore:Only .* match one of:UserWarning", "ignore:Expected cells with known:UserWarning")
 def test_memory_does_not_grow_with_the_table(vocabulary, make_model, tmp_path, monkeypatch):
     """A file of 19 MB more costs its embeddings and some names, not its matrix."""
     import tracemalloc

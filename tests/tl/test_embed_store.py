@@ -550,7 +550,7 @@ def test_names_are_strings_of_any_length(adata, model, source, tmp_path):
 # Size ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:Only .* match one of:UserWarning")
+@pytest.mark.filterwarnings("ignore:Only .* match one of:UserWarning", "ignore:Expected cells with known:UserWarning")
 def test_memory_does_not_grow_with_the_number_of_cells(make_model, tmp_path):
     """Not even by the result, the names and the row pointers: 10 MB more on disk are some kB more in memory."""
     import tracemalloc

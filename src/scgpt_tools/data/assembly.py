@@ -47,8 +47,11 @@ def assemble(
         for name, filler in padding.items()
         if getattr(parts[0], name) is not None
     }
-    index = torch.cat([part.require("index") for part in parts])
-    return parts[0].replace(**fields, index=index).select(_places(index.numpy(), cells))
+    for name in ("index", "expressed"):
+        if getattr(parts[0], name) is not None:
+            fields[name] = torch.cat([part.require(name) for part in parts])
+    index = fields["index"]
+    return parts[0].replace(**fields).select(_places(index.numpy(), cells))
 
 
 def _widened(tensor: Tensor, width: int, filler: float) -> Tensor:

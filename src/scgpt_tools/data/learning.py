@@ -87,14 +87,17 @@ def open_to_learn(
                 f"{type(data).__name__} and the modalities {[part.name for part in config.parts]} of the model."
             )
         rows = open_rows(data, config, layer=layer, modality=modality)
+        rows.check_memory()
         return Learning(rows, match_rows(rows, vocabulary, config, matching), config)
     parts = resolve_modalities(data.mod, modalities, like={name: getattr(config, name) for name in _OF_PARTS})
     rows = ModalityRows(data, modalities=[part.name for part in parts], layer=layer)
+    rows.check_memory()
     _refuse_strangers(rows)
-    every = FeatureTable.from_mudata(data, vocabulary, parts, **matching.arguments())
+    how = {"totals": {name: part.totals for name, part in rows.parts.items()}, **matching.arguments()}
+    every = FeatureTable.from_mudata(data, vocabulary, parts, **how)
     parts = tuple(choose_features(rows, own, part, seed=seed) for part, own in zip(parts, every.parts, strict=True))
     if any(part.keep is not None for part in parts):
-        every = FeatureTable.from_mudata(data, vocabulary, parts, **matching.arguments())
+        every = FeatureTable.from_mudata(data, vocabulary, parts, **how)
     parts = tuple(with_statistics(rows, own, part, seed=seed) for part, own in zip(parts, every.parts, strict=True))
     config = replace(config, modalities=modality_names(parts), parts=parts, length=None)
     return Learning(rows, every, config)

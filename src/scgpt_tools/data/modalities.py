@@ -122,6 +122,11 @@ class ModalityRows:
         for part in self.parts.values():
             part.check()
 
+    def check_memory(self) -> None:
+        """Do that for matrices in memory; see :meth:`~scgpt_tools.data.rows.RowSource.check_memory`."""
+        for part in self.parts.values():
+            part.check_memory()
+
 
 def cell_columns(data: AnnData | MuData) -> pd.DataFrame:
     """Columns of the cells: ``obs``, of a MuData with those of its modalities (:func:`joint_obs`)."""

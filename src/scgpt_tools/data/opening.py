@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from scgpt_tools._lookup import lookup
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.modalities import ModalityRows, has_modalities
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.tokens.features import FeatureTable
@@ -16,12 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
+    from numpy.typing import NDArray
 
     from scgpt_tools._types import Layers
     from scgpt_tools.data.rows import Rows
-    from scgpt_tools.tokens.matching import Duplicates
+    from scgpt_tools.tokens.matching import Duplicates, Totals
     from scgpt_tools.tokens.modalities import ModalityConfig
     from scgpt_tools.tokens.names import NameTable
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
@@ -36,7 +41,7 @@ class Matching:
     symbols: NameTable | str | None = None
     aliases: NameTable | None = None
     ignore_case: bool = False
-    duplicates: Duplicates = "first"
+    duplicates: Duplicates = "most_counts"
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of :meth:`~scgpt_tools.tokens.FeatureTable.from_var`."""
@@ -110,7 +115,9 @@ def open_rows(
     return ModalityRows(data, modalities=there, layer=_of_these(layer, there))
 
 
-def match_rows(rows: Rows, vocabulary: Vocabulary, config: TokenizerConfig, matching: Matching) -> FeatureTable:
+def match_rows(
+    rows: Rows, vocabulary: Vocabulary, config: TokenizerConfig, matching: Matching, *, totals: Totals | None = None
+) -> FeatureTable:
     """Features of rows for a tokenizer whose vocabulary is fixed.
 
     Parameters
@@ -123,6 +130,8 @@ def match_rows(rows: Rows, vocabulary: Vocabulary, config: TokenizerConfig, matc
         Of the tokenizer.
     matching
         How names are matched.
+    totals
+        Sums of columns, where the rows are only some of those that count; of one modality.
 
     Returns
     -------
@@ -131,18 +140,46 @@ def match_rows(rows: Rows, vocabulary: Vocabulary, config: TokenizerConfig, matc
     if isinstance(rows, ModalityRows):
         parts: list[ModalityConfig] = [part for part in config.parts if part.name in rows.parts]
         return FeatureTable.from_mudata(
-            rows.mdata, vocabulary, parts, extend=False, numbering=config.modalities, **matching.arguments()
+            rows.mdata,
+            vocabulary,
+            parts,
+            extend=False,
+            numbering=config.modalities,
+            totals={name: part.totals for name, part in rows.parts.items()},
+            **matching.arguments(),
         )
     assert isinstance(rows, RowSource)  # noqa: S101 - there are no others
-    return FeatureTable.from_var(rows.var, vocabulary, **matching.arguments())
+    return FeatureTable.from_var(rows.var, vocabulary, totals=totals or rows.totals, **matching.arguments())
 
 
-def warn_about_rows(rows: Rows, config: TokenizerConfig, *, stacklevel: int = 2) -> None:
+def warn_about_rows(rows: Rows, config: TokenizerConfig) -> None:
     """Warn if values do not look like what a tokenizer was made for; see :func:`warn_about_units`."""
     parts = rows.parts.values() if isinstance(rows, ModalityRows) else [rows]
     for part in parts:
         assert isinstance(part, RowSource)  # noqa: S101 - there are no others
-        warn_about_units(part.sample(), config.expects, stacklevel=stacklevel + 1)
+        warn_about_units(part.sample(), config.expects)
+
+
+def warn_about_empty(expressed: NDArray[np.int64], names: pd.Index, where: str, consequence: str) -> None:
+    """Warn of cells in which nothing that a model knows is above zero.
+
+    Parameters
+    ----------
+    expressed
+        (cells,) known features above zero, negative for cells that were not measured.
+    names
+        Names of the cells.
+    where
+        Which modality, as ``" of 'rna'"``; empty for tables of one.
+    consequence
+        What becomes of such cells, as a sentence.
+    """
+    empty = np.flatnonzero(expressed == 0)
+    if empty.size:
+        warn_user(
+            f"Expected cells with known features{where} above zero, found {empty.size:,} of "
+            f"{int((expressed >= 0).sum()):,} without any (first: {str(names[empty[0]])!r}). {consequence}"
+        )
 
 
 def _of_these(layer: Layers, names: Sequence[str]) -> Layers:

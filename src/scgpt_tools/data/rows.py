@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from scgpt_tools._lookup import lookup
-from scgpt_tools._validate import check_integer, check_key
-from scgpt_tools.data.matrices import reader, take
+from scgpt_tools._validate import check_finite, check_integer, check_key
+from scgpt_tools.data.matrices import in_memory, is_sound, reader, take
 from scgpt_tools.tokens import kernels
 from scgpt_tools.tokens.values import canonical
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
     from numpy.typing import ArrayLike, NDArray
+
+    from scgpt_tools.tokens.matching import Totals
 
 # Cells that show in which unit a matrix is: some runs of neighbours from all over the table.
 _RUNS, _RUN = 8, 32
@@ -72,6 +73,9 @@ class Rows(Protocol):
     def take(self, indices: ArrayLike) -> sp.csr_matrix:
         """Read some rows."""
 
+    def check_memory(self) -> None:
+        """Refuse bad values of what is in memory."""
+
 
 class RowSource:
     """Rows of an AnnData, or of one modality of a MuData.
@@ -108,8 +112,11 @@ class RowSource:
             layers = [name for name in self.adata.layers if name is not None]
             raise ValueError(f"Expected a matrix in `X`, found none. Pass `layer=` one of {layers}.")
         self._read = reader(X)
-        self.in_memory = isinstance(X, np.ndarray) or sp.issparse(X)
+        self.in_memory = in_memory(X)
         """Whether the values are in memory rather than on disk or yet to be computed."""
+        self._whole = X if self.in_memory and self._rows is None and self._columns is None else None
+        self.bins: int | None = None
+        """Number of bins, zero included, where the values have to be bins; any other value is refused then."""
         self._base_width: int = X.shape[1]
 
     def __len__(self) -> int:
@@ -193,6 +200,30 @@ class RowSource:
         for _ in self.blocks():
             pass
 
+    def check_memory(self) -> None:
+        """Do that for a matrix in memory, which costs next to nothing; a file is looked at block by block instead."""
+        if not self.in_memory or (self.bins is None and self._whole is not None and is_sound(self._whole)):
+            return
+        self.check()
+
+    def totals(self, columns: ArrayLike) -> NDArray[np.float64]:
+        """Sums of some columns over all cells, read block by block.
+
+        Parameters
+        ----------
+        columns
+            Column numbers.
+
+        Returns
+        -------
+        One number per column.
+        """
+        chosen = np.asarray(columns, dtype=np.int64)
+        total = np.zeros(chosen.size)
+        for block in self.blocks(columns=chosen):
+            total += np.asarray(block.X.sum(axis=0, dtype=np.float64)).ravel()
+        return total
+
     def sample(self) -> sp.csr_matrix:
         """A few hundred cells from all over the table, to see what kind of values it holds.
 
@@ -206,15 +237,25 @@ class RowSource:
 
     def _refuse_bad(self, X: sp.csr_matrix, index: NDArray[np.int64]) -> None:
         bad = kernels.find_bad(X.data, 0, X.data.size)
+        if bad < 0 and self.bins is not None:
+            strange = (X.data >= self.bins) | (X.data != np.rint(X.data))
+            bad = int(strange.argmax()) if strange.any() else -1
         if bad < 0:
             return
         row = int(index[np.searchsorted(X.indptr, bad, side="right") - 1])
         place = "`X`" if self.layer is None else f"layer {self.layer!r}"
         place = place if self.modality is None else f"{place} of modality {self.modality!r}"
+        found = (
+            f"found {X.data[bad]} in cell {str(self.names[row])!r}, gene {str(self.adata.var_names[X.indices[bad]])!r}."
+        )
+        if self.bins is not None:
+            raise ValueError(
+                f"Expected bins, whole numbers from 0 to {self.bins - 1}, in {place}, {found} Run `sct.pp.tokenize`."
+            )
+        raw = "" if getattr(self.adata, "raw", None) is None else ", which `adata.raw.to_adata()` may have"
         raise ValueError(
-            f"Expected finite values that are not negative in {place}, found {X.data[bad]} in cell "
-            f"{str(self.names[row])!r}, gene {str(self.adata.var_names[X.indices[bad]])!r}. Use counts or log1p values, "
-            "not scaled ones."
+            f"Expected finite values that are not negative in {place}, {found} Use counts or log1p values{raw}, not "
+            "scaled ones."
         )
 
 
@@ -244,6 +285,11 @@ def table_of(data: AnnData | MuData, modality: str | None = None) -> AnnData:
     return data
 
 
+def totals_of(table: AnnData) -> Totals | None:
+    """Sums of columns of ``X``, of which nothing is read before they are asked for; ``None`` without an ``X``."""
+    return None if table.X is None else RowSource(table).totals
+
+
 def slots_of(data: AnnData | MuData, modality: str | None = None) -> AnnData | MuData:
     """Where results about cells are written: the table itself, or the named modality of a MuData.
 
@@ -259,6 +305,40 @@ def slots_of(data: AnnData | MuData, modality: str | None = None) -> AnnData | M
     What has the slots.
     """
     return data if modality is None else table_of(data, modality)
+
+
+def plain_vectors(found: Any, where: str) -> NDArray[np.float32]:
+    """An embedding as an array, whatever kind of matrix or frame it is kept as.
+
+    Parameters
+    ----------
+    found
+        Entry of ``obsm``.
+    where
+        What to call it in messages.
+
+    Returns
+    -------
+    (cells, dimensions) float32, finite.
+    """
+    if isinstance(found, np.ma.MaskedArray) and np.ma.getmaskarray(found).any():
+        raise ValueError(f"Expected {where} without a mask, found one. Fill what is missing, or leave such cells out.")
+    if hasattr(found, "compute"):
+        found = found.compute()
+    array = np.asarray(found.toarray() if hasattr(found, "toarray") else found)
+    if array.dtype.kind == "O":  # a frame with columns of several types
+        array = np.asarray(found, dtype=np.float64) if _all_numbers(found) else array
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"Expected numbers, (cells, dimensions), in {where}, found shape {array.shape} of type {array.dtype}."
+        )
+    vectors = np.asarray(array, dtype=np.float32)
+    check_finite(where, vectors, "Leave such cells out, or embed them again.")
+    return vectors
+
+
+def _all_numbers(found: Any) -> bool:
+    return isinstance(found, pd.DataFrame) and all(pd.api.types.is_numeric_dtype(kind) for kind in found.dtypes)
 
 
 def row_keys(names: pd.Index | ArrayLike) -> NDArray[np.uint64]:

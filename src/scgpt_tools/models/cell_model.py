@@ -17,6 +17,7 @@ from torch import nn
 from scgpt_tools.models import formats, zoo
 from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
+from scgpt_tools.models.precision import resolve_device
 from scgpt_tools.nn.attention import (
     PACKED,
     PackedLayout,
@@ -39,7 +40,6 @@ from scgpt_tools.nn.heads import (
 from scgpt_tools.nn.output import CellOutput
 from scgpt_tools.nn.pooling import pool
 from scgpt_tools.nn.transformer import Transformer
-from scgpt_tools.settings import settings
 from scgpt_tools.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -356,7 +356,7 @@ class CellModel(nn.Module):
         folder = zoo.fetch(
             model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
         )
-        return cls._of_checkpoint(formats.read(folder), zoo.display_name(model)).to(pick_device(device)).eval()
+        return cls._of_checkpoint(formats.read(folder), zoo.display_name(model)).to(resolve_device(device)).eval()
 
     @classmethod
     def _of_checkpoint(cls, checkpoint: formats.Checkpoint, name: str) -> CellModel:
@@ -419,16 +419,6 @@ class CellModel(nn.Module):
         return formats.write(
             folder, self.config, self.vocabulary, self.state_dict(), "scgpt", attention_names=attention_names
         )
-
-
-def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """Choose a device: the one asked for, else ``settings.device``, else CUDA, MPS or CPU, whichever comes first."""
-    device = device or settings.device
-    if device is not None and str(device) != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _groups(mask: Tensor, n_tokens: int) -> list[slice]:

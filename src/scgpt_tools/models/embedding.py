@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -18,7 +19,6 @@ from scgpt_tools.models.precision import autocast
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -69,11 +69,18 @@ def computed_rows(
     Yields
     ------
     Row numbers (b,) and their results (b, width), in the order of computing: by blocks, within one by length.
+
+    Raises
+    ------
+    ValueError
+        If a result is not finite.
     """
     _keep_freed_memory()
     with torch.inference_mode(), autocast(plan.precision, model.device):
         for batch in prefetched(_batches(source, plan)):
-            yield batch.require("index").numpy(), compute(batch).float().cpu().numpy()
+            rows, values = batch.require("index").numpy(), compute(batch).float().cpu().numpy()
+            _refuse_strange(values, rows, source, plan)
+            yield rows, values
 
 
 def cell_embeddings(
@@ -126,6 +133,18 @@ def class_probabilities(model: CellModel, batch: TokenBatch, *, attention: str |
     head = cast("ClassifierHead", model.heads["cell_type"])
     # The head reads the cell embedding alone, so the last layer need not compute the other tokens.
     return head.logits(model.embed_cells(batch, attention=attention)).float().softmax(dim=1)
+
+
+def _refuse_strange(values: NDArray[np.float32], rows: NDArray[np.int64], source: Rows, plan: RowPlan) -> None:
+    """No result that is not a number gets past the walk, whatever the task."""
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"Expected finite results, found NaN or infinite numbers for {int(bad.sum())} of {len(rows)} cells in the "
+            f"first minibatch that has such (first: {str(source.names[rows[bad.argmax()]])!r}). The weights may be "
+            f"damaged, or numbers may have grown too large for {plan.precision!r}: load the model anew, or pass "
+            "precision='fp32'."
+        )
 
 
 def _keep_freed_memory() -> None:

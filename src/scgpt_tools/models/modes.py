@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from torch import nn
+
+class _Mode(NamedTuple):
+    """What a part of a model is put back to when the last of its users is done."""
+
+    users: int
+    training: bool
+
+
+_MODES: WeakKeyDictionary[nn.Module, _Mode] = WeakKeyDictionary()
+_LOCK = Lock()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and each of its parts back in its own mode at the end, errors included."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
+    """Put a model in eval mode, and each of its parts back in its own mode at the end, errors included.
+
+    Several threads may share a model, or parts of one: modes come back when the last of them is done.
+    """
+    with _LOCK:
+        parts = list(model.modules())
+        for part in parts:
+            before = _MODES.get(part, _Mode(0, part.training))
+            _MODES[part] = _Mode(before.users + 1, before.training)
+        model.eval()
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        with _LOCK:
+            for part in parts:
+                users, training = _MODES.pop(part)
+                if users > 1:
+                    _MODES[part] = _Mode(users - 1, training)
+                else:
+                    part.training = training
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Number formats of matrix products, chosen by the caller and never inside a part."""
+"""Devices and number formats of matrix products, chosen by the caller and never inside a part."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from scgpt_tools._validate import check_choice
+from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -14,6 +15,55 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """Choose a device: the one asked for, else ``settings.device``, else CUDA, MPS or CPU, whichever comes first.
+
+    Parameters
+    ----------
+    device
+        A name that torch knows, such as ``"cuda:1"``; ``"auto"`` or ``None`` to choose.
+
+    Returns
+    -------
+    A device that is there.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a name nor a device.
+    ValueError
+        If there is no such device here; the message lists those that there are.
+    """
+    name, asked = ("device", device) if device is not None else ("settings.device", settings.device)
+    if not isinstance(asked, str | torch.device):
+        raise TypeError(f"Expected `{name}` to be the name of a device, found {asked!r}.")
+    there = _devices()
+    if str(asked) == "auto":
+        return torch.device(there[0])
+    try:
+        chosen = torch.device(asked)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or (str(chosen) not in there and str(chosen).removesuffix(":0") not in there):
+        raise ValueError(
+            f"Expected `{name}` to be 'auto' or a device that is here, one of {', '.join(map(repr, there))}; found "
+            f"{str(asked)!r}."
+        )
+    return chosen
+
+
+def _devices() -> list[str]:
+    """Names of the devices of this machine, best first."""
+    several = ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    others = [name for name in ("xpu", "hpu") if hasattr(torch, name) and getattr(torch, name).is_available()]
+    return [
+        *(several if torch.cuda.is_available() else []),
+        *(["mps"] if torch.backends.mps.is_available() else []),
+        "cpu",
+        *others,
+    ]
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
 import scipy.sparse as sp
 
 from scgpt_tools._keys import TokenizeKeys
 from scgpt_tools.data.binned import BinnedSettings, write_binned
 from scgpt_tools.data.modalities import ModalityRows
-from scgpt_tools.data.opening import warn_about_rows
+from scgpt_tools.data.opening import warn_about_empty, warn_about_rows
 from scgpt_tools.tokens.joint import token_values
 from scgpt_tools.tokens.modalities import values_of
 from scgpt_tools.tokens.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ def tokenize_modalities(
     """
     rows, features, config = opened
     assert isinstance(rows, ModalityRows)  # noqa: S101 - a MuData was opened
-    warn_about_rows(rows, config, stacklevel=4)
+    warn_about_rows(rows, config)
     vocabulary = features.vocabulary
     assert vocabulary is not None  # noqa: S101 - a table of several modalities has one
     tokenizer = Tokenizer(config, vocabulary)
@@ -58,6 +59,11 @@ def tokenize_modalities(
         (parts[span.name], own, _values_of(rows.parts[span.name], tokenizer, parts[span.name], own, seed))
         for span, own in zip(features.spans, features.parts, strict=True)
     ]
+    for part, _, values in done:
+        # What stands for a standard value is above zero for every measured cell.
+        if not part.standard:
+            names = rows.parts[part.name].names
+            warn_about_empty(np.diff(values.indptr), names, f" of {part.name!r}", "Their values are all zero.")
     for part, own, values in done:
         how = BinnedSettings(
             bins=part.bins,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools.data.rows import table_of
+from scgpt_tools.data.rows import table_of, totals_of
 from scgpt_tools.models.zoo import vocabulary_of
 from scgpt_tools.tokens.features import FeatureTable
 
@@ -33,7 +34,7 @@ def match_genes(
     aliases: NameTable | None = None,
     ignore_case: bool = False,
     min_coverage: float = 0.5,
-    duplicates: Duplicates = "first",
+    duplicates: Duplicates = "most_counts",
 ) -> Coverage:
     """Report which genes a model knows.
 
@@ -42,7 +43,7 @@ def match_genes(
     Parameters
     ----------
     adata
-        Cells; only ``var`` is looked at.  Never changed.
+        Cells; ``var`` is looked at, and of ``X`` no more than the sums of columns that match one gene.  Never changed.
     model
         A model, a :class:`~scgpt_tools.Vocabulary`, the path of a ``vocab.json``, or the name, repository or folder of
         a model; of a model that has to be downloaded only the vocabulary is.
@@ -58,8 +59,9 @@ def match_genes(
     min_coverage
         Warn if a smaller part of the genes matches.
     duplicates
-        What to do with several columns of the same gene: read the best matched one (``"first"``), refuse
-        (``"error"``), or read each of them (``"all"``).
+        What to do with several columns of the same gene: read the one with the most counts, ``"most_counts"``, or the
+        one that is matched best, ``"first"``; refuse, ``"error"``; or read each of them, ``"all"``.  Which columns are
+        read is said in a warning and in the report.
 
     Returns
     -------
@@ -86,8 +88,10 @@ def match_genes(
       alias       1
       missing     1: XYZ
     """
+    check_arguments(match_genes, locals())
+    table = table_of(adata, modality)
     features = FeatureTable.from_var(
-        table_of(adata, modality).var,
+        table.var,
         vocabulary_of(model),
         column=genes,
         symbols=symbols,
@@ -95,6 +99,7 @@ def match_genes(
         ignore_case=ignore_case,
         min_coverage=min_coverage,
         duplicates=duplicates,
+        totals=totals_of(table),
     )
     logger.info("Genes: %s.", features.coverage.headline())
     return features.coverage

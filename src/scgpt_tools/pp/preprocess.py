@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from warnings import warn
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import scanpy as sc
+from anndata import AnnData
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import PreprocessKeys
+from scgpt_tools._optional import optional
+from scgpt_tools._types import Ties
+from scgpt_tools._validate import check_choice, check_key, check_type
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.rows import RowSource, row_keys
 from scgpt_tools.tokens.orders import seed_of
 from scgpt_tools.tokens.units import describe_values
 from scgpt_tools.tokens.values import bin_rows, canonical
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     import scipy.sparse as sp
-    from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import RngLike, Ties
+    from scgpt_tools._types import RngLike
+
+Flavor: TypeAlias = Literal["seurat", "cell_ranger", "seurat_v3", "seurat_v3_paper"]
+"""How highly variable genes are chosen."""
+
+# These fit a curve by a function of scikit-misc.
+_BY_LOESS = ("seurat_v3", "seurat_v3_paper")
 
 
 @shared_docs
@@ -35,7 +43,7 @@ def preprocess(
     target_sum: float | None = 1e4,
     log1p: bool = True,
     n_top_genes: int | None = None,
-    hvg_flavor: Literal["seurat", "cell_ranger", "seurat_v3", "seurat_v3_paper"] = "seurat_v3",
+    hvg_flavor: Flavor = "seurat",
     batch_key: str | None = None,
     bins: int | None = 51,
     ties: Ties = "left",
@@ -63,9 +71,10 @@ def preprocess(
     n_top_genes
         Keep this many highly variable genes; ``None`` keeps all.
     hvg_flavor
-        How to choose them: the ``seurat_v3`` flavors from counts, the others from the last of the steps above.
+        How to choose them: from the last of the steps above, or with ``"seurat_v3"``, scGPT's own default, and
+        ``"seurat_v3_paper"`` from counts, which needs scikit-misc (extra ``hvg``).
     batch_key
-        Column of ``obs``: choose genes within each batch.
+        Column of ``obs``: choose genes within each batch; only with ``n_top_genes``.
     bins
         Number of bins, zero included; ``None`` does not bin.
     ties
@@ -85,18 +94,34 @@ def preprocess(
 
     Raises
     ------
+    ImportError
+        If scikit-misc is needed and not installed.
     KeyError
-        If the layer is absent; the message lists what is there.
+        If the layer or ``batch_key`` is absent; the message lists what is there.
     ValueError
-        If a value is negative, missing or infinite, or the table is backed.
+        If a value is negative, missing or infinite, the table is backed, or nothing is left of it.
     """
+    check_arguments(preprocess, locals())
+    check_choice("hvg_flavor", hvg_flavor, get_args(Flavor))
+    check_choice("ties", ties, get_args(Ties))
+    check_type("adata", adata, AnnData)
+    if batch_key is not None:
+        check_key(adata.obs, batch_key, "obs")
+    if n_top_genes is not None and hvg_flavor in _BY_LOESS:
+        optional("skmisc", extra="hvg")
     if adata.isbacked:
         raise ValueError("Expected a table in memory, found a backed one. Pass `adata.to_memory()`.")
-    RowSource(adata, layer=layer).check()
+    source = RowSource(adata, layer=layer)
+    source.check_memory()
     adata = _filtered(adata, layer, min_gene_counts, min_cell_counts)
+    for what, size in (("cells", adata.n_obs), ("genes", adata.n_vars)):
+        if not size:
+            raise ValueError(
+                f"Expected {what} with so many counts, found none. Lower `min_gene_counts` or `min_cell_counts`."
+            )
     keys, last = PreprocessKeys(), layer
     if log1p and (units := describe_values(_matrix(adata, layer))).unit == "log1p":
-        warn(f"Expected values without a logarithm, found {units}. Pass log1p=False to leave it out.", stacklevel=2)
+        warn_user(f"Expected values without a logarithm, found {units}. Pass log1p=False to leave it out.")
     if target_sum is not None:
         adata.layers[keys.normed] = _matrix(adata, last).copy()
         sc.pp.normalize_total(adata, target_sum=float(target_sum), layer=keys.normed)
@@ -106,10 +131,7 @@ def preprocess(
         sc.pp.log1p(adata, layer=keys.log1p)
         last = keys.log1p
     if n_top_genes is not None:
-        source = layer if hvg_flavor.startswith("seurat_v3") else last
-        sc.pp.highly_variable_genes(
-            adata, layer=source, n_top_genes=n_top_genes, flavor=hvg_flavor, batch_key=batch_key, subset=True
-        )
+        adata = _variable(adata, layer, last, n_top_genes, hvg_flavor, batch_key)
     if bins is not None:
         adata.layers[keys.binned] = bin_rows(
             canonical(_matrix(adata, last)),
@@ -131,6 +153,25 @@ def _filtered(adata: AnnData, layer: str | None, min_gene_counts: int | None, mi
         enough, _ = sc.pp.filter_cells(_matrix(adata, layer), min_counts=min_cell_counts)
         adata = adata[enough]
     return adata.copy()
+
+
+def _variable(
+    adata: AnnData, counts: str | None, last: str | None, n_top_genes: int, flavor: Flavor, batch_key: str | None
+) -> AnnData:
+    """The genes that vary most."""
+    if n_top_genes >= adata.n_vars:
+        if n_top_genes > adata.n_vars:
+            warn_user(
+                f"Expected more than {n_top_genes:,} genes to choose from, found {adata.n_vars:,}, which all stay."
+            )
+        return adata
+    layer = counts if flavor in _BY_LOESS else last
+    if flavor not in _BY_LOESS and (units := describe_values(_matrix(adata, layer))).unit not in ("log1p", "empty"):
+        warn_user(f"Expected log-normalised values for hvg_flavor={flavor!r}, found {units}. Pass log1p=True.")
+    sc.pp.highly_variable_genes(
+        adata, layer=layer, n_top_genes=n_top_genes, flavor=flavor, batch_key=batch_key, subset=True
+    )
+    return adata
 
 
 def _matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix | NDArray[np.generic]:

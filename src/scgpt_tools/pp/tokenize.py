@@ -7,16 +7,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, get_args, runtime_checkable
 
+import numpy as np
 import scipy.sparse as sp
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
+from scgpt_tools._keys import TokenizeKeys
+from scgpt_tools._types import Ties
+from scgpt_tools._validate import check_choice
 from scgpt_tools.data.binned import BinnedSettings, write_binned
 from scgpt_tools.data.learning import open_to_learn
 from scgpt_tools.data.modalities import has_modalities
-from scgpt_tools.data.opening import Matching
+from scgpt_tools.data.opening import Matching, warn_about_empty
 from scgpt_tools.data.rows import RowSource, table_of
+from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.models import CellModel
 from scgpt_tools.pp._modalities import tokenize_modalities
 from scgpt_tools.settings import settings
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from scgpt_tools._types import Layers, RngLike, Ties
+    from scgpt_tools._types import Layers, RngLike
     from scgpt_tools.tokens.modalities import Modalities
     from scgpt_tools.tokens.names import NameTable
 
@@ -132,7 +138,14 @@ def tokenize(
     KeyError
         If the layer, modality or column is absent; the message lists what is there.
     ValueError
-        If no gene is in the vocabulary, or a value is negative, missing or infinite.
+        If no gene is in the vocabulary, a value is negative, missing or infinite, or ``key_added`` is the name of
+        something else.
+
+    Warns
+    -----
+    UserWarning
+        If cells express no known gene, few genes match, or several columns are of one gene, of which the one with the
+        most counts is read.
 
     Examples
     --------
@@ -143,8 +156,13 @@ def tokenize(
     >>> adata.layers["X_binned"].toarray()
     array([[3, 0, 1, 2]], dtype=uint8)
     """
+    check_arguments(tokenize, locals())
+    if ties is not None:
+        check_choice("ties", ties, get_args(Ties))
     if copy and getattr(adata, "isbacked", False):
         raise ValueError("Expected a table in memory for copy=True, found a backed one. Pass `adata.to_memory()`.")
+    for table in adata.mod.values() if has_modalities(adata) and modality is None else [table_of(adata, modality)]:
+        check_new_key(table, "layers", key_added, default=TokenizeKeys.key)
     vocabulary, tokenizer, name = _resolve(model, bins, ties)
     adata = adata.copy() if copy else adata
     if has_modalities(adata) and modality is None:
@@ -167,12 +185,20 @@ def tokenize(
         raise ValueError("Expected `modalities` and a `layer` for each with a MuData and without `modality` only.")
     table = table_of(adata, modality)
     source = RowSource(table, layer=layer)
+    source.check_memory()
     features = FeatureTable.from_var(
-        table.var, vocabulary, column=genes, symbols=symbols, aliases=aliases, ignore_case=ignore_case
+        table.var,
+        vocabulary,
+        column=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        totals=source.totals,
     )
-    warn_about_units(source.sample(), tokenizer.config.expects, stacklevel=3)
+    warn_about_units(source.sample(), tokenizer.config.expects)
     seed = int(seed_of(rng))
     binned = _bins_of(source, tokenizer, features, seed, show_progress)
+    warn_about_empty(np.diff(binned.indptr), source.names, "", "Their bins are all zero: leave them out.")
     how = BinnedSettings(
         bins=tokenizer.bins,
         ties=tokenizer.config.ties,

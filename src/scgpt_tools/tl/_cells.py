@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, get_args
+from hashlib import sha256
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._types import Attention
-from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools._validate import check_choice
 from scgpt_tools.config import to_dict
-from scgpt_tools.data.binned import read_all_binned, read_binned
+from scgpt_tools.data.binned import expect_bins, read_all_binned, read_binned
 from scgpt_tools.data.classes import read_classes
 from scgpt_tools.data.modalities import ModalityRows, has_modalities
-from scgpt_tools.data.opening import Matching, match_rows, open_rows, warn_about_rows
+from scgpt_tools.data.opening import Matching, match_rows, open_rows, warn_about_empty, warn_about_rows
 from scgpt_tools.data.rows import RowSource
+from scgpt_tools.data.writing import check_writable
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.embedding import RowPlan, computed_rows
 from scgpt_tools.models.modes import evaluating
-from scgpt_tools.models.precision import Precision, resolve_precision
+from scgpt_tools.models.precision import Precision, resolve_device, resolve_precision
 from scgpt_tools.settings import settings
+from scgpt_tools.tokens.matching import Duplicates
 from scgpt_tools.tokens.modalities import summary
 from scgpt_tools.tokens.orders import seed_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from os import PathLike
 
     import torch
     from anndata import AnnData
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.features import FeatureTable
-    from scgpt_tools.tokens.matching import Duplicates
+    from scgpt_tools.tokens.matching import Totals
     from scgpt_tools.tokens.names import NameTable
     from scgpt_tools.tokens.tokenizer import Tokenizer
 
@@ -56,7 +61,7 @@ class Request:
     symbols: NameTable | str | None = None
     aliases: NameTable | None = None
     ignore_case: bool = False
-    duplicates: Duplicates = "first"
+    duplicates: Duplicates = "most_counts"
     modality: str | None = None
     modalities: tuple[str, ...] | None = None
     batch: str | None = None
@@ -71,8 +76,11 @@ class Request:
     copy: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("batch_size", self.batch_size)
-        check_integer("rng", self.rng, least=0)
+        check_arguments(Request, vars(self))
+        check_choice("duplicates", self.duplicates, get_args(Duplicates))
+        check_choice("precision", self.precision, get_args(Precision))
+        if self.device is not None:
+            resolve_device(self.device)
         if self.attention is not None:
             check_choice("attention", self.attention, get_args(Attention))
         if self.modality is not None and self.modalities is not None:
@@ -91,6 +99,15 @@ class Request:
         if isinstance(self.layer, Mapping):
             raise TypeError(f"Expected `layer` to name one layer, found {dict(self.layer)!r}.")
         return self.layer
+
+
+class Computed(NamedTuple):
+    """Results of a walk through a table."""
+
+    values: NDArray[np.float32]
+    """(cells, width) in the order of the table."""
+    expressed: NDArray[np.int64]
+    """(cells, modalities) known features above zero, -1 where a cell was not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +130,59 @@ class Cells:
         """Attention backend: the one asked for, else the setting; ``None`` for the fastest."""
         return self.request.attention or settings.attention
 
-    def compute(
-        self, function: Callable[[TokenBatch], Tensor], *, width: int, show_progress: bool | None
-    ) -> NDArray[np.float32]:
-        """Run a function over all cells; returns (cells, width) in the order of the table."""
-        results = np.empty((len(self.source), width), dtype=np.float32)
+    def compute(self, function: Callable[[TokenBatch], Tensor], *, width: int, show_progress: bool | None) -> Computed:
+        """Run a function over all cells.
+
+        Parameters
+        ----------
+        function
+            From a batch to (b, width) results.
+        width
+            Their width.
+        show_progress
+            Draw a progress bar; ``None`` follows the settings.
+
+        Returns
+        -------
+        Results in the order of the table, and what of each cell the model has seen.
+
+        Raises
+        ------
+        ValueError
+            If a result is not finite.
+        """
         total = len(self.source)
+        results = np.empty((total, width), dtype=np.float32)
+        expressed = np.full((total, max(len(self.plan.features.spans), 1)), -1, dtype=np.int64)
+
+        def noted(batch: TokenBatch) -> Tensor:
+            expressed[batch.require("index").numpy()] = batch.require("expressed").numpy()
+            return function(batch)
+
         with evaluating(self.model), settings.progress((), total=total, unit="cell", show=show_progress) as bar:
-            for rows, values in computed_rows(self.model, self.source, self.plan, function):
+            for rows, values in computed_rows(self.model, self.source, self.plan, noted):
                 results[rows] = values
                 bar.update(len(rows))
-        return results
+        return Computed(results, expressed)
+
+    def warn_about_empty(self, expressed: NDArray[np.int64], consequence: str) -> None:
+        """Say how many cells have nothing that the model knows.
+
+        Parameters
+        ----------
+        expressed
+            As of :class:`Computed`.
+        consequence
+            What becomes of such cells, as a sentence.
+        """
+        parts = [f" of {span.name!r}" for span in self.plan.features.spans] or [""]
+        for part, counts in zip(parts, expressed.T, strict=True):
+            warn_about_empty(counts, self.source.names, part, consequence)
+
+    def names_of_empty(self, expressed: NDArray[np.int64]) -> dict[str, Any]:
+        """Record of the cells of which the model has seen nothing; empty if there are none."""
+        empty = np.asarray((expressed <= 0).all(axis=1))
+        return {"empty": np.asarray(self.source.names[empty], dtype=object)} if empty.any() else {}
 
     def provenance(self, **params: Any) -> dict[str, Any]:
         """How a result was made: scalars and strings only, which every version of every file format keeps.
@@ -158,13 +217,20 @@ class Cells:
                 "checksum": model.checksum,
                 "family": model.config.family,
                 "dim": model.dim,
+                "architecture": _architecture(model),
             },
             "tokenizer": tokenizer,
             "genes": self.plan.features.coverage.to_dict(),
         }
 
 
-def open_cells(adata: AnnData | MuData, model: CellModel | str | PathLike[str], request: Request) -> Cells:
+def open_cells(
+    adata: AnnData | MuData,
+    model: CellModel | str | PathLike[str],
+    request: Request,
+    *,
+    totals: Totals | None = None,
+) -> Cells:
     """Load the model, match genes and look at the values, before anything is computed or changed.
 
     Parameters
@@ -175,6 +241,8 @@ def open_cells(adata: AnnData | MuData, model: CellModel | str | PathLike[str], 
         A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
     request
         The arguments that tasks share.
+    totals
+        Sums of columns, where the table holds only some of the cells that count.
 
     Returns
     -------
@@ -184,11 +252,14 @@ def open_cells(adata: AnnData | MuData, model: CellModel | str | PathLike[str], 
     if not has_modalities(adata) or request.modality is not None:
         # What is wrong with one table is said before a model is looked for.
         RowSource(adata, layer=layer if isinstance(layer, str) else None, modality=request.modality)
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=request.device)
+    loaded = load_model(model, request.device)
     tokenizer = _with_length(loaded.tokenizer, request.length)
     source = open_rows(adata, tokenizer.config, layer=layer, modality=request.modality, modalities=request.modalities)
     check_writable(adata, source.adata if isinstance(source, RowSource) else adata, copy=request.copy)
-    features = _features(source, loaded, tokenizer, request)
+    if request.tokens is not None:
+        expect_bins(source, tokenizer.config)
+    source.check_memory()
+    features = _features(source, loaded, tokenizer, request, totals)
     logger.info("Genes: %s.", features.coverage.headline())
     batch = _batch_codes(source, loaded, request.batch, shows_batch=request.shows_batch)
     if request.tokens is None and len(source):
@@ -205,7 +276,9 @@ def open_cells(adata: AnnData | MuData, model: CellModel | str | PathLike[str], 
     return Cells(loaded, source, plan, request)
 
 
-def _features(source: Rows, model: CellModel, tokenizer: Tokenizer, request: Request) -> FeatureTable:
+def _features(
+    source: Rows, model: CellModel, tokenizer: Tokenizer, request: Request, totals: Totals | None
+) -> FeatureTable:
     if request.tokens is None:
         matching = Matching(
             genes=request.genes,
@@ -214,7 +287,7 @@ def _features(source: Rows, model: CellModel, tokenizer: Tokenizer, request: Req
             ignore_case=request.ignore_case,
             duplicates=request.duplicates,
         )
-        return match_rows(source, model.vocabulary, tokenizer.config, matching)
+        return match_rows(source, model.vocabulary, tokenizer.config, matching, totals=totals)
     if isinstance(source, ModalityRows):
         return read_all_binned(source, model.vocabulary, tokenizer.config, key=request.tokens)
     assert isinstance(source, RowSource)  # noqa: S101 - there are no others
@@ -243,12 +316,25 @@ def _batch_codes(
     return read_classes(source.obs, key, names=known).codes
 
 
-def check_writable(adata: AnnData | MuData, table: AnnData | MuData, *, copy: bool) -> None:
-    """What anndata could not write or copy is refused before any work is done."""
-    backed = bool(getattr(adata, "isbacked", False)) or table.isbacked
-    if backed and (copy or table.is_view):
-        what = "a backed one" if copy else "a view of a backed one"
-        raise ValueError(f"Expected a table that can be changed or copied, found {what}. Pass `adata.to_memory()`.")
+def load_model(model: CellModel | str | PathLike[str], device: str | torch.device | None = None) -> CellModel:
+    """A model as it is, or loaded by its name or from its folder.
+
+    Parameters
+    ----------
+    model
+        What a task was given.
+    device
+        Where to load to.
+
+    Returns
+    -------
+    The model.
+    """
+    if isinstance(model, CellModel):
+        return model
+    if not isinstance(model, str | PathLike):
+        raise TypeError(f"Expected `model` to be a model, its name or its folder, found {type(model).__name__}.")
+    return CellModel.from_pretrained(model, device=device)
 
 
 def _with_length(tokenizer: Tokenizer, length: int | None) -> Tokenizer:
@@ -259,6 +345,14 @@ def _with_length(tokenizer: Tokenizer, length: int | None) -> Tokenizer:
             f"Expected no `length` for a model of several modalities, each of which has its own, found {length}."
         )
     return type(tokenizer)(replace(tokenizer.config, length=length), tokenizer.vocabulary)
+
+
+def _architecture(model: CellModel) -> str:
+    """What, beside the weights, decides an embedding: the same tensors are another network with other attention heads."""
+    config = to_dict(model.config)
+    parts = {name: config[name] for name in ("encoder", "embedder", "domains", "pooling")}
+    parts["encoder"].pop("dropout", None)
+    return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _layer_text(layer: Layers) -> str:

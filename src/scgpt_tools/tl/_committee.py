@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.tl._cells import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ def load_models(given: AnyModel | Sequence[AnyModel], device: str | torch.device
         raise TypeError(f"Expected `model` to be a model, its name or folder, or a list of them, found {given!r}.")
     if not several:
         raise ValueError("Expected one `model` or more, found an empty list.")
-    return [one if isinstance(one, CellModel) else CellModel.from_pretrained(one, device=device) for one in several]
+    return [load_model(one, device) for one in several]
 
 
 def credit(about: dict[str, Any], models: Sequence[CellModel]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def write_labels(
     threshold: float,
     unassigned: str,
     about: dict[str, Any],
+    without: NDArray[np.bool_],
 ) -> int:
     """Write the class of each cell, or that it has none.
 
@@ -47,13 +48,16 @@ def write_labels(
         What such cells get.
     about
         Provenance; the names of the classes are added.
+    without
+        (cells,) cells that nothing is known of; they get no class and a confidence of 0.
 
     Returns
     -------
     Number of cells without a class.
     """
     confidence = np.take_along_axis(probabilities, winner[:, None], axis=1)[:, 0].astype(np.float32)
-    below = confidence < threshold
+    confidence[without] = 0
+    below = (confidence < threshold) | without
     names = [*classes, unassigned] if below.any() else list(classes)
     labels = np.asarray(names, dtype=object)[np.where(below, len(classes), winner)]
     table.obs[keys.obs] = pd.Categorical(labels, categories=names)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
-from scgpt_tools._validate import check_fraction
 from scgpt_tools.data.rows import slots_of
+from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.models.embedding import class_probabilities
 from scgpt_tools.tl._cells import Request, open_cells
 from scgpt_tools.tl._committee import credit, load_models
@@ -19,17 +20,15 @@ from scgpt_tools.tl._labels import check_unassigned, write_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     import torch
     from anndata import AnnData
     from mudata import MuData
-    from numpy.typing import NDArray
 
     from scgpt_tools._types import Attention, Layers
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
-    from scgpt_tools.tl._cells import Cells
+    from scgpt_tools.tl._cells import Cells, Computed
     from scgpt_tools.tl._committee import AnyModel
     from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.names import NameTable
@@ -50,7 +49,7 @@ def annotate(
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
-    duplicates: Duplicates = "first",
+    duplicates: Duplicates = "most_counts",
     modality: str | None = None,
     batch: str | None = None,
     batch_size: int = 64,
@@ -78,7 +77,7 @@ def annotate(
     threshold
         Leave cells whose most likely class is less likely than this without a class.
     unassigned
-        What such cells get.
+        What such cells get, and cells without any known expressed gene, with a confidence of 0.
     {layer}
     tokens
         Layer that :func:`scgpt_tools.pp.tokenize` wrote, instead of ``layer`` and of the arguments about names.
@@ -115,8 +114,13 @@ def annotate(
     KeyError
         If ``layer``, ``tokens``, ``genes``, ``modality`` or ``batch`` is absent; the message lists what is there.
     ValueError
-        If the model has no classes, several models have not the same, no gene is in the vocabulary, or a value is
-        negative, missing or infinite.
+        If the model has no classes, several models have not the same, no gene is in the vocabulary, a value is
+        negative, missing or infinite, a result is not finite, or ``key_added`` is the name of something else.
+
+    Warns
+    -----
+    UserWarning
+        If cells express no known gene, and as :func:`scgpt_tools.tl.embed` does.
 
     Examples
     --------
@@ -125,7 +129,8 @@ def annotate(
     >>> sct.tl.annotate(query, model, threshold=0.5)  # doctest: +SKIP
     >>> query.obs[["scgpt_cell_type", "scgpt_cell_type_confidence"]]  # doctest: +SKIP
     """
-    check_fraction("threshold", threshold)
+    check_arguments(annotate, locals())
+    check_new_key(slots_of(query, modality), "obs", key_added, default=AnnotateKeys.key)
     request = Request(
         layer=layer,
         tokens=tokens,
@@ -147,8 +152,14 @@ def annotate(
     classes = _common_classes(models)
     check_unassigned(unassigned, classes)
     opened = [open_cells(query, loaded, request) for loaded in models]
-    total = sum(_probabilities(cells, len(classes), show_progress=show_progress) for cells in opened)
-    probabilities = np.asarray(total) / len(models)
+    computed = [_probabilities(cells, len(classes), show_progress=show_progress) for cells in opened]
+    probabilities = np.mean([values for values, _ in computed], axis=0)
+    # What one of the models has seen nothing of has no class.
+    empty = np.array([(expressed <= 0).all(axis=1) for _, expressed in computed])
+    least = int(empty.sum(axis=1).argmax())
+    opened[least].warn_about_empty(
+        computed[least].expressed, f"Cells without any known feature get no class but {unassigned!r}."
+    )
     keys = AnnotateKeys(key_added)
     about = credit(opened[0].provenance(threshold=threshold, unassigned=unassigned), models)
     result = query.copy() if copy else query
@@ -161,6 +172,7 @@ def annotate(
         threshold=threshold,
         unassigned=unassigned,
         about=about,
+        without=np.asarray(empty.any(axis=0)),
     )
     logger.info("Added `obs[%r]`; %d of %d cells are %s.", keys.obs, left_out, len(probabilities), unassigned)
     return result if copy else None
@@ -177,7 +189,7 @@ def _common_classes(models: Sequence[CellModel]) -> tuple[str, ...]:
     return classes
 
 
-def _probabilities(cells: Cells, n_classes: int, *, show_progress: bool | None) -> NDArray[np.floating[Any]]:
+def _probabilities(cells: Cells, n_classes: int, *, show_progress: bool | None) -> Computed:
     classify = partial(class_probabilities, cells.model, attention=cells.attention)
     return cells.compute(classify, width=n_classes, show_progress=show_progress)
 

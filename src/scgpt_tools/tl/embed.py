@@ -6,10 +6,12 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
 from scgpt_tools._validate import check_choice
 from scgpt_tools.data.rows import slots_of
+from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.models.embedding import CellPooling, cell_embeddings
 from scgpt_tools.tl._cells import Request, open_cells
 
@@ -41,7 +43,7 @@ def embed(
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
-    duplicates: Duplicates = "first",
+    duplicates: Duplicates = "most_counts",
     modality: str | None = None,
     modalities: Sequence[str] | None = None,
     batch: str | None = None,
@@ -86,7 +88,7 @@ def embed(
     normalize
         Scale each embedding to unit length, as scGPT's own function does.
     length
-        Most tokens of a cell, the cell token included; ``None`` takes what the model was trained with (1200).  Longer
+        Most tokens of a cell, the cell token included, at least 2; ``None`` takes what the model was trained with (1200).  Longer
         cells are represented by a random subset of their genes.
     batch_size
         Cells computed at once; the result does not depend on it.
@@ -111,15 +113,22 @@ def embed(
         One row per cell, in the order of ``obs``.
     ``uns[key_added]`` : :class:`dict`
         ``params`` (arguments, seed, precision), ``model`` (name, checksum, family, dimension), ``tokenizer`` and
-        ``genes`` (how many columns matched the vocabulary).
+        ``genes`` (how many columns matched the vocabulary); and, where there are such, ``empty``: the names of cells
+        without any known expressed gene, whose embeddings are all alike.
 
     Raises
     ------
     KeyError
         If ``layer``, ``tokens``, ``genes`` or ``modality`` is absent; the message lists what is there.
     ValueError
-        If no gene is in the vocabulary, a value is negative, missing or infinite, or ``tokens`` were made for another
-        model.
+        If no gene is in the vocabulary, a value is negative, missing or infinite, ``tokens`` were made for another
+        model, a result is not finite, or ``key_added`` is the name of something else.
+
+    Warns
+    -----
+    UserWarning
+        If cells express no known gene, few genes match, several columns are of one gene, or values look as if they
+        were in another unit.
 
     Notes
     -----
@@ -135,7 +144,9 @@ def embed(
     >>> adata.obsm["X_scGPT"].shape
     (700, 64)
     """
+    check_arguments(embed, locals())
     check_choice("pooling", pooling, get_args(CellPooling))
+    check_new_key(slots_of(adata, modality), "obsm", key_added, default=EmbedKeys.key)
     request = Request(
         layer=layer,
         tokens=tokens,
@@ -159,9 +170,10 @@ def embed(
     if pooling == "cls" and not cells.plan.tokenizer.config.cls:
         raise ValueError("Expected pooling 'mean' or 'weighted' for a model without a cell token, found 'cls'.")
     embed_batch = partial(cell_embeddings, cells.model, pooling=pooling, normalize=normalize, attention=cells.attention)
-    embedding = cells.compute(embed_batch, width=cells.model.dim, show_progress=show_progress)
+    embedding, expressed = cells.compute(embed_batch, width=cells.model.dim, show_progress=show_progress)
+    cells.warn_about_empty(expressed, "Their embeddings say nothing about them: leave them out.")
     keys = EmbedKeys(key_added)
-    provenance = cells.provenance(pooling=pooling, normalize=normalize)
+    provenance = cells.provenance(pooling=pooling, normalize=normalize) | cells.names_of_empty(expressed)
     result = adata.copy() if copy else adata
     table = slots_of(result, modality)
     table.obsm[keys.obsm] = embedding

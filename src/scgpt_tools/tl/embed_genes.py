@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedGenesKeys
-from scgpt_tools.data.rows import table_of
-from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.tl._cells import check_writable
+from scgpt_tools._validate import check_finite
+from scgpt_tools.data.rows import table_of, totals_of
+from scgpt_tools.data.writing import check_new_key, check_writable
+from scgpt_tools.tl._cells import load_model
 from scgpt_tools.tokens.features import FeatureTable
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.tokens.features import Duplicates
     from scgpt_tools.tokens.names import NameTable
 
@@ -46,7 +49,7 @@ def embed_genes(
     Parameters
     ----------
     adata
-        Data with genes; its cells are not read.
+        Data with genes; its cells are read only where ``duplicates="most_counts"`` has to choose.
     model
         A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
     {genes}
@@ -72,7 +75,7 @@ def embed_genes(
     KeyError
         If ``genes`` or ``modality`` is absent.
     ValueError
-        If no gene is in the vocabulary.
+        If no gene is in the vocabulary, a result is not finite, or ``key_added`` is the name of something else.
 
     Examples
     --------
@@ -83,9 +86,11 @@ def embed_genes(
     >>> adata.varm["X_scGPT_genes"].shape
     (765, 64)
     """
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
+    check_arguments(embed_genes, locals())
     table = table_of(adata, modality)
     check_writable(adata, table, copy=copy)
+    check_new_key(table, "varm", key_added, default=EmbedGenesKeys.key)
+    loaded = load_model(model)
     features = FeatureTable.from_var(
         table.var,
         loaded.vocabulary,
@@ -94,11 +99,17 @@ def embed_genes(
         aliases=aliases,
         ignore_case=ignore_case,
         duplicates=duplicates,
+        totals=totals_of(table),
     )
     vectors = np.full((features.n_columns, loaded.dim), np.nan, dtype=np.float32)
     with torch.inference_mode():
         ids = torch.from_numpy(features.ids).to(loaded.device)
         vectors[features.columns] = loaded.embedder.genes(ids).float().cpu().numpy()
+    check_finite(
+        "the embedding of every known gene",
+        vectors[features.columns],
+        "The weights may be damaged: load the model anew.",
+    )
     keys = EmbedGenesKeys(key_added)
     result = adata.copy() if copy else adata
     table = table_of(result, modality)

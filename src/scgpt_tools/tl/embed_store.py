@@ -9,10 +9,12 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
 from scgpt_tools._outputs import check_room
-from scgpt_tools._validate import check_choice, check_finite, check_integer, check_key_name
+from scgpt_tools._validate import check_choice, check_integer, check_key_name
 from scgpt_tools.data.chunked_result import ChunkedResult, Layout, check_result_path
 from scgpt_tools.data.classes import read_classes
 from scgpt_tools.data.prefetch import prefetched
@@ -44,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 # Cells that show in which unit the values are, and that stand for the values in the comparison of two calls.
 _SHOWN = 256
-_NOT_FINITE = "Look at the weights of the model and at the precision."
 
 
 @shared_docs
@@ -58,7 +59,7 @@ def embed_store(
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
-    duplicates: Duplicates = "first",
+    duplicates: Duplicates = "most_counts",
     modality: str | None = None,
     batch: str | None = None,
     pooling: CellPooling = "cls",
@@ -199,7 +200,16 @@ def _open(stored: StoredCells, model: CellModel | str | PathLike[str], request: 
         raise ValueError(f"Expected a model of one modality, found one of {names}. Use `tl.embed`.")
     if pooling == "cls" and not loaded.config.tokenizer.cls:
         raise ValueError("Expected pooling 'mean' or 'weighted' for a model without a cell token, found 'cls'.")
-    return open_cells(stored.read(0, min(_SHOWN, len(stored))), loaded, request)
+    return open_cells(
+        stored.read(0, min(_SHOWN, len(stored))), loaded, request, totals=partial(_totals, stored, request.one_layer)
+    )
+
+
+def _totals(stored: StoredCells, layer: str | None, columns: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sums of some columns over all cells, not only over those that are opened."""
+    starts = range(0, len(stored), BLOCK_ROWS)
+    blocks = (stored.read(start, min(start + BLOCK_ROWS, len(stored))) for start in starts)
+    return sum((RowSource(block, layer=layer).totals(columns) for block in blocks), start=np.zeros(len(columns)))
 
 
 def _check_finished(
@@ -250,8 +260,9 @@ def _write_chunks(
         for number, (table, content) in zip(numbers, tables, strict=True):
             with result.working_on(number) as wanted:
                 if wanted:
-                    values = _rows(cells, table).compute(compute, width=cells.model.dim, show_progress=False)
-                    check_finite(f"the embedding of cells {result.layout.bounds(number)}", values, _NOT_FINITE)
+                    rows = _rows(cells, table)
+                    values, expressed = rows.compute(compute, width=cells.model.dim, show_progress=False)
+                    rows.warn_about_empty(expressed, "Their embeddings say nothing about them: leave them out.")
                     known = trace.text if trace.settled else ""
                     result.write(number, list(table.obs_names), values, content=content, trace=known)
             bar.update(table.n_obs)

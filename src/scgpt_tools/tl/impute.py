@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ImputeKeys
 from scgpt_tools._lookup import absent, lookup
+from scgpt_tools._validate import check_key_name
 from scgpt_tools.data.modalities import has_modalities
+from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.models.imputing import asked_values, in_unit_of_data, tokens_of, unit_of
 from scgpt_tools.tl._cells import Request, open_cells
 from scgpt_tools.tl._committee import credit, load_models
@@ -23,12 +26,11 @@ if TYPE_CHECKING:
 
     import torch
     from mudata import MuData
-    from numpy.typing import NDArray
 
     from scgpt_tools._types import Attention, Layers
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
-    from scgpt_tools.tl._cells import Cells
+    from scgpt_tools.tl._cells import Cells, Computed
     from scgpt_tools.tl._committee import AnyModel
     from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.modalities import ModalityConfig
@@ -49,7 +51,7 @@ def impute(
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
-    duplicates: Duplicates = "first",
+    duplicates: Duplicates = "most_counts",
     batch: str | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
@@ -113,7 +115,13 @@ def impute(
         If ``mdata`` is no MuData.
     ValueError
         If a model does not know the modality, was not trained to predict it, predicts it in another unit or of another
-        panel than the first, or ``mdata`` has no other that it reads.
+        panel than the first, ``mdata`` has no other that it reads, a result is not finite, or ``key_added`` is the
+        name of something else.
+
+    Warns
+    -----
+    UserWarning
+        If measured cells have no known feature above zero, and as :func:`scgpt_tools.tl.embed` does.
 
     Examples
     --------
@@ -122,6 +130,7 @@ def impute(
     >>> sct.tl.impute(mosaic, model, modality="prot", layer="counts")  # doctest: +SKIP
     >>> mosaic.obsm["prot_imputed"]  # doctest: +SKIP
     """
+    check_arguments(impute, locals())
     if not has_modalities(mdata):
         raise TypeError(
             f"Expected a MuData, found {type(mdata).__name__}. Wrap it as `mudata.MuData({{'rna': adata}})`."
@@ -142,6 +151,8 @@ def impute(
         rng=rng,
         copy=copy,
     )
+    keys = ImputeKeys(key_added or f"{modality}_imputed")
+    check_new_key(mdata, "obsm", check_key_name("key_added", keys.key), default=f"{modality}_imputed")
     models = load_models(model, device)
     asked = _common_questions(models, modality, features)
     others = [_others(loaded, mdata, modality) for loaded in models]
@@ -149,9 +160,9 @@ def impute(
         open_cells(mdata, loaded, replace(request, modalities=given))
         for loaded, given in zip(models, others, strict=True)
     ]
-    total = sum(_answers(cells, modality, asked, show_progress=show_progress) for cells in opened)
-    values = np.asarray(total) / len(models)
-    keys = ImputeKeys(key_added or f"{modality}_imputed")
+    answers = [_answers(cells, modality, asked, show_progress=show_progress) for cells in opened]
+    values = np.mean([own for own, _ in answers], axis=0, dtype=np.float32)
+    opened[0].warn_about_empty(answers[0][1], "What is imputed says nothing about them: leave them out.")
     about = opened[0].provenance(modality=modality, predicted_from=", ".join(others[0]))
     about = credit(about, models) | {"unit": unit_of(_part(models[0], modality))}
     result = mdata.copy() if copy else mdata
@@ -223,9 +234,7 @@ def _others(model: CellModel, mdata: MuData, modality: str) -> tuple[str, ...]:
     return read
 
 
-def _answers(
-    cells: Cells, modality: str, features: Sequence[str], *, show_progress: bool | None
-) -> NDArray[np.float32]:
+def _answers(cells: Cells, modality: str, features: Sequence[str], *, show_progress: bool | None) -> Computed:
     """(cells, features) what one model predicts, in the unit of the data."""
     model = cells.model
     part = _part(model, modality)
@@ -237,4 +246,5 @@ def _answers(
         modality=model.config.tokenizer.modalities.index(modality),
         attention=cells.attention,
     )
-    return in_unit_of_data(cells.compute(ask, width=len(tokens), show_progress=show_progress), part, tokens)
+    computed = cells.compute(ask, width=len(tokens), show_progress=show_progress)
+    return computed._replace(values=in_unit_of_data(computed.values, part, tokens))

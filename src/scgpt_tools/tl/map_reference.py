@@ -6,30 +6,43 @@ import logging
 from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, get_args
-from warnings import warn
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
-from scgpt_tools._validate import check_choice, check_fraction, check_integer, check_key
+from scgpt_tools._validate import check_choice, check_key, check_type
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.classes import UNKNOWN, read_classes
 from scgpt_tools.data.modalities import cell_columns
-from scgpt_tools.data.rows import slots_of
+from scgpt_tools.data.rows import plain_vectors, slots_of
+from scgpt_tools.data.writing import check_new_key, check_writable
 from scgpt_tools.metrics.mapping import Vote, vote
-from scgpt_tools.models.reference import ReferenceIndex
+from scgpt_tools.models.reference import Backend, ReferenceIndex
 from scgpt_tools.tl._labels import check_unassigned, write_labels
+from scgpt_tools.tokens.coverage import some
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from mudata import MuData
+    from collections.abc import Sequence
 
-    from scgpt_tools.models.reference import Backend
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
 # What two embeddings must share to lie in the same space.
-_SPACE = (("model", "checksum"), ("params", "pooling"), ("params", "normalize"))
+_SPACE = (
+    ("model", "checksum"),
+    ("model", "architecture"),
+    ("params", "pooling"),
+    ("params", "normalize"),
+    *(("tokenizer", name) for name in ("genes", "values", "bins", "ties", "cls", "cls_value", "expects")),
+)
+# Names of the dimensions of an embedding that is kept as a frame.
+_COLUMNS = "columns"
 
 
 @shared_docs
@@ -60,6 +73,11 @@ def index_reference(
     ValueError
         If no cell has a type, or a vector is not finite.
 
+    Warns
+    -----
+    UserWarning
+        If cells expressed no known gene when they were embedded; they are left out.
+
     Examples
     --------
     >>> import scgpt_tools as sct
@@ -68,10 +86,19 @@ def index_reference(
     >>> sct.tl.embed(query, "scgpt-demo")  # doctest: +SKIP
     >>> sct.tl.map_reference(query, "blood")  # doctest: +SKIP
     """
+    check_arguments(index_reference, locals())
     table = slots_of(reference, modality)
     vectors, source = _embedding(table, use_rep)
     labels = read_classes(cell_columns(table), label, allow_unknown=True)
-    known = labels.codes != UNKNOWN
+    empty = _empty(table, use_rep)
+    if empty.any():
+        warn_user(
+            f"Expected reference cells with known features above zero, found {int(empty.sum()):,} of {len(empty):,} "
+            f"without any when they were embedded (first: {str(table.obs_names[empty][0])!r}). They are left out."
+        )
+    known = (labels.codes != UNKNOWN) & ~empty
+    if not known.any():
+        raise ValueError(f"Expected cells with a type in obs[{label!r}] that express a known gene, found none.")
     return ReferenceIndex(vectors[known], labels.codes[known], labels.names, {**source, "label": label})
 
 
@@ -112,7 +139,7 @@ def map_reference(
     threshold
         Leave cells whose type has a smaller share of the votes without a type.
     unassigned
-        What such cells get.
+        What such cells get, and cells that expressed no known gene when they were embedded, with a confidence of 0.
     backend
         Who looks for neighbours: ``"faiss"``, ``"sklearn"``, or ``"auto"``, which takes faiss if it is installed.  The
         result is the same.
@@ -145,15 +172,31 @@ def map_reference(
     KeyError
         If ``label`` or ``use_rep`` is absent.
     ValueError
-        If query and reference were embedded by different models or in different ways.
+        If query and reference were embedded by different models or in different ways, have columns of other names, a
+        vector is not finite, or ``key_added`` is the name of something else.
+
+    Warns
+    -----
+    UserWarning
+        If cells expressed no known gene when they were embedded, or one of the two does not say how it was embedded.
     """
-    check_integer("k", k)
+    check_arguments(map_reference, locals())
     check_choice("how", how, get_args(Vote))
-    check_fraction("threshold", threshold)
+    check_choice("backend", backend, get_args(Backend))
+    cells = slots_of(query, modality)
+    check_writable(query, cells, copy=copy)
+    check_new_key(cells, "obs", key_added, default="mapped_cell_type")
+    vectors, source = _embedding(cells, use_rep)
     index = _open_reference(reference, label=label, use_rep=use_rep, modality=modality)
     check_unassigned(unassigned, index.classes)
-    vectors, source = _embedding(slots_of(query, modality), use_rep)
     _check_same_space(source, index.source)
+    vectors = _in_order(vectors, source.get(_COLUMNS), index.source.get(_COLUMNS))
+    empty = _empty(cells, use_rep)
+    if empty.any():
+        warn_user(
+            f"Expected cells with known features above zero, found {int(empty.sum()):,} of {len(empty):,} without any "
+            f"when they were embedded (first: {str(cells.obs_names[empty][0])!r}). They get no type but {unassigned!r}."
+        )
     found = index.search(vectors, k, backend=backend)
     ballot = vote(index.codes[found.rows], len(index.classes), how=how, proportions=index.proportions)
     keys = AnnotateKeys(key_added)
@@ -173,11 +216,31 @@ def map_reference(
         threshold=threshold,
         unassigned=unassigned,
         about=about,
+        without=empty,
     )
     table.obs[keys.obs_distance] = found.distances.mean(axis=1)
     table.obsm[keys.obsm_neighbours], table.obsm[keys.obsm_distances] = found.rows, found.distances
     logger.info("Added `obs[%r]`; %d of %d cells are %s.", keys.obs, left_out, len(vectors), unassigned)
     return result if copy else None
+
+
+def _in_order(vectors: NDArray[np.float32], own: Sequence[str] | None, wanted: Sequence[str] | None) -> Any:
+    """Dimensions in the order of the reference, where both name them."""
+    if own is None or wanted is None or list(own) == list(wanted):
+        return vectors
+    if sorted(own) != sorted(wanted):
+        raise ValueError(
+            f"Expected an embedding with the columns of the reference, {some(tuple(wanted))}, found {some(tuple(own))}."
+        )
+    place = {name: number for number, name in enumerate(own)}
+    return vectors[:, [place[name] for name in wanted]]
+
+
+def _empty(table: AnnData | MuData, use_rep: str) -> NDArray[np.bool_]:
+    """Cells of which the model has seen nothing when it embedded them."""
+    about = table.uns.get(use_rep)
+    names = about.get("empty", ()) if isinstance(about, Mapping) else ()
+    return np.asarray(table.obs_names.isin([str(name) for name in np.atleast_1d(np.asarray(names, dtype=object))]))
 
 
 def _open_reference(reference: Any, *, label: str | None, use_rep: str, modality: str | None) -> ReferenceIndex:
@@ -187,6 +250,10 @@ def _open_reference(reference: Any, *, label: str | None, use_rep: str, modality
         if label is not None:
             raise ValueError(f"Expected no `label` with an index, which has its types already, found {label!r}.")
         return reference
+    if not hasattr(reference, "obsm"):
+        raise TypeError(
+            f"Expected `reference` to be a table of cells, an index or its folder, found {type(reference).__name__}."
+        )
     if label is None:
         columns = [str(column) for column in cell_columns(slots_of(reference, modality)).columns]
         raise ValueError(f"Expected `label` to name the column of `obs` with the types, one of {columns}; found None.")
@@ -195,10 +262,14 @@ def _open_reference(reference: Any, *, label: str | None, use_rep: str, modality
 
 def _embedding(table: AnnData | MuData, use_rep: str) -> tuple[np.ndarray, Mapping[str, Any]]:
     """Vectors, and how they were made as far as that is known."""
-    vectors = np.asarray(table.obsm[check_key(table.obsm, use_rep, "obsm")], dtype=np.float32)
+    check_type("the table", table, (AnnData, MuData))
+    found = table.obsm[check_key(table.obsm, use_rep, "obsm")]
     about = table.uns.get(use_rep)
     kept = ("model", "params", "tokenizer") if isinstance(about, Mapping) else ()
-    return vectors, {name: about[name] for name in kept if name in about}
+    source = {name: about[name] for name in kept if isinstance(about.get(name), Mapping)}
+    if isinstance(found, pd.DataFrame):
+        source[_COLUMNS] = [str(name) for name in found.columns]
+    return plain_vectors(found, f"obsm[{use_rep!r}]"), source
 
 
 def _check_same_space(query: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
@@ -206,15 +277,14 @@ def _check_same_space(query: Mapping[str, Any], reference: Mapping[str, Any]) ->
     for (_, name), own, other in zip(_SPACE, ours, theirs, strict=True):
         if own is not None and other is not None and own != other:
             raise ValueError(
-                f"Expected cells embedded in the same way as the reference, found {name} {own[:12]!r} for the query and "
-                f"{other[:12]!r} for the reference. Embed both with the same model and arguments."
+                f"Expected cells embedded in the same way as the reference, found {name} {own[:12]!r} for the "
+                f"query and {other[:12]!r} for the reference. Embed both with the same model and arguments."
             )
     if (ours[0] is None) != (theirs[0] is None):
         who = "query" if ours[0] is None else "reference"
-        warn(
+        warn_user(
             f"The {who} does not say which model embedded it (`uns` was lost, for example in a concatenation), so it "
-            "cannot be checked that both lie in the same space.",
-            stacklevel=3,
+            "cannot be checked that both lie in the same space."
         )
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools.data.modalities import ModalityRows, has_modalities
-from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.models.embedding import cell_embeddings
-from scgpt_tools.tl._cells import Cells, Request, open_cells
+from scgpt_tools.tl._cells import Cells, Computed, Request, load_model, open_cells
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools._types import Attention, Layers
+    from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,13 @@ def modality_weights(
     TypeError
         If ``mdata`` is no MuData.
     ValueError
-        If the model reads one modality only, or ``mdata`` has fewer than two that it reads.
+        If the model reads one modality only, ``mdata`` has fewer than two that it reads, a result is not finite, or
+        ``key_added`` is the name of something else.
+
+    Warns
+    -----
+    UserWarning
+        If measured cells have no known feature above zero.
 
     Examples
     --------
@@ -92,9 +100,10 @@ def modality_weights(
     >>> sct.tl.modality_weights(mdata, model, layer="counts")  # doctest: +SKIP
     >>> sct.pl.modality_weights(mdata, groupby="cell_type")  # doctest: +SKIP
     """
+    check_arguments(modality_weights, locals())
     if not has_modalities(mdata):
         raise TypeError(f"Expected a MuData, found {type(mdata).__name__}.")
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=device)
+    loaded = load_model(model, device)
     names = [part.name for part in loaded.config.tokenizer.parts if part.name in mdata.mod]
     if len(names) < 2:
         raise ValueError(
@@ -117,21 +126,23 @@ def modality_weights(
         )
         return open_cells(mdata, loaded, request)
 
+    keys = ModalityWeightKeys(key_added)
+    check_new_key(mdata, "obs", key_added, default=ModalityWeightKeys.key, entry=keys.obs(names[0]))
     whole = opened(names)
     rows = whole.source
     assert isinstance(rows, ModalityRows)  # noqa: S101 - a model of several modalities reads such
-    joint = _embedded(whole, show_progress)
+    joint, expressed = _embedded(whole, show_progress)
+    whole.warn_about_empty(expressed, "Their weights compare them with empty cells: leave them out.")
     distances = np.stack(
         [
             np.linalg.norm(
-                joint - _embedded(opened([other for other in names if other != name]), show_progress), axis=1
+                joint - _embedded(opened([other for other in names if other != name]), show_progress).values, axis=1
             )
             for name in names
         ],
         axis=1,
     )
     weights = _weights(distances, rows.measured[names].to_numpy())
-    keys = ModalityWeightKeys(key_added)
     about = whole.provenance()
     result = mdata.copy() if copy else mdata
     for name, column in zip(names, weights.T, strict=True):
@@ -141,7 +152,7 @@ def modality_weights(
     return result if copy else None
 
 
-def _embedded(cells: Cells, show_progress: bool | None) -> NDArray[np.float32]:  # noqa: FBT001
+def _embedded(cells: Cells, show_progress: bool | None) -> Computed:  # noqa: FBT001
     embed_batch = partial(cell_embeddings, cells.model, attention=cells.attention)
     return cells.compute(embed_batch, width=cells.model.dim, show_progress=show_progress)
 

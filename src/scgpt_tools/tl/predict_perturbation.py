@@ -52,7 +52,7 @@ def predict_perturbation(
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
-    duplicates: Duplicates = "first",
+    duplicates: Duplicates = "most_counts",
     include: Include = "all",
     unknown: Unknown = "drop",
     unmeasured: Unmeasured = "error",

@@ -11,14 +11,17 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from anndata import AnnData
+from mudata import MuData
 from sklearn.neighbors import NearestNeighbors
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_choice, check_integer, check_key
+from scgpt_tools._validate import check_choice, check_key, check_texts, check_type
 from scgpt_tools.data.classes import read_classes
 from scgpt_tools.data.modalities import ModalityRows, cell_columns, has_modalities
-from scgpt_tools.data.rows import RowSource, slots_of
+from scgpt_tools.data.rows import RowSource, plain_vectors, slots_of
 from scgpt_tools.metrics.integration import AGGREGATE, GROUPS
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.units import describe_values
@@ -27,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import scipy.sparse as sp
-    from anndata import AnnData
-    from mudata import MuData
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ def score_embedding(
     KeyError
         If a column or an embedding is absent; the message lists what is there.
     ValueError
-        If there are fewer than 91 cells, cells without label or batch, or fewer than two labels or batches.
+        If there are fewer than 91 cells, cells without label or batch, fewer than two labels or batches, every label
+        comes from one batch only, or an embedding is not finite.
 
     Examples
     --------
@@ -109,16 +111,17 @@ def score_embedding(
     >>> table = sct.tl.score_embedding(adata, label_key="cell_type", batch_key="batch")  # doctest: +SKIP
     >>> sct.pl.scores(table)  # doctest: +SKIP
     """
-    check_integer("n_top_genes", n_top_genes)
-    for baseline in baselines:
+    check_arguments(score_embedding, locals())
+    for baseline in check_texts("baselines", baselines, least=0):
         check_choice("baselines", baseline, get_args(Baseline))
-    table = slots_of(adata, modality)
-    for key in embeddings:
-        check_key(table.obsm, key, "obsm")
+    table = slots_of(check_type("adata", adata, (AnnData, MuData)), modality)
+    vectors = {
+        key: plain_vectors(table.obsm[check_key(table.obsm, key, "obsm")], f"obsm[{key!r}]") for key in embeddings
+    }
     obs = _labels(table, label_key, batch_key)
     with _quiet():
         benchmark = optional("scib_metrics.benchmark", extra="scib")
-    scored = ad.AnnData(obs=obs, obsm={key: np.asarray(table.obsm[key], dtype=np.float32) for key in embeddings})
+    scored = ad.AnnData(obs=obs, obsm=vectors)
     genes = _variable_genes(*_gene_values(adata, layer, modality), obs, n_top_genes)
     scored.obsm["X_pca"] = _components(table, genes)
     scored.obsm["hvg"] = genes.X.toarray()
@@ -156,7 +159,20 @@ def _labels(table: AnnData | MuData, label_key: str, batch_key: str | None) -> p
         obs[name] = pd.Categorical([classes.names[code] for code in classes.codes], categories=list(classes.names))
     if batch_key is None:
         obs["batch"] = pd.Categorical(["all"] * len(obs))
+    else:
+        _refuse_confounded(obs, label_key, batch_key)
     return obs
+
+
+def _refuse_confounded(obs: pd.DataFrame, label_key: str, batch_key: str) -> None:
+    """How batches mix within a type can be told of types that come from several only."""
+    batches = obs.groupby("label", observed=True)["batch"].nunique()
+    if (batches < 2).all():
+        raise ValueError(
+            f"Expected a type in obs[{label_key!r}] that comes from several batches, found each of the {len(batches)} in "
+            f"one of obs[{batch_key!r}] only: mixing of batches and keeping of types cannot be told apart. Leave out "
+            "`batch_key` to score the types alone."
+        )
 
 
 def _gene_values(
@@ -188,7 +204,7 @@ def _variable_genes(X: sp.csr_matrix, sample: sp.csr_matrix, obs: pd.DataFrame, 
 
 def _components(table: AnnData | MuData, genes: AnnData) -> np.ndarray:
     if "X_pca" in table.obsm:
-        return np.asarray(table.obsm["X_pca"], dtype=np.float32)
+        return plain_vectors(table.obsm["X_pca"], "obsm['X_pca']")
     n_comps = min(_COMPONENTS, genes.n_obs - 1, genes.n_vars - 1)
     return sc.pp.pca(genes, n_comps=n_comps, copy=True).obsm["X_pca"]
 

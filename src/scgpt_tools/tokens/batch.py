@@ -32,6 +32,8 @@ class TokenBatch:
     """(B, L) bool, True on real tokens, as in SDPA's boolean mask; torch's ``key_padding_mask`` means the opposite."""
     index: Tensor | None = None
     """(B,) int64 row of the source that each cell came from."""
+    expressed: Tensor | None = None
+    """(B, M) int64 known features above zero in each of M modalities, -1 where a cell was not measured."""
     batch: Tensor | None = None
     """(B,) int64 label of the technical batch."""
     label: Tensor | None = None

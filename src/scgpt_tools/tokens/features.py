@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Protocol, get_args
 import numpy as np
 import pandas as pd
 
-from scgpt_tools._validate import check_choice, check_fraction, check_type
+from scgpt_tools._validate import check_choice, check_flag, check_fraction, check_type
 from scgpt_tools.tokens.coverage import Coverage
-from scgpt_tools.tokens.matching import Duplicates, Matcher, matched, report
+from scgpt_tools.tokens.matching import Duplicates, Matcher, Totals, matched, report
 from scgpt_tools.tokens.names import column_names
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class FeatureTable:
         aliases: NameTable | None = None,
         ignore_case: bool = False,
         min_coverage: float = 0.5,
-        duplicates: Duplicates = "first",
+        duplicates: Duplicates = "most_counts",
+        totals: Totals | None = None,
+        modality: str | None = None,
     ) -> FeatureTable:
         """Match the genes of a data set to a vocabulary.
 
@@ -104,9 +106,14 @@ class FeatureTable:
         min_coverage
             Warn if a smaller part of the columns matches.
         duplicates
-            What to do with several columns of the same token.  ``"first"`` reads the one that matches by the strongest
-            rule, the first of equals, and warns; ``"error"`` refuses; ``"all"`` reads each of them as a token, as scGPT
-            does.
+            What to do with several columns of the same token.  ``"most_counts"`` reads the one with the largest sum
+            over cells, ``"first"`` the one that matches by the strongest rule, the first of equals; both warn.
+            ``"error"`` refuses; ``"all"`` reads each of them as a token, as scGPT does.
+        totals
+            Sums of columns over cells, such as :meth:`~scgpt_tools.data.rows.RowSource.totals`, asked for columns of
+            the same token only; without it ``"most_counts"`` is ``"first"``.
+        modality
+            What the genes are of, for messages.
 
         Returns
         -------
@@ -124,13 +131,16 @@ class FeatureTable:
             var = to_memory()
         check_type("var", var, pd.DataFrame)
         check_fraction("min_coverage", min_coverage)
+        check_flag("ignore_case", ignore_case)
         check_choice("duplicates", duplicates, get_args(Duplicates))
         names = column_names(var, column)
         if isinstance(symbols, str):
             symbols = pd.Series(column_names(var, symbols), index=pd.Index(names, dtype=object), dtype=object)
         matcher = Matcher(vocabulary, symbols=symbols, aliases=aliases, ignore_case=ignore_case)
-        coverage = matched(names, matcher, duplicates)
-        report(coverage, matcher, var, min_coverage=min_coverage, duplicates=duplicates)
+        if totals is None and duplicates == "most_counts":
+            duplicates = "first"
+        coverage = matched(names, matcher, duplicates, totals)
+        report(coverage, matcher, var, min_coverage=min_coverage, duplicates=duplicates, modality=modality)
         columns = np.flatnonzero(coverage.used)
         tokens = coverage.tokens[columns]
         return cls(columns, vocabulary.ids(tokens, unknown=None), tokens, len(var), coverage)
@@ -149,7 +159,8 @@ class FeatureTable:
         aliases: NameTable | None = None,
         ignore_case: bool = False,
         min_coverage: float = 0.5,
-        duplicates: Duplicates = "first",
+        duplicates: Duplicates = "most_counts",
+        totals: Mapping[str, Totals] | None = None,
     ) -> FeatureTable:
         """Match the features of several modalities to one vocabulary.
 
@@ -170,8 +181,13 @@ class FeatureTable:
             ``None`` sorts those that are read.
         column
             Column of ``var`` with the names, by modality; one name is that of modalities without prefix.
-        symbols, aliases, ignore_case, min_coverage, duplicates
+        symbols, aliases, ignore_case, duplicates
             As in :meth:`from_var`, for modalities that are matched to genes.
+        min_coverage
+            Warn if a smaller part of the genes matches, or of the other features that the vocabulary knows of a
+            modality.
+        totals
+            Sums of columns by modality; see :meth:`from_var`.
 
         Returns
         -------
@@ -201,6 +217,7 @@ class FeatureTable:
             ignore_case=ignore_case,
             min_coverage=min_coverage,
             duplicates=duplicates,
+            totals=totals or {},
         )
 
 

@@ -56,8 +56,9 @@ def joint_batch(
         if not prebinned and (config.scale != 1 or config.standard):
             scaled = _scaled(part.values.numpy(), part.genes.numpy(), config, tokenizer)
             part = part.replace(values=torch.where(part.mask, torch.from_numpy(scaled), part.values))
-        there = torch.from_numpy(_measured(X, span))
-        parts.append((tokenizer.config.modalities.index(span.name), part.replace(mask=part.mask & there[:, None])))
+        there = torch.from_numpy(_measured(X, span))[:, None]
+        part = part.replace(mask=part.mask & there, expressed=part.require("expressed").masked_fill(~there, -1))
+        parts.append((tokenizer.config.modalities.index(span.name), part))
     return _side_by_side(tokenizer, parts, torch.from_numpy(index[chosen]))
 
 
@@ -237,4 +238,5 @@ def _side_by_side(tokenizer: Tokenizer, parts: list[tuple[int, TokenBatch]], ind
         modality[rows, columns] = number
         starts = starts + part.mask.sum(1)
     mask = torch.arange(width) < starts[:, None]
-    return TokenBatch(genes=genes, values=values, mask=mask, index=index, modality=modality)
+    expressed = torch.cat([part.require("expressed") for _, part in parts], dim=1)
+    return TokenBatch(genes=genes, values=values, mask=mask, index=index, expressed=expressed, modality=modality)

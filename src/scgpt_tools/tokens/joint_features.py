@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tools._lookup import lookup
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.tokens.coverage import OUTCOMES, Coverage, some
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.modalities import ModalityConfig, Span, default_modality, modality_names
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from scgpt_tools.tokens.features import HasModalities
+    from scgpt_tools.tokens.matching import Totals
     from scgpt_tools.vocabulary import Vocabulary
 
 
@@ -32,6 +34,7 @@ def match_modalities(
     extend: bool,
     numbering: Sequence[str] | None,
     column: str | Mapping[str, str] | None,
+    totals: Mapping[str, Totals],
     **matching: Any,
 ) -> FeatureTable:
     """What :meth:`~scgpt_tools.tokens.FeatureTable.from_mudata` does."""
@@ -39,7 +42,12 @@ def match_modalities(
     frames = {config.name: _frame(mdata, config.name) for config in configs}
     columns = {config.name: _column_of(config, column) for config in configs}
     grown = _extended(vocabulary, configs, frames, columns) if extend else vocabulary
-    parts = [_match_one(frames[config.name], grown, config, columns[config.name], matching) for config in configs]
+    parts = [
+        _match_one(
+            frames[config.name], grown, config, columns[config.name], matching | {"totals": totals.get(config.name)}
+        )
+        for config in configs
+    ]
     return joined_features(configs, parts, grown, modality_names(configs) if numbering is None else numbering)
 
 
@@ -92,14 +100,39 @@ def _match_one(
     frame: pd.DataFrame, vocabulary: Vocabulary, config: ModalityConfig, column: str | None, matching: Mapping[str, Any]
 ) -> FeatureTable:
     if config.extend:
-        return _match_exactly(_names(frame, config, column), vocabulary, config)
+        features = _match_exactly(_names(frame, config, column), vocabulary, config)
+        _warn_about_panel(features, vocabulary, config, matching["min_coverage"])
+        return features
     if config.prefix:
         raise ValueError(
             f"Expected modality {config.name!r} with a prefix to extend the vocabulary, which holds names of genes; "
             f"found extend=False with prefix {config.prefix!r}."
         )
-    features = FeatureTable.from_var(frame, vocabulary, column=column, **matching)
-    return features if config.keep is None else _kept(features, config)
+    features = FeatureTable.from_var(frame, vocabulary, column=column, modality=config.name, **matching)
+    if config.keep is None:
+        return features
+    features = _kept(features, config)
+    _warn_about_panel(features, vocabulary, config, matching["min_coverage"])
+    return features
+
+
+def _warn_about_panel(
+    features: FeatureTable, vocabulary: Vocabulary, config: ModalityConfig, min_coverage: float
+) -> None:
+    """Say that a table has few of the features that the model knows of a modality."""
+    if config.keep is not None:
+        n_known = len(config.keep)
+    elif config.prefix:
+        n_known = sum(token.startswith(config.prefix) for token in vocabulary)
+    else:
+        n_known = features.n_columns
+    share = len(features) / max(n_known, 1)
+    if share < min_coverage:
+        warn_user(
+            f"Only {len(features):,} of {n_known:,} features ({100 * share:.1f} %) that the model knows of modality "
+            f"{config.name!r} are there; expected at least {100 * min_coverage:g} %. Not known: "
+            f"{some(features.coverage.missing) or 'none'}. Give features the names that the model was trained with."
+        )
 
 
 def _match_exactly(names: Sequence[str], vocabulary: Vocabulary, config: ModalityConfig) -> FeatureTable:

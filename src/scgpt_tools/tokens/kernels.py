@@ -165,17 +165,41 @@ def find_bad(data, start, stop):
 
 
 @compiled
+def find_outside(indices, start, stop, bound):
+    """Place of the first number that is not from 0 to below a bound, or -1."""
+    # One comparison after a loop without a way out, which the compiler makes vectors of; a negative number is a large one.
+    largest = np.uint64(0)
+    for j in range(start, stop):
+        largest = max(largest, np.uint64(indices[j]))
+    if start >= stop or largest < np.uint64(bound):
+        return -1
+    for j in range(start, stop):
+        if not 0 <= indices[j] < bound:
+            return j
+    return -1
+
+
+@compiled
+def ascends(indices, indptr):
+    """Whether the numbers of every row of a CSR matrix, or column of a CSC one, ascend; equal ones may follow."""
+    for r in range(indptr.size - 1):
+        for j in range(indptr[r] + 1, indptr[r + 1]):
+            if indices[j] < indices[j - 1]:
+                return False
+    return True
+
+
+@compiled
 def count_known(data, indices, indptr, rows, token_of, lengths):
-    """Number of non-zero entries with a token in each row; returns the place of a bad value, or -1."""
+    """Number of non-zero entries with a token in each row; returns the place of a bad value or column, or -1."""
+    size = np.uint64(token_of.size)
     for r in range(rows.size):
-        start, stop = indptr[rows[r]], indptr[rows[r] + 1]
-        bad = find_bad(data, start, stop)
-        if bad >= 0:
-            return bad
         n = 0
-        for j in range(start, stop):
-            if data[j] != 0 and token_of[indices[j]] >= 0:
-                n += 1
+        for j in range(indptr[rows[r]], indptr[rows[r] + 1]):
+            column = np.uint64(indices[j])  # a negative number becomes a large one
+            if not 0 <= data[j] < np.inf or column >= size:
+                return j
+            n += data[j] != 0 and token_of[column] >= 0
         lengths[r] = n
     return -1
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
-from warnings import warn
 
 import numpy as np
+import pandas as pd
 
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.tokens.coverage import MATCHED, OUTCOMES, Coverage, some
 from scgpt_tools.tokens.names import column_names, describe, name_pairs, text_columns, unversioned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    import pandas as pd
     from numpy.typing import NDArray
 
     from scgpt_tools.tokens.names import NameTable
     from scgpt_tools.vocabulary import Vocabulary
 
-Duplicates: TypeAlias = Literal["first", "error", "all"]
-"""What to do with several columns of the same token: read the best matched one, refuse, or read each as a token."""
+Duplicates: TypeAlias = Literal["most_counts", "first", "error", "all"]
+"""What to do with several columns of the same token: read the one with the most counts or the one that is matched best,
+refuse, or read each as a token."""
+
+Totals: TypeAlias = "Callable[[NDArray[np.int64]], NDArray[np.float64]]"
+"""Sum over the cells of each of some columns."""
 
 
 class Matcher:
@@ -86,23 +90,37 @@ class _Table:
         return self._pairs.get(self._fold(name), ())
 
 
-def matched(names: Sequence[str | None], matcher: Matcher, duplicates: Duplicates) -> Coverage:
-    """Find the token of every name."""
+def matched(
+    names: Sequence[str | None], matcher: Matcher, duplicates: Duplicates, totals: Totals | None = None
+) -> Coverage:
+    """Find the token of every name, and which of several columns of a token is read."""
     tokens = np.empty(len(names), dtype=object)
     outcomes = np.empty(len(names), dtype=np.int8)
     for position, name in enumerate(names):
         tokens[position], outcome = matcher(name)
         outcomes[position] = OUTCOMES.index(outcome)
-    matched = outcomes < len(MATCHED)
-    used = matched if duplicates == "all" else _best(tokens, outcomes, matched)
+    used = outcomes < len(MATCHED)
+    if duplicates != "all":
+        by_counts = totals if duplicates == "most_counts" else None
+        used = _best(tokens, outcomes, np.flatnonzero(used), by_counts)
     return Coverage(_objects(names), tokens, outcomes, used, n_vocabulary=len(matcher.genes))
 
 
-def _best(tokens: NDArray[np.object_], outcomes: NDArray[np.int8], matched: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """One column per token: the one with the strongest rule, the first of equals."""
-    columns = np.flatnonzero(matched)
+def _best(
+    tokens: NDArray[np.object_], outcomes: NDArray[np.int8], columns: NDArray[np.int64], totals: Totals | None
+) -> NDArray[np.bool_]:
+    """One column per token: with the most counts if those are known, by the strongest rule, the first of equals.
+
+    A column that matches in another case only, which may be another gene, comes behind all others with counts.
+    """
+    several = pd.Series(tokens[columns]).duplicated(keep=False).to_numpy()
+    counts = np.zeros(columns.size)
+    if totals is not None and several.any():
+        counts[several] = totals(columns[several])
+    in_other_case = outcomes[columns] == OUTCOMES.index("case")
+    order = np.lexsort((columns, outcomes[columns], -counts, in_other_case, counts == 0))
     best: dict[str, int] = {}
-    for column in columns[np.argsort(outcomes[columns], kind="stable")]:
+    for column in columns[order]:
         best.setdefault(tokens[column], int(column))
     used = np.zeros(len(tokens), dtype=bool)
     used[list(best.values())] = True
@@ -116,33 +134,46 @@ def _objects(values: Sequence[object]) -> NDArray[np.object_]:
 
 
 def report(
-    coverage: Coverage, matcher: Matcher, var: pd.DataFrame, *, min_coverage: float, duplicates: Duplicates
+    coverage: Coverage,
+    matcher: Matcher,
+    var: pd.DataFrame,
+    *,
+    min_coverage: float,
+    duplicates: Duplicates,
+    modality: str | None = None,
 ) -> None:
-    """Say what the user can act on; called by ``FeatureTable.from_var`` only, for the place of the warnings."""
+    """Say what the user can act on."""
+    where = "" if modality is None else f" in modality {modality!r}"
     if coverage.n_features == 0:
-        raise ValueError("Expected a matrix with genes, found no row in `var`.")
+        raise ValueError(f"Expected a matrix with genes{where}, found no row in `var`.")
     if coverage.n_matched == 0:
         raise ValueError(
-            f"Expected names of genes of the vocabulary, which holds {describe(matcher.genes)}, found none among "
+            f"Expected names of genes of the vocabulary{where}, which holds {describe(matcher.genes)}, found none among "
             f"{coverage.n_features:,} features. {_advice(coverage, matcher, var)}"
         )
     if coverage.n_duplicates and duplicates == "error":
         raise ValueError(
-            f"Expected one column per gene, found {coverage.n_duplicates} more: {some(coverage.duplicates)}. Merge or "
-            "drop them, or choose with duplicates='first' or 'all'."
+            f"Expected one column per gene{where}, found {coverage.n_duplicates} more: {some(coverage.duplicates)}. "
+            "Merge or drop them, or choose with duplicates='most_counts', 'first' or 'all'."
         )
-    if coverage.n_duplicates and duplicates == "first":
-        warn(
-            f"{coverage.n_duplicates} columns match a gene that another column has, and are not read: "
-            f"{some(coverage.duplicates)}. Merge them, or choose with duplicates='error' or 'all'.",
-            stacklevel=3,
+    if coverage.n_duplicates and duplicates != "all":
+        rule = "with the most counts" if duplicates == "most_counts" else "that is matched best, or the first,"
+        warn_user(
+            f"{coverage.n_duplicates} columns{where} match a gene that another column has. Of each gene the column "
+            f"{rule} is read: {some(_chosen(coverage))}. Merge them, or choose with `duplicates=`."
         )
     if coverage.share < min_coverage:
-        warn(
-            f"Only {coverage.headline()}; expected at least {100 * min_coverage:g} %. "
-            f"{_advice(coverage, matcher, var)}",
-            stacklevel=3,
+        warn_user(
+            f"Only {coverage.headline()}{where}; expected at least {100 * min_coverage:g} %. "
+            f"{_advice(coverage, matcher, var)}"
         )
+
+
+def _chosen(coverage: Coverage) -> tuple[str, ...]:
+    """Which column is read of each token that several match."""
+    twice = set(coverage.duplicates)
+    columns = [column for column in np.flatnonzero(coverage.used) if coverage.tokens[column] in twice]
+    return tuple(f"{coverage.tokens[column]} from column {column} ({coverage.names[column]!r})" for column in columns)
 
 
 def _advice(coverage: Coverage, matcher: Matcher, var: pd.DataFrame) -> str:

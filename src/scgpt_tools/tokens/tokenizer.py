@@ -71,7 +71,8 @@ class TokenizerConfig:
         if self.bins is not None:
             fractions_of(self.bins)  # refuses numbers that cannot be
         if self.length is not None:
-            check_integer("length", self.length, least=1)
+            # A cell token alone would make all cells alike.
+            check_integer("length", self.length, least=1 + self.cls)
         absent = {"<pad>", "<cls>"} - set(self.modalities)
         if self.modalities and absent:
             raise ValueError(f"Expected `modalities` to hold '<pad>' and '<cls>', found {self.modalities}.")
@@ -163,6 +164,7 @@ class Tokenizer:
             values=torch.from_numpy(parts.values),
             mask=torch.from_numpy(parts.mask),
             index=torch.from_numpy(index[rows]),
+            expressed=torch.from_numpy(expressed[:, None]),
             modality=torch.from_numpy(parts.modality) if self._has_modality(features) else None,
         )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
-from warnings import warn
 
 import numpy as np
 import scipy.sparse as sp
+
+from scgpt_tools._warnings import warn_user
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,9 +99,7 @@ def looks_logged(X: sp.spmatrix | sp.sparray | NDArray[np.generic]) -> bool:
     return units.maximum <= _LARGEST_LOG and units.minimum >= 0 and units.smallest_positive < 1
 
 
-def warn_about_units(
-    X: sp.spmatrix | sp.sparray | NDArray[np.generic], expects: Expects, *, stacklevel: int = 2
-) -> Units:
+def warn_about_units(X: sp.spmatrix | sp.sparray | NDArray[np.generic], expects: Expects) -> Units:
     """Warn if a matrix does not look like what a tokenizer was made for.
 
     Parameters
@@ -109,8 +108,6 @@ def warn_about_units(
         Some rows of the matrix.
     expects
         Unit that the tokenizer was made for.
-    stacklevel
-        Whose line the warning names.
 
     Returns
     -------
@@ -119,11 +116,7 @@ def warn_about_units(
     units = describe_values(X)
     if units.unit not in _ACCEPTED[expects]:
         wanted = "values that are not negative" if expects == "any" else _NAMES[expects]
-        warn(
-            f"Expected {wanted}, found {units}. Pass `layer=` if they are in another layer.",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
+        warn_user(f"Expected {wanted}, found {units}. Pass `layer=` if they are in another layer.")
     return units
 
 

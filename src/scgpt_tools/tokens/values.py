@@ -184,10 +184,11 @@ def canonical(X: sp.csr_matrix | sp.csr_array | NDArray[np.generic]) -> sp.csr_m
         return X
     # SciPy takes neither half precision nor foreign byte order, which dense arrays may have.
     csr = sp.csr_matrix(X.astype(dtype, copy=False) if isinstance(X, np.ndarray) else X)
+    # Entries that stand twice are added up as floats: small integers would wrap.
+    csr = sp.csr_matrix((csr.data.astype(dtype, copy=False), csr.indices, csr.indptr), shape=csr.shape)
     if not csr.has_canonical_format:
         csr = csr.copy()
         csr.sum_duplicates()
-    csr = sp.csr_matrix((csr.data.astype(dtype, copy=False), csr.indices, csr.indptr), shape=csr.shape)
     csr.has_canonical_format = True
     return csr
 
@@ -211,12 +212,17 @@ def count_known(X: sp.csr_matrix, rows: NDArray[np.int64], token_of: NDArray[np.
     Raises
     ------
     ValueError
-        If a value is negative, missing or infinite.
+        If a value is negative, missing or infinite, or stands in a column that the matrix does not have.
     """
     lengths = np.empty(rows.size, dtype=np.int64)
     bad = kernels.count_known(X.data, X.indices, X.indptr.astype(np.int64), rows, token_of, lengths)
     if bad >= 0:
         row = int(np.searchsorted(X.indptr, bad, side="right")) - 1
+        if not 0 <= X.indices[bad] < token_of.size:
+            raise ValueError(
+                f"Expected column numbers from 0 to {token_of.size - 1}, found {X.indices[bad]} in row {row}. The matrix "
+                "is damaged."
+            )
         raise ValueError(
             f"Expected finite values that are not negative, found {X.data[bad]} in row {row}, column {X.indices[bad]}."
         )

@@ -67,7 +67,7 @@ def finetune_cells(
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
-    duplicates: Duplicates = "first",
+    duplicates: Duplicates = "most_counts",
     modality: str | None = None,
     modalities: Modalities = None,
     validation: float | str = 0.1,

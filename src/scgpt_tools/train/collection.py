@@ -113,7 +113,13 @@ class Collection:
         return [
             CellTable(
                 source,
-                FeatureTable.from_var(source.var, vocabulary, column=self.config.genes, min_coverage=min_coverage),
+                FeatureTable.from_var(
+                    source.var,
+                    vocabulary,
+                    column=self.config.genes,
+                    min_coverage=min_coverage,
+                    totals=source.totals,
+                ),
                 batch=batch,
             )
             for source, batch in zip(self.sources, labels, strict=True)

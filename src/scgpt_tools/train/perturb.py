@@ -66,7 +66,7 @@ def finetune_perturbation(
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
-    duplicates: Duplicates = "first",
+    duplicates: Duplicates = "most_counts",
     validation: float | str = "split",
     controls: bool = True,
     include: Include = "all",
@@ -184,6 +184,7 @@ def finetune_perturbation(
         sampling=gene_sampling,
     )
     source = RowSource(adata, layer=layer)
+    source.check_memory()
     check_log_values(source)
     conditions = read_conditions(source.adata, key)
     loaded = open_model(model, settings)
@@ -203,6 +204,7 @@ def finetune_perturbation(
         aliases=aliases,
         ignore_case=ignore_case,
         duplicates=duplicates,
+        totals=source.totals,
     )
     tokens = ScreenTokens.match(features, column_names(source.var, genes), loaded.vocabulary, choice)
     paired = paired_controls(source.adata, conditions, pairs=pairs, within=within, seed=settings.seed)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from scgpt_tools.models import formats, zoo
-from scgpt_tools.models.cell_model import CellModel, pick_device
+from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.formats.scgpt import WEIGHTS
 from scgpt_tools.models.modes import without_memory
+from scgpt_tools.models.precision import resolve_device
 from scgpt_tools.train.perturb import Transfer
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.wrappers.config import args_with, check_changes, config_of, genes_of
@@ -282,12 +283,14 @@ def _with_names(new: ModelConfig, old: ModelConfig) -> ModelConfig:
 
 
 def _available(device: str | torch.device | None) -> torch.device:
-    chosen = pick_device(device)
-    there = torch.cuda.is_available() if chosen.type == "cuda" else torch.backends.mps.is_available()
-    if chosen.type in ("cuda", "mps") and not there:
+    """As asked for, or the CPU in place of a GPU that is not there."""
+    try:
+        return resolve_device(device)
+    except ValueError:
+        if not str(device).startswith(("cuda", "mps")):
+            raise
         logger.warning("There is no device %r here; the CPU is used.", str(device))
         return torch.device("cpu")
-    return chosen
 
 
 def _some(names: tuple[str, ...], *, shown: int = 10) -> str:

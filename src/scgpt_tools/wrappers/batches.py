@@ -179,7 +179,7 @@ def in_parts(
 
 
 def match(
-    source: RowSource, vocabulary: Vocabulary, genes: tuple[str, ...] | None, *, duplicates: Duplicates = "first"
+    source: RowSource, vocabulary: Vocabulary, genes: tuple[str, ...] | None, *, duplicates: Duplicates = "most_counts"
 ) -> FeatureTable:
     """Match the columns of a table to tokens.
 
@@ -198,7 +198,7 @@ def match(
     -------
     The columns that are read.
     """
-    features = FeatureTable.from_var(source.var, vocabulary, duplicates=duplicates)
+    features = FeatureTable.from_var(source.var, vocabulary, duplicates=duplicates, totals=source.totals)
     if genes is None:
         return features
     keep = np.isin(features.names, np.array(genes, dtype=object))

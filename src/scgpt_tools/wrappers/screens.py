@@ -46,7 +46,7 @@ class Screen:
         screen, vocabulary = as_screen(dataset), wrapper.vocab
         self.source = RowSource(screen.adata)
         if len(self.source):
-            warn_about_units(self.source.sample(), "log1p", stacklevel=4)
+            warn_about_units(self.source.sample(), "log1p")
         self.features = match(self.source, vocabulary, wrapper.gene_list)
         self.tokenizer = wrapper.cell_model.tokenizer
         names = column_names(self.source.var, None)

@@ -39,7 +39,7 @@ def open_table(wrapper: Wrapper, adata: AnnData, *, labels: bool, batches: bool)
     source = RowSource(adata)
     features = match(source, wrapper.vocab, wrapper.gene_list)
     if len(source):
-        warn_about_units(source.sample(), wrapper.cell_model.config.tokenizer.expects, stacklevel=4)
+        warn_about_units(source.sample(), wrapper.cell_model.config.tokenizer.expects)
     batch = _batches(wrapper, adata).codes if batches else None
     label = _classes(wrapper, adata).codes if labels else None
     return CellTable(source, features, batch, label)
