@@ -81,11 +81,11 @@ def test_the_joint_embedding_and_kept_tokens(trained):
     sct.pp.tokenize(mdata, trained)
     sct.tl.embed(mdata, trained, tokens="X_binned", key_added="again")
     np.testing.assert_allclose(mdata.obsm["again"], mdata.obsm["X_scGPT"], atol=1e-5)
-    sct.tl.embed(mdata, trained, modalities=["rna"], key_added="rna")
+    sct.tl.embed(mdata, trained, modalities=["rna"], key_added="X_rna")
     alone = md_of(mdata, "rna")
     sct.tl.embed(alone, trained)
-    np.testing.assert_allclose(alone.obsm["X_scGPT"], mdata.obsm["rna"], atol=1e-5)
-    assert np.abs(mdata.obsm["rna"] - mdata.obsm["X_scGPT"]).max() > 1e-3
+    np.testing.assert_allclose(alone.obsm["X_scGPT"], mdata.obsm["X_rna"], atol=1e-5)
+    assert np.abs(mdata.obsm["X_rna"] - mdata.obsm["X_scGPT"]).max() > 1e-3
 
 
 def md_of(mdata, name):
@@ -95,10 +95,10 @@ def md_of(mdata, name):
 
 def test_a_cell_that_lacks_a_modality_is_embedded_by_the_other(trained):
     whole, mosaic = make_mudata(40), make_mudata(40, mosaic=True)
-    sct.tl.embed(whole, trained, modalities=["rna"], key_added="rna")
+    sct.tl.embed(whole, trained, modalities=["rna"], key_added="X_rna")
     sct.tl.embed(mosaic, trained)
     missing = ~mosaic.obs_names.isin(mosaic["prot"].obs_names)
-    expected = pd.DataFrame(whole.obsm["rna"], index=whole.obs_names).loc[mosaic.obs_names[missing]]
+    expected = pd.DataFrame(whole.obsm["X_rna"], index=whole.obs_names).loc[mosaic.obs_names[missing]]
     np.testing.assert_allclose(mosaic.obsm["X_scGPT"][missing], expected, atol=1e-5)
 
 

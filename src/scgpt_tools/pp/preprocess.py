@@ -168,10 +168,12 @@ def _variable(
     layer = counts if flavor in _BY_LOESS else last
     if flavor not in _BY_LOESS and (units := describe_values(_matrix(adata, layer))).unit not in ("log1p", "empty"):
         warn_user(f"Expected log-normalised values for hvg_flavor={flavor!r}, found {units}. Pass log1p=True.")
-    sc.pp.highly_variable_genes(
-        adata, layer=layer, n_top_genes=n_top_genes, flavor=flavor, batch_key=batch_key, subset=True
-    )
-    return adata
+    sc.pp.highly_variable_genes(adata, layer=layer, n_top_genes=n_top_genes, flavor=flavor, batch_key=batch_key)
+    chosen = np.flatnonzero(adata.var["highly_variable"])
+    if chosen.size > n_top_genes:  # genes that are as variable as the last one came in with it
+        spread = adata.var["dispersions_norm"].to_numpy()[chosen]
+        chosen = np.sort(chosen[np.argsort(-spread, kind="stable")[:n_top_genes]])
+    return adata[:, chosen].copy()
 
 
 def _matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix | NDArray[np.generic]:
