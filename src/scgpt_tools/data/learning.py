@@ -87,11 +87,9 @@ def open_to_learn(
                 f"{type(data).__name__} and the modalities {[part.name for part in config.parts]} of the model."
             )
         rows = open_rows(data, config, layer=layer, modality=modality)
-        rows.check_memory()
         return Learning(rows, match_rows(rows, vocabulary, config, matching), config)
     parts = resolve_modalities(data.mod, modalities, like={name: getattr(config, name) for name in _OF_PARTS})
     rows = ModalityRows(data, modalities=[part.name for part in parts], layer=layer)
-    rows.check_memory()
     _refuse_strangers(rows)
     how = {"totals": {name: part.totals for name, part in rows.parts.items()}, **matching.arguments()}
     every = FeatureTable.from_mudata(data, vocabulary, parts, **how)

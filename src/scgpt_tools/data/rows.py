@@ -22,6 +22,7 @@ from scgpt_tools.tokens.values import canonical
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import scipy.sparse as sp
     from anndata import AnnData
     from mudata import MuData
     from numpy.typing import ArrayLike, NDArray

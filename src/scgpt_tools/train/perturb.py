@@ -184,7 +184,6 @@ def finetune_perturbation(
         sampling=gene_sampling,
     )
     source = RowSource(adata, layer=layer)
-    source.check_memory()
     check_log_values(source)
     conditions = read_conditions(source.adata, key)
     loaded = open_model(model, settings)
