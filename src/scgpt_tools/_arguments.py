@@ -119,6 +119,7 @@ RANGES: dict[str, Check] = {
     "min_gene_counts": _COUNT,
     "rng": _COUNT,
     "n_labels": _COUNT,
+    "num_workers": _COUNT,
     "seed": _COUNT,
     "size": _POSITIVE,
     "target_sum": _POSITIVE,

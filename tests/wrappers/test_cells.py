@@ -279,6 +279,84 @@ def test_batches_are_trained_on(build, adata, settings):
     assert torch.isfinite(model.compute_loss(batch)["loss"])
 
 
+def test_classes_belong_to_the_model_by_name(build, adata, tmp_path):
+    """Two tables with three types each, one of them in both, get five numbers."""
+    first_table, second = adata.copy(), adata.copy()
+    second.obs["kind"] = second.obs["kind"].replace({"one": "four", "three": "five"})
+    first_table.obs["batch"] = "left"
+    second.obs["batch"] = "right"
+    model = build(n_cls=5, label_key="kind", do_dab=True, num_batch_labels=3)
+
+    def numbers(model, table):
+        batch = first(model.prepare_dataloader(table, batch_size=999, return_split="all"))
+        kinds = table.obs["kind"].to_numpy()[batch["index"].numpy()]
+        return dict(zip(kinds, batch["celltype_labels"].tolist(), strict=True)), set(batch["batch_labels"].tolist())
+
+    assert numbers(model, first_table) == ({"one": 0, "three": 1, "two": 2}, {0})
+    model.train_model(first_table, epochs=1, CLS=True)
+    kept = scGPTModel.from_pretrained(model.save(tmp_path / "kept"), device="cpu")
+    for again in (model, kept):
+        assert numbers(again, second) == ({"five": 3, "four": 4, "two": 2}, {1})
+        assert numbers(again, first_table) == ({"one": 0, "three": 1, "two": 2}, {0})
+        assert again.cell_model.config.heads.cell_type.names == ("one", "three", "two", "five", "four")
+        assert again.config.known_batches == ("left", "right")
+    second.obs["kind"] = "six"
+    with pytest.raises(ValueError, match="Found no class of obs\\['kind'\\] named 'six'"):
+        model.prepare_dataloader(second)
+    second.obs["batch"] = np.where(np.arange(second.n_obs) % 2, "third", "fourth")
+    with pytest.raises(ValueError, match="found 4: .* of which the model has seen \\['left', 'right'\\] before"):
+        build(n_cls=1, do_dab=True, num_batch_labels=3, known_batches=("left", "right")).prepare_dataloader(second)
+
+
+def test_another_number_of_classes_begins_without_names(build, adata, tmp_path):
+    model = build(n_cls=3, label_key="kind")
+    model.train_model(adata, epochs=1, CLS=True)
+    folder = model.save(tmp_path / "three")
+    assert scGPTModel.from_pretrained(folder, device="cpu").config.known_classes == ("one", "three", "two")
+    assert scGPTModel.from_pretrained(folder, device="cpu", n_cls=4).config.known_classes is None
+
+
+def test_parts_for_batches_need_their_number(build):
+    for settings in ({"do_dab": True}, {"use_batch_labels": True}, {"domain_spec_batchnorm": True}):
+        with pytest.raises(ValueError, match="^Expected `num_batch_labels`, the number of technical batches"):
+            build(**settings)
+
+
+def test_a_run_of_a_wrapper_goes_on_with_its_question_only(build, adata, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = build(n_cls=3, label_key="kind")
+    model.train_model(adata, epochs=1, CLS=True, save_dir="~/run")
+    assert len(model.train_model(adata, epochs=2, CLS=True, save_dir=tmp_path / "run", resume=True)["train_loss"]) == 2
+    adata.obs["kind"] = adata.obs["kind"].replace({"one": "uno"})
+    with pytest.raises(ValueError, match="class names \\['one', 'three', 'two'\\], found \\['three', 'two', 'uno'\\]"):
+        build(n_cls=3, label_key="kind").train_model(adata, epochs=2, CLS=True, save_dir=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"CLS": "False"}, {"epochs": 0}, {"lr": np.nan}, {"batch_size": 1.5}, {"grad_clip": -1.0}, {"seed": -1},
+        {"scheduler_step": 0}, {"scheduler_gamma": 0.0}, {"use_amp": "no"}, {"save_dir": 3}, {"log_interval": 0},
+        {"mask_ratio": "0.4"}, {"schedule": "linear"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_training_are_checked(build, adata, arguments):
+    with pytest.raises((TypeError, ValueError), match="^Expected "):
+        build().train_model(adata, **arguments)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_mvc": "False"}, {"dropout": 1.0}, {"dab_weight": -1.0}, {"ecs_threshold": 2.0}, {"n_cls": True},
+     {"n_cls": 2, "known_classes": ("a", "b", "c")}, {"n_cls": 2, "known_classes": ("a", "a")}],
+    ids=str,
+)  # fmt: skip
+def test_settings_are_checked(settings):
+    with pytest.raises((TypeError, ValueError), match="^Expected `"):
+        sct.scGPTConfig(**settings)
+
+
 def test_bins_as_categories(build, adata):
     model = build(input_emb_style="category", n_input_bins=13, pad_value=11)
     batch = first(model.prepare_dataloader(adata, mask_ratio=0.3, mask_value=12, return_split="train"))

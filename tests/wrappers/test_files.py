@@ -19,6 +19,7 @@ GENES = [f"G{i}" for i in range(40)]
 SETTINGS = [
     {"n_cls": 4, "nlayers_cls": 2, "label_key": "kind", "dropout": 0.3},
     {"do_dab": True, "num_batch_labels": 2, "dab_weight": 0.5, "batch_label_key": "batch"},
+    {"n_cls": 3, "known_classes": ("one", "two"), "do_dab": True, "num_batch_labels": 2, "known_batches": ("left",)},
     {"use_batch_labels": True, "num_batch_labels": 2, "do_mvc": False},
     {"domain_spec_batchnorm": True, "num_batch_labels": 2, "ecs_threshold": 0.8, "ecs_loss_weight": 3.0},
     {"domain_spec_batchnorm": "batchnorm"},

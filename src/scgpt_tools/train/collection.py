@@ -12,7 +12,9 @@ import pandas as pd
 
 from scgpt_tools._files import as_path
 from scgpt_tools._validate import check_fraction, check_integer
+from scgpt_tools.config import settle_fields
 from scgpt_tools.data.cell_splits import split_cells
+from scgpt_tools.data.classes import read_classes
 from scgpt_tools.data.epochs import Sampling, check_sampling
 from scgpt_tools.data.module import CellTable
 from scgpt_tools.data.rows import RowSource
@@ -56,8 +58,13 @@ class DataConfig:
     """Runs in memory at a time."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         if not self.paths:
             raise ValueError("Expected at least one file in `paths`, found none.")
+        for name in ("validation", "test"):
+            check_fraction(name, getattr(self, name), one=False)
+        for name in ("block", "blocks"):
+            check_integer(name, getattr(self, name))
         check_fraction("validation + test", self.validation + self.test, one=False)
         check_integer("split_seed", self.split_seed, least=0)
         check_sampling(self.sampling)
@@ -75,6 +82,7 @@ class VocabularyConfig:
     """Warn if a smaller part of a file's genes is in the vocabulary."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         check_integer("min_cells", self.min_cells)
         check_fraction("min_coverage", self.min_coverage)
 
@@ -143,12 +151,9 @@ class Collection:
         if self.config.batch is None:
             return [None] * len(self.sources)
         column = self.config.batch
-        for source in self.sources:
-            if column not in source.obs:
-                raise KeyError(f"Expected a column {column!r} in `obs` of every file, found only {list(source.obs)}.")
-        names = [source.obs[column].astype(str).to_numpy() for source in self.sources]
-        codes = np.unique(np.concatenate(names), return_inverse=True)[1].astype(np.int64)
-        return np.split(codes, np.cumsum([len(part) for part in names])[:-1])
+        own = [read_classes(source.obs, column) for source in self.sources]
+        names = tuple(sorted({name for classes in own for name in classes.names}))
+        return [read_classes(source.obs, column, names=names).codes for source in self.sources]
 
 
 @contextmanager

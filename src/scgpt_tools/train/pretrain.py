@@ -13,8 +13,8 @@ import torch
 from scgpt_tools._files import as_path
 from scgpt_tools._lookup import lookup
 from scgpt_tools._outputs import check_place, check_room
-from scgpt_tools._validate import check_flag, check_type
-from scgpt_tools.config import from_dict, from_yaml
+from scgpt_tools._validate import check_flag, check_fraction, check_integer, check_number, check_type
+from scgpt_tools.config import from_dict, from_yaml, settle_fields
 from scgpt_tools.data.epochs import this_process
 from scgpt_tools.data.module import CellDataModule
 from scgpt_tools.models import formats
@@ -59,8 +59,11 @@ class FamilyConfig:
     start, which spares a small training set a long plateau; scGPT has 1."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.gain < float("inf"):
-            raise ValueError(f"Expected `gain` to be a number above 0, found {self.gain}.")
+        settle_fields(self)
+        for name in ("dim", "layers", "heads", "hidden"):
+            check_integer(name, getattr(self, name))
+        check_fraction("dropout", self.dropout, one=False)
+        check_number("gain", self.gain, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class PretrainConfig:
     """Folder to save the model to; checkpoints and the history go to its ``run`` unless ``train.folder`` says else."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         # Both are checked where they are read, which should not be after an hour of opening files.
         build_objectives(self.objectives)
         build_corruption(self.corruption)
@@ -148,7 +152,7 @@ def pretrain(
         # Weights, the two moments of the optimiser and a copy that is being written; and the best weights and the model.
         check_room(run, 10 * sum(parameter.nbytes for parameter in model.parameters()))
         settings = replace(config.train, folder=run)
-        fit(model, cells, build_objectives(config.objectives), settings)
+        fit(model, cells, build_objectives(config.objectives), settings, asked={"task": "pretrain"})
     if this_process()[0] == 0:
         model.save(target)
     return model

@@ -17,7 +17,7 @@ from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
 from scgpt_tools.train.perturb import Transfer
 from scgpt_tools.train.randomness import own_random_numbers
-from scgpt_tools.wrappers.config import args_with, check_changes, config_of, genes_of
+from scgpt_tools.wrappers.config import args_with, changed, check_changes, config_of, genes_of
 from scgpt_tools.wrappers.genes import listed, needed, vocabulary_of
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Wrapper(ABC):
         checkpoint = formats.read(folder)
         source = CellModel._of_checkpoint(checkpoint, zoo.display_name(model)).eval()
         args = checkpoint.settings
-        config = replace(config_of(source.config, source.vocabulary, args), **changes)
+        config = changed(config_of(source.config, source.vocabulary, args), changes)
         genes = genes_of(args) if gene_list is None else listed(gene_list)
         wrapper = cls.__new__(cls)
         wrapper._take_over(source, config, genes, changed=bool(changes))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_choice, check_fraction
 from scgpt_tools.data.module import CellDataModule
 from scgpt_tools.models.config import ClassifierConfig
@@ -136,6 +137,7 @@ class scGPTModel(Wrapper):
         model looks at batches ``batch_labels``, numbered alike in all parts; with several classes and their column
         ``celltype_labels``, -1 for unknown ones.
         """
+        check_arguments(scGPTModel.prepare_dataloader, locals())
         adata = as_screen(dataset).adata
         table = open_table(self, adata, labels=has_labels(self, adata), batches=self.config.needs_batches)
         corruption = self._corruption(mask_ratio, mask_value)
@@ -314,6 +316,7 @@ class scGPTModel(Wrapper):
         ValueError
             If a term lacks its head, its labels or hidden values, or there is no cell to train on.
         """
+        check_arguments(scGPTModel.train_model, locals())
         self._check_flags(MVC=MVC)
         adata = as_screen(dataset).adata
         if CLS and not has_labels(self, adata):
@@ -379,6 +382,7 @@ class scGPTModel(Wrapper):
         (cells, d_model) in the order of ``obs``, the same as :func:`scgpt_tools.tl.embed` writes; or (genes, d_model) in
         the order of ``var``, NaN for genes outside the vocabulary, and of the tokens without ``dataset``.
         """
+        check_arguments(scGPTModel.predict_embeddings, locals())
         adata = None if dataset is None else as_screen(dataset).adata
         if check_choice("embedding_type", embedding_type, ("cell", "gene")) == "gene":
             return embed_genes(self, adata)
@@ -412,6 +416,11 @@ class scGPTModel(Wrapper):
         return replace(config, n_input_bins=config.n_input_bins or BINS)
 
     def _network(self, config: scGPTConfig) -> TransformerModel:
+        if config.needs_batches and config.num_batch_labels is None and config.domain_spec_batchnorm != "batchnorm":
+            raise ValueError(
+                "Expected `num_batch_labels`, the number of technical batches, with do_dab, use_batch_labels or "
+                f"domain_spec_batchnorm, found None. Pass num_batch_labels=adata.obs[{config.batch_label_key!r}].nunique()."
+            )
         names = ("do_dab", "use_batch_labels", "num_batch_labels", "input_emb_style", "n_input_bins")
         own = {name: getattr(config, name) for name in (*names, "use_generative_training")}
         return TransformerModel(**self._shared(config), **own)

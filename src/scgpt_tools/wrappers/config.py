@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from scgpt_tools._validate import check_integer
-from scgpt_tools.config import from_dict, to_dict
+from scgpt_tools._validate import check_fraction, check_integer, check_number
+from scgpt_tools.config import from_dict, settle_fields, to_dict
 from scgpt_tools.models.formats.scgpt_config import FROM_CELL_STYLES, OWN, POOLINGS, VALUE_STYLES, Settings
 from scgpt_tools.vocabulary import PAD, Vocabulary
 
@@ -100,6 +100,10 @@ class scGPTConfig:
     """Weight of the elastic cell similarity in the loss."""
     perturbation_delimiter: str = "+"
     """Text between the genes of a condition."""
+    known_classes: tuple[str, ...] | None = None
+    """Names of the classes in the order of their numbers, as many as data have shown so far; kept by the model."""
+    known_batches: tuple[str, ...] | None = None
+    """The same of technical batches."""
     scgpt_mode: str = "perturbation"
     """Kept and saved, without effect, as the four names below."""
     name: str | None = None
@@ -110,6 +114,7 @@ class scGPTConfig:
     """Genes of the checkpoint that these settings are of; a model made with them has the same."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         for name in ("d_model", "nhead", "d_hid", "nlayers", "nlayers_cls", "n_cls"):
             check_integer(name, getattr(self, name))
         for name in ("ntoken", "num_batch_labels", "max_seq_len"):
@@ -120,6 +125,14 @@ class scGPTConfig:
         for name, most in _MOST.items():
             if (getattr(self, name) or 0) > most:
                 raise ValueError(f"Expected `{name}` to be at most {most:,}, found {getattr(self, name)}.")
+        check_fraction("dropout", self.dropout, one=False)
+        check_fraction("ecs_threshold", self.ecs_threshold)
+        for name in ("dab_weight", "ecs_loss_weight"):
+            check_number(name, getattr(self, name), least=0)
+        for name, room in (("known_classes", self.n_cls), ("known_batches", self.num_batch_labels)):
+            known = getattr(self, name) or ()
+            if len(set(known)) < len(known) or (room is not None and len(known) > room):
+                raise ValueError(f"Expected `{name}` to hold at most {room} different names, found {list(known)}.")
 
     @property
     def needs_batches(self) -> bool:
@@ -228,6 +241,16 @@ def args_with(args: Mapping[str, Any], config: scGPTConfig, genes: tuple[str, ..
     return {**theirs, **args, OWN: ours}
 
 
+def changed(config: scGPTConfig, changes: Mapping[str, Any]) -> scGPTConfig:
+    """Settings with some changed; another number of classes or batches begins without names."""
+    fresh = {
+        names: None
+        for names, number in (("known_classes", "n_cls"), ("known_batches", "num_batch_labels"))
+        if number in changes and changes[number] != getattr(config, number)
+    }
+    return replace(config, **{**fresh, **changes})
+
+
 def check_changes(changes: Mapping[str, Any]) -> None:
     """Refuse changes of settings that trained weights depend on."""
     if fixed := [name for name in changes if name in FIXED]:
@@ -268,6 +291,9 @@ def _told(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
         told["use_fast_transformer"] = True
     if heads.cell_type is not None:
         told |= {"n_cls": heads.cell_type.classes, "nlayers_cls": heads.cell_type.layers}
+        told["known_classes"] = heads.cell_type.names
+    if model.batch_names is not None and len(model.batch_names) == batches:
+        told["known_batches"] = model.batch_names
     if heads.expression_from_cell is not None:
         told["mvc_decoder_style"] = _theirs(FROM_CELL_STYLES, heads.expression_from_cell.style)
     if embedder.perturbation_pad is not None:

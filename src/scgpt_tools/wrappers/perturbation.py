@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools.data.perturbation_batches import PerturbationBatches
 from scgpt_tools.models.families import scgpt_perturbation
 from scgpt_tools.models.modes import evaluating
@@ -110,6 +111,7 @@ class scGPTPerturbationModel(Wrapper):
             If cells are left out because a gene that they are perturbed in is no column or no token; all such genes are
             named.
         """
+        check_arguments(scGPTPerturbationModel.prepare_dataloader, locals())
         if mask_ratio:
             raise ValueError(f"Expected `mask_ratio` to be 0 for a perturbation model, found {mask_ratio}.")
         screen = Screen(self, dataset, length=self.config.max_seq_len, seed=seed)
@@ -245,6 +247,7 @@ class scGPTPerturbationModel(Wrapper):
         UserWarning
             As for :meth:`prepare_dataloader`.
         """
+        check_arguments(scGPTPerturbationModel.train_model, locals())
         _check_flags(CLS=CLS, CCE=CCE, MVC=MVC, ECS=ECS)
         screen = Screen(self, dataset, length=self.config.max_seq_len, seed=seed)
         train, held_out = training_parts(screen.source.adata)
@@ -295,6 +298,7 @@ class scGPTPerturbationModel(Wrapper):
         ValueError
             If a perturbed gene is no column or no token; all are named.
         """
+        check_arguments(scGPTPerturbationModel.predict_perturbation, locals())
         screen = Screen(self, dataset, length=None, seed=seed)
         rows = np.flatnonzero(screen.used)
         screen.pairs = screen.pairs[:, :1]

@@ -25,8 +25,8 @@ def open_table(wrapper: Wrapper, adata: AnnData, *, labels: bool, batches: bool)
     Parameters
     ----------
     wrapper
-        The model.  The first table that has all its classes or batches says how they are numbered, and the model keeps
-        their names.
+        The model.  It keeps the names of classes and batches with their numbers: those of another table that are called
+        the same get the same number, others the numbers that are left.
     adata
         Cells.
     labels, batches
@@ -51,25 +51,38 @@ def has_labels(wrapper: Wrapper, adata: AnnData) -> bool:
 
 
 def _batches(wrapper: Wrapper, adata: AnnData) -> Classes:
-    cells, key, room = wrapper.cell_model, wrapper.config.batch_label_key, wrapper.config.num_batch_labels
-    found = read_classes(adata.obs, key, names=cells.config.batch_names)
-    _check_number(key, found, room, "num_batch_labels")
-    if cells.config.batch_names is None and room in (None, len(found.names)):
+    cells, config = wrapper.cell_model, wrapper.config
+    known = cells.config.batch_names or config.known_batches or ()
+    found = _numbered(adata, config.batch_label_key, known, config.num_batch_labels, "num_batch_labels")
+    wrapper.config = replace(config, known_batches=found.names)
+    if config.num_batch_labels in (None, len(found.names)):
         cells.config = replace(cells.config, batch_names=found.names)
     return found
 
 
 def _classes(wrapper: Wrapper, adata: AnnData) -> Classes:
-    cells, key, room = wrapper.cell_model, wrapper.config.label_key, wrapper.config.n_cls
+    cells, config = wrapper.cell_model, wrapper.config
     classifier = cast("ClassifierConfig", cells.config.heads.cell_type)
-    found = read_classes(adata.obs, key, names=classifier.names, allow_unknown=True)
-    _check_number(key, found, room, "n_cls")
-    if classifier.names is None and room == len(found.names):
+    known = classifier.names or config.known_classes or ()
+    found = _numbered(adata, config.label_key, known, config.n_cls, "n_cls", allow_unknown=True)
+    wrapper.config = replace(config, known_classes=found.names)
+    if config.n_cls == len(found.names):
         heads = replace(cells.config.heads, cell_type=replace(classifier, names=found.names))
         cells.config = replace(cells.config, heads=heads)
     return found
 
 
-def _check_number(key: str, found: Classes, room: int | None, setting: str) -> None:
-    if room is not None and len(found.names) > room:
-        raise ValueError(f"Expected at most {setting}={room} values in obs[{key!r}], found {len(found.names)}.")
+def _numbered(
+    adata: AnnData, key: str, known: tuple[str, ...], room: int | None, setting: str, *, allow_unknown: bool = False
+) -> Classes:
+    """Number the classes of a column: those that the model knows as it does, new ones by what follows."""
+    if known and len(known) == room:
+        return read_classes(adata.obs, key, names=known, allow_unknown=allow_unknown)
+    found = read_classes(adata.obs, key, allow_unknown=allow_unknown)
+    names = (*known, *(name for name in found.names if name not in known))
+    if room is not None and len(names) > room:
+        before = f", of which the model has seen {list(known)} before" if known else ""
+        raise ValueError(
+            f"Expected at most {setting}={room} values in obs[{key!r}], found {len(names)}: {list(names)}{before}."
+        )
+    return read_classes(adata.obs, key, names=names, allow_unknown=allow_unknown)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
-from scgpt_tools._lookup import absent
+from scgpt_tools._files import as_path
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_integer
 from scgpt_tools.data.epochs import this_process
-from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.fit import fit
+from scgpt_tools.train.starting import fit_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools.data.module import CellDataModule
     from scgpt_tools.objectives import Objective
-    from scgpt_tools.train.fit import Precision
+    from scgpt_tools.train.fit import FitConfig, Precision
     from scgpt_tools.wrappers.base import Wrapper
 
 
@@ -78,14 +78,15 @@ def run(
         check_integer("save_interval", save_interval)
         if folder is None:
             raise ValueError(f"Expected `save_dir` for save_interval={save_interval}, found None.")
-    device, root = wrapper.device, None if folder is None else Path(folder)
+    device, root = wrapper.device, None if folder is None else as_path("save_dir", folder)
     config = _settings(options, device, use_amp=use_amp)
     if config.folder is None and root is not None:
         config = replace(config, folder=root / "run")
     watcher = Watcher(None if config.folder is None else config.folder / "history.csv")
     folders = Folders(wrapper.save, root, log_interval=log_interval, save_interval=save_interval)
     try:
-        fit(wrapper.cell_model, data, objectives, config, callbacks=[watcher, folders])
+        known = {"class names": wrapper.config.known_classes, "batch names": wrapper.config.known_batches}
+        fit(wrapper.cell_model, data, objectives, config, callbacks=[watcher, folders], asked=known)
     finally:
         # Lightning may have moved it, and an interrupted run leaves a usable model too.
         wrapper.model.to(device)
@@ -97,17 +98,14 @@ def run(
 
 
 def _settings(options: Mapping[str, Any], device: torch.device, *, use_amp: bool) -> FitConfig:
-    known = [field.name for field in fields(FitConfig)]
-    for name in options:
-        if name not in known:
-            raise TypeError(absent(name, known, "argument of `train_model` or field of FitConfig named"))
     precision: Precision = "32-true"
     if use_amp and device.type == "cuda":
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     accelerator = "gpu" if device.type == "cuda" else device.type
     # One number names how many devices, a list which; the first one needs no list.
     where = f"{device.index}," if device.index else 1
-    return FitConfig(**{"precision": precision, "accelerator": accelerator, "devices": where, **options})
+    defaults = {"precision": precision, "accelerator": accelerator, "devices": where}
+    return fit_settings(defaults, None, options, function="`train_model`")
 
 
 def _as_lists(rows: Sequence[Mapping[str, float]]) -> History:
