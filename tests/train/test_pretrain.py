@@ -95,8 +95,8 @@ def test_a_run_goes_on(folder, tmp_path, monkeypatch):
             if trainer.global_step == 5:
                 raise Interrupted
 
-    def cut(*arguments):
-        return fit(*arguments, callbacks=[Interrupt()])
+    def cut(*arguments, **options):
+        return fit(*arguments, callbacks=[Interrupt()], **options)
 
     config = changed(train={"checkpoint_steps": 2})
     whole = pretrain(config, data=folder, output=tmp_path / "whole")
@@ -254,7 +254,7 @@ def test_two_runs_do_not_share_a_folder(folder, tmp_path, monkeypatch):
                 patch.setattr(module, "fit", fit)
                 pretrain(CONFIG, data=folder, output=tmp_path / "out")
 
-    monkeypatch.setattr(module, "fit", lambda *arguments: fit(*arguments, callbacks=[Another()]))
+    monkeypatch.setattr(module, "fit", lambda *arguments, **options: fit(*arguments, callbacks=[Another()], **options))
     pretrain(CONFIG, data=folder, output=tmp_path / "out")
     assert not list((tmp_path / "out" / "run").glob(".*"))
 
@@ -292,3 +292,27 @@ def test_the_model_embeds_afterwards(folder, tmp_path):
     batch = model.tokenizer(cells.X, features, np.arange(cells.n_obs, dtype=np.uint64))
     with torch.no_grad():
         assert model.embed_cells(batch).shape == (50, 16)
+
+
+def test_a_run_goes_on_with_its_own_files_only(folder, tmp_path):
+    """Cells of other values under the same names are another question."""
+    pretrain(CONFIG, data=folder, output=tmp_path / "out")
+    with pytest.raises(ValueError, match="^Expected to resume the run in .* settings.lr 0.001, found 0.01"):
+        pretrain(changed(train={"resume": True, "lr": 1e-2}), data=folder, output=tmp_path / "out")
+    with pytest.raises(ValueError, match="objectives.masked_expression.loss 'mse', found 'huber'"):
+        terms = [{"name": "masked_expression", "loss": "huber"}, {"name": "masked_expression_from_cell"}]
+        pretrain(changed(train={"resume": True}) | {"objectives": terms}, data=folder, output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("part", "options"),
+    [
+        ("data", {"validation": 1.0}), ("data", {"validation": -0.1, "test": 0.2}), ("data", {"block": 0}),
+        ("data", {"sampling": "some"}), ("data", {"split_seed": 1.5}), ("family", {"dim": 0}),
+        ("family", {"dropout": 1.0}), ("family", {"gain": 0}), ("vocabulary", {"min_coverage": 2.0}),
+        ("vocabulary", {"min_cells": 0}), ("train", {"epochs": 0}), ("train", {"schedule": "linear"}),
+    ],
+)  # fmt: skip
+def test_every_setting_is_checked(part, options):
+    with pytest.raises((TypeError, ValueError), match="^Expected "):
+        read_config(CONFIG | {part: CONFIG.get(part, {}) | options})
