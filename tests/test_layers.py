@@ -17,6 +17,7 @@ LAYERS = (
         "settings",
         "_keys",
         "_docs",
+        "_cpus",
         "_files",
         "_lookup",
         "_outputs",

@@ -243,6 +243,7 @@ def info() -> None:
     from session_info2 import session_info  # for this command only
 
     import scgpt_tools.tl  # noqa: F401 - brings in what the report is about
+    from scgpt_tools.data.threads import usable_threads  # imports torch
 
     lines = repr(session_info(cpu=True, dependencies=True)).splitlines()
     versions = sorted(
@@ -253,7 +254,7 @@ def info() -> None:
     modules = {"sdpa": "torch", "eager": "torch", "varlen": "torch", "flash": "flash_attn"}
     backends = [name for name, module in modules.items() if find_spec(module) is not None]
     chosen = [(f"settings.{field.name}", str(getattr(settings, field.name))) for field in fields(settings)]
-    rows = [("devices", ", ".join([*devices, f"cpu ({torch.get_num_threads()} threads)"]))]
+    rows = [("devices", ", ".join([*devices, f"cpu ({usable_threads()} threads)"]))]
     print_rows([*versions, *rows, ("attention", ", ".join(backends)), *chosen])
 
 

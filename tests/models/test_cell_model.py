@@ -12,7 +12,6 @@ import torch
 
 from scgpt_tools import testing
 from scgpt_tools.models import FAMILIES, CellModel, ModelConfig
-from scgpt_tools.models.cell_model import _groups
 from scgpt_tools.models.config import (
     ContextConfig,
     EmbedderConfig,
@@ -158,18 +157,11 @@ def test_groups_of_cells_are_the_whole(n_tokens, pooling, attention, model, batc
     expected = model.embed_cells(batch, pooling=pooling, attention=attention)
     used, embed = [], model._embed_cells
     monkeypatch.setattr("scgpt_tools.models.cell_model._TOKENS", n_tokens)
-    monkeypatch.setattr(model, "_embed_cells", lambda part, *rest: used.append(len(part)) or embed(part, *rest))
+    monkeypatch.setattr(model, "_embed_cells", lambda part, **how: used.append(len(part)) or embed(part, **how))
     found = model.embed_cells(batch, pooling=pooling, attention=attention)
     assert len(used) > 1
     assert sum(used) == len(batch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_groups_keep_to_their_size():
-    mask = torch.arange(5) < torch.tensor([5, 2, 2, 0, 1, 4])[:, None]
-    assert _groups(mask, 4) == [slice(0, 1), slice(1, 4), slice(4, 5), slice(5, 6)]
-    assert _groups(mask, 100) == [slice(0, 6)]
-    assert _groups(mask[:0], 4) == [slice(0, 0)]
 
 
 def test_the_first_label_counts_for_all_cells_of_a_minibatch(batch, monkeypatch):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from scgpt_tools.data.threads import in_threads
 from scgpt_tools.models import formats, zoo
 from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tokens to embed at once on each thread of a CPU: enough for its products, and what lies between them stays in the caches.
+# Tokens to compute at once in a thread of a CPU: enough for its products, and what lies between them stays in the caches.
 _TOKENS = 2048
 
 
@@ -201,12 +203,20 @@ class CellModel(nn.Module):
         """
         attention = attention or self._fastest_attention()
         pooling = pooling or self.config.pooling
+        parts = self.parts(batch)
+        embed = partial(self._embed_cells, attention=attention, pooling=pooling)
+        with in_threads(several=self.divisible) as run:
+            return torch.cat(list(run(embed, parts)))
+
+    def parts(self, batch: TokenBatch) -> list[TokenBatch]:
+        """Cut a minibatch into parts to compute one by one or beside each other: few cells on a CPU, else all."""
+        return list(batch.divided(_TOKENS)) if self.divisible else [batch]
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a minibatch is better computed in parts, and the same."""
         # A norm that takes the label of the first cell for all has to see the minibatch as it is.
-        whole = self.training or self.device.type != "cpu" or self.config.embedder.norm == "domain_of_first"
-        groups = [slice(None)] if whole else _groups(batch.mask, _TOKENS * torch.get_num_threads())
-        if len(groups) == 1:
-            return self._embed_cells(batch, attention, pooling)
-        return torch.cat([self._embed_cells(batch.select(cells), attention, pooling) for cells in groups])
+        return not self.training and self.device.type == "cpu" and self.config.embedder.norm != "domain_of_first"
 
     def _embed_cells(self, batch: TokenBatch, attention: str, pooling: str) -> Tensor:
         first_only = pooling == "cls"
@@ -419,17 +429,6 @@ class CellModel(nn.Module):
         return formats.write(
             folder, self.config, self.vocabulary, self.state_dict(), "scgpt", attention_names=attention_names
         )
-
-
-def _groups(mask: Tensor, n_tokens: int) -> list[slice]:
-    """Divide cells into neighbours with at most so many real tokens together; a longer cell is alone."""
-    groups, start, total = [], 0, 0
-    for cell, length in enumerate(mask.sum(dim=1).tolist()):
-        if total and total + length > n_tokens:
-            groups.append(slice(start, cell))
-            start, total = cell, 0
-        total += length
-    return [*groups, slice(start, len(mask))]
 
 
 def _build_heads(config: ModelConfig) -> nn.ModuleDict:

@@ -6,6 +6,7 @@ Memory holds one block of rows and one minibatch, whatever the size of the table
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 
 from scgpt_tools.data.prefetch import prefetched
 from scgpt_tools.data.samplers import length_buckets
+from scgpt_tools.data.threads import in_threads
 from scgpt_tools.models.precision import autocast
 
 if TYPE_CHECKING:
@@ -51,7 +53,11 @@ class RowPlan:
 
 
 def computed_rows(
-    model: CellModel, source: Rows, plan: RowPlan, compute: Callable[[TokenBatch], Tensor]
+    model: CellModel,
+    source: Rows,
+    plan: RowPlan,
+    compute: Callable[[TokenBatch], Tensor],
+    finish: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Compute something for every row of a table.
 
@@ -64,7 +70,10 @@ def computed_rows(
     plan
         How to walk.
     compute
-        From a batch on the CPU to (b, width) results, such as :func:`cell_embeddings` of the model.
+        From a batch on the CPU to (b, width) results, such as :func:`cell_embeddings` of the model; on a CPU called with
+        parts of minibatches, in several threads.
+    finish
+        What is left to do with the results of a whole minibatch, such as :func:`class_probabilities`.
 
     Yields
     ------
@@ -76,11 +85,17 @@ def computed_rows(
         If a result is not finite.
     """
     _keep_freed_memory()
-    with torch.inference_mode(), autocast(plan.precision, model.device):
-        for batch in prefetched(_batches(source, plan)):
-            rows, values = batch.require("index").numpy(), compute(batch).float().cpu().numpy()
-            _refuse_strange(values, rows, source, plan)
-            yield rows, values
+    with (
+        torch.inference_mode(),
+        autocast(plan.precision, model.device),
+        in_threads(several=model.divisible) as run,
+    ):
+        pieces = _pieces(model, prefetched(_batches(source, plan)), compute, finish)
+        for computed in run(_Piece.computed, pieces):
+            if computed is not None:
+                rows, values = computed
+                _refuse_strange(values, rows, source, plan)
+                yield rows, values
 
 
 def cell_embeddings(
@@ -114,13 +129,31 @@ def cell_embeddings(
     return F.normalize(cells, dim=1) if normalize else cells
 
 
-def class_probabilities(model: CellModel, batch: TokenBatch, *, attention: str | None = None) -> Tensor:
-    """Classify cells with the head ``cell_type``.
+def class_probabilities(model: CellModel, cells: Tensor) -> Tensor:
+    """Classify cells with the head ``cell_type``, which reads their embedding alone.
 
     Parameters
     ----------
     model
         In eval mode, with that head.
+    cells
+        (B, D) embeddings of :meth:`~scgpt_tools.CellModel.embed_cells`.
+
+    Returns
+    -------
+    (B, C) float32 probabilities.
+    """
+    head = cast("ClassifierHead", model.heads["cell_type"])
+    return head.logits(cells).float().softmax(dim=1)
+
+
+def predicted_expression(model: CellModel, batch: TokenBatch, *, attention: str | None = None) -> Tensor:
+    """Predict the expression of tokens, on a CPU in several threads.
+
+    Parameters
+    ----------
+    model
+        In eval mode, with the head ``expression``.
     batch
         Cells.
     attention
@@ -128,11 +161,15 @@ def class_probabilities(model: CellModel, batch: TokenBatch, *, attention: str |
 
     Returns
     -------
-    (B, C) float32 probabilities.
+    (B, L) float32 on the CPU.
     """
-    head = cast("ClassifierHead", model.heads["cell_type"])
-    # The head reads the cell embedding alone, so the last layer need not compute the other tokens.
-    return head.logits(model.embed_cells(batch, attention=attention)).float().softmax(dim=1)
+
+    def predict(cells: TokenBatch) -> Tensor:
+        output = model(cells.to(model.device), ("expression",), attention=attention)
+        return output["expression"].float().cpu()
+
+    with in_threads(several=model.divisible) as run:
+        return torch.cat(list(run(predict, model.parts(batch))))
 
 
 def _refuse_strange(values: NDArray[np.float32], rows: NDArray[np.int64], source: Rows, plan: RowPlan) -> None:
@@ -171,3 +208,53 @@ def _batches(source: Rows, plan: RowPlan) -> Iterator[TokenBatch]:
                 prebinned=plan.prebinned,
             )
             yield batch if plan.batch is None else batch.replace(batch=torch.from_numpy(plan.batch[block.index[rows]]))
+
+
+class _Minibatch:
+    """A minibatch that is computed in parts; whoever is done last puts the results together."""
+
+    def __init__(
+        self,
+        batch: TokenBatch,
+        n_parts: int,
+        compute: Callable[[TokenBatch], Tensor],
+        finish: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.batch, self.compute, self.finish = batch, compute, finish
+        self._results: list[Tensor | None] = [None] * n_parts
+        self._left, self._lock = n_parts, Lock()
+
+    def add(self, place: int, result: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """Take a result; after the last one return the rows and the results of all."""
+        with self._lock:
+            self._results[place] = result
+            self._left -= 1
+            if self._left:
+                return None
+        whole = torch.cat(cast("list[Tensor]", self._results))
+        whole = whole if self.finish is None else self.finish(whole)
+        return self.batch.require("index").numpy(), whole.float().cpu().numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """One part of a minibatch."""
+
+    of: _Minibatch
+    place: int
+    cells: TokenBatch
+
+    def computed(self) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        return self.of.add(self.place, self.of.compute(self.cells))
+
+
+def _pieces(
+    model: CellModel,
+    batches: Iterator[TokenBatch],
+    compute: Callable[[TokenBatch], Tensor],
+    finish: Callable[[Tensor], Tensor] | None,
+) -> Iterator[_Piece]:
+    for batch in batches:
+        parts = model.parts(batch)
+        whole = _Minibatch(batch, len(parts), compute, finish)
+        yield from (_Piece(whole, place, part) for place, part in enumerate(parts))

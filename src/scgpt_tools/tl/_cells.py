@@ -130,13 +130,22 @@ class Cells:
         """Attention backend: the one asked for, else the setting; ``None`` for the fastest."""
         return self.request.attention or settings.attention
 
-    def compute(self, function: Callable[[TokenBatch], Tensor], *, width: int, show_progress: bool | None) -> Computed:
+    def compute(
+        self,
+        function: Callable[[TokenBatch], Tensor],
+        *,
+        finish: Callable[[Tensor], Tensor] | None = None,
+        width: int,
+        show_progress: bool | None,
+    ) -> Computed:
         """Run a function over all cells.
 
         Parameters
         ----------
         function
             From a batch to (b, width) results.
+        finish
+            What is left to do with the results of a minibatch.
         width
             Their width.
         show_progress
@@ -160,7 +169,7 @@ class Cells:
             return function(batch)
 
         with evaluating(self.model), settings.progress((), total=total, unit="cell", show=show_progress) as bar:
-            for rows, values in computed_rows(self.model, self.source, self.plan, noted):
+            for rows, values in computed_rows(self.model, self.source, self.plan, noted, finish):
                 results[rows] = values
                 bar.update(len(rows))
         return Computed(results, expressed)

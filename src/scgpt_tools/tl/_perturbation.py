@@ -15,6 +15,7 @@ from scgpt_tools.data.perturbation_batches import check_log_values
 from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.embedding import predicted_expression
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
 from scgpt_tools.tl._cells import Cells, Request, open_cells
@@ -79,8 +80,8 @@ class Predictor:
             batch, columns = self.tokens.batch(inputs, perturbed[part], keys[part], seed=plan.seed)
             # Entered for each minibatch: a generator must not leave its modes on while it waits.
             with torch.inference_mode(), evaluating(self.model), autocast(plan.precision, self.model.device):
-                output = self.model(batch.to(self.model.device), ("expression",), attention=self.cells.attention)
-                found = output["expression"].float().cpu().numpy()[:, : columns.shape[1]]
+                predicted = predicted_expression(self.model, batch, attention=self.cells.attention)
+                found = predicted.numpy()[:, : columns.shape[1]]
             _check_found(found, self.source.names[rows[part]], self.model.name)
             expression = inputs.toarray().astype(np.float32, copy=False)
             np.put_along_axis(expression, columns, found, axis=1)

@@ -190,8 +190,10 @@ def _common_classes(models: Sequence[CellModel]) -> tuple[str, ...]:
 
 
 def _probabilities(cells: Cells, n_classes: int, *, show_progress: bool | None) -> Computed:
-    classify = partial(class_probabilities, cells.model, attention=cells.attention)
-    return cells.compute(classify, width=n_classes, show_progress=show_progress)
+    # Cell embeddings only: the last layer need not compute the other tokens.
+    embed_batch = partial(cells.model.embed_cells, attention=cells.attention)
+    classify = partial(class_probabilities, cells.model)
+    return cells.compute(embed_batch, finish=classify, width=n_classes, show_progress=show_progress)
 
 
 def _classes(model: CellModel) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -73,6 +73,16 @@ class TokenBatch:
     def select(self, rows: Tensor | slice) -> TokenBatch:
         """Take some cells."""
         return self._map(lambda tensor: tensor[rows])
+
+    def divided(self, n_tokens: int) -> Iterator[TokenBatch]:
+        """Cut into neighbouring cells with at most so many real tokens together; a longer cell is alone."""
+        start, total = 0, 0
+        for cell, length in enumerate(self.mask.sum(dim=1).tolist()):
+            if total and total + length > n_tokens:
+                yield self.select(slice(start, cell))
+                start, total = cell, 0
+            total += length
+        yield self.select(slice(start, len(self)))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenBatch:
         """Move every tensor to a device."""

@@ -19,6 +19,7 @@ from scgpt_tools._files import as_folder
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice, check_integer, check_number, check_text, check_type
+from scgpt_tools.data.threads import patient_products
 from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
 from scgpt_tools.train.checkpoints import Fields, read_state, run_folder, whole_files
@@ -245,7 +246,7 @@ def fit(
         part: data.loader(part, batch_size=config.batch_size, seed=config.seed, workers=config.workers)
         for part in ("train", "validation")
     }
-    with _folder(config) as folder, _quiet(), own_random_numbers(config.seed):
+    with _folder(config) as folder, _quiet(), own_random_numbers(config.seed), patient_products():
         checkpoint = run = None
         if config.resume and (folder / LAST).is_file():
             run = check_same(folder, question or {}, began_here=_TRAINED_IN.get(model) == folder.resolve())

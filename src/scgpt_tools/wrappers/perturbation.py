@@ -10,6 +10,7 @@ import torch
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools.data.perturbation_batches import PerturbationBatches
+from scgpt_tools.models.embedding import predicted_expression
 from scgpt_tools.models.families import scgpt_perturbation
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.scgpt.generator import TransformerGenerator
@@ -313,8 +314,8 @@ class scGPTPerturbationModel(Wrapper):
                 found[cells] = screen.source.take(screen.pairs[cells, 0]).toarray()
                 # Entered for each minibatch, and the network itself: scGPT's class would draw zeros at random.
                 with torch.inference_mode(), evaluating(self.model):
-                    output = self.cell_model(batch.to(self.device), ("expression",))
-                found[np.ix_(cells, columns)] = output["expression"].float().cpu().numpy()
+                    predicted = predicted_expression(self.cell_model, batch)
+                found[np.ix_(cells, columns)] = predicted.numpy()
                 bar.update(len(cells))
         return found if return_numpy else torch.from_numpy(found)
 
