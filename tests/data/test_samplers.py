@@ -73,6 +73,11 @@ def test_one_subset_per_label(kind):
 def test_refusals():
     with pytest.raises(ValueError, match="Expected a label for every cell, found none for 1 cells"):
         SubsetBatches.from_labels(["a", None], 2)
+    with pytest.raises(ValueError, match="Expected a label for every cell, found none for 1 cells"):
+        SubsetBatches.from_labels(["a", "  "], 2)
+    for flag in ("shuffle", "shuffle_batches", "drop_last"):
+        with pytest.raises(TypeError, match=f"Expected `{flag}` to be True or False, found 'False'"):
+            SubsetBatches(SUBSETS, 2, **{flag: "False"})
     with pytest.raises(ValueError, match="Expected `batch_size` to be at least 1"):
         SubsetBatches(SUBSETS, 0)
     with pytest.raises(ValueError, match="Expected `batch_size` to be at least 1"):

@@ -144,3 +144,17 @@ def test_a_share_of_cells_within_strata():
     pp.cell_split(adata, test=0.2, stratify=["condition", "batch"], key_added="part")
     share = (adata.obs["part"] == "test").groupby(adata.obs["condition"], observed=True).mean()
     np.testing.assert_allclose(share, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"test": 0.0}, "Expected cells to hold out, found none"),
+        ({"test": 0.001}, "cells of the part 'test' for test=0.001, found none"),
+        ({"test": 0.2, "val": 0.001}, "cells of the part 'val' for val=0.001, found none"),
+    ],
+)
+def test_a_share_too_small_for_a_cell_is_said(shares, message):
+    adata = screen(3)
+    with pytest.warns(UserWarning, match=message):
+        pp.cell_split(adata, **shares)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scgpt_tools._validate import check_integer
+from scgpt_tools._validate import check_flag, check_integer
+from scgpt_tools.data.classes import missing_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,9 +80,9 @@ class SubsetBatches:
     ) -> None:
         self.subsets = [np.asarray(subset, dtype=np.int64) for subset in subsets]
         self.batch_size = check_integer("batch_size", batch_size)
-        self.shuffle = shuffle
-        self.shuffle_batches = shuffle_batches
-        self.drop_last = drop_last
+        self.shuffle = check_flag("shuffle", shuffle)
+        self.shuffle_batches = check_flag("shuffle_batches", shuffle_batches)
+        self.drop_last = check_flag("drop_last", drop_last)
         self.seed = check_integer("seed", seed, least=0)
         self.epoch = 0
 
@@ -109,9 +110,10 @@ class SubsetBatches:
         -------
         The sampler.
         """
-        codes, names = pd.factorize(np.asarray(labels), sort=True)
-        if (codes < 0).any():
-            raise ValueError(f"Expected a label for every cell, found none for {np.count_nonzero(codes < 0)} cells.")
+        column = pd.Series(np.asarray(labels))
+        if n_missing := int(missing_labels(column).sum()):
+            raise ValueError(f"Expected a label for every cell, found none for {n_missing} cells.")
+        codes, names = pd.factorize(column, sort=True)
         return cls(
             [np.flatnonzero(codes == code) for code in range(len(names))],
             batch_size,

@@ -12,6 +12,7 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import SplitKeys
 from scgpt_tools._validate import check_texts
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.annotations import annotate_split
 from scgpt_tools.data.cell_splits import split_cells, split_groups
 from scgpt_tools.data.conditions import context_labels, read_conditions, read_labels
@@ -182,6 +183,11 @@ def cell_split(
         If a column is absent; the message lists what is there.
     ValueError
         If a group does not occur, or the shares leave nothing to train on.
+
+    Warns
+    -----
+    UserWarning
+        If a share is too small for a single cell, or nothing is to be held out.
     """
     check_arguments(cell_split, locals())
     if groups is None:
@@ -192,6 +198,11 @@ def cell_split(
     else:
         labels = read_labels(adata, groups)
         found = split_groups(labels, test=_names("test", test), val=() if val == 0 else _names("val", val))
+    for part, share in (("test", test), ("val", val)):
+        if groups is None and share and not (found == part).any():
+            warn_user(f"Expected cells of the part {part!r} for {part}={share}, found none. Raise the share.")
+    if not (test or val):
+        warn_user("Expected cells to hold out, found none: every cell is in the part 'train'.")
     adata = adata.copy() if copy else adata
     adata.obs[SplitKeys(key_added).obs] = pd.Categorical(found, categories=list(PARTS))
     return adata if copy else None
