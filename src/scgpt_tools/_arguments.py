@@ -94,7 +94,15 @@ _COUNT: Check = partial(check_integer, least=0)
 _POSITIVE: Check = partial(check_number, above=0)
 _PLAIN = ("int", "float", "str")
 
+
+def _table(name: str, value: Any) -> None:
+    # This module may not know of AnnData; these it has and a MuData has not.
+    if not all(hasattr(value, slot) for slot in ("obs", "var", "uns", "obsm", "layers")):
+        raise TypeError(f"Expected `{name}` to be an AnnData, found {type(value).__name__}.")
+
+
 KINDS: dict[str, Check] = {
+    "AnnData": _table,
     "bool": check_flag,
     "int": check_integer,
     "float": check_number,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 import scgpt_tools as sct
@@ -121,3 +122,29 @@ def test_the_table_of_arguments_is_that_of_the_functions():
                 call(adata)
         else:
             call(adata)
+
+
+OTHERS = {
+    "frame": pd.DataFrame({"condition": ["ctrl"]}),
+    "nothing": None,
+    "text": "screen.h5ad",
+    "array": np.zeros((2, 2)),
+}
+
+
+@pytest.mark.parametrize("step", [name for name in CALLS if name not in ("interactions", "heatmap")])
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_is_no_table_is_refused(step, other):
+    with pytest.raises(TypeError, match="^Expected"):
+        CALLS[step](OTHERS[other])
+
+
+def test_two_columns_of_one_gene_are_named():
+    adata = divided()
+    adata.var_names = [name if name != "G9" else "G1" for name in adata.var_names]
+    table = effects()
+    with pytest.raises(ValueError, match="'G1' twice"):
+        CALLS["rank"](adata)
+    table.var_names = adata.var_names
+    with pytest.raises(ValueError, match="one column of 'G1', found 2"):
+        sct.pl.perturbation_heatmap(table, genes=["G1"], show=False)

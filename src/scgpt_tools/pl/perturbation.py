@@ -299,7 +299,12 @@ def column_of(adata: AnnData, gene: str) -> int:
     """Column of a gene, or an error that names similar ones."""
     if gene not in adata.var_names:
         raise KeyError(absent(gene, list(adata.var_names), "gene"))
-    return int(adata.var_names.get_indexer([gene])[0])
+    columns = np.flatnonzero(adata.var_names == gene)
+    if len(columns) > 1:
+        raise ValueError(
+            f"Expected one column of {gene!r}, found {len(columns)}. Run adata.var_names_make_unique() first."
+        )
+    return int(columns[0])
 
 
 def _ranked_genes(adata: AnnData, cells: _Compared, de_key: str, n: int) -> list[str] | None:

@@ -200,6 +200,12 @@ def _states(labels: NDArray[Any], source: str, targets: str | Sequence[str] | No
 
 
 def _shared_columns(adata: AnnData, screened: AnnData) -> NDArray[np.int64]:
+    for names in (adata.var_names, screened.var_names):
+        if not names.is_unique:
+            raise ValueError(
+                f"Expected genes with names of their own, found {str(names[names.duplicated()][0])!r} twice. Run "
+                "var_names_make_unique on both tables first."
+            )
     columns = adata.var_names.get_indexer(screened.var_names)
     if (columns < 0).any():
         raise ValueError(
