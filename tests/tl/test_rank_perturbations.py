@@ -111,7 +111,7 @@ def test_cells_without_a_change_vote_for_nobody(cells, candidates):
 
 def test_states_are_one_however_they_are_spelled(cells, candidates):
     plain = sct.tl.rank_perturbations(cells, candidates, targets="G0+G1")
-    labels = cells.obs["condition"].astype(object).to_numpy()
+    labels = np.array(cells.obs["condition"], dtype=object)
     labels[np.flatnonzero(labels == "G0+G1")[::2]] = "G1+G0"
     cells.obs["condition"] = labels
     with pytest.warns(UserWarning, match="are taken for"):
