@@ -214,3 +214,35 @@ def test_entries_of_gears_can_be_written_again():
     adata = screen(4)
     for _ in range(2):
         pp.perturbation_de(adata, within="cell_type", gears=True)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda adata: pp.parse_conditions(adata, key_added="cell_type"),
+        lambda adata: pp.parse_conditions(adata, "label"),
+        lambda adata: pp.pair_controls(adata, key_added="mine"),
+        lambda adata: pp.perturbation_de(adata, key_added="mine"),
+        lambda adata: pp.perturbation_split(adata, key_added="batch"),
+        lambda adata: pp.cell_split(adata, key_added="batch"),
+    ],
+    ids=["parse", "parse another column", "pair", "de", "split", "cells"],
+)
+def test_what_others_have_written_is_not_replaced(call):
+    adata = screen(4)
+    adata.obs["label"] = adata.obs["condition"].astype(str)
+    adata.obsm["mine"], adata.uns["mine"] = np.zeros((adata.n_obs, 2)), "notes"
+    before = content(adata)
+    with pytest.raises(ValueError, match="Expected `key_added` to be a name that is free"):
+        call(adata)
+    assert_same(before, content(adata))
+
+
+def test_own_results_are_replaced_under_any_name():
+    adata = screen(4)
+    for _ in range(2):
+        pp.parse_conditions(adata, key_added="parsed")
+        pp.pair_controls(adata, key_added="pairs")
+        pp.perturbation_de(adata, key_added="ranking")
+        pp.perturbation_split(adata, key_added="parts")
+        pp.cell_split(adata, key_added="halves")

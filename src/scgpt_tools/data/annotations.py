@@ -29,6 +29,7 @@ from scgpt_tools.data.pairing import pair_controls, pair_controls_gears
 from scgpt_tools.data.ranking import METHODS, gears_lists, gears_names, rank_genes
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.splits import PARTS
+from scgpt_tools.data.writing import check_new_key, is_record
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS, PERTURBED, UNTOUCHED
 from scgpt_tools.tokens.units import describe_values
@@ -60,6 +61,12 @@ def annotate_conditions(
     keys = ConditionKeys(key_added)
     if direction is not None:
         check_choice("direction", direction, tuple(FLAGS))
+    check_key(adata.obs, key, "obs")
+    if keys.obs in adata.obs and keys.obs != key and keys.uns not in adata.uns:
+        raise ValueError(
+            f"Expected `key_added` to be a name that is free, found obs[{keys.obs!r}], which something else has written. "
+            "Choose another name, or rename that column."
+        )
     counts = None if count_key is None else _numbers(adata, count_key)
     names = [name for name in column_names(adata.var, genes) if name is not None]
     found = parse_labels(read_texts(adata, key), style, names, counts=counts, missing=missing)
@@ -109,6 +116,7 @@ def annotate_pairs(
 ) -> None:
     """Draw a control for every perturbed cell; see :func:`scgpt_tools.pp.pair_controls`."""
     keys = PairKeys(key_added)
+    check_new_key(adata, "obsm", keys.obsm, default=PairKeys().obsm)
     check_integer("n", n)
     check_integer("seed", seed, least=0)
     check_choice("draw", draw, ("stable", "gears"))
@@ -126,6 +134,18 @@ def annotate_pairs(
         "params": {"key": key, "within": np.array(columns, dtype=object), "n": n, "seed": seed, "draw": draw},
         "cells": checksum_of_cells(adata),
     }
+
+
+def check_part_column(adata: AnnData, key: str) -> None:
+    """Refuse to replace a column that is no column of parts."""
+    keys = SplitKeys(key)
+    if keys.obs not in adata.obs or is_record(adata.uns.get(keys.uns)):
+        return
+    if not set(adata.obs[keys.obs].dropna().astype(str)) <= set(PARTS):
+        raise ValueError(
+            f"Expected `key_added` to be a name that is free, or of a column of {', '.join(PARTS)}, found obs[{key!r}] "
+            "with other content. Choose another name, or rename that column."
+        )
 
 
 def read_pairs(adata: AnnData, key: str = "ctrl_indices") -> NDArray[np.int64]:
@@ -188,6 +208,7 @@ def annotate_split(
 ) -> None:
     """Write the part of every cell, from the conditions in one column; see :func:`scgpt_tools.pp.perturbation_split`."""
     keys = SplitKeys(key_added)
+    check_part_column(adata, key_added)
     codes, kinds = pd.factorize(conditions)
     parts = split.assignment()
     groups = {name: group for part in split.subgroups.values() for group, own in part.items() for name in own}
@@ -229,6 +250,7 @@ def annotate_ranking(
 ) -> None:
     """Rank the genes of every condition; see :func:`scgpt_tools.pp.perturbation_de`."""
     keys = RankingKeys(key_added)
+    check_new_key(adata, "uns", keys.uns, default=RankingKeys().uns)
     check_choice("method", method, METHODS)
     if gears and within is None:
         raise ValueError("Expected `within` to name the column of cell types with gears=True, found None.")

@@ -61,4 +61,4 @@ def check_new_key(table: AnnData | MuData, slot: str, key: str, *, default: str,
 
 def is_record(value: Any) -> bool:
     """Whether something in ``uns`` is the record of a result of ours."""
-    return hasattr(value, "keys") and "model" in value
+    return hasattr(value, "keys") and ("model" in value or "params" in value)

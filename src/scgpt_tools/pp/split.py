@@ -13,7 +13,7 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import SplitKeys
 from scgpt_tools._validate import check_texts
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.annotations import annotate_split
+from scgpt_tools.data.annotations import annotate_split, check_part_column
 from scgpt_tools.data.cell_splits import split_cells, split_groups
 from scgpt_tools.data.conditions import context_labels, read_conditions, read_labels
 from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, named_parts, split_conditions
@@ -198,6 +198,7 @@ def cell_split(
     else:
         labels = read_labels(adata, groups)
         found = split_groups(labels, test=_names("test", test), val=() if val == 0 else _names("val", val))
+    check_part_column(adata, key_added)
     for part, share in (("test", test), ("val", val)):
         if groups is None and share and not (found == part).any():
             warn_user(f"Expected cells of the part {part!r} for {part}={share}, found none. Raise the share.")

@@ -14,6 +14,7 @@ from scgpt_tools._validate import check_key_name
 from scgpt_tools.data.conditions import control_mask, read_conditions
 from scgpt_tools.data.perturbation_batches import paired_controls
 from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
+from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.settings import settings
 from scgpt_tools.tl._cells import Request
 from scgpt_tools.tl._perturbation import Predictor, check_told, open_predictor, read_perturbations
@@ -161,9 +162,10 @@ def predict_perturbation(
     )
     wanted = None if perts is None else read_perturbations(perts)
     keys = PredictionKeys(check_key_name("key_added", key_added))
-    for name in wanted or ():
-        if len(wanted or ()) > 1:
-            check_key_name("the layer of a perturbation", keys.layer_of(name))
+    several = [keys.layer_of(name) for name in wanted or ()] if len(wanted or ()) > 1 else []
+    for layer_added in several or [keys.layer]:
+        check_key_name("the layer of a perturbation", layer_added)
+        check_new_key(adata, "layers", keys.uns, default=PredictionKeys().uns, entry=layer_added)
     choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
     predictor = open_predictor(adata, model, request, choice, direction=direction, key=key)
     conditions = _conditions(adata, key)
