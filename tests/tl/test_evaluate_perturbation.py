@@ -182,6 +182,11 @@ def test_bad_input(cells, truth, model):
         sct.tl.evaluate_perturbation(cells, truth)
 
 
+def test_a_direction_is_checked_if_no_model_reads_it(cells, truth):
+    with pytest.raises(ValueError, match="`direction`"):
+        sct.tl.evaluate_perturbation(cells, truth, direction="upwards")
+
+
 def test_a_condition_with_one_cell_is_refused(cells, truth):
     keep = (cells.obs["condition"] != "G0+G6").to_numpy(copy=True)
     keep[np.flatnonzero(~keep)[0]] = True

@@ -5,11 +5,14 @@ Every plot takes ``ax``, ``show``, ``save`` and ``return_fig`` as scanpy's do, b
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import scanpy as sc
+from matplotlib import colormaps
+
+from scgpt_tools._files import as_path
+from scgpt_tools._validate import check_choice, check_text
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -29,6 +32,11 @@ PALETTE = {
     "black": "#000000",
 }
 """Colours that colour-blind readers tell apart (Okabe and Ito, 2008), and a grey for what is absent."""
+
+
+def check_colours(cmap: str) -> str:
+    """The name of a colour map of matplotlib."""
+    return check_choice("cmap", check_text("cmap", cmap), tuple(colormaps))
 
 
 def axes(ax: Axes | None, *, figsize: tuple[float, float]) -> Axes:
@@ -60,7 +68,7 @@ def finish(ax: Axes, *, show: bool | None, save: str | PathLike[str] | None, ret
     figure = ax.get_figure(root=True)
     assert figure is not None  # noqa: S101 - axes that were drawn in belong to one
     if save is not None:
-        figure.savefig(Path(save), bbox_inches="tight")
+        figure.savefig(as_path("save", save), bbox_inches="tight")
     if return_fig:
         return figure
     if sc.settings.autoshow if show is None else show:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools._validate import check_choice, check_key
 from scgpt_tools.metrics.annotation import Normalize, confusion_table
-from scgpt_tools.pl._style import PALETTE, axes, finish
+from scgpt_tools.pl._style import PALETTE, axes, check_colours, finish
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -68,6 +69,8 @@ def confusion_matrix(
     KeyError
         If a column is absent; the message lists what is there.
     """
+    check_arguments(confusion_matrix, locals())
+    check_colours(cmap)
     check_choice("normalize", normalize, get_args(Normalize))
     columns = [adata.obs[check_key(adata.obs, key, "obs")] for key in (truth, predicted)]
     counts = confusion_table(*columns, normalize="none")
@@ -126,6 +129,7 @@ def confidence(
     KeyError
         If a column is absent; the message lists what is there.
     """
+    check_arguments(confidence, locals())
     keys = AnnotateKeys(key)
     predicted = adata.obs[check_key(adata.obs, keys.obs, "obs")].astype(str)
     sure = adata.obs[check_key(adata.obs, keys.obs_confidence, "obs")]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent
 from scgpt_tools.pl._style import PALETTE, axes, finish
@@ -76,6 +77,7 @@ def coverage(
     ValueError
         If ``uns`` holds several reports and ``key`` names none.
     """
+    check_arguments(coverage, locals())
     reports = {name: _counts(report) for name, report in _reports(data, key).items()}
     ax = axes(ax, figsize=figsize or (7, 1.3 + 0.6 * len(reports)))
     totals = np.array([sum(counts.values()) for counts in reports.values()])

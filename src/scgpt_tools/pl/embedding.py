@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from matplotlib.colors import is_color_like
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_integer, check_key
+from scgpt_tools._validate import check_integer, check_key, check_type
 from scgpt_tools.pl._style import PALETTE, finish
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def embedding(
     ValueError
         If the column holds numbers, or titles, axes or colours are too few.
     """
+    check_arguments(embedding, locals())
     check_integer("rng", rng, least=0)
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     for key in keys:
@@ -110,9 +112,7 @@ def embedding(
 
 
 def _labels(adata: AnnData, color: str) -> pd.Categorical:
-    if color not in adata.obs:
-        raise KeyError(absent(color, adata.obs.columns, "column of `obs` named"))
-    values = adata.obs[color]
+    values = adata.obs[check_key(adata.obs, color, "obs")]
     if pd.api.types.is_float_dtype(values.dtype):
         raise ValueError(f"Expected labels in obs[{color!r}], found numbers. Use `scanpy.pl.embedding` for numbers.")
     labels = pd.Categorical(values).remove_unused_categories()
@@ -125,7 +125,12 @@ def _styles(labels: pd.Categorical, palette: Sequence[str] | Mapping[str, str] |
     if palette is None:
         # So many labels that shapes run out too start again from the first.
         return {name: _STYLES[i % len(_STYLES)] for i, name in enumerate(names)}
+    if isinstance(palette, str):
+        raise TypeError(f"Expected `palette` to be a list of colours or a colour for each label, found {palette!r}.")
+    check_type("palette", palette, (Mapping, Sequence, np.ndarray))
     colours = palette if isinstance(palette, Mapping) else dict(zip(names, palette, strict=False))
+    if strange := [colour for colour in colours.values() if not is_color_like(colour)]:
+        raise ValueError(f"Expected `palette` to hold colours of matplotlib, found {strange[0]!r}.")
     if not set(names) <= set(colours):
         raise ValueError(f"Expected `palette` to hold a colour for each of {names}, found {palette!r}.")
     return {name: (colours[name], "o") for name in names}

@@ -8,12 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_integer, check_key
 from scgpt_tools.data.modalities import cell_columns, has_modalities
-from scgpt_tools.pl._style import PALETTE, axes, finish
+from scgpt_tools.pl._style import PALETTE, axes, check_colours, finish
 from scgpt_tools.pl.embedding import _flat, _legend, _scatter, _styles
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def joint_embedding(
     TypeError
         If ``mdata`` is no MuData.
     """
+    check_arguments(joint_embedding, locals())
+    check_colours(cmap)
     if not has_modalities(mdata):
         raise TypeError(f"Expected a MuData, found {type(mdata).__name__}. `sct.pl.embedding` draws an AnnData.")
     check_integer("rng", rng, least=0)
@@ -142,6 +145,7 @@ def modality_weights(
     KeyError
         If there are no weights, or no such column.
     """
+    check_arguments(modality_weights, locals())
     columns = {name: ModalityWeightKeys(key).obs(name) for name in mdata.mod}
     there = {name: column for name, column in columns.items() if column in mdata.obs}
     if not there:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools.metrics.integration import AGGREGATE, GROUPS
-from scgpt_tools.pl._style import axes, finish
+from scgpt_tools.pl._style import axes, check_colours, finish
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -58,6 +59,8 @@ def scores(
     ValueError
         If the table has no rows or no columns.
     """
+    check_arguments(scores, locals())
+    check_colours(cmap)
     if table.empty:
         raise ValueError(f"Expected a table with scores, found shape {table.shape}.")
     if sort:

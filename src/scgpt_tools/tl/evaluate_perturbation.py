@@ -12,7 +12,7 @@ from anndata import AnnData
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import lookup
-from scgpt_tools._validate import check_text
+from scgpt_tools._validate import check_choice, check_text
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.evaluation import CEILING, ScreenEvaluation, prepare_evaluation
 from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
@@ -27,6 +27,7 @@ from scgpt_tools.tl._held_out import HeldOut, original_scores
 from scgpt_tools.tl._perturbation import open_predictor
 from scgpt_tools.tl._predicted_cells import CellScores, Samples, score_cells
 from scgpt_tools.tokens.names import column_names
+from scgpt_tools.tokens.perturbations import FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,6 +148,8 @@ def evaluate_perturbation(
         If the predictions of a model are nearly the same for every perturbation.
     """
     check_arguments(evaluate_perturbation, locals() | {"distances": distances or None})
+    if direction is not None:
+        check_choice("direction", direction, tuple(FLAGS))
     request = Request(
         layer=layer,
         genes=genes,

@@ -159,7 +159,10 @@ def similar_genes(
     names = pd.Index(adata.var_names[columns])
     target = unit(_query_vector(query, names, vectors)[None])[0]
     if genes is not None:
-        kept = names.isin(check_texts("genes", genes))
+        wanted = check_texts("genes", genes)
+        if strange := [gene for gene in wanted if gene not in adata.var_names]:
+            raise KeyError(absent(strange[0], adata.var_names, "gene in `var_names`:"))
+        kept = names.isin(wanted)
         names, vectors = names[kept], vectors[kept]
     similarity = unit(vectors) @ target
     order = np.argsort(-similarity, kind="stable")[:n_genes]

@@ -24,6 +24,7 @@ from scgpt_tools._validate import (
     check_key,
     check_number,
     check_texts,
+    check_type,
 )
 
 if TYPE_CHECKING:
@@ -307,7 +308,9 @@ def _programs(adata: AnnData, programs: str | Mapping[str, Sequence[str]]) -> di
             )
         named: Mapping[str, Sequence[str]] = record["programs"]
     else:
-        named = programs
+        named = check_type("programs", programs, (str, Mapping))
+    if not named:
+        raise ValueError("Expected `programs` to name at least one program, found none.")
     return {str(name): check_texts(f"programs[{name!r}]", genes) for name, genes in named.items()}
 
 
