@@ -234,7 +234,13 @@ def finetune_cells(
         tokenizer=tokens,
         dropout=dropout,
     )
-    asked = {"task": task, "base": loaded.checksum, "freeze": freeze, "unfreeze_every": unfreeze_every, "lora": adapted}
+    asked = {
+        "task": task,
+        "base": settings.folder and loaded.checksum,
+        "freeze": freeze,
+        "unfreeze_every": unfreeze_every,
+        "lora": adapted,
+    }
     with own_random_numbers(settings.seed):
         tuned = loaded.adapt(features.vocabulary, **parts)
         keep_narrow_heads(loaded, tuned)

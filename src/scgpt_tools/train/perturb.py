@@ -222,7 +222,13 @@ def finetune_perturbation(
             )
         settings = replace(settings, patience=None)
     head = ExpressionConfig(style="affine", adaptive_offset=adaptive_offset, activation=activation)
-    asked = {"task": "perturb", "base": loaded.checksum, "freeze": freeze, "lora": adapted, "flag": flag}
+    asked = {
+        "task": "perturb",
+        "base": settings.folder and loaded.checksum,
+        "freeze": freeze,
+        "lora": adapted,
+        "flag": flag,
+    }
     with own_random_numbers(settings.seed):
         tuned, transfer = as_generator(loaded, head=head, dropout=dropout, flag=flag)
         logger.info("%s", transfer)
