@@ -228,7 +228,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(f"Expected `{where}` to be one of {arguments}, found {_shown(value)}.")
+            listing = ", ".join(map(repr, arguments))
+            raise ValueError(f"Expected `{where}` to be one of {listing}, found {_shown(value)}.")
         return value
     if hint is Path:
         return as_path(where, value)

@@ -146,3 +146,20 @@ def test_scgpt_is_the_released_model():
     assert (config.dim, config.encoder.layers, config.encoder.heads, config.encoder.hidden) == (512, 12, 8, 512)
     assert (tokenizer.bins, tokenizer.length, tokenizer.cls_value, tokenizer.pad_value) == (51, 1200, -2.0, -2.0)
     assert config.embedder.generation
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "error", "message"),
+    [
+        (TokenizerConfig, {"cls_value": float("nan")}, ValueError, "`cls_value` to be a finite number"),
+        (EncoderConfig, {"layers": "2"}, TypeError, "`layers` to be int, found '2'"),
+        (EncoderConfig, {"dropout": float("nan")}, ValueError, "`dropout` to be a finite number"),
+        (EncoderConfig, {"norm": "pre"}, ValueError, "`norm` to be one of"),
+        (EmbedderConfig, {"generation": 1}, TypeError, "`generation` to be bool"),
+        (ClassifierConfig, {"classes": 2, "names": "xy"}, TypeError, "`names` to be tuple"),
+        (ModelConfig, {"n_tokens": 3, "pad_id": None}, TypeError, "`pad_id` to be int, found None"),
+    ],
+)
+def test_kinds_are_checked_in_python_as_in_files(kind, values, error, message):
+    with pytest.raises(error, match=message):
+        kind(**values)

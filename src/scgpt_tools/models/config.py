@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from scgpt_tools.config import settle_fields
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 ValueStyle = Literal["continuous", "binned", "scale"]
@@ -51,6 +52,7 @@ class EmbedderConfig:
     ``"domain_of_first"`` takes the label of the first cell for the whole minibatch, as scGPT does."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         if (self.values == "binned") != (self.value_rows is not None):
             raise ValueError(
                 f"`value_rows` goes with values='binned' only, found {self.values=} and {self.value_rows=}."
@@ -76,6 +78,7 @@ class EncoderConfig:
     """``"replace"`` normalises the residual stream itself, as scGPT's fused layers with ``pre_norm`` do."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         for name in ("layers", "heads", "hidden"):
             _check_least(name, getattr(self, name), 1)
         if not 0 <= self.dropout < 1:
@@ -94,6 +97,7 @@ class ContextConfig:
     """Row of the modality table that padding reads."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         _check_least("batches", self.batches, 0)
         _check_least("modalities", self.modalities, 0)
         _check_row("modality_pad", self.modality_pad, self.modalities)
@@ -113,6 +117,7 @@ class ExpressionConfig:
     """Scale the offset by the mean non-zero input value of the cell; affine style only."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         if self.style != "affine" and (self.activation is not None or self.adaptive_offset):
             raise ValueError(f"`activation` and `adaptive_offset` go with style='affine' only, found {self.style=}.")
 
@@ -128,6 +133,7 @@ class FromCellConfig:
     """Give the gene query the context too; scGPT's multi-omic class does, its RNA class does not."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         if self.nonzero and self.style in ("concat", "sum"):
             raise ValueError(f"`nonzero` needs an inner-product style, found {self.style=}.")
 
@@ -142,6 +148,7 @@ class ClassifierConfig:
     """Names of the classes in the order of the logits; they travel with the model."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         _check_least("classes", self.classes, 1)
         _check_least("layers", self.layers, 1)
         if self.names is not None and len(self.names) != self.classes:
@@ -156,6 +163,7 @@ class AdversaryConfig:
     layers: int = 3
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         _check_least("classes", self.classes, 1)
         _check_least("layers", self.layers, 1)
 
@@ -168,6 +176,9 @@ class HeadsConfig:
     expression_from_cell: FromCellConfig | None = None
     cell_type: ClassifierConfig | None = None
     batch: AdversaryConfig | None = None
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +205,7 @@ class ModelConfig:
     """Flags of perturbed genes that training has shown; empty where nobody knows."""
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         _check_least("dim", self.dim, 1)
         if self.dim % self.encoder.heads:
             raise ValueError(

@@ -227,7 +227,7 @@ class Repository:
     def _no_revision(self) -> str:
         api = HfApi(endpoint=self.endpoint, token=self.token)
         try:
-            refs = guarded(lambda: api.list_repo_refs(self.name), most=_MOST_TEXT)
+            refs = guarded(lambda: api.list_repo_refs(self.name), most=_MOST_TEXT, short=True)
         except Exception:  # noqa: BLE001  # the list only helps; the message is about the revision
             names = ["(no list came)"]
         else:
@@ -278,7 +278,8 @@ class Repository:
             with self._told("the list of files"):
                 api = HfApi(endpoint=self.endpoint, token=self.token)
                 revision = self._commit or self.revision
-                names = guarded(lambda: api.list_repo_files(self.name, revision=revision), most=_MOST_TEXT)
+                ask = partial(api.list_repo_files, self.name, revision=revision)
+                names = guarded(ask, most=_MOST_TEXT, short=True)
                 return incomplete(str(self), names)
         folders = sorted((self._folder / "snapshots").glob("*"))
         cached = (f"{folder.name[:8]}/{path.name}" for folder in folders for path in folder.iterdir())
@@ -295,7 +296,7 @@ class Repository:
             url = hf_hub_url(self.name, name, revision=self._commit, endpoint=self.endpoint)
             ask = partial(get_hf_file_metadata, url, token=self.token, endpoint=self.endpoint)
             with self._told(name):
-                expected = guarded(ask).etag or ""
+                expected = guarded(ask, short=True).etag or ""
         if not self._is_checksum(expected):
             logger.debug("No checksum is known for %s of %s.", name, self)
             return

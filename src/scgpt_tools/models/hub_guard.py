@@ -39,7 +39,9 @@ class HostileAnswerError(ValueError):
     """The server sends what no hub would."""
 
 
-def guarded(call: Callable[[], Result], *, growing: Path | None = None, most: int | None = None) -> Result:
+def guarded(
+    call: Callable[[], Result], *, growing: Path | None = None, most: int | None = None, short: bool = False
+) -> Result:
     """Call the client of the hub, with an eye on what the server answers.
 
     Parameters
@@ -49,7 +51,9 @@ def guarded(call: Callable[[], Result], *, growing: Path | None = None, most: in
     growing
         Folder whose files grow while a transfer makes progress.
     most
-        Largest number of bytes of one answer, announced or sent.
+        Largest number of bytes of one answer as announced, and of all answers as sent.
+    short
+        The call has to end within :data:`PATIENCE`, however much comes; a list can go on for ever.
 
     Returns
     -------
@@ -62,7 +66,7 @@ def guarded(call: Callable[[], Result], *, growing: Path | None = None, most: in
     HostileAnswerError
         If the server gives a name that leads out of the cache, or more than ``most`` bytes.
     """
-    guard = _Guard(call, growing, most)
+    guard = _Guard(call, growing, most, short=short)
     guard.thread.start()
     try:
         guard.watch()
@@ -75,8 +79,8 @@ def guarded(call: Callable[[], Result], *, growing: Path | None = None, most: in
 
 
 class _Guard:
-    def __init__(self, call: Callable[[], Any], growing: Path | None, most: int | None) -> None:
-        self.call, self.growing, self.most = call, growing, most
+    def __init__(self, call: Callable[[], Any], growing: Path | None, most: int | None, *, short: bool) -> None:
+        self.call, self.growing, self.most, self.short = call, growing, most, short
         self.result: Any = None
         self.error: BaseException | None = None
         self.abandoned = False
@@ -88,12 +92,12 @@ class _Guard:
         """Wait for the call, while it makes progress."""
         start, before = time.monotonic(), self._progress()
         while not self.done.wait(min(1.0, PATIENCE / 10)):
-            if self.most is not None and any(_received(response) > self.most for response in self.responses):
+            if self.most is not None and sum(map(_received, self.responses)) > self.most:
                 raise HostileAnswerError(f"more than the {self.most:,} bytes that such a file may have")
             if time.monotonic() - start < PATIENCE:
                 continue
             now = self._progress()
-            if now - before < LEAST:
+            if self.short or now - before < LEAST:
                 raise NoAnswerError(f"{now - before:,} bytes in {PATIENCE:g} seconds")
             start, before = time.monotonic(), now
 
@@ -152,7 +156,7 @@ class _Guard:
             raise HostileAnswerError(f"{max(sizes):,} bytes, more than the {self.most:,} that such a file may have")
 
     def _progress(self) -> int:
-        total = sum(_received(response) for response in self.responses)
+        total = sum(map(_received, self.responses))
         if self.growing is not None:
             for path in self.growing.glob("*.incomplete"):
                 with suppress(OSError):

@@ -6,6 +6,7 @@ bins over all of those, then the draw of a subset for cells that are too long.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, get_args
 
@@ -73,6 +74,9 @@ class TokenizerConfig:
         if self.length is not None:
             # A cell token alone would make all cells alike.
             check_integer("length", self.length, least=1 + self.cls)
+        for name in ("cls_value", "pad_value", "mask_value"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"Expected `{name}` to be a finite number, found {getattr(self, name)}.")
         absent = {"<pad>", "<cls>"} - set(self.modalities)
         if self.modalities and absent:
             raise ValueError(f"Expected `modalities` to hold '<pad>' and '<cls>', found {self.modalities}.")
