@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from tqdm.auto import tqdm
 
+from scgpt_tools._files import as_path
 from scgpt_tools._lookup import absent
 from scgpt_tools._types import Attention
 
@@ -96,7 +97,7 @@ def _checked(name: str, value: Any) -> Any:
     if name not in _NAMES:
         raise AttributeError(absent(name, _NAMES, "setting"))
     if name == "cache_dir":
-        return None if value is None else Path(value)
+        return None if value is None else as_path("settings.cache_dir", value)
     if name == "attention" and value not in (None, *get_args(Attention)):
         raise ValueError(f"Expected `settings.attention` to be None or one of {get_args(Attention)}, found {value!r}.")
     if name in ("show_progress", "offline") and not isinstance(value, bool):

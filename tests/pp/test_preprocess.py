@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import scanpy as sc
@@ -110,3 +112,42 @@ def test_other_refusals(adata, as_form):
         sct.pp.preprocess(adata, layer="counts")
     with pytest.raises(ValueError, match="Expected a table in memory, found a backed one"):
         sct.pp.preprocess(as_form(adata, "backed"))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"target_sum": 0}, ValueError),
+        ({"target_sum": "1e4"}, TypeError),
+        ({"n_top_genes": 0}, ValueError),
+        ({"n_top_genes": -1}, ValueError),
+        ({"min_gene_counts": -1}, ValueError),
+        ({"log1p": "False"}, TypeError),
+        ({"bins": 1}, ValueError),
+        ({"ties": "right"}, ValueError),
+        ({"hvg_flavor": "loess"}, ValueError),
+        ({"rng": -1}, ValueError),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(adata, options, error):
+    with pytest.raises(error, match=f"Expected `{next(iter(options))}`"):
+        sct.pp.preprocess(adata, **options)
+
+
+def test_variable_genes_are_chosen_by_default_and_as_many_as_asked_for(adata):
+    assert sct.pp.preprocess(adata, n_top_genes=7).n_vars == 7
+    with pytest.warns(UserWarning, match="more than 99 genes to choose from, found 30"):
+        assert sct.pp.preprocess(adata, n_top_genes=99).n_vars == 30
+    with pytest.warns(UserWarning, match="log-normalised values for hvg_flavor='seurat'"):
+        sct.pp.preprocess(adata, n_top_genes=7, log1p=False, target_sum=None)
+
+
+def test_what_the_flavour_of_scgpt_needs_is_named(adata, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skmisc", None)
+    with pytest.raises(ImportError, match=r"scgpt-tools\[hvg\]"):
+        sct.pp.preprocess(adata, n_top_genes=7, hvg_flavor="seurat_v3")
+
+
+def test_filters_that_leave_nothing_are_refused(adata):
+    with pytest.raises(ValueError, match="Expected genes with so many counts, found none"):
+        sct.pp.preprocess(adata, min_gene_counts=10**6)

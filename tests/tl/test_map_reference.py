@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -142,3 +144,53 @@ def test_arguments_that_do_not_go_together_are_refused(query, reference, unchang
     with pytest.raises(ValueError, match="`unassigned` to be no class"):
         sct.tl.map_reference(query, reference, label="kind", unassigned="NK")
     assert unchanged(query) == before
+
+
+def test_columns_of_frames_are_put_in_the_order_of_the_reference(adata):
+    rng = np.random.default_rng(0)
+    values = pd.DataFrame(rng.normal(size=(12, 4)), index=adata.obs_names, columns=list("abcd"))
+    adata.obsm["frame"], query = values, adata.copy()
+    query.obsm["frame"] = values[list("dbca")]
+    with pytest.raises(ValueError, match="columns of the reference, a, b, c, d, found a, b, c, x"):
+        query.obsm["frame"] = values.rename(columns={"d": "x"})
+        sct.tl.map_reference(query, adata, label="cell_type", use_rep="frame", k=1)
+    query.obsm["frame"] = values[list("dbca")]
+    sct.tl.map_reference(query, adata, label="cell_type", use_rep="frame", k=1)
+    assert query.obs["mapped_cell_type"].tolist() == adata.obs["cell_type"].tolist()
+
+
+@pytest.mark.parametrize("change", ["heads", "bins"])
+def test_equal_weights_are_another_model_with_other_attention_heads_or_bins(adata, make_model, change):
+    model = make_model()
+    sct.tl.embed(adata, model, show_progress=False)
+    reference = adata.copy()
+    config = model.config
+    if change == "heads":
+        changed = model.adapt(encoder=replace(config.encoder, heads=4))
+    else:
+        changed = model.adapt(tokenizer=replace(config.tokenizer, bins=11))
+    assert changed.checksum == model.checksum
+    sct.tl.embed(adata, changed, show_progress=False)
+    with pytest.raises(ValueError, match="found architecture" if change == "heads" else "found bins"):
+        sct.tl.map_reference(adata, reference, label="cell_type")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"k": 0}, ValueError),
+        ({"k": True}, TypeError),
+        ({"threshold": "high"}, TypeError),
+        ({"unassigned": " "}, ValueError),
+        ({"use_rep": ["X_scGPT"]}, TypeError),
+        ({"backend": "annoy"}, ValueError),
+        ({"copy": "no"}, TypeError),
+        ({"reference": 5}, TypeError),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(adata, model, unchanged, options, error):
+    sct.tl.embed(adata, model, show_progress=False)
+    before = unchanged(adata)
+    with pytest.raises(error, match=f"Expected `{next(iter(options))}`"):
+        sct.tl.map_reference(adata, **{"reference": adata, "label": "cell_type"} | options)
+    assert unchanged(adata) == before

@@ -102,3 +102,23 @@ def test_what_cannot_be_scored_is_refused(cells):
     one.obs["batch"] = "a"
     with pytest.raises(ValueError, match=r"two classes in obs\['batch'\]"):
         sct.tl.score_embedding(one, label_key="kind", batch_key="batch", embeddings=["X_good"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"embeddings": "X_good"}, TypeError, "`embeddings` to be a list"),
+        ({"embeddings": []}, ValueError, "`embeddings` to name at least 1"),
+        ({"baselines": "hvg"}, TypeError, "`baselines` to be a list"),
+        ({"n_top_genes": 0}, ValueError, "`n_top_genes`"),
+        ({"kbet": "yes"}, TypeError, "`kbet`"),
+        ({"batch_key": "sorted"}, ValueError, r"in one of obs\['sorted'\] only"),
+        ({"embeddings": ["X_lost"]}, ValueError, r"obsm\['X_lost'\] to be finite"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_our_words(cells, options, error, message):
+    cells = cells.copy()
+    cells.obs["sorted"] = "sort of " + cells.obs["kind"].astype(str)
+    cells.obsm["X_lost"] = np.where(np.arange(N)[:, None] == 7, np.nan, cells.obsm["X_good"])
+    with pytest.raises(error, match=message):
+        sct.tl.score_embedding(cells, **{"label_key": "kind", "embeddings": ["X_good"]} | options)

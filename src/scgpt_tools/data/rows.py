@@ -308,7 +308,7 @@ def slots_of(data: AnnData | MuData, modality: str | None = None) -> AnnData | M
     return data if modality is None else table_of(data, modality)
 
 
-def plain_vectors(found: Any, where: str) -> NDArray[np.float32]:
+def plain_vectors(found: Any, where: str, *, dtype: type[np.floating] | None = np.float32) -> NDArray[Any]:
     """An embedding as an array, whatever kind of matrix or frame it is kept as.
 
     Parameters
@@ -317,10 +317,12 @@ def plain_vectors(found: Any, where: str) -> NDArray[np.float32]:
         Entry of ``obsm``.
     where
         What to call it in messages.
+    dtype
+        Type of the result; ``None`` keeps that of the entry.
 
     Returns
     -------
-    (cells, dimensions) float32, finite.
+    (cells, dimensions), finite.
     """
     if isinstance(found, np.ma.MaskedArray) and np.ma.getmaskarray(found).any():
         raise ValueError(f"Expected {where} without a mask, found one. Fill what is missing, or leave such cells out.")
@@ -333,7 +335,7 @@ def plain_vectors(found: Any, where: str) -> NDArray[np.float32]:
         raise TypeError(
             f"Expected numbers, (cells, dimensions), in {where}, found shape {array.shape} of type {array.dtype}."
         )
-    vectors = np.asarray(array, dtype=np.float32)
+    vectors = np.asarray(array, dtype=dtype)
     check_finite(where, vectors, "Leave such cells out, or embed them again.")
     return vectors
 

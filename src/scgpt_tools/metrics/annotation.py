@@ -21,6 +21,10 @@ Normalize: TypeAlias = Literal["truth", "predicted", "none"]
 """Divide by the cells of each true class, of each predicted class, or not at all."""
 
 
+# What a cell without a prediction is called in tables.
+_NONE = "no prediction"
+
+
 class AnnotationScores(NamedTuple):
     """Agreement of predicted and true classes, each 0 to 1; more is better."""
 
@@ -46,7 +50,7 @@ def score_annotation(
     predicted
         Predicted class of each cell.
     unassigned
-        What stands for no prediction; such cells count as missed.
+        What stands for no prediction, as a missing value does; such cells count as missed.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def score_annotation(
         macro_precision=float(precision),
         macro_recall=float(recall),
         macro_f1=float(f1),
-        assigned=1.0 if unassigned is None else float(np.mean(guess != unassigned)),
+        assigned=float(np.mean((guess != unassigned) & (guess != _NONE))),
     )
 
 
@@ -127,4 +131,5 @@ def _known(truth: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.str_], ND
     known = true.notna().to_numpy()
     if not known.any():
         raise ValueError(f"Expected cells whose class is known, found none among {len(true)}.")
+    guess = guess.astype(object).where(guess.notna(), _NONE)
     return true[known].astype(str).to_numpy(dtype=str), guess[known].astype(str).to_numpy(dtype=str)

@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
-from scgpt_tools._validate import as_generator
+from scgpt_tools._validate import as_generator, check_integer
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -61,6 +61,8 @@ def score_clusters(
         If a value or a label is missing, the lengths differ, or there are fewer than two labels.
     """
     cells, groups = _checked(embedding, labels)
+    if n_clusters is not None:
+        check_integer("n_clusters", n_clusters, least=2)
     n_labels = np.unique(groups).size
     seed = int(as_generator(rng).integers(2**31))
     clusters = KMeans(n_clusters or n_labels, n_init=_STARTS, random_state=seed).fit_predict(cells)
