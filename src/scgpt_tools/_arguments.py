@@ -92,7 +92,7 @@ def _size(name: str, value: Any) -> None:
 
 _COUNT: Check = partial(check_integer, least=0)
 _POSITIVE: Check = partial(check_number, above=0)
-_PLAIN = ("int", "float", "str")
+_PLAIN = ("int", "float", "str", "Sequence[str]")
 
 
 def _table(name: str, value: Any) -> None:
@@ -120,6 +120,7 @@ RANGES: dict[str, Check] = {
     "bins": partial(check_integer, least=2),
     "dropout": partial(check_fraction, one=False),
     "delimiter": partial(check_type, kinds=str),
+    "embeddings": partial(check_texts, least=0),
     "key_added": check_key_name,
     "limit": _POSITIVE,
     "min_cell_counts": _COUNT,

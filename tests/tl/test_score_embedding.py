@@ -108,7 +108,7 @@ def test_what_cannot_be_scored_is_refused(cells):
     ("options", "error", "message"),
     [
         ({"embeddings": "X_good"}, TypeError, "`embeddings` to be a list"),
-        ({"embeddings": []}, ValueError, "`embeddings` to name at least 1"),
+        ({"embeddings": [], "baselines": []}, ValueError, "`embeddings` or `baselines` to score"),
         ({"baselines": "hvg"}, TypeError, "`baselines` to be a list"),
         ({"n_top_genes": 0}, ValueError, "`n_top_genes`"),
         ({"kbet": "yes"}, TypeError, "`kbet`"),

@@ -114,6 +114,8 @@ def score_embedding(
     check_arguments(score_embedding, locals())
     for baseline in check_texts("baselines", baselines, least=0):
         check_choice("baselines", baseline, get_args(Baseline))
+    if not [*embeddings, *baselines]:
+        raise ValueError("Expected `embeddings` or `baselines` to score, found none of either.")
     table = slots_of(check_type("adata", adata, (AnnData, MuData)), modality)
     vectors = {
         key: plain_vectors(table.obsm[check_key(table.obsm, key, "obsm")], f"obsm[{key!r}]") for key in embeddings
