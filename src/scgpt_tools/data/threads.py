@@ -120,7 +120,9 @@ def patient_products() -> Iterator[None]:
             set_threads_here(before)
         return
     ready, over = Event(), Event()
-    sleeper = Thread(target=_keep_threads, args=(ready, over), name="asleep", daemon=True)
+    # With those that share products one more than processors.
+    asleep = usable_cpus(quota=False) - threads + 2
+    sleeper = Thread(target=_keep_threads, args=(asleep, ready, over), name="asleep", daemon=True)
     sleeper.start()
     ready.wait()
     set_threads_here(threads)
@@ -132,11 +134,11 @@ def patient_products() -> Iterator[None]:
         sleeper.join()
 
 
-def _keep_threads(ready: Event, over: Event) -> None:
+def _keep_threads(number: int, ready: Event, over: Event) -> None:
     try:
-        set_threads_here(n := usable_cpus(quota=False) + 1)
+        set_threads_here(number)
         # Large enough to be shared among all of them, which is when they are started.
-        torch.zeros(n * _SHARED).add_(1)
+        torch.zeros(number * _SHARED).add_(1)
     finally:
         ready.set()
     over.wait()
@@ -162,6 +164,12 @@ def _in_new_thread(function: Callable[..., Result], *args: Any) -> Result:
     return results[0]
 
 
+def _after_fork() -> None:
+    """The threads that share products are not there in a forked process, which would wait for them without end."""
+    global _changing
+    _changing = Lock()
+    torch.set_num_threads(1)
+
+
 if hasattr(os, "register_at_fork"):
-    # The threads that share products are not there in a forked process, which would wait for them without end.
-    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+    os.register_at_fork(after_in_child=_after_fork)
