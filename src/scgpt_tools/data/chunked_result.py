@@ -256,7 +256,9 @@ class ChunkedResult:
         return True
 
     def _check_files(self) -> None:
-        """Look once more at the files of all chunks, whoever has written them."""
+        """Look once more at the files of all chunks, whoever has written them, and clear what killed writers left."""
+        for left in (self._partial / _RESULT).rglob("*.partial"):
+            left.unlink(missing_ok=True)
         _, rows = self._arrays("r")
         size = self.layout.chunk * self.layout.width * rows.dtype.itemsize
         for number in range(self.layout.n_chunks):

@@ -124,12 +124,15 @@ def embed_store(
     Raises
     ------
     FileExistsError
-        If there is something else at ``output``.
+        If there is something else at ``output``, or another process of the same number is at work.
+    OSError
+        If the disk has no room for the result.
     KeyError
         If ``layer``, ``genes``, ``batch`` or ``modality`` is absent; the message lists what is there.
     ValueError
         If a finished or unfinished result at ``output`` is of other cells, another model or other settings, the matrix is
-        stored by columns, or for what :func:`scgpt_tools.tl.embed` refuses.
+        stored by columns, a part of the source or of the result is missing, the source changes meanwhile, or for what
+        :func:`scgpt_tools.tl.embed` refuses.
 
     Examples
     --------

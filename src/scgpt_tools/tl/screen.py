@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._files import as_path, replace_file
+from scgpt_tools._files import as_path, remove_left_behind, replace_file
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._outputs import check_place, check_room
 from scgpt_tools._validate import check_integer
@@ -257,6 +257,7 @@ class _Store:
                 "another folder, or delete this one."
             )
         path.mkdir(parents=True, exist_ok=True)
+        remove_left_behind(path)
         text = json.dumps(dict(request), indent=1)
         if not written.is_file():
             replace_file(written, lambda aside: aside.write_text(text, encoding="utf-8"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from scgpt_tools._files import replace_file
+from scgpt_tools._files import remove_left_behind, replace_file
 from scgpt_tools._outputs import hold, let_go
 from scgpt_tools.data.epochs import this_process
 from scgpt_tools.train.diagnosis import not_finite
@@ -110,6 +110,7 @@ def run_folder(folder: Path) -> Iterator[Path]:
     lock = folder / ".lock"
     descriptor = hold(lock, f"'{folder}'")
     try:
+        remove_left_behind(folder)
         yield folder
     finally:
         lock.unlink(missing_ok=True)
@@ -130,6 +131,10 @@ def whole_files() -> CheckpointIO:
             """Write a state."""
             place = Path(path)
             place.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(place, lambda aside: torch.save(checkpoint, aside))
+            try:
+                replace_file(place, lambda aside: torch.save(checkpoint, aside))
+            except RuntimeError as error:
+                # What torch's writer says when the disk is full.
+                raise OSError(f"Expected to write the state of the run to {place}, found no way: {error}") from error
 
     return WholeFiles()
