@@ -165,7 +165,7 @@ def fill(kind: str, tries: int, folder: Path) -> Counter[str]:
             (folder.parent / "error").write_text(str(error))
 
     for step in range(tries):
-        os.waitpid(child(partial(with_little_space, largest * step // tries)), 0)
+        os.waitpid(child(partial(with_little_space, largest - 1 - (largest - 1) * step // tries)), 0)
         if not (folder.parent / "error").exists():
             raise SystemExit("no error")
         (folder.parent / "error").unlink()

@@ -164,8 +164,8 @@ class ReferenceIndex:
                     "which saving would replace. Choose another folder, or remove those."
                 )
         with written_together(path) as aside:
-            np.save(aside / VECTORS, np.ascontiguousarray(self.vectors, dtype=np.float32))
-            np.save(aside / LABELS, np.asarray(self.codes, dtype=np.int64))
+            _write_array(aside / VECTORS, np.ascontiguousarray(self.vectors, dtype=np.float32))
+            _write_array(aside / LABELS, np.ascontiguousarray(self.codes, dtype=np.int64))
             about = {
                 "format": _FORMAT,
                 "classes": list(self.classes),
@@ -238,6 +238,13 @@ class _About:
     classes: tuple[str, ...]
     source: dict[str, Any] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> None:
+    """As ``numpy.save``, which says nothing where the disk is full and the last bytes of a file do not fit."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def _read_array(path: Path, kinds: str, axes: int) -> NDArray[Any]:
