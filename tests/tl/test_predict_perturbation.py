@@ -278,7 +278,7 @@ def test_predictions_that_are_not_finite_are_refused_at_once(cells, model, uncha
         "evaluate": lambda: sct.tl.evaluate_perturbation(cells, model, batch_size=4),
     }
     before = unchanged(cells)
-    with pytest.raises(ValueError, match=r"Expected finite predictions of 'tiny generator', found NaN.*first: 'cell"):
+    with pytest.raises(ValueError, match=r"Expected finite results, found NaN .*first: 'cell"):
         calls[task]()
     assert unchanged(cells) == before
     assert len(blocks) < 15

@@ -89,6 +89,14 @@ def test_predictions_equal_those_of_tl_predict_perturbation(build, dataset):
     np.testing.assert_allclose(tensor.numpy(), found, atol=1e-6)
 
 
+def test_predictions_that_are_not_finite_are_refused(build, dataset):
+    model = build()
+    with torch.no_grad():
+        model.cell_model.embedder.genes.table.weight[3] = torch.nan
+    with pytest.raises(ValueError, match="Expected finite results, found NaN"):
+        model.predict_perturbation(dataset)
+
+
 def test_predictions_are_not_drawn(build, dataset):
     """With zero probabilities the original samples them in eval mode."""
     model = build(explicit_zero_prob=True)

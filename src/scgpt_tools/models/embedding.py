@@ -21,6 +21,7 @@ from scgpt_tools.models.precision import autocast
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import pandas as pd
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -94,7 +95,7 @@ def computed_rows(
         for computed in run(_Piece.computed, pieces):
             if computed is not None:
                 rows, values = computed
-                _refuse_strange(values, rows, source, plan)
+                check_results(values, source.names[rows], precision=plan.precision)
                 yield rows, values
 
 
@@ -172,15 +173,30 @@ def predicted_expression(model: CellModel, batch: TokenBatch, *, attention: str 
         return torch.cat(list(run(predict, model.parts(batch))))
 
 
-def _refuse_strange(values: NDArray[np.float32], rows: NDArray[np.int64], source: Rows, plan: RowPlan) -> None:
-    """No result that is not a number gets past the walk, whatever the task."""
-    bad = ~np.isfinite(values).all(axis=1)
+def check_results(values: NDArray[np.float32], names: pd.Index, *, precision: str) -> None:
+    """Refuse results that are not finite, whatever the task.
+
+    Parameters
+    ----------
+    values
+        (b, width) results of some cells.
+    names
+        (b,) names of these cells.
+    precision
+        What they were computed in.
+
+    Raises
+    ------
+    ValueError
+        If a number is NaN or infinite.
+    """
+    bad = np.asarray(~np.isfinite(values).all(axis=1))
     if bad.any():
         raise ValueError(
-            f"Expected finite results, found NaN or infinite numbers for {int(bad.sum())} of {len(rows)} cells in the "
-            f"first minibatch that has such (first: {str(source.names[rows[bad.argmax()]])!r}). The weights may be "
-            f"damaged, or numbers may have grown too large for {plan.precision!r}: load the model anew, or pass "
-            "precision='fp32'."
+            f"Expected finite results, found NaN or infinite numbers for {int(bad.sum())} of {len(bad)} cells in the "
+            f"first minibatch that has such (first: {str(names[int(bad.argmax())])!r}). The weights may be damaged, by "
+            f"training in too large steps for example, or numbers may have grown too large for {precision!r}: load the "
+            "model anew, or pass precision='fp32'."
         )
 
 

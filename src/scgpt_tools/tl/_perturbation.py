@@ -15,7 +15,7 @@ from scgpt_tools.data.perturbation_batches import check_log_values
 from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.models.embedding import predicted_expression
+from scgpt_tools.models.embedding import check_results, predicted_expression
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
 from scgpt_tools.tl._cells import Cells, Request, open_cells
@@ -25,7 +25,6 @@ from scgpt_tools.tokens.perturbations import PERTURBED, condition_genes, flag_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -82,20 +81,10 @@ class Predictor:
             with torch.inference_mode(), evaluating(self.model), autocast(plan.precision, self.model.device):
                 predicted = predicted_expression(self.model, batch, attention=self.cells.attention)
                 found = predicted.numpy()[:, : columns.shape[1]]
-            _check_found(found, self.source.names[rows[part]], self.model.name)
+            check_results(found, self.source.names[rows[part]], precision=plan.precision)
             expression = inputs.toarray().astype(np.float32, copy=False)
             np.put_along_axis(expression, columns, found, axis=1)
             yield part, expression
-
-
-def _check_found(found: NDArray[np.float32], cells: pd.Index, model: str) -> None:
-    bad = np.asarray(~np.isfinite(found).all(axis=1))
-    if bad.any():
-        raise ValueError(
-            f"Expected finite predictions of {model!r}, found NaN or infinite numbers for {int(bad.sum())} of the first "
-            f"{len(bad)} cells looked at (first: {str(cells[int(bad.argmax())])!r}). Look at its training: steps that are too "
-            "large, or half precision, make weights overflow."
-        )
 
 
 def open_predictor(

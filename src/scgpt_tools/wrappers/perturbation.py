@@ -10,7 +10,7 @@ import torch
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools.data.perturbation_batches import PerturbationBatches
-from scgpt_tools.models.embedding import predicted_expression
+from scgpt_tools.models.embedding import check_results, predicted_expression
 from scgpt_tools.models.families import scgpt_perturbation
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.scgpt.generator import TransformerGenerator
@@ -297,7 +297,7 @@ class scGPTPerturbationModel(Wrapper):
         Raises
         ------
         ValueError
-            If a perturbed gene is no column or no token; all are named.
+            If a perturbed gene is no column or no token, all of which are named, or a prediction is not finite.
         """
         check_arguments(scGPTPerturbationModel.predict_perturbation, locals())
         screen = Screen(self, dataset, length=None, seed=seed)
@@ -315,6 +315,7 @@ class scGPTPerturbationModel(Wrapper):
                 # Entered for each minibatch, and the network itself: scGPT's class would draw zeros at random.
                 with torch.inference_mode(), evaluating(self.model):
                     predicted = predicted_expression(self.cell_model, batch)
+                check_results(predicted.numpy(), screen.source.names[cells], precision="fp32")
                 found[np.ix_(cells, columns)] = predicted.numpy()
                 bar.update(len(cells))
         return found if return_numpy else torch.from_numpy(found)
