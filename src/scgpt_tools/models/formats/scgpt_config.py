@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -21,6 +23,7 @@ from scgpt_tools.models.config import (
     ModelConfig,
     Pooling,
 )
+from scgpt_tools.tokens.modalities import SPECIALS, default_modality
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 from scgpt_tools.vocabulary import CLS, PAD
 
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
     Weights = Mapping[str, Tensor]
 
 Value = TypeVar("Value")
+
+logger = logging.getLogger(__name__)
+
+# Rows of the modality table in scGPT's tutorial.
+_TUTORIAL = ("prot", "rna", *SPECIALS)
 
 # Where scGPT and the wrapper around it spell a setting differently, the first one present counts.
 _SPELLINGS = {
@@ -166,6 +174,13 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
     pooling = lookup(POOLINGS, settings.text("cell_emb_style", "cls"), "cell_emb_style")
     # Only fused layers ever looked at the flag.
     replaced = settings.flag("pre_norm") and fused
+    tokenizer = _tokenizer(settings, affine=affine)
+    if modality and OWN not in args:
+        tokenizer = _of_modalities(tokenizer, settings, vocabulary, _rows(weights, "context.modality.table.weight"))
+    pad, said_pad = (
+        tokenizer.modalities.index("<pad>") if tokenizer.modalities else None,
+        settings.whole("modality_pad"),
+    )
     return ModelConfig(
         family=own.text("family", family),
         n_tokens=n_tokens,
@@ -183,10 +198,10 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
         context=ContextConfig(
             batches=_rows(weights, "context.batch.table.weight"),
             modalities=_rows(weights, "context.modality.table.weight"),
-            modality_pad=settings.whole("modality_pad"),
+            modality_pad=pad if said_pad is None else said_pad,
         ),
         heads=_heads(settings, weights, dim),
-        tokenizer=_tokenizer(settings, affine=affine),
+        tokenizer=tokenizer,
         domains=domains,
         batch_names=settings.names("batch_names"),
         perturbation_flags=settings.rows("perturbation_flags"),
@@ -342,6 +357,37 @@ def _tokenizer_in_their_words(settings: Settings, *, affine: bool) -> TokenizerC
         pad_value=pad_value,
         mask_value=settings.number("mask_value", -1),
     )
+
+
+def _of_modalities(
+    tokenizer: TokenizerConfig, settings: Settings, vocabulary: Vocabulary, rows: int
+) -> TokenizerConfig:
+    """How cells measured in several modalities become tokens, as scGPT's own tutorial makes them.
+
+    Its files hold a row for each modality and no names.  The tutorial has proteins, whose tokens begin with ``p_``, and
+    RNA, in the order of their names; another file can name its rows by ``modalities`` in ``args.json``.
+    """
+    names = settings.names("modalities")
+    if names is None and rows == len(_TUTORIAL) and any(token.startswith("p_") for token in vocabulary):
+        names = _TUTORIAL
+    if names is None:
+        logger.info(
+            "args.json does not name the %d rows of the modality table, so tables of one modality can be embedded only; "
+            'name them by "modalities", such as %s.', rows, list(_TUTORIAL)
+        )  # fmt: skip
+        return tokenizer
+    if len(names) != rows:
+        raise ValueError(f"Expected `modalities` of args.json to name {rows} rows of the table, found {list(names)}.")
+    parts = []
+    for name in names:
+        if name in SPECIALS:
+            continue
+        part = default_modality(name, values="binned", bins=tokenizer.bins or 51, genes="expressed")
+        known = any(token.startswith(part.prefix) for token in vocabulary)
+        prefix = part.prefix if known else ""
+        parts.append(replace(part, extend=bool(prefix), most=None, length=tokenizer.length, prefix=prefix))
+    parts.sort(key=lambda part: part.prefix != "")  # RNA first
+    return replace(tokenizer, modalities=names, parts=tuple(parts), length=None, cls_value=0.0)
 
 
 def settings_of(config: ModelConfig, vocabulary: Vocabulary, *, fused: bool) -> dict[str, Any]:
