@@ -175,7 +175,7 @@ def test_partial_loading_reports_everything(caplog):
             for nothing in ([], "")
         ),
     ],
-    ids=str,
+    ids=["text", "list", "empty list", "empty text"],
 )
 def test_loading_by_prefix(prefix, starts):
     source = shaken(model())

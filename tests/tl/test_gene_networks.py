@@ -75,6 +75,12 @@ def test_similar_genes_are_ranked_by_cosine(genes):
     assert list(pair["gene"]) == ["B1", "A1", "C1"]
 
 
+def test_names_without_a_vector_are_left_out_and_said(genes):
+    with pytest.warns(UserWarning, match="2 without one, which are left out: X0, absent"):
+        found = sct.tl.similar_genes(genes, "A0", use_rep="vectors", genes=["A1", "X0", "absent"])
+    assert list(found["gene"]) == ["A1"]
+
+
 @pytest.mark.parametrize("method", ["leiden", "louvain"])
 def test_programs_are_the_groups(genes, method):
     connect(genes)

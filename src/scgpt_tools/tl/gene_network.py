@@ -14,6 +14,7 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedGenesKeys, GeneNetworkKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_number, check_texts
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.settings import settings
 from scgpt_tools.tl._gene_vectors import read_gene_vectors, unit
 from scgpt_tools.tl.embed_genes import embed_genes
@@ -139,7 +140,8 @@ def similar_genes(
     use_rep
         Key of ``varm``, as :func:`scgpt_tools.tl.embed_genes` writes it.
     genes
-        Names to rank; ``None`` ranks all that have a vector.  A query that is among them is listed too.
+        Names to rank; ``None`` ranks all that have a vector.  Names without one are left out with a warning.  A query
+        that is among them is listed too.
     n_genes
         Number of genes to return; ``None`` returns all.
 
@@ -159,10 +161,16 @@ def similar_genes(
     names = pd.Index(adata.var_names[columns])
     target = unit(_query_vector(query, names, vectors)[None])[0]
     if genes is not None:
-        wanted = check_texts("genes", genes)
-        if strange := [gene for gene in wanted if gene not in adata.var_names]:
-            raise KeyError(absent(strange[0], adata.var_names, "gene in `var_names`:"))
+        wanted = pd.Index(check_texts("genes", genes))
         kept = names.isin(wanted)
+        if not kept.any():
+            raise KeyError(absent(wanted[0], names, "gene with a vector named"))
+        if len(without := wanted.difference(names)):
+            first = ", ".join(map(str, without[:10]))
+            warn_user(
+                f"Expected genes with a vector in varm[{use_rep!r}], found {len(without)} without one, which are left "
+                f"out: {first}{', ...' if len(without) > 10 else ''}."
+            )
         names, vectors = names[kept], vectors[kept]
     similarity = unit(vectors) @ target
     order = np.argsort(-similarity, kind="stable")[:n_genes]
