@@ -484,3 +484,17 @@ def test_a_file_that_is_no_mudata_is_named(tmp_path):
     done = process("embed", tmp_path / "in.h5mu", "-o", tmp_path / "out.h5mu")
     assert done.returncode == 2
     assert "Expected a MuData at" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--batch_size=many", "Expected --batch_size to be a whole number, found 'many'."),
+        ("--normalize=maybe", "Expected --normalize to be true or false, found 'maybe'."),
+        ("--pooling=max", "Expected --pooling to be one of 'cls', 'mean', 'weighted', found 'max'."),
+        ("--length=long", "Expected --length to be a whole number, found 'long'."),
+    ],
+)
+def test_values_of_another_kind_are_refused_in_our_words(option, message, capsys):
+    assert run("embed", "in.h5ad", "-o", "out.h5ad", option) == 2
+    assert message in capsys.readouterr().err

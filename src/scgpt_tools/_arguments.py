@@ -129,6 +129,7 @@ RANGES: dict[str, Check] = {
     "rng": _COUNT,
     "n_labels": _COUNT,
     "num_workers": _COUNT,
+    "rank": _COUNT,
     "seed": _COUNT,
     "size": _POSITIVE,
     "target_sum": _POSITIVE,

@@ -50,6 +50,7 @@ _HELP = {
     "symbols": "Symbol of each Ensembl id: a column of var, or a .csv or .tsv file with two columns, id and symbol.",
     "aliases": "Current symbols of outdated ones: a .csv or .tsv file with two columns, old and new name.",
 }
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _CHUNK_OPTIONS = ("chunk", "rank", "processes")
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
@@ -197,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USER_ERRORS as error:
         if "--traceback" in words or os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
-        print(f"{PROGRAM} {words[0]}: error: {one_line(error)}", file=sys.stderr)
+        print(f"{PROGRAM} {words[0]}: error: {_in_our_words(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -270,6 +271,18 @@ COMMANDS: dict[str, Command] = {
 
 
 # ---------------------------------------------------------------------------------------------------------- parsing
+
+
+def _in_our_words(error: BaseException) -> str:
+    """The message of an error, those of the parser about a value as all others are."""
+    text = one_line(error)
+    name, value = re.search(r'Parser key "([\w.]+)"', text), re.search(r"(?:Got|Given) value: ?(.*)$", text)
+    if name is None or value is None:
+        return text
+    choices = re.search(r"Literal\[(.*?)\]", text)
+    kinds = [_KINDS[kind] for kind in dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", text)) if kind in _KINDS]
+    wanted = f"one of {choices[1]}" if choices else " or ".join(kinds) or "another value"
+    return f"Expected --{name[1]} to be {wanted}, found {value[1]!r}. `{PROGRAM} COMMAND --help` explains the options."
 
 
 def _overview() -> str:

@@ -82,3 +82,12 @@ def test_whole_numbers_stay_whole_beside_missing_values():
 def test_a_column_has_one_name(key):
     with pytest.raises(TypeError, match="Expected the name of one column of `obs`, found"):
         read_classes(pd.DataFrame({"kind": ["T"]}), key)
+
+
+def test_what_is_no_name_is_refused():
+    obs = pd.DataFrame({"kind": ["a", ["b"], "a"]})
+    with pytest.raises(ValueError, match=r"a name for each cell in obs\['kind'\], found \['b'\]"):
+        read_classes(obs, "kind")
+    twins = pd.DataFrame([["a", "b"]] * 2, columns=["kind", "kind"])
+    with pytest.raises(ValueError, match="one column 'kind'"):
+        read_classes(twins, "kind")

@@ -56,3 +56,20 @@ def test_colour_maps_have_to_exist(cells, plot):
 def test_palettes_are_colours_for_all_labels(cells, palette, error):
     with pytest.raises(error, match="`palette`"):
         PLOTS["embedding"](cells, palette=palette)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: np.where(array > 3, np.nan, array),
+        lambda array: array.astype(str),
+        lambda array: array[:, :0],
+        lambda array: array[:, :, None],
+        lambda array: np.ma.masked_greater(array, 3.0),
+    ],
+    ids=["NaN", "text", "empty", "three dimensions", "masked"],
+)
+def test_embeddings_are_finite_numbers(cells, change):
+    cells.obsm["X_two"] = change(cells.obsm["X_two"])
+    with pytest.raises(ValueError, match="X_two"):
+        PLOTS["embedding"](cells)

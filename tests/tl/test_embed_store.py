@@ -484,7 +484,7 @@ REFUSALS = {
     "no such folder": ({"output": "absent/out.zarr"}, FileNotFoundError, "folder of the output"),
     "something else there": ({"output": "there.zarr"}, FileExistsError, "something else at"),
     "an unknown layer": ({"layer": "count"}, KeyError, "'count'"),
-    "layers": ({"layer": {"rna": "counts"}}, TypeError, "one layer"),
+    "layers": ({"layer": {"rna": "counts"}}, TypeError, "`layer` to be a text"),
     "an unknown column": ({"genes": "symbols"}, KeyError, "symbol"),
     "an unknown batch": ({"batch": "batches"}, KeyError, "batches"),
     "a batch that nobody reads": ({"batch": "batch"}, ValueError, "no `batch` for a model"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from scgpt_tools._lookup import absent
+from scgpt_tools._validate import check_key
 from scgpt_tools._warnings import warn_user
 
 if TYPE_CHECKING:
@@ -69,9 +70,10 @@ def read_classes(
     """
     if not isinstance(key, str):
         raise TypeError(f"Expected the name of one column of `obs`, found {key!r}.")
-    if key not in obs.columns:
-        raise KeyError(absent(key, obs.columns, "key in `obs`:"))
-    column = pd.Series(np.asarray(obs[key]), dtype=object)
+    table: Any = obs
+    column: pd.Series[Any] = pd.Series(np.asarray(table[check_key(table, key, "obs")]), dtype=object)
+    if strange := [label for label in column if isinstance(label, list | dict | set | np.ndarray)]:
+        raise ValueError(f"Expected a name for each cell in obs[{key!r}], found {strange[0]!r}.")
     known = ~missing_labels(column)
     if not known.any() or not (allow_unknown or known.all()):
         wanted = "of at least one cell" if allow_unknown else "of every cell"

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".h5ad", ".h5mu", ".zarr")
 _FRAMES = ("obs", "var")
+_FILE_LIBRARIES = ("h5py", "zarr", "numcodecs", "anndata/_io", "/json")
 
 
 def check_target(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False) -> None:
@@ -274,25 +276,31 @@ def _opened(path: Path, mode: str) -> Iterator[Any]:
         if not path.is_dir():
             raise ValueError(f"Expected a zarr folder at '{path}', found a file. Unpack it first.")
         # Consolidated metadata would be out of date as soon as something is written.
-        yield optional("zarr", extra="scale").open_group(
-            path, mode=mode, use_consolidated=None if mode == "r" else False
-        )
+        with _faults_named(path):
+            yield optional("zarr", extra="scale").open_group(
+                path, mode=mode, use_consolidated=None if mode == "r" else False
+            )
         return
     if not path.is_file() or not h5py.is_hdf5(path):
         raise ValueError(f"Expected an HDF5 file at '{path}', found something else or a damaged file.")
-    with _hdf5_errors(path), h5py.File(path, mode) as file:
+    with _faults_named(path), h5py.File(path, mode) as file:
         yield file
 
 
 @contextmanager
-def _hdf5_errors(path: Path) -> Iterator[None]:
-    """Say in one line what HDF5 says in its own words when a file is damaged or a disk full."""
+def _faults_named(path: Path) -> Iterator[None]:
+    """Say in one line what the libraries that read and write files say in their own words when one is damaged."""
     try:
         yield
-    except RuntimeError as error:
-        if type(error) is not RuntimeError:
+    except Exception as error:
+        raised_at = Path(extract_tb(error.__traceback__)[-1].filename).as_posix()
+        if not any(f"{library}/" in raised_at for library in _FILE_LIBRARIES):
             raise
-        raise OSError(f"Expected to read or write '{path}', found a damaged file or a full disk ({error}).") from error
+        said = " ".join(str(error).split())[:200]
+        raise OSError(
+            f"Expected to read or write all of '{path}', found a part missing or damaged, or a full disk "
+            f"({type(error).__name__}: {said}). Copy the table again."
+        ) from error
 
 
 @contextmanager

@@ -80,6 +80,8 @@ def check_matrix(matrix: Any, place: str, shape: tuple[int, int]) -> None:
     encoding = matrix.attrs.get("encoding-type", "array")
     if encoding not in (*_SPARSE, "array"):
         return
+    if encoding == "array" and not hasattr(matrix, "shape"):
+        raise ValueError(_damaged(place, "a matrix", "a group without an encoding"))
     found = tuple(int(size) for size in (matrix.attrs["shape"] if encoding in _SPARSE else matrix.shape))
     if found != shape:
         sizes = " x ".join(map("{:,}".format, found))
@@ -99,6 +101,8 @@ def check_matrix(matrix: Any, place: str, shape: tuple[int, int]) -> None:
 
 def _check_frame(frame: Any, name: str) -> int:
     index = frame[str(frame.attrs["_index"])]
+    if not hasattr(index, "shape") and "values" not in index:
+        raise ValueError(_damaged(f"the index of {name}", "names", "something else"))
     _check_chunks(index, f"the index of {name}")
     length = _length(index)
     for column in frame.attrs["column-order"]:
@@ -111,7 +115,7 @@ def _length(column: Any) -> int:
     for part in ("codes", "values"):
         if not hasattr(column, "shape") and part in column:
             return int(column[part].shape[0])
-    return int(column.shape[0]) if hasattr(column, "shape") else -1
+    return int(column.shape[0]) if len(getattr(column, "shape", ())) else -1
 
 
 def _check_pointers(parts: dict[str, Any], place: str, rows: int) -> None:

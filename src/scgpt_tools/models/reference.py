@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -256,7 +257,7 @@ def _read_array(path: Path, kinds: str, axes: int) -> NDArray[Any]:
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, _, dtype = header(file)
             there = path.stat().st_size - file.tell()
-    except (ValueError, LookupError, EOFError, SyntaxError, RecursionError, TypeError):
+    except (ValueError, LookupError, EOFError, SyntaxError, TokenError, RecursionError, TypeError):
         raise ValueError(f"{expected} a damaged file. Copy it again, or build the reference anew.") from None
     wanted = math.prod(shape) * dtype.itemsize
     if dtype.kind not in kinds or len(shape) != axes:
@@ -275,7 +276,7 @@ def _chosen(backend: Backend) -> str:
 def _faiss(reference: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     index = optional("faiss", extra="index").IndexFlatL2(reference.shape[1])
     index.add(np.ascontiguousarray(reference))
-    return index.search(queries, k)[1]
+    return index.search(queries, int(k))[1]
 
 
 def _sklearn(reference: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:

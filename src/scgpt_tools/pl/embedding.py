@@ -14,7 +14,7 @@ from matplotlib.colors import is_color_like
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._validate import check_integer, check_key, check_type
+from scgpt_tools._validate import check_finite, check_integer, check_key, check_type
 from scgpt_tools.pl._style import PALETTE, finish
 
 if TYPE_CHECKING:
@@ -153,7 +153,14 @@ def _panels(ax: Axes | Sequence[Axes] | None, keys: Sequence[str], figsize: tupl
 
 def _flat(adata: AnnData, key: str, rng: int) -> NDArray[np.float64]:
     """(cells, 2) coordinates."""
-    values = np.asarray(adata.obsm[key])
+    kept = adata.obsm[key]
+    values = np.asarray(kept.toarray() if hasattr(kept, "toarray") else kept)
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "iuf" or np.ma.is_masked(kept):
+        raise ValueError(
+            f"Expected cells by dimensions of numbers in obsm[{key!r}], found an array of shape {values.shape} and type "
+            f"{values.dtype}, or a masked one."
+        )
+    check_finite(f"obsm[{key!r}]", values, "Compute it again.")
     if values.shape[1] == 2:
         return values
     cells = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={key: values})

@@ -91,7 +91,7 @@ def gene_network(
     graph = networkx.Graph()
     graph.add_nodes_from({i for pair in pairs for i in pair[:2]})
     graph.add_weighted_edges_from(pairs)
-    where = networkx.spring_layout(graph, seed=rng, k=2 / np.sqrt(len(graph)))
+    where = networkx.spring_layout(graph, seed=int(rng), k=2 / np.sqrt(len(graph)))
     panel = axes(ax, figsize=figsize)
     for i, j, weight in pairs:
         colour = PALETTE["blue"] if weight >= least else PALETTE["grey"]

@@ -16,6 +16,7 @@ from scgpt_tools._keys import OWN_CONDITION, PredictionKeys, RankingKeys
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_key, check_type
 from scgpt_tools.data.conditions import control_mask, read_conditions
+from scgpt_tools.data.rows import RowSource
 from scgpt_tools.metrics.perturbation import pearson
 from scgpt_tools.pl._style import PALETTE, axes, finish
 from scgpt_tools.tokens.perturbations import CONTROL, condition_genes, condition_key
@@ -255,10 +256,9 @@ class _Compared(NamedTuple):
                 f"Expected predictions of {perturbation!r} in layers[{name!r}], found NaN or infinite numbers. Run "
                 "tl.predict_perturbation with it among `perts`."
             )
-        if layer is not None:
-            check_key(adata.layers, layer, "layers")
-        matrix = adata.X if layer is None else adata.layers[layer]
-        return cls(condition, dense(matrix[controls]), dense(matrix[own]), values)
+        # It looks at the values and at the matrix itself.
+        cells = RowSource(adata, layer=layer)
+        return cls(condition, cells.take(controls).toarray(), cells.take(own).toarray(), values)
 
 
 def _recorded_layers(adata: AnnData, predicted: str) -> dict[str, str]:

@@ -141,7 +141,7 @@ def open_predictor(
             "one with `sct.train.finetune(model, adata, task='perturb')`."
         )
     flag = flag_of(
-        direction or read_direction(source.adata, key),
+        read_direction(source.adata, key) if direction is None else direction,
         shown=config.perturbation_flags,
         rows=config.embedder.perturbation_rows,
         pad=config.embedder.perturbation_pad,

@@ -59,7 +59,7 @@ class CellScores:
             optional("cell_eval", extra="celleval")
 
     def __bool__(self) -> bool:
-        return self.own or bool(self.distances) or self.cell_eval
+        return bool(self.own or self.distances or self.cell_eval)
 
     def check(self, samples: Mapping[str, Any]) -> None:
         """Refuse predictions none of which are cells."""

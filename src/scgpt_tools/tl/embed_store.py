@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
 from scgpt_tools._outputs import check_room
@@ -142,6 +143,7 @@ def embed_store(
     True
     >>> ad.read_zarr("atlas_scGPT.zarr").obsm["X_scGPT"]  # doctest: +SKIP
     """
+    check_arguments(embed_store, locals())
     check_choice("pooling", pooling, get_args(CellPooling))
     check_integer("chunk", chunk)
     rank, processes = check_process(rank, processes)

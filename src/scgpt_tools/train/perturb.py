@@ -189,7 +189,7 @@ def finetune_perturbation(
     loaded = open_model(model, settings)
     flags = generator_config(loaded).embedder
     flag = flag_of(
-        direction or read_direction(source.adata, key),
+        read_direction(source.adata, key) if direction is None else direction,
         rows=flags.perturbation_rows,
         pad=flags.perturbation_pad,
         training=True,
