@@ -10,7 +10,7 @@ TEST_THREADS ?= 1
 TEST_PROCESSES ?= 2
 
 # What the long campaign runs.
-CAMPAIGN := tests/campaign
+CAMPAIGN := tests/campaign tests/models/test_kills.py tests/test_store_loops.py
 
 # The newest versions of everything need Python 3.12 or newer and have an environment of their own.
 PYTHON_NEWEST ?= python3.13
@@ -36,6 +36,7 @@ test-newest: $(NEWEST)/.installed
 
 # Bad inputs, kills and full disks, all of them; `make test` has a sample.
 campaign: export SCT_CAMPAIGN := long
+campaign: export SCT_KILLS := 100
 campaign: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist worksteal $(CAMPAIGN)
 
