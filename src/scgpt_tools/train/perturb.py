@@ -163,12 +163,12 @@ def finetune_perturbation(
         If values look like counts, a cell has no label, there are no controls, a perturbed gene has no column or no
         token, or arguments do not go together.
     """
+    check_model_and_cells(model, adata)
     check_arguments(finetune_perturbation, locals())
     optional("lightning", extra="train")
     # It defines a class of Lightning, so it can be imported only where Lightning is.
     from scgpt_tools.train.callbacks import History
 
-    check_model_and_cells(model, adata)
     check_watchers(callbacks, loggers)
     check_choice("unmeasured", unmeasured, ("error", "token", "drop"))
     check_validation(validation)
