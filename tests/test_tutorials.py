@@ -104,11 +104,8 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def kinds(cell: nbformat.NotebookNode) -> list[str]:
-    """What a cell shows: the richest form of each output."""
-    return [
-        output.get("name") or max(output.data, key=("text/plain", "text/html", "image/png").index)
-        for output in cell.outputs
-    ]
+    """What a cell shows: streams by name, else pictures and texts; versions of mudata differ in who has HTML."""
+    return [output.get("name") or ("image" if "image/png" in output.data else "text") for output in cell.outputs]
 
 
 def numbers(cell: nbformat.NotebookNode) -> list[float]:
@@ -125,7 +122,7 @@ def test_stored_output_is_complete_and_small(name):
     cells = code_cells(stored(name))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     shown = [kind for cell in cells for kind in kinds(cell)]
-    assert "image/png" in shown
+    assert "image" in shown
     assert "stderr" not in shown
     text = (TUTORIALS / f"{name}.ipynb").read_text(encoding="utf-8")
     assert len(text) < 400_000

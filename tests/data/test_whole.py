@@ -37,7 +37,7 @@ def write(adata, tmp_path):
             root = zarr.open_group(path, mode="r+")
             ad.io.write_elem(root, "/", adata)
             if form == "dense":
-                ad.io.write_elem(root, "X", adata.X, dataset_kwargs={"chunks": (4, 10)})
+                ad.io.write_elem(root, "X", adata.X, dataset_kwargs={"chunks": (4, 10), "shards": None})
         return path
 
     return write
