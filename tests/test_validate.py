@@ -65,6 +65,11 @@ def test_good_values_come_back():
         (lambda: check_text("layer", " "), ValueError, "not blank"),
         (lambda: check_texts("keys", "X_pca"), TypeError, "`keys` to be a list of texts, found 'X_pca'"),
         (lambda: check_texts("keys", ["a", 1]), TypeError, r"`keys\[1\]` to be a text, found int"),
+        (
+            lambda: check_texts("keys", {"a": "b" * 100}),
+            TypeError,
+            "`keys` to be a list of texts, found dict$|found dict\\.",
+        ),
         (lambda: check_texts("keys", []), ValueError, "`keys` to name at least 1, found 0"),
         (lambda: check_key_name("key_added", "a/b"), ValueError, "without '/'"),
         (lambda: check_key_name("key_added", "."), ValueError, "not of dots alone"),

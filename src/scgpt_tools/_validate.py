@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+# Longest value that a message repeats.
+_SHOWN = 80
+
 
 def check_choice(name: str, value: Value, choices: Collection[Value]) -> Value:
     """One of a few allowed values."""
@@ -42,7 +45,7 @@ def check_type(name: str, value: Value, kinds: type | tuple[type, ...]) -> Value
 def check_integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
     """A whole number not below ``least`` nor above ``most``; booleans are not numbers here."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"Expected `{name}` to be a whole number, found {value!r}.")
+        raise TypeError(f"Expected `{name}` to be a whole number, found {_shown(value)}.")
     if value < least:
         raise ValueError(f"Expected `{name}` to be at least {least}, found {value}.")
     if most is not None and int(value) > most:
@@ -53,7 +56,7 @@ def check_integer(name: str, value: Any, *, least: int = 1, most: int | None = N
 def check_fraction(name: str, value: Any, *, zero: bool = True, one: bool = True) -> float:
     """A number between 0 and 1; ``zero`` and ``one`` say whether the ends count."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Expected `{name}` to be a number, found {value!r}.")
+        raise TypeError(f"Expected `{name}` to be a number, found {_shown(value)}.")
     number = _as_float(value)
     inside = 0 < number < 1 or (zero and number == 0) or (one and number == 1)
     if not inside:
@@ -76,14 +79,14 @@ def check_key(container: Mapping[Any, Any], key: str, where: str) -> str:
 def check_flag(name: str, value: Any) -> bool:
     """True or False and nothing that Python would take for one, such as the text ``"False"``."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"Expected `{name}` to be True or False, found {value!r}.")
+        raise TypeError(f"Expected `{name}` to be True or False, found {_shown(value)}.")
     return bool(value)
 
 
 def check_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> float:
     """A finite number, not below ``least`` and larger than ``above``; booleans are not numbers here."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Expected `{name}` to be a number, found {value!r}.")
+        raise TypeError(f"Expected `{name}` to be a number, found {_shown(value)}.")
     number = _as_float(value)
     if not np.isfinite(number):
         raise ValueError(f"Expected `{name}` to be a finite number, found {value}.")
@@ -113,7 +116,7 @@ def check_text(name: str, value: Any) -> str:
 def check_texts(name: str, value: Any, *, least: int = 1) -> list[str]:
     """Several texts; one text alone, which Python would take for its letters, is refused."""
     if isinstance(value, str) or not isinstance(value, Iterable) or isinstance(value, Mapping):
-        raise TypeError(f"Expected `{name}` to be a list of texts, found {value!r}.")
+        raise TypeError(f"Expected `{name}` to be a list of texts, found {_shown(value)}.")
     texts = [check_text(f"{name}[{place}]", entry) for place, entry in enumerate(value)]
     if len(texts) < least:
         raise ValueError(f"Expected `{name}` to name at least {least}, found {len(texts)}.")
@@ -205,3 +208,9 @@ def as_generator(rng: RngLike) -> np.random.Generator:
     if isinstance(rng, Integral) and rng < 0:
         raise ValueError(f"Expected `rng` to be at least 0, found {rng}.")
     return np.random.default_rng(rng)
+
+
+def _shown(value: object) -> str:
+    """What a value is, in a few words: itself, or its kind where it is long, such as a table or a network."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN and "\n" not in text else f"{type(value).__name__}"

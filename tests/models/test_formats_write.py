@@ -261,6 +261,20 @@ def test_replaced_files_are_moved_into_place(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("write", ["save", "export"])
+def test_weights_that_are_not_finite_replace_nothing(tmp_path, write):
+    model = build(SCGPT)
+    folder = getattr(model, write)(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with torch.no_grad():
+        model.encoder.blocks[0].feed_forward.expand.weight[0, 0] = torch.inf
+    with pytest.raises(
+        ValueError, match=r"to be finite, .* in 1 of .*encoder\.blocks\.0\.feed_forward\.expand\.weight"
+    ):
+        getattr(model, write)(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 # Our own format -------------------------------------------------------------------------------------------------------
 
 

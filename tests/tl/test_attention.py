@@ -123,3 +123,11 @@ def test_a_group_has_to_be_named_where_there_are_several(model, cells, genes):
         sct.tl.attention_targets(maps, "LYZ")
     with pytest.raises(KeyError, match="'GATA1'"):
         sct.tl.attention_targets(maps, "GATA1", group="CD19+ B")
+
+
+def test_attention_that_is_not_finite_is_refused(cells, genes):
+    damaged = sct.CellModel.from_pretrained("scgpt-demo")
+    with torch.no_grad():
+        damaged.encoder.blocks[0].attention.query.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="Expected the weights of 'scgpt-demo' to be finite"):
+        sct.tl.attention(cells, damaged, genes=genes, show_progress=False)

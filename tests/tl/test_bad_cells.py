@@ -29,8 +29,9 @@ def classifier(make_model):
 
 
 def damaged(model):
+    """Finite weights whose results overflow."""
     with torch.no_grad():
-        model.encoder.blocks[0].feed_forward.expand.weight.fill_(float("nan"))
+        model.encoder.blocks[0].feed_forward.expand.weight.fill_(3e38)
     return model
 
 
@@ -50,6 +51,17 @@ def test_classes_that_are_no_numbers_are_refused(adata, classifier, unchanged, t
     before = unchanged(adata)
     with pytest.raises(ValueError, match=ADVICE):
         sct.tl.annotate(adata, [classifier, damaged(classifier)], threshold=threshold)
+    assert unchanged(adata) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_attention_that_hides_what_is_no_number_is_not_believed(adata, model, unchanged, value):
+    """Torch's attention on a CPU gives numbers for queries that are none."""
+    before = unchanged(adata)
+    with torch.no_grad():
+        model.encoder.blocks[0].attention.query.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"to be finite, found .* encoder\.blocks\.0\.attention\.query\.weight"):
+        sct.tl.embed(adata, model)
     assert unchanged(adata) == before
 
 

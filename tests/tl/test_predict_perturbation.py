@@ -278,10 +278,19 @@ def test_predictions_that_are_not_finite_are_refused_at_once(cells, model, uncha
         "evaluate": lambda: sct.tl.evaluate_perturbation(cells, model, batch_size=4),
     }
     before = unchanged(cells)
-    with pytest.raises(ValueError, match=r"Expected finite results, found NaN .*first: 'cell"):
+    with pytest.raises(ValueError, match=r"Expected the weights of 'tiny generator' to be finite"):
         calls[task]()
     assert unchanged(cells) == before
     assert len(blocks) < 15
+
+
+def test_predictions_that_overflow_are_refused_at_once(cells, model, unchanged):
+    with torch.no_grad():
+        model.heads["expression"].slope[0].weight.fill_(3e38)
+    before = unchanged(cells)
+    with pytest.raises(ValueError, match=r"Expected finite results, found NaN .*first: 'cell"):
+        sct.tl.predict_perturbation(cells, ["G0", "G1"], model, batch_size=4)
+    assert unchanged(cells) == before
 
 
 def test_names_of_layers_that_no_file_can_keep_are_refused(unchanged):

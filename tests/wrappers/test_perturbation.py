@@ -93,7 +93,7 @@ def test_predictions_that_are_not_finite_are_refused(build, dataset):
     model = build()
     with torch.no_grad():
         model.cell_model.embedder.genes.table.weight[3] = torch.nan
-    with pytest.raises(ValueError, match="Expected finite results, found NaN"):
+    with pytest.raises(ValueError, match="Expected the weights of .* to be finite"):
         model.predict_perturbation(dataset)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
+from scgpt_tools.models.formats.base import is_finite
 from scgpt_tools.nn.attention import PaddedLayout, query_key_products
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ def attention_products(model: CellModel, batch: TokenBatch, *, layer: int) -> Te
     Returns
     -------
     (B, H, L, L), queries before keys; rows and columns of padding hold nothing of use.
+
+    Raises
+    ------
+    ValueError
+        If a product is not finite.
     """
     x = model.embedder(batch.genes, batch.values, perturbed=batch.perturbed, domain=batch.batch).tokens
     layout = PaddedLayout.from_mask(batch.mask)
@@ -45,7 +51,13 @@ def attention_products(model: CellModel, batch: TokenBatch, *, layer: int) -> Te
     block = blocks[layer]
     if block.norm_first:
         x = block.attention_norm(x)
-    return query_key_products(block.attention, x)
+    products = query_key_products(block.attention, x)
+    if not is_finite(products):
+        raise ValueError(
+            "Expected finite products of queries and keys, found NaN or infinite numbers. The weights may be damaged, or "
+            "numbers may have grown too large: load the model anew."
+        )
+    return products
 
 
 def normalized(products: Tensor, normalization: Normalization, width: int, *, ties_by_order: bool = False) -> Tensor:

@@ -16,6 +16,7 @@ from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.embedding import check_results, predicted_expression
+from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
 from scgpt_tools.tl._cells import Cells, Request, open_cells
@@ -122,7 +123,7 @@ def open_predictor(
     TypeError
         If there is no model.
     ValueError
-        If the values are not log-normalised, or the model knows no perturbations.
+        If the values are not log-normalised, or the model knows no perturbations or has weights that are not finite.
     """
     if model is None:
         raise TypeError(
@@ -148,6 +149,7 @@ def open_predictor(
     )
     choice = replace(choice, flag=flag)
     cells = open_cells(adata, loaded, request)
+    check_weights(loaded.state_dict(), repr(loaded.name))
     names = column_names(source.var, request.genes)
     return Predictor(cells, ScreenTokens.match(cells.plan.features, names, loaded.vocabulary, choice))
 

@@ -12,6 +12,7 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools.data.perturbation_batches import PerturbationBatches
 from scgpt_tools.models.embedding import check_results, predicted_expression
 from scgpt_tools.models.families import scgpt_perturbation
+from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.scgpt.generator import TransformerGenerator
 from scgpt_tools.objectives import PerturbedExpression
@@ -302,6 +303,7 @@ class scGPTPerturbationModel(Wrapper):
         """
         check_arguments(scGPTPerturbationModel.predict_perturbation, locals())
         check_arguments(scGPTPerturbationModel.predict_perturbation, locals())
+        check_weights(self.cell_model.state_dict(), repr(self.cell_model.name))
         screen = Screen(self, dataset, length=None, seed=seed)
         rows = np.flatnonzero(screen.used)
         screen.pairs = screen.pairs[:, :1]

@@ -195,11 +195,14 @@ def own_weights(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
     ValueError
         If one holds NaN or infinite numbers.
     """
-    own, bad = {}, []
-    for key, tensor in weights.items():
-        own[key] = tensor.detach().clone(memory_format=torch.contiguous_format)
-        if not is_finite(own[key]):
-            bad.append(key)
+    own = {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in weights.items()}
+    check_weights(own, source)
+    return own
+
+
+def check_weights(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that hold NaN or infinite numbers, by name; see :func:`own_weights`."""
+    bad = [key for key, tensor in weights.items() if not is_finite(tensor)]
     if bad:
         shown = ", ".join(bad[:8]) + (", ..." if len(bad) > 8 else "")
         raise ValueError(
@@ -207,7 +210,6 @@ def own_weights(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
             f"{len(weights)} tensors: {shown}. Every result would be NaN or meaningless; the training that made them "
             "failed, or the file is damaged."
         )
-    return own
 
 
 def is_finite(tensor: Tensor) -> bool:
