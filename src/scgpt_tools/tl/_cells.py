@@ -24,6 +24,7 @@ from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.writing import check_writable
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.embedding import RowPlan, computed_rows
+from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import Precision, resolve_device, resolve_precision
 from scgpt_tools.settings import settings
@@ -338,8 +339,18 @@ def load_model(model: CellModel | str | PathLike[str], device: str | torch.devic
     Returns
     -------
     The model.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    ValueError
+        If weights are not finite.
     """
     if isinstance(model, CellModel):
+        # Files are looked at when they are read.  Results alone would not tell: torch's attention on a CPU gives numbers
+        # for queries that are none.
+        check_weights(model.state_dict(), repr(model.name))
         return model
     if not isinstance(model, str | PathLike):
         raise TypeError(f"Expected `model` to be a model, its name or its folder, found {type(model).__name__}.")

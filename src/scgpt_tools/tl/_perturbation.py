@@ -16,10 +16,9 @@ from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.embedding import check_results, predicted_expression
-from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
-from scgpt_tools.tl._cells import Cells, Request, open_cells
+from scgpt_tools.tl._cells import Cells, Request, load_model, open_cells
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import PERTURBED, condition_genes, flag_of, perturbed_genes
 
@@ -134,7 +133,7 @@ def open_predictor(
     check_type("model", model, (CellModel, str, PathLike))
     source = RowSource(adata, layer=request.one_layer)
     check_log_values(source)
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=request.device)
+    loaded = load_model(model, request.device)
     config = loaded.config
     if not config.embedder.perturbation_rows or config.heads.expression is None:
         raise ValueError(
@@ -149,7 +148,6 @@ def open_predictor(
     )
     choice = replace(choice, flag=flag)
     cells = open_cells(adata, loaded, request)
-    check_weights(loaded.state_dict(), repr(loaded.name))
     names = column_names(source.var, request.genes)
     return Predictor(cells, ScreenTokens.match(cells.plan.features, names, loaded.vocabulary, choice))
 

@@ -15,6 +15,7 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_choice, check_integer, check_key, check_key_name, check_texts
+from scgpt_tools.data.classes import read_classes
 from scgpt_tools.models.attention_maps import Normalization, attention_products, normalized
 from scgpt_tools.tl._cells import Cells, Request, open_cells
 from scgpt_tools.tokens.tokenizer import Tokenizer
@@ -106,8 +107,8 @@ def attention(
     """
     check_arguments(attention, locals())
     check_choice("normalise", normalise, get_args(Normalization))
-    table = _of_genes(adata, genes)
     groups = _groups(adata, groupby)
+    table = _of_genes(adata, genes)
     cells = _read_in_full(open_cells(table, model, Request(layer=use_layer, batch_size=1, device=device, rng=rng)))
     number = _layer_number(layer, len(cells.model.encoder.blocks))
     chosen = _heads(heads, cells.model.config.encoder.heads)
@@ -243,13 +244,10 @@ def _of_genes(adata: AnnData, genes: Sequence[str] | None) -> AnnData:
 def _groups(adata: AnnData, groupby: str | None) -> pd.Categorical[Any]:
     if groupby is None:
         return pd.Categorical([_ALL] * adata.n_obs)
-    values = adata.obs[check_key(adata.obs, groupby, "obs")]
-    groups = pd.Categorical(values.astype(object).where(values.notna()).map(str, na_action="ignore"))
-    if not len(groups.categories):
-        raise ValueError(f"Expected a group of cells in obs[{groupby!r}], found missing values only.")
-    for name in groups.categories:
+    groups = read_classes(adata.obs, groupby, allow_unknown=True)
+    for name in groups.names:
         check_key_name(f"a group of obs[{groupby!r}]", name)
-    return groups
+    return pd.Categorical.from_codes(groups.codes, pd.Index(groups.names))
 
 
 def _read_in_full(cells: Cells) -> Cells:

@@ -23,10 +23,9 @@ from scgpt_tools.data.processes import check_process, device_of_process
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.stored_cells import StoredCells
 from scgpt_tools.data.stores import open_group
-from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.embedding import BLOCK_ROWS, CellPooling, cell_embeddings
 from scgpt_tools.settings import settings
-from scgpt_tools.tl._cells import Request, open_cells
+from scgpt_tools.tl._cells import Request, load_model, open_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools._types import Attention
     from scgpt_tools.data.whole import Trace
+    from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tl._cells import Cells
     from scgpt_tools.tokens.matching import Duplicates
@@ -199,7 +199,7 @@ def embed_store(
 
 def _open(stored: StoredCells, model: CellModel | str | PathLike[str], request: Request, pooling: CellPooling) -> Cells:
     """Load the model, match genes and look at the first cells."""
-    loaded = model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=request.device)
+    loaded = load_model(model, request.device)
     if loaded.config.tokenizer.parts:
         names = [part.name for part in loaded.config.tokenizer.parts]
         raise ValueError(f"Expected a model of one modality, found one of {names}. Use `tl.embed`.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_fraction, check_text, check_type
 from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.train.fit import FitConfig
 from scgpt_tools.train.lora import LoraConfig
 
@@ -38,7 +39,10 @@ def check_model_and_cells(model: Any, adata: Any) -> None:
 
 def open_model(model: CellModel | str | PathLike[str], settings: FitConfig) -> CellModel:
     """The model itself, or the one that is loaded by name or from a folder."""
-    return model if isinstance(model, CellModel) else CellModel.from_pretrained(model, device=settings.place)
+    if not isinstance(model, CellModel):
+        return CellModel.from_pretrained(model, device=settings.place)
+    check_weights(model.state_dict(), repr(model.name))
+    return model
 
 
 def fit_settings(

@@ -10,6 +10,7 @@ import torch
 
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models.embedding import CellPooling, RowPlan, cell_embeddings, computed_rows
+from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import resolve_precision
 from scgpt_tools.settings import settings
@@ -34,6 +35,7 @@ def embed_cells(
     (cells, D) in the order of the table.
     """
     cells = wrapper.cell_model
+    check_weights(cells.state_dict(), repr(cells.name))
     table = open_table(wrapper, adata, labels=False, batches=cells.config.domains > 0)
     plan = RowPlan(
         tokenizer=cells.tokenizer,

@@ -201,7 +201,12 @@ def own_weights(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
 
 
 def check_weights(weights: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that hold NaN or infinite numbers, by name; see :func:`own_weights`."""
+    """Refuse weights that hold NaN or infinite numbers, or nothing yet, by name; see :func:`own_weights`."""
+    if absent := [key for key, tensor in weights.items() if tensor.is_meta]:
+        raise ValueError(
+            f"Expected the weights of {source} in memory, found {len(absent)} tensors on the device 'meta', which have no "
+            "values. Load the model from its files."
+        )
     bad = [key for key, tensor in weights.items() if not is_finite(tensor)]
     if bad:
         shown = ", ".join(bad[:8]) + (", ..." if len(bad) > 8 else "")
