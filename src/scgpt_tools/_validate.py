@@ -158,6 +158,32 @@ def check_finite(what: str, values: Any, advice: str) -> None:
     )
 
 
+def check_hashable(what: str, values: Any) -> None:
+    """Refuse labels that cannot be compared, such as lists.
+
+    Parameters
+    ----------
+    what
+        Which labels, for the message.
+    values
+        One-dimensional array or column.
+
+    Raises
+    ------
+    ValueError
+        If an entry has no hash; it is shown.
+    """
+    if values.dtype != object:
+        return
+    for place, value in enumerate(values):
+        try:
+            hash(value)
+        except TypeError:
+            raise ValueError(
+                f"Expected one label of each cell in {what}, found {_shown(value)} in row {place}. Put a text in its place."
+            ) from None
+
+
 def check_numbers(name: str, values: Any, *, ndim: int | None = None) -> NDArray[np.float64]:
     """Finite numbers as an array of float64, with ``ndim`` dimensions.
 

@@ -65,3 +65,8 @@ def test_further_words_have_to_be_allowed():
         read_parts(obs, "part", others=True)
     with pytest.raises(ValueError, match="found 'unseen lines'"):
         read_parts(obs, "part", also=("valid",))
+
+
+def test_a_list_among_the_parts_is_refused():
+    with pytest.raises(ValueError, match=r"one label of each cell in obs\['part'\], found \['train'\] in row 1"):
+        read_parts(pd.DataFrame({"part": ["train", ["train"]]}), "part", others=True)

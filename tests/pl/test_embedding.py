@@ -147,3 +147,11 @@ def test_bad_input_is_refused(change, error, message, cells):
     with pytest.raises(error, match=message):
         embedding(cells, **({"color": "cell_type", "use_rep": "X_flat"} | change))
     assert not plt.get_fignums()
+
+
+def test_a_list_among_the_labels_is_refused(cells):
+    labels = cells.obs["cell_type"].astype(object)
+    labels.iloc[2] = ["B"]
+    cells.obs["cell_type"] = labels
+    with pytest.raises(ValueError, match=r"found \['B'\] in row 2"):
+        embedding(cells, "cell_type", use_rep="X_flat", show=False)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tools._lookup import absent
+from scgpt_tools._validate import check_hashable
 from scgpt_tools.data.splits import PARTS
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ def read_parts(obs: pd.DataFrame, key: str, *, also: Collection[str] = (), other
     KeyError
         If there is no such column.
     ValueError
-        If the column holds another word, such as ``"valid"`` or ``"Train"``, or no part at all.
+        If the column holds another word, such as ``"valid"`` or ``"Train"``, a list, or no part at all.
     """
     if key not in obs.columns:
         raise KeyError(absent(key, obs.columns, "key in `obs`:"))
-    codes, kinds = pd.factorize(pd.Series(np.asarray(obs[key]), dtype=object))
+    column = pd.Series(np.asarray(obs[key]), dtype=object)
+    check_hashable(f"obs[{key!r}]", column)
+    codes, kinds = pd.factorize(column)
     known = (*PARTS, *also)
     wrong = [kind for kind in kinds if not _is_fine(kind, known, others=others)]
     if wrong:

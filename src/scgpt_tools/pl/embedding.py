@@ -14,7 +14,7 @@ from matplotlib.colors import is_color_like
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._validate import check_finite, check_integer, check_key, check_type
+from scgpt_tools._validate import check_finite, check_hashable, check_integer, check_key, check_type
 from scgpt_tools.pl._style import PALETTE, finish
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def _labels(adata: AnnData, color: str) -> pd.Categorical:
     values = adata.obs[check_key(adata.obs, color, "obs")]
     if pd.api.types.is_float_dtype(values.dtype):
         raise ValueError(f"Expected labels in obs[{color!r}], found numbers. Use `scanpy.pl.embedding` for numbers.")
+    check_hashable(f"obs[{color!r}]", values)
     labels = pd.Categorical(values).remove_unused_categories()
     return labels.rename_categories(str)
 

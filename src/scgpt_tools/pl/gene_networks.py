@@ -14,7 +14,7 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import GeneNetworkKeys, GeneProgramKeys, ProgramScoreKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_key, check_number, check_texts
+from scgpt_tools._validate import check_hashable, check_key, check_number, check_texts
 from scgpt_tools.pl._style import PALETTE, axes, finish
 
 if TYPE_CHECKING:
@@ -154,6 +154,9 @@ def program_heatmap(
     check_arguments(program_heatmap, locals())
     scores = pd.DataFrame(adata.obsm[check_key(adata.obsm, key, "obsm")])
     groups = adata.obs[check_key(adata.obs, groupby, "obs")]
+    check_hashable(f"obs[{groupby!r}]", groups)
+    if not scores.shape[1]:
+        raise ValueError(f"Expected at least one program in obsm[{key!r}], found none.")
     wanted = list(scores.columns) if programs is None else check_texts("programs", programs)
     if missing := [name for name in wanted if name not in scores]:
         raise KeyError(absent(missing[0], scores.columns, f"program in obsm[{key!r}] named"))
