@@ -104,3 +104,8 @@ def test_lists_of_gears_pool_cell_types():
 def test_groups_that_cannot_be_ranked_are_named(conditions, contexts, message):
     with pytest.raises(ValueError, match=message):
         rank_genes(np.ones((4, 3), dtype=np.float32), conditions, contexts=contexts)
+
+
+def test_a_table_without_genes_is_refused():
+    with pytest.raises(ValueError, match="Expected genes to rank"):
+        rank_genes(np.ones((4, 0), dtype=np.float32), ["ctrl", "ctrl", "A+ctrl", "A+ctrl"])

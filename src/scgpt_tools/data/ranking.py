@@ -98,8 +98,11 @@ def rank_genes(
     Raises
     ------
     ValueError
-        If a ranked group has fewer than two cells, its context has no controls, or two groups would have one name.
+        If there are no genes, a ranked group has fewer than two cells, its context has no controls, or two groups would
+        have one name.
     """
+    if not matrix.shape[1]:
+        raise ValueError("Expected genes to rank, found a table without any. Take the genes that were measured.")
     labels = np.asarray(conditions, dtype=str)
     where = None if contexts is None else np.asarray(contexts, dtype=str)
     is_control = control_mask(labels)
