@@ -151,3 +151,34 @@ def test_what_the_flavour_of_scgpt_needs_is_named(adata, monkeypatch):
 def test_filters_that_leave_nothing_are_refused(adata):
     with pytest.raises(ValueError, match="Expected genes with so many counts, found none"):
         sct.pp.preprocess(adata, min_gene_counts=10**6)
+
+
+def in_two_parts(X):
+    twice = sp.coo_matrix(X)
+    row, col = (np.concatenate([part, part]) for part in (twice.row, twice.col))
+    ends = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=X.shape[0]))])
+    order = np.argsort(row, kind="stable")
+    data = np.concatenate([twice.data, twice.data])[order] / 2
+    return sp.csr_matrix((data, col[order], ends), shape=X.shape)
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+@pytest.mark.parametrize(
+    "form",
+    [sp.csr_array, sp.csc_array, in_two_parts, lambda X: X.toarray().astype("f2"), lambda X: X.toarray().astype(">f4")],
+    ids=["csr array", "csc array", "two parts", "half precision", "foreign byte order"],
+)
+def test_unusual_forms_of_the_matrix_do_not_matter(adata, layer, form):
+    adata.X = adata.layers["counts"] = np.rint(adata.X).astype(np.float32)
+    options = {"layer": layer, "min_gene_counts": 1, "n_top_genes": 8, "bins": 5}
+    plain = sct.pp.preprocess(adata, **options)
+    kept = form(adata.X)
+    if layer is None:
+        adata.X = kept
+    else:
+        adata.layers[layer] = kept
+    made = sct.pp.preprocess(adata, **options)
+    assert (adata.X if layer is None else adata.layers[layer]) is kept
+    assert made.var_names.equals(plain.var_names)
+    for key in ("X_normed", "X_log1p", "X_binned"):
+        np.testing.assert_allclose(dense(made.layers[key]), dense(plain.layers[key]), rtol=1e-6)

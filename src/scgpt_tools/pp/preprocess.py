@@ -18,7 +18,7 @@ from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.rows import RowSource, row_keys
 from scgpt_tools.tokens.orders import seed_of
 from scgpt_tools.tokens.units import describe_values
-from scgpt_tools.tokens.values import bin_rows, canonical
+from scgpt_tools.tokens.values import bin_rows, canonical, in_usual_form
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -83,7 +83,7 @@ def preprocess(
 
     Returns
     -------
-    A new table with the genes and cells that are left, ``X`` as it was, and
+    A new table with the genes and cells that are left, the values of ``X`` as they were (in a form that scanpy takes), and
 
     ``layers["X_normed"]`` : float
         Values after normalisation.
@@ -113,6 +113,7 @@ def preprocess(
         raise ValueError("Expected a table in memory, found a backed one. Pass `adata.to_memory()`.")
     source = RowSource(adata, layer=layer)
     source.check_memory()
+    adata = _in_usual_form(adata, layer)
     adata = _filtered(adata, layer, min_gene_counts, min_cell_counts)
     for what, size in (("cells", adata.n_obs), ("genes", adata.n_vars)):
         if not size:
@@ -141,6 +142,19 @@ def preprocess(
             token_of=_gene_keys(adata),
             seed=int(seed_of(rng)),
         )
+    return adata
+
+
+def _in_usual_form(adata: AnnData, layer: str | None) -> AnnData:
+    """The table, or a copy with a matrix that scanpy takes: no half precision, foreign byte order or entries in parts."""
+    matrix = _matrix(adata, layer)
+    if (usual := in_usual_form(matrix)) is matrix:
+        return adata
+    adata = adata.copy()
+    if layer is None:
+        adata.X = usual
+    else:
+        adata.layers[layer] = usual
     return adata
 
 

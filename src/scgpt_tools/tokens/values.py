@@ -9,7 +9,7 @@ takes the last of the bins between them and ``random`` draws one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -191,6 +191,32 @@ def canonical(X: sp.csr_matrix | sp.csr_array | NDArray[np.generic]) -> sp.csr_m
         csr.sum_duplicates()
     csr.has_canonical_format = True
     return csr
+
+
+def in_usual_form(X: Any) -> Any:
+    """A matrix in memory as other libraries take it, without changing more than they need.
+
+    Parameters
+    ----------
+    X
+        Dense or sparse numbers.
+
+    Returns
+    -------
+    The matrix itself, or one with the same values: dense in native byte order and at least single precision, or a CSR or
+    CSC matrix with every entry once and in order.
+    """
+    if not sp.issparse(X):
+        single = np.dtype(np.float32) if X.dtype == np.float16 else X.dtype.newbyteorder("=")
+        return X if X.dtype == single else np.asarray(X, dtype=single)
+    kind = sp.csc_matrix if X.format == "csc" else sp.csr_matrix
+    fresh = kind((X.data, X.indices, X.indptr), shape=X.shape) if X.format in ("csr", "csc") else kind(X)
+    if not fresh.has_canonical_format:
+        # Small integers that stand twice would wrap when they are added up.
+        fresh = fresh.astype(_float_of(X.dtype), copy=True)
+        fresh.sum_duplicates()
+        return fresh
+    return X if isinstance(X, kind) else fresh
 
 
 def count_known(X: sp.csr_matrix, rows: NDArray[np.int64], token_of: NDArray[np.int64]) -> NDArray[np.int64]:
