@@ -15,7 +15,7 @@ from mudata import MuData
 
 from mudatas import without_pulling
 from scgpt_tools.data import matrices
-from scgpt_tools.data.rows import RowSource, row_keys, table_of
+from scgpt_tools.data.rows import RowSource, plain_vectors, row_keys, table_of
 
 
 def whole(source: RowSource, rows: int = 5) -> np.ndarray:
@@ -252,3 +252,9 @@ def test_samples_are_from_all_over(adata, monkeypatch):
     assert RowSource(adata).sample().shape == (8, 30)
     assert RowSource(adata[:3]).sample().shape == (3, 30)
     assert RowSource(adata[:0]).sample().shape == (0, 30)
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (3,), (3, 2, 1)])
+def test_what_is_no_embedding_is_refused(shape):
+    with pytest.raises((TypeError, ValueError), match=r"Expected .*dimension.* in obsm\['X'\]"):
+        plain_vectors(np.zeros(shape), "obsm['X']")

@@ -194,3 +194,10 @@ def test_mapping_and_scores_read_the_mudata_itself(trained):
     sct.tl.map_reference(query, reference, label="kind", k=5)
     found = query.obs["mapped_cell_type"].astype(str).to_numpy()
     assert (found == query["rna"].obs["kind"].to_numpy()).mean() > 0.9
+
+
+def test_a_model_without_heads_is_refused(trained):
+    empty = type(trained.config.heads)()
+    headless = CellModel(replace(trained.config, heads=empty), trained.vocabulary).eval()
+    with pytest.raises(ValueError, match="one of the heads"):
+        sct.tl.impute(make_mudata(4), headless, modality="prot")

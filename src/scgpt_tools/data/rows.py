@@ -335,6 +335,8 @@ def plain_vectors(found: Any, where: str, *, dtype: type[np.floating] | None = n
         raise TypeError(
             f"Expected numbers, (cells, dimensions), in {where}, found shape {array.shape} of type {array.dtype}."
         )
+    if not array.shape[1]:
+        raise ValueError(f"Expected at least one dimension in {where}, found an array of shape {array.shape}.")
     vectors = np.asarray(array, dtype=dtype)
     check_finite(where, vectors, "Leave such cells out, or embed them again.")
     return vectors

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from scgpt_tools.tokens.modalities import ModalityConfig
     from scgpt_tools.vocabulary import Vocabulary
 
+HEADS = ("expression", "expression_from_cell")
+"""Heads that predict values."""
 # Tokens that are asked for at once; more are asked for in several passes, with the same result.
 _AT_ONCE = 512
 
@@ -54,7 +56,7 @@ def asked_values(
     """
     pieces = torch.from_numpy(ids).split(_AT_ONCE)
     asked = (_with_questions(model, batch, piece, modality).to(model.device) for piece in pieces)
-    heads = tuple(name for name in ("expression", "expression_from_cell") if name in model.heads)
+    heads = tuple(name for name in HEADS if name in model.heads)
     outputs = (model(question, heads, attention=attention or "sdpa") for question in asked)
     width = batch.genes.shape[1]
     return torch.cat(

@@ -17,7 +17,7 @@ from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_key_name
 from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.writing import check_new_key
-from scgpt_tools.models.imputing import asked_values, in_unit_of_data, tokens_of, unit_of
+from scgpt_tools.models.imputing import HEADS, asked_values, in_unit_of_data, tokens_of, unit_of
 from scgpt_tools.tl._cells import Request, open_cells
 from scgpt_tools.tl._committee import credit, load_models
 
@@ -187,6 +187,11 @@ def _part(model: CellModel, modality: str) -> ModalityConfig:
         raise ValueError(
             f"Expected a model that has learnt to predict all of {modality!r}, found one that reads what is above zero "
             f"of it only. Train with `modalities={{{modality!r}: {{'genes': 'all', 'most': 500}}}}`."
+        )
+    if not any(name in model.heads for name in HEADS):
+        raise ValueError(
+            f"Expected a model with one of the heads {list(HEADS)}, found {list(model.heads)} of {model.name!r}. Train one "
+            "with `sct.train.finetune(model, mdata, task='multiomic')`."
         )
     return part
 
