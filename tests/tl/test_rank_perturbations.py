@@ -117,3 +117,12 @@ def test_states_are_one_however_they_are_spelled(cells, candidates):
     with pytest.warns(UserWarning, match="are taken for"):
         ranking = sct.tl.rank_perturbations(cells, candidates, targets="G1+G0")
     assert ranking.equals(plain)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_the_order_does_not_depend_on_the_precision_of_the_matrix(cells, candidates, metric):
+    # As good as another candidate but for rounding.
+    candidates.layers["effect"][1] = candidates.layers["effect"][0] / 2
+    plain = sct.tl.rank_perturbations(cells, candidates, metric=metric)
+    cells.X = cells.X.astype(np.float64)
+    assert sct.tl.rank_perturbations(cells, candidates, metric=metric).equals(plain)

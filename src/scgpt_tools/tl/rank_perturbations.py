@@ -216,4 +216,5 @@ def _shared_columns(adata: AnnData, screened: AnnData) -> NDArray[np.int64]:
 
 
 def _mean(cells: RowSource, mask: NDArray[np.bool_], columns: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.asarray(cells.take(np.flatnonzero(mask))[:, columns].mean(axis=0), dtype=np.float64).ravel()
+    # Summed in float64 whatever the matrix is in, so that candidates as good as each other keep their order.
+    return np.asarray(cells.take(np.flatnonzero(mask))[:, columns].astype(np.float64).mean(axis=0)).ravel()
