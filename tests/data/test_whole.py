@@ -182,3 +182,18 @@ def test_a_trace_tells_any_change(tmp_path):
         os.utime(path, (1, 1))
     assert trace_of(folder, file).text not in {trace.text for trace in seen}
     assert trace_of(folder, file).text == trace_of(folder, file).text
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b"\0" * 88, b"[1]", b'{"zarr_format": []}', b'{"zarr_format": 2, "shape": [{}]}', b"<html>"]
+)
+@pytest.mark.parametrize("name", ["obs/.zattrs", "obs/_index/.zarray", "X/data/.zarray"])
+def test_damaged_metadata_are_refused_with_the_name_of_the_table(write, name, content):
+    path = write("zarr2", "csr")
+    (path / ".zmetadata").unlink(missing_ok=True)
+    (path / name).write_bytes(content)
+    with (
+        pytest.raises((OSError, ValueError), match=r"^Expected .*(cells\.zarr|damaged)"),
+        open_table(path) as table,
+    ):
+        assert table.n_obs

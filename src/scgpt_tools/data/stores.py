@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".h5ad", ".h5mu", ".zarr")
 _FRAMES = ("obs", "var")
+# How this package's own refusals begin.
+_OWN_WORDS = ("Expected ", "Found no ")
 _FILE_LIBRARIES = ("h5py", "zarr", "numcodecs", "anndata/_io", "/json")
 
 
@@ -108,7 +110,9 @@ def open_group(path: str | PathLike[str], *, modality: str | None = None) -> Ite
     The group of the AnnData, of HDF5 or zarr, to be used until the block ends; refuses what :func:`open_table` does.
     """
     with _opened(as_path("source", path), "r") as root:
-        yield _table_in(root, modality, path)
+        with _read_whole(path):
+            group = _table_in(root, modality, path)
+        yield group
 
 
 @contextmanager
@@ -137,15 +141,17 @@ def open_table(path: str | PathLike[str], *, modality: str | None = None) -> Ite
         If the modality is absent; the message lists what is there.
     """
     with open_group(path, modality=modality) as group:
-        check_table(group)
-        layers = group["layers"] if "layers" in group else {}
-        yield AnnData(
-            X=_matrix(group["X"]) if "X" in group else None,
-            obs=read_elem(group["obs"]),
-            var=read_elem(group["var"]),
-            uns=read_elem(group["uns"]) if "uns" in group else {},
-            layers={name: _matrix(layers[name]) for name in layers},
-        )
+        with _read_whole(path):
+            check_table(group)
+            layers = group["layers"] if "layers" in group else {}
+            table = AnnData(
+                X=_matrix(group["X"]) if "X" in group else None,
+                obs=read_elem(group["obs"]),
+                var=read_elem(group["var"]),
+                uns=read_elem(group["uns"]) if "uns" in group else {},
+                layers={name: _matrix(layers[name]) for name in layers},
+            )
+        yield table
 
 
 @contextmanager
@@ -162,7 +168,7 @@ def open_mudata(path: str | PathLike[str]) -> Iterator[MuData]:
     The MuData, to be used until the block ends.
     """
     path = as_path("source", path)
-    with _opened(path, "r") as root:
+    with _opened(path, "r") as root, _read_whole(path):
         if "mod" not in root:
             raise ValueError(f"Expected a MuData at '{path}', found {sorted(root)}.")
         for name in root["mod"]:
@@ -276,10 +282,11 @@ def _opened(path: Path, mode: str) -> Iterator[Any]:
         if not path.is_dir():
             raise ValueError(f"Expected a zarr folder at '{path}', found a file. Unpack it first.")
         # Consolidated metadata would be out of date as soon as something is written.
+        zarr = optional("zarr", extra="scale")
         with _faults_named(path):
-            yield optional("zarr", extra="scale").open_group(
-                path, mode=mode, use_consolidated=None if mode == "r" else False
-            )
+            with _read_whole(path):
+                root = zarr.open_group(path, mode=mode, use_consolidated=None if mode == "r" else False)
+            yield root
         return
     if not path.is_file() or not h5py.is_hdf5(path):
         raise ValueError(f"Expected an HDF5 file at '{path}', found something else or a damaged file.")
@@ -296,11 +303,28 @@ def _faults_named(path: Path) -> Iterator[None]:
         raised_at = Path(extract_tb(error.__traceback__)[-1].filename).as_posix()
         if not any(f"{library}/" in raised_at for library in _FILE_LIBRARIES):
             raise
-        said = " ".join(str(error).split())[:200]
-        raise OSError(
-            f"Expected to read or write all of '{path}', found a part missing or damaged, or a full disk "
-            f"({type(error).__name__}: {said}). Copy the table again."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+@contextmanager
+def _read_whole(path: str | PathLike[str]) -> Iterator[None]:
+    """Do the same for whatever goes wrong while a table is opened, for damaged metadata ends in any error anywhere."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if error.args and str(error.args[0]).startswith(_OWN_WORDS):
+            raise
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str | PathLike[str], error: Exception) -> OSError:
+    said = " ".join(str(error).split())[:200]
+    return OSError(
+        f"Expected to read or write all of '{path}', found a part missing or damaged, or a full disk "
+        f"({type(error).__name__}: {said}). Copy the table again."
+    )
 
 
 @contextmanager
