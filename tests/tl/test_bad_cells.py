@@ -69,7 +69,7 @@ def test_vectors_of_genes_that_are_no_numbers_are_refused(adata, model, unchange
     before = unchanged(adata)
     with torch.no_grad():
         model.embedder.genes.table.weight[5] = float("inf")
-    with pytest.raises(ValueError, match="the embedding of every known gene to be finite"):
+    with pytest.raises(ValueError, match=r"to be finite, found .* embedder\.genes\.table\.weight"):
         sct.tl.embed_genes(adata, model)
     assert unchanged(adata) == before
 

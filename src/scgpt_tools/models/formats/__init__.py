@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._files import as_path, read_steadily, settle
 from scgpt_tools._lookup import lookup
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.models.formats.base import Checkpoint, Format, check_weights
 from scgpt_tools.models.formats.native import NATIVE
 from scgpt_tools.models.formats.scgpt import SCGPT
@@ -65,12 +66,20 @@ def write(
     Raises
     ------
     ValueError
-        If the folder holds a checkpoint of another format, or weights are not finite.
+        If the folder holds a checkpoint of another format.
     FileExistsError
         If the folder holds files of these names that this package did not write.
+
+    Warns
+    -----
+    UserWarning
+        If weights are not finite, which are refused when they are loaded.
     """
     place = check_target(folder, format)
-    check_weights(weights, f"the model to write to {str(place)!r}")
+    try:
+        check_weights(weights, f"the model to write to {str(place)!r}")
+    except ValueError as error:
+        warn_user(f"{error} Nothing will load what is written.")
     FORMATS[format].write(place, config, vocabulary, weights, **options)
     return place
 
