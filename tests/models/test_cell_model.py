@@ -157,6 +157,7 @@ def test_groups_of_cells_are_the_whole(n_tokens, pooling, attention, model, batc
     expected = model.embed_cells(batch, pooling=pooling, attention=attention)
     used, embed = [], model._embed_cells
     monkeypatch.setattr("scgpt_tools.models.cell_model._TOKENS", n_tokens)
+    monkeypatch.setattr("scgpt_tools.models.cell_model._NUMBERS", 0)
     monkeypatch.setattr(model, "_embed_cells", lambda part, **how: used.append(len(part)) or embed(part, **how))
     found = model.embed_cells(batch, pooling=pooling, attention=attention)
     assert len(used) > 1

@@ -124,7 +124,7 @@ def test_cells_go_to_several_threads(adata, model, monkeypatch):
 
     monkeypatch.setattr(model, "_embed_cells", slowly)
     torch.set_num_threads(2)
-    sct.tl.embed(adata, model)
+    sct.tl.embed(adata, model, batch_size=2)
     assert len({name for name, _ in seen}) == 2
     assert {inside for _, inside in seen} == {1}
 

@@ -59,7 +59,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Tokens to compute at once in a thread of a CPU: enough for its products, and what lies between them stays in the caches.
+# Narrow models take more, so that threads seldom meet at Python's lock.
 _TOKENS = 2048
+_NUMBERS = 2**18
 
 
 class CellModel(nn.Module):
@@ -210,7 +212,7 @@ class CellModel(nn.Module):
 
     def parts(self, batch: TokenBatch) -> list[TokenBatch]:
         """Cut a minibatch into parts to compute one by one or beside each other: few cells on a CPU, else all."""
-        return list(batch.divided(_TOKENS)) if self.divisible else [batch]
+        return list(batch.divided(max(_TOKENS, _NUMBERS // self.dim))) if self.divisible else [batch]
 
     @property
     def divisible(self) -> bool:
