@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import cache, partial, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from scgpt_tools._files import as_path
 from scgpt_tools._validate import (
@@ -24,11 +24,43 @@ from scgpt_tools._validate import (
     check_texts,
     check_type,
 )
+from scgpt_tools._warnings import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Check: TypeAlias = Callable[[str, Any], object]
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def renamed(**names: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+    """Take keywords by their former names, with a warning: ``@renamed(label="label_key")``.
+
+    Parameters
+    ----------
+    names
+        The name of today by the former one.
+    """
+
+    def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
+        places = list(inspect.signature(function).parameters)
+
+        @wraps(function)
+        def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+            given = cast("dict[str, Any]", kwargs)
+            for former in names.keys() & given.keys():
+                name = names[former]
+                if name in given or name in places[: len(args)]:
+                    raise TypeError(f"Expected `{name}` alone, found its former name `{former}` beside it.")
+                warn_user(f"Expected `{name}`, found its former name `{former}`. Write `{name}=`.", FutureWarning)
+                given[name] = given.pop(former)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def check_arguments(function: Callable[..., object], given: Mapping[str, Any]) -> None:
