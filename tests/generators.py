@@ -1,4 +1,4 @@
-"""Generators made on the fly for the screen of :mod:`screens`."""
+"""Generators made on the fly for the screen of :mod:`screen_tables`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from scgpt_tools.data.stores import open_table, write_results
 from scgpt_tools.models.families import scgpt
 from scgpt_tools.train.checkpoints import run_folder, whole_files
 from scgpt_tools.vocabulary import Vocabulary
-from screens import screen
+from screen_tables import screen
 
 warnings.simplefilter("ignore")
 sct.settings.show_progress = False

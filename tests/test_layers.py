@@ -30,8 +30,8 @@ LAYERS = (
     ),
     ("tokens", "metrics"),
     ("nn", "data"),
-    ("models", "objectives"),
-    ("train",),
+    ("models", "objectives", "screens"),
+    ("train", "inference"),
     ("pp", "tl", "pl", "datasets", "wrappers"),
     ("cli", "demo", "testing", "__main__"),
 )
@@ -133,6 +133,7 @@ def test_local_imports_say_why():
         ("nn/heads.py", "from scgpt_tools import settings", False),
         ("settings.py", "from scgpt_tools._lookup import absent", False),
         ("nn/heads.py", "from scgpt_tools.data.rows import RowSource", True),
+        ("train/fit.py", "from scgpt_tools.inference.runner import RowPlan", True),
         ("nn/heads.py", "def f():\n    import scgpt_tools.models.config", True),
         ("tl/embed.py", "from scgpt_tools import pp", True),
         ("tl/embed.py", "import scgpt_tools", True),

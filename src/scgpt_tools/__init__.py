@@ -40,7 +40,7 @@ __version__ = version("scgpt-tools")
 
 _HOMES = {
     "CellModel": "scgpt_tools.models",
-    "PerturbationData": "scgpt_tools.data.perturbation_data",
+    "PerturbationData": "scgpt_tools.screens.perturbation_data",
     "Vocabulary": "scgpt_tools.vocabulary",
     "scGPTConfig": "scgpt_tools.wrappers",
     "scGPTModel": "scgpt_tools.wrappers",

@@ -15,7 +15,7 @@ import torch
 
 import mudatas
 import scgpt_tools as sct
-import screens
+import screen_tables
 from generators import generator
 from scgpt_tools.metrics import PerturbationScores
 from scgpt_tools.models import FAMILIES, CellModel
@@ -56,7 +56,7 @@ def cells() -> ad.AnnData:
 
 @cache
 def _screen() -> ad.AnnData:
-    adata = screens.screen(5)
+    adata = screen_tables.screen(5)
     conditions = sorted(set(adata.obs["condition"]) - {"ctrl"})
     parts = {"train": ["ctrl", *conditions[:-2]], "val": conditions[-2:-1], "test": conditions[-1:]}
     sct.pp.perturbation_split(adata, "custom", parts=parts)
@@ -73,7 +73,7 @@ def screen() -> ad.AnnData:
 
 def plain_screen() -> ad.AnnData:
     """The cells of the screen as they come."""
-    return screens.screen(5)
+    return screen_tables.screen(5)
 
 
 def effects() -> ad.AnnData:

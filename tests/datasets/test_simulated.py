@@ -7,9 +7,9 @@ import pytest
 import scipy.sparse as sp
 
 from scgpt_tools import pp, tl
-from scgpt_tools.data.profiles import mean_profiles
 from scgpt_tools.datasets import pbmc_demo, simulated_screen
 from scgpt_tools.datasets._simulated import DOUBLES, KNOCKOUTS, WITHOUT_EFFECT
+from scgpt_tools.screens.profiles import mean_profiles
 from scgpt_tools.tokens.units import warn_about_units
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from golden_runners._gears import arrays, matrix, read
-from scgpt_tools.data.graphs import coexpression_graph, ontology_graph
-from scgpt_tools.data.pairing import pair_controls_gears
-from scgpt_tools.data.ranking import gears_lists, gears_names, rank_genes
-from scgpt_tools.data.splits import SplitOptions, split_conditions
 from scgpt_tools.objectives.gears import autofocus_direction
+from scgpt_tools.screens.graphs import coexpression_graph, ontology_graph
+from scgpt_tools.screens.pairing import pair_controls_gears
+from scgpt_tools.screens.ranking import gears_lists, gears_names, rank_genes
+from scgpt_tools.screens.splits import SplitOptions, split_conditions
 from scgpt_tools.tokens.perturbations import condition_genes, expressible, perturbed_genes
 
 OPTIONS = {

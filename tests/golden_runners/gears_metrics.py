@@ -8,10 +8,6 @@ import numpy as np
 from scipy import sparse
 
 from golden_runners._gears import arrays, matrix, read
-from scgpt_tools.data.pairing import pair_controls_gears
-from scgpt_tools.data.profiles import mean_profiles
-from scgpt_tools.data.ranking import gears_lists, gears_names, rank_genes
-from scgpt_tools.data.splits import SplitOptions, split_conditions
 from scgpt_tools.metrics import perturbation_gears as gears
 from scgpt_tools.metrics.differential import count_correlation, de_agreement, differential_expression
 from scgpt_tools.metrics.discrimination import discrimination_score, pairwise, truth_ranks
@@ -19,6 +15,10 @@ from scgpt_tools.metrics.distribution import energy_distance
 from scgpt_tools.metrics.interactions import genetic_interactions
 from scgpt_tools.metrics.perturbation import log_fold_change, mae, mse, pearson
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_means, scgpt_metrics
+from scgpt_tools.screens.pairing import pair_controls_gears
+from scgpt_tools.screens.profiles import mean_profiles
+from scgpt_tools.screens.ranking import gears_lists, gears_names, rank_genes
+from scgpt_tools.screens.splits import SplitOptions, split_conditions
 
 
 def whole_data(found: dict):

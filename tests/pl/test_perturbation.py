@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 
 import scgpt_tools as sct
 from scgpt_tools.pl.perturbation import KINDS
-from screens import screen
+from screen_tables import screen
 
 
 @pytest.fixture(autouse=True)

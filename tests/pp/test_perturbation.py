@@ -8,8 +8,8 @@ import pytest
 import scanpy as sc
 
 from scgpt_tools import pp
-from scgpt_tools.data.annotations import read_pairs
-from screens import CONDITIONS, screen
+from scgpt_tools.screens.annotations import read_pairs
+from screen_tables import CONDITIONS, screen
 
 STEPS = {
     "parse": lambda adata, **options: pp.parse_conditions(adata, **options),

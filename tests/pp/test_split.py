@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from scgpt_tools import pp
-from scgpt_tools.data.splits import GEARS_METHODS, condition_hash
-from scgpt_tools.data.splits_stable import METHODS
-from screens import screen
+from scgpt_tools.screens.splits import GEARS_METHODS, condition_hash
+from scgpt_tools.screens.splits_stable import METHODS
+from screen_tables import screen
 
 # Other ways to write a condition: another order, the control first, a gene twice, white space, one gene alone.
 SPELLINGS = {

@@ -13,7 +13,7 @@ import scgpt_tools as sct
 from generators import generator
 from scgpt_tools.models import FAMILIES, CellModel
 from scgpt_tools.vocabulary import Vocabulary
-from screens import screen
+from screen_tables import screen
 
 HELD = ("G0+ctrl", "G0+G6")
 

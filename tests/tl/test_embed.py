@@ -12,7 +12,8 @@ import scipy.sparse as sp
 import torch
 
 import scgpt_tools as sct
-from scgpt_tools.models import CellModel, embedding
+from scgpt_tools.inference import runner
+from scgpt_tools.models import CellModel
 from scgpt_tools.tokens.batch import TokenBatch
 
 KEY = "X_scGPT"
@@ -128,7 +129,7 @@ def test_any_batch_and_block_size(adata, make_model, monkeypatch, options):
     model = make_model(ties="random").eval()
     expected = embed(adata, model, **options).copy()
     for batch_size, block in ((1, 4096), (5, 4096), (100, 4096), (3, 4), (64, 1)):
-        monkeypatch.setattr(embedding, "BLOCK_ROWS", block)
+        monkeypatch.setattr(runner, "BLOCK_ROWS", block)
         found = embed(adata, model, batch_size=batch_size, **options)
         np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=f"{batch_size}, {block}")
 

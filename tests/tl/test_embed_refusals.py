@@ -11,7 +11,8 @@ import torch
 
 import scgpt_tools as sct
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models import CellModel, embedding
+from scgpt_tools.inference import runner
+from scgpt_tools.models import CellModel
 from scgpt_tools.models.config import ContextConfig, EmbedderConfig
 from scgpt_tools.tokens.features import FeatureTable
 
@@ -182,7 +183,7 @@ def test_memory_does_not_grow_with_the_table(vocabulary, make_model, tmp_path, m
     """A file of 19 MB more costs its embeddings and some names, not its matrix."""
     import tracemalloc
 
-    monkeypatch.setattr(embedding, "BLOCK_ROWS", 1000)
+    monkeypatch.setattr(runner, "BLOCK_ROWS", 1000)
     model, peaks, sizes = make_model(), [], []
     genes = [*[f"GENE{i}" for i in range(30)], *[f"other{i}" for i in range(970)]]
     for rows in (1000, 3000, 15_000):
@@ -203,8 +204,8 @@ def test_memory_does_not_grow_with_the_table(vocabulary, make_model, tmp_path, m
 
 def test_cells_are_read_in_order_and_computed_by_length(adata, model):
     features = FeatureTable.from_var(adata.var, model.vocabulary)
-    plan = embedding.RowPlan(tokenizer=model.tokenizer, features=features, batch_size=5, seed=0, precision="fp32")
-    rows = [rows for rows, _ in embedding.computed_rows(model, RowSource(adata), plan, model.embed_cells)]
+    plan = runner.RowPlan(tokenizer=model.tokenizer, features=features, batch_size=5, seed=0, precision="fp32")
+    rows = [rows for rows, _ in runner.computed_rows(model, RowSource(adata), plan, model.embed_cells)]
     assert [len(part) for part in rows] == [5, 5, 2]
     order = np.concatenate(rows)
     assert sorted(order) == list(range(12))

@@ -9,8 +9,8 @@ import scipy.sparse as sp
 
 import scgpt_tools as sct
 from generators import generator
-from scgpt_tools.data.evaluation import prepare_evaluation
-from screens import screen
+from scgpt_tools.screens.evaluation import prepare_evaluation
+from screen_tables import screen
 
 # Generators with random weights tell perturbations hardly apart, and are told off for it.
 pytestmark = pytest.mark.filterwarnings("ignore:The predictions of:UserWarning")

@@ -13,7 +13,7 @@ from sklearn.linear_model import TheilSenRegressor
 
 import scgpt_tools as sct
 from generators import generator
-from screens import screen
+from screen_tables import screen
 
 CONDITIONS = ("A+ctrl", "B", "C+ctrl", "A+B", "C+B", "A+D", "ctrl")
 

@@ -11,8 +11,8 @@ import pytest
 
 import scgpt_tools as sct
 from mudatas import PROTEINS, contents, make_base, make_mudata, without_pulling
+from scgpt_tools.inference.imputing import in_unit_of_data, tokens_of, unit_of
 from scgpt_tools.models import CellModel
-from scgpt_tools.models.imputing import in_unit_of_data, tokens_of, unit_of
 from scgpt_tools.tokens import ModalityConfig
 
 # A protein has the name of a gene on purpose.

@@ -14,7 +14,7 @@ import scgpt_tools as sct
 from generators import generator
 from scgpt_tools.models.scgpt import TransformerGenerator
 from scgpt_tools.nn.attention import BACKENDS
-from screens import screen
+from screen_tables import screen
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import scgpt_tools as sct
-from screens import screen
+from screen_tables import screen
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 import scgpt_tools as sct
 from generators import generator
 from scgpt_tools.tl.screen import _table
-from screens import screen as screen_cells
+from screen_tables import screen as screen_cells
 
 PERTS = ["G0", "G1+G9", "G30", "G2+ctrl"]
 
@@ -81,7 +81,7 @@ def test_finished_perturbations_are_kept(cells, model, tmp_path, monkeypatch):
         asked.append(perturbed[0])
         return predict(self, rows, perturbed, **options)
 
-    monkeypatch.setattr("scgpt_tools.tl._perturbation.Predictor.predict", counting)
+    monkeypatch.setattr("scgpt_tools.inference.perturbation.Predictor.predict", counting)
     more = sct.tl.screen(cells, [*PERTS, "G9+G1"], model, store=store)
     assert asked == [("G30",), ("G2",)]
     np.testing.assert_array_equal(more.X[:2], first.X)

@@ -9,7 +9,7 @@ import pytest
 
 import scgpt_tools as sct
 from generators import generator
-from screens import screen
+from screen_tables import screen
 
 HELD = ("G0+ctrl", "G0+G6")
 

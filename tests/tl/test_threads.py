@@ -16,7 +16,7 @@ from mudatas import make_base, make_mudata, without_pulling
 from scgpt_tools.data import threads
 from scgpt_tools.models import CellModel
 from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
-from screens import screen as screen_cells
+from screen_tables import screen as screen_cells
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from scgpt_tools.train import finetune
 from scgpt_tools.train.perturb import as_generator
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.vocabulary import Vocabulary
-from screens import screen
+from screen_tables import screen
 
 QUICK = {"task": "perturb", "epochs": 1, "accelerator": "cpu", "lr": 1e-3}
 

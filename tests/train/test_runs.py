@@ -17,7 +17,7 @@ from scgpt_tools.objectives import CellType, MaskedExpression, MaskedExpressionF
 from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.train import FitConfig, fit
 from scgpt_tools.train.runs import RUN
-from screens import screen
+from screen_tables import screen
 
 BOTH = (MaskedExpression(), MaskedExpressionFromCell())
 QUICK = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu"}

@@ -17,7 +17,7 @@ from scgpt_tools import PerturbationData, scGPTConfig, settings
 from scgpt_tools.models import CellModel, zoo
 from scgpt_tools.models.families import scgpt
 from scgpt_tools.vocabulary import Vocabulary
-from screens import screen
+from screen_tables import screen
 
 # Before version 1 the client had one session per thread.
 close_session = getattr(huggingface_hub, "close_session", None) or huggingface_hub.utils.reset_sessions

@@ -10,7 +10,7 @@ import torch
 
 import scgpt_tools as sct
 from scgpt_tools import PerturbationData, scGPTConfig, scGPTPerturbationModel
-from scgpt_tools.data.annotations import checksum_of_cells
+from scgpt_tools.screens.annotations import checksum_of_cells
 
 GENES = [f"G{i}" for i in range(40)]
 

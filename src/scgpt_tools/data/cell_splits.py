@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_fraction
-from scgpt_tools.data.splits_stable import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from numpy.typing import NDArray
 
     from scgpt_tools.tokens.perturbations import Labels
+
+
+def rank(names: Iterable[str], seed: int, purpose: str) -> list[str]:
+    """Names in an order that looks random and depends on nothing but seed, purpose and the names."""
+    return sorted(set(names), key=lambda name: sha256(f"{seed}\n{purpose}\n{name}".encode()).digest())
 
 
 def split_groups(labels: Labels, *, test: Collection[str], val: Collection[str] = ()) -> NDArray[np.str_]:

@@ -9,13 +9,13 @@ import pandas as pd
 
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_hashable
-from scgpt_tools.data.splits import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from numpy.typing import NDArray
 
+PARTS = ("train", "val", "test")
 # Words that people write for a part; nothing is taken for a part because of it, but the message can say what to do.
 _MEANT = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "validate": "val",

@@ -15,10 +15,10 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import OWN_CONDITION, PredictionKeys, RankingKeys
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_key, check_type
-from scgpt_tools.data.conditions import control_mask, read_conditions
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.metrics.perturbation import pearson
 from scgpt_tools.pl._style import PALETTE, axes, finish
+from scgpt_tools.screens.conditions import control_mask, read_conditions
 from scgpt_tools.tokens.perturbations import CONTROL, condition_genes, condition_key
 
 if TYPE_CHECKING:

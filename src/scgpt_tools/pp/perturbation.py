@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools.data.annotations import annotate_conditions, annotate_pairs, annotate_ranking
+from scgpt_tools.screens.annotations import annotate_conditions, annotate_pairs, annotate_ranking
 from scgpt_tools.tokens.perturbations import ConditionStyle
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scgpt_tools.data.splits import Draw
+    from scgpt_tools.screens.splits import Draw
     from scgpt_tools.tokens.perturbations import Direction, Missing
 
 

@@ -13,17 +13,19 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import SplitKeys
 from scgpt_tools._validate import check_texts
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.annotations import annotate_split, check_part_column
 from scgpt_tools.data.cell_splits import split_cells, split_groups
-from scgpt_tools.data.conditions import context_labels, read_conditions, read_labels
-from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, named_parts, split_conditions
+from scgpt_tools.data.parts import PARTS
+from scgpt_tools.screens.annotations import annotate_split, check_part_column
+from scgpt_tools.screens.conditions import context_labels, read_conditions, read_labels
+from scgpt_tools.screens.splits import SplitOptions, custom_split, named_parts, split_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
-    from scgpt_tools.data.splits import Draw
+    from scgpt_tools.data.parts import PARTS
+from scgpt_tools.screens.splits import Draw
 
 
 @shared_docs

@@ -13,9 +13,9 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
-from scgpt_tools.models.embedding import class_probabilities
-from scgpt_tools.tl._cells import Request, open_cells
-from scgpt_tools.tl._committee import credit, load_models
+from scgpt_tools.inference.cells import Request, open_cells
+from scgpt_tools.inference.committee import credit, load_models
+from scgpt_tools.inference.runner import class_probabilities
 from scgpt_tools.tl._labels import check_unassigned, write_labels
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scgpt_tools._types import Attention, Layers
+    from scgpt_tools.inference.cells import Cells, Computed
+    from scgpt_tools.inference.committee import AnyModel
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
-    from scgpt_tools.tl._cells import Cells, Computed
-    from scgpt_tools.tl._committee import AnyModel
     from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.names import NameTable
 

@@ -16,8 +16,8 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_choice, check_integer, check_key, check_key_name, check_texts
 from scgpt_tools.data.classes import read_classes
+from scgpt_tools.inference.cells import Cells, Request, open_cells
 from scgpt_tools.models.attention_maps import Normalization, attention_products, normalized
-from scgpt_tools.tl._cells import Cells, Request, open_cells
 from scgpt_tools.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

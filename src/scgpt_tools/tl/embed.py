@@ -12,8 +12,8 @@ from scgpt_tools._keys import EmbedKeys
 from scgpt_tools._validate import check_choice
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
-from scgpt_tools.models.embedding import CellPooling, cell_embeddings
-from scgpt_tools.tl._cells import Request, open_cells
+from scgpt_tools.inference.cells import Request, open_cells
+from scgpt_tools.inference.runner import CellPooling, cell_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from scgpt_tools._keys import EmbedGenesKeys
 from scgpt_tools._validate import check_finite
 from scgpt_tools.data.rows import table_of, totals_of
 from scgpt_tools.data.writing import check_new_key, check_writable
-from scgpt_tools.tl._cells import load_model
+from scgpt_tools.inference.cells import load_model
 from scgpt_tools.tokens.features import FeatureTable
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from scgpt_tools.data.processes import check_process, device_of_process
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.stored_cells import StoredCells
 from scgpt_tools.data.stores import open_group
-from scgpt_tools.models.embedding import BLOCK_ROWS, CellPooling, cell_embeddings
+from scgpt_tools.inference.cells import Request, load_model, open_cells
+from scgpt_tools.inference.runner import BLOCK_ROWS, CellPooling, cell_embeddings
 from scgpt_tools.settings import settings
-from scgpt_tools.tl._cells import Request, load_model, open_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from scgpt_tools._types import Attention
     from scgpt_tools.data.whole import Trace
+    from scgpt_tools.inference.cells import Cells
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
-    from scgpt_tools.tl._cells import Cells
     from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.names import NameTable
 

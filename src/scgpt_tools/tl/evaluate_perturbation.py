@@ -14,18 +14,18 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import check_choice, check_text
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.evaluation import CEILING, ScreenEvaluation, prepare_evaluation
-from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.data.splits import condition_hash
+from scgpt_tools.inference.cells import Request
+from scgpt_tools.inference.held_out import HeldOut, original_scores
+from scgpt_tools.inference.perturbation import open_predictor
+from scgpt_tools.inference.predicted_cells import CellScores, Samples, score_cells
 from scgpt_tools.metrics.baselines import BASELINES
 from scgpt_tools.metrics.panel import METRICS
 from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, collapsed, overall_spread
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.tl._cells import Request
-from scgpt_tools.tl._held_out import HeldOut, original_scores
-from scgpt_tools.tl._perturbation import open_predictor
-from scgpt_tools.tl._predicted_cells import CellScores, Samples, score_cells
+from scgpt_tools.screens.evaluation import CEILING, ScreenEvaluation, prepare_evaluation
+from scgpt_tools.screens.splits import condition_hash
+from scgpt_tools.screens.tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS
 

@@ -17,9 +17,9 @@ from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_key_name
 from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.writing import check_new_key
-from scgpt_tools.models.imputing import HEADS, asked_values, in_unit_of_data, tokens_of, unit_of
-from scgpt_tools.tl._cells import Request, open_cells
-from scgpt_tools.tl._committee import credit, load_models
+from scgpt_tools.inference.cells import Request, open_cells
+from scgpt_tools.inference.committee import credit, load_models
+from scgpt_tools.inference.imputing import HEADS, asked_values, in_unit_of_data, tokens_of, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scgpt_tools._types import Attention, Layers
+    from scgpt_tools.inference.cells import Cells, Computed
+    from scgpt_tools.inference.committee import AnyModel
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
-    from scgpt_tools.tl._cells import Cells, Computed
-    from scgpt_tools.tl._committee import AnyModel
     from scgpt_tools.tokens.matching import Duplicates
     from scgpt_tools.tokens.modalities import ModalityConfig
     from scgpt_tools.tokens.names import NameTable

@@ -13,8 +13,8 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools.data.modalities import ModalityRows, has_modalities
 from scgpt_tools.data.writing import check_new_key
-from scgpt_tools.models.embedding import cell_embeddings
-from scgpt_tools.tl._cells import Cells, Computed, Request, load_model, open_cells
+from scgpt_tools.inference.cells import Cells, Computed, Request, load_model, open_cells
+from scgpt_tools.inference.runner import cell_embeddings
 
 if TYPE_CHECKING:
     from os import PathLike

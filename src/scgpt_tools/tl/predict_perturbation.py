@@ -11,13 +11,13 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import OWN_CONDITION, PredictionKeys
 from scgpt_tools._validate import check_key_name
-from scgpt_tools.data.conditions import control_mask, read_conditions
-from scgpt_tools.data.perturbation_batches import paired_controls
-from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.data.writing import check_new_key
+from scgpt_tools.inference.cells import Request
+from scgpt_tools.inference.perturbation import Predictor, check_told, open_predictor, read_perturbations
+from scgpt_tools.screens.batches import paired_controls
+from scgpt_tools.screens.conditions import control_mask, read_conditions
+from scgpt_tools.screens.tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.settings import settings
-from scgpt_tools.tl._cells import Request
-from scgpt_tools.tl._perturbation import Predictor, check_told, open_predictor, read_perturbations
 from scgpt_tools.tokens.perturbations import condition_genes
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from scgpt_tools._files import as_path, remove_left_behind, replace_file
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._outputs import check_place, check_room
 from scgpt_tools._validate import check_integer
-from scgpt_tools.data.conditions import control_mask, read_conditions
-from scgpt_tools.data.perturbation_tokens import GeneChoice, Include, Unknown, Unmeasured
+from scgpt_tools.inference.cells import Request
+from scgpt_tools.inference.perturbation import Predictor, check_told, open_predictor, read_perturbations
+from scgpt_tools.screens.conditions import control_mask, read_conditions
+from scgpt_tools.screens.tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.settings import settings
-from scgpt_tools.tl._cells import Request
-from scgpt_tools.tl._perturbation import Predictor, check_told, open_predictor, read_perturbations
 from scgpt_tools.tokens.orders import sample
 
 if TYPE_CHECKING:

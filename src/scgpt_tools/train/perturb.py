@@ -11,20 +11,20 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.conditions import read_conditions, read_direction
-from scgpt_tools.data.perturbation_batches import (
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.models.config import ContextConfig, ExpressionConfig, HeadsConfig, ModelConfig
+from scgpt_tools.models.families import scgpt_perturbation
+from scgpt_tools.objectives import check_objectives
+from scgpt_tools.objectives.recipes import PERTURB
+from scgpt_tools.screens.batches import (
     PerturbationBatches,
     check_log_values,
     leave_untold_out,
     paired_controls,
     screen_parts,
 )
-from scgpt_tools.data.perturbation_tokens import GeneChoice, GeneSampling, Include, ScreenTokens, Unknown
-from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models.config import ContextConfig, ExpressionConfig, HeadsConfig, ModelConfig
-from scgpt_tools.models.families import scgpt_perturbation
-from scgpt_tools.objectives import check_objectives
-from scgpt_tools.objectives.recipes import PERTURB
+from scgpt_tools.screens.conditions import read_conditions, read_direction
+from scgpt_tools.screens.tokens import GeneChoice, GeneSampling, Include, ScreenTokens, Unknown
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import PERTURBED, flag_of

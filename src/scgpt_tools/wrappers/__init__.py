@@ -6,7 +6,7 @@ terms those of :mod:`scgpt_tools.objectives`, and training is :func:`scgpt_tools
 
 from __future__ import annotations
 
-from scgpt_tools.data.perturbation_data import PerturbationData
+from scgpt_tools.screens.perturbation_data import PerturbationData
 from scgpt_tools.wrappers.cells import scGPTModel
 from scgpt_tools.wrappers.config import scGPTConfig
 from scgpt_tools.wrappers.perturbation import scGPTPerturbationModel

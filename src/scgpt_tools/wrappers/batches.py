@@ -14,9 +14,9 @@ from scgpt_tools._lookup import absent
 from scgpt_tools.data.epochs import in_batches
 from scgpt_tools.data.module import CellDataModule
 from scgpt_tools.data.parts import read_parts
-from scgpt_tools.data.perturbation_batches import PerturbationBatches
-from scgpt_tools.data.perturbation_data import PerturbationData
 from scgpt_tools.data.rows import table_of
+from scgpt_tools.screens.batches import PerturbationBatches
+from scgpt_tools.screens.perturbation_data import PerturbationData
 from scgpt_tools.tokens.features import FeatureTable
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models.embedding import CellPooling, RowPlan, cell_embeddings, computed_rows
+from scgpt_tools.inference.runner import CellPooling, RowPlan, cell_embeddings, computed_rows
 from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import resolve_precision

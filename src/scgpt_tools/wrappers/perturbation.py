@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from scgpt_tools._arguments import check_arguments
-from scgpt_tools.data.perturbation_batches import PerturbationBatches
-from scgpt_tools.models.embedding import check_results, predicted_expression
+from scgpt_tools.inference.runner import check_results, predicted_expression
 from scgpt_tools.models.families import scgpt_perturbation
 from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.scgpt.generator import TransformerGenerator
 from scgpt_tools.objectives import PerturbedExpression
+from scgpt_tools.screens.batches import PerturbationBatches
 from scgpt_tools.settings import settings
 from scgpt_tools.wrappers.base import Wrapper
 from scgpt_tools.wrappers.batches import BatchLoader, in_parts, training_parts

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgpt_tools.data.conditions import control_mask, read_texts
-from scgpt_tools.data.perturbation_batches import leave_untold_out, paired_controls
-from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
 from scgpt_tools.data.rows import RowSource
+from scgpt_tools.screens.batches import leave_untold_out, paired_controls
+from scgpt_tools.screens.conditions import control_mask, read_texts
+from scgpt_tools.screens.tokens import GeneChoice, ScreenTokens
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import ConditionStyle, canonical_labels, format_condition
 from scgpt_tools.tokens.units import warn_about_units
@@ -19,7 +19,7 @@ from scgpt_tools.wrappers.batches import PairsInParts, as_screen, match
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scgpt_tools.data.perturbation_data import PerturbationData
+    from scgpt_tools.screens.perturbation_data import PerturbationData
     from scgpt_tools.wrappers.base import Wrapper
     from scgpt_tools.wrappers.batches import Dataset
 

@@ -12,13 +12,13 @@ import torch
 from scgpt_tools._keys import PairKeys, SplitKeys
 from scgpt_tools._validate import check_fraction
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.annotations import read_pairs
-from scgpt_tools.data.conditions import context_labels, control_mask
 from scgpt_tools.data.epochs import in_batches
 from scgpt_tools.data.module import CellDataModule, CellTable, checksum
-from scgpt_tools.data.pairing import pair_controls
 from scgpt_tools.data.parts import read_parts
-from scgpt_tools.data.splits import SplitOptions, split_conditions
+from scgpt_tools.screens.annotations import read_pairs
+from scgpt_tools.screens.conditions import context_labels, control_mask
+from scgpt_tools.screens.pairing import pair_controls
+from scgpt_tools.screens.splits import SplitOptions, split_conditions
 from scgpt_tools.tokens.orders import draws
 from scgpt_tools.tokens.perturbations import condition_genes, perturbed_genes
 from scgpt_tools.tokens.units import describe_values
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from scgpt_tools.data.epochs import Batches
     from scgpt_tools.data.module import Part
-    from scgpt_tools.data.perturbation_tokens import ScreenTokens
     from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.screens.tokens import ScreenTokens
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.tokens.tokenizer import Tokenizer

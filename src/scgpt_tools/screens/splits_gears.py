@@ -2,7 +2,7 @@
 
 The seed names the same test set as in published tables, quirks included: several draws are with replacement, so a set
 can hold fewer conditions than its fraction says; ``combo_seen1`` also holds doubles of which no gene was seen;
-``combo_seen2`` and ``no_test`` depend on the order of the conditions.  :mod:`scgpt_tools.data.splits` has the same
+``combo_seen2`` and ``no_test`` depend on the order of the conditions.  :mod:`scgpt_tools.screens.splits` has the same
 methods without these faults.  All draws come from private legacy streams; NumPy's global one is not touched.
 """
 
@@ -17,7 +17,7 @@ from scgpt_tools.tokens.perturbations import condition_genes
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from scgpt_tools.data.splits import SplitOptions
+    from scgpt_tools.screens.splits import SplitOptions
 
 Parts = tuple[list[str], list[str]]
 """Conditions that are kept and conditions that are held out; those in neither are dropped."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scgpt_tools.data.conditions import control_mask
-from scgpt_tools.data.pairing import pair_controls, pair_controls_gears
-from screens import screen
+from scgpt_tools.screens.conditions import control_mask
+from scgpt_tools.screens.pairing import pair_controls, pair_controls_gears
+from screen_tables import screen
 
 
 @pytest.fixture

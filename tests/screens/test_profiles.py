@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scgpt_tools.data.profiles import mean_profiles, split_halves
 from scgpt_tools.data.rows import RowSource
-from screens import screen
+from scgpt_tools.screens.profiles import mean_profiles, split_halves
+from screen_tables import screen
 
 
 def test_means_are_those_of_the_cells():

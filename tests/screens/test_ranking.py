@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import scanpy as sc
 
-from scgpt_tools.data.ranking import gears_lists, gears_names, rank_genes
-from screens import CONDITIONS, screen
+from scgpt_tools.screens.ranking import gears_lists, gears_names, rank_genes
+from screen_tables import CONDITIONS, screen
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What the preprocessing of perturbations writes into an AnnData.
 
 Everything is computed before the first key is written, so a call that fails leaves the object as it was.  The functions
-behind :mod:`scgpt_tools.pp` and :class:`~scgpt_tools.data.perturbation_data.PerturbationData` are these.
+behind :mod:`scgpt_tools.pp` and :class:`~scgpt_tools.screens.perturbation_data.PerturbationData` are these.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from scgpt_tools._keys import ConditionKeys, PairKeys, RankingKeys, SplitKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_choice, check_integer, check_key, check_key_name
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.conditions import (
+from scgpt_tools.data.parts import PARTS
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.data.writing import check_new_key, is_record
+from scgpt_tools.screens.conditions import (
     context_labels,
     control_mask,
     parse_labels,
     read_conditions,
     read_texts,
 )
-from scgpt_tools.data.pairing import pair_controls, pair_controls_gears
-from scgpt_tools.data.ranking import METHODS, gears_lists, gears_names, rank_genes
-from scgpt_tools.data.rows import RowSource
-from scgpt_tools.data.splits import PARTS
-from scgpt_tools.data.writing import check_new_key, is_record
+from scgpt_tools.screens.pairing import pair_controls, pair_controls_gears
+from scgpt_tools.screens.ranking import METHODS, gears_lists, gears_names, rank_genes
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS, PERTURBED, UNTOUCHED
 from scgpt_tools.tokens.units import describe_values
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgpt_tools.data.splits import ConditionSplit, Draw
+    from scgpt_tools.screens.splits import ConditionSplit, Draw
     from scgpt_tools.tokens.perturbations import ConditionStyle, Direction, Missing
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from scgpt_tools import pp
-from scgpt_tools.data.evaluation import prepare_evaluation
 from scgpt_tools.metrics.evaluation import summarise_scores
-from screens import effects, screen
+from scgpt_tools.screens.evaluation import prepare_evaluation
+from screen_tables import effects, screen
 
 HELD = ("G0+ctrl", "G2+G3", "G0+G6", "G4+G5")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scgpt_tools.data.perturbation_data import PerturbationData
-from screens import screen
+from scgpt_tools.screens.perturbation_data import PerturbationData
+from screen_tables import screen
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from scgpt_tools.data.conditions import control_mask, unit_name, unit_names
+from scgpt_tools.screens.conditions import control_mask, unit_name, unit_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

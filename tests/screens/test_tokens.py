@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
+from scgpt_tools.screens.tokens import GeneChoice, ScreenTokens
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.vocabulary import Vocabulary
 

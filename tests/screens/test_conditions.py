@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgpt_tools.data.conditions import context_labels, control_mask, parse_labels, read_conditions, read_labels
+from scgpt_tools.screens.conditions import context_labels, control_mask, parse_labels, read_conditions, read_labels
 from scgpt_tools.tokens.perturbations import ConditionStyle
-from screens import screen
+from screen_tables import screen
 
 GENES = ["A", "B", "C_1"]
 

@@ -18,10 +18,10 @@ from scipy.spatial.distance import cdist
 
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice
-from scgpt_tools.data.evaluation import CEILING
-from scgpt_tools.data.profiles import split_halves
 from scgpt_tools.metrics.distribution import energy_distance, mmd
 from scgpt_tools.metrics.panel import CELL_EVAL, PERTPY
+from scgpt_tools.screens.evaluation import CEILING
+from scgpt_tools.screens.profiles import split_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools.data.rows import RowSource
-    from scgpt_tools.tl._held_out import HeldOut
+    from scgpt_tools.inference.held_out import HeldOut
 
     Cells = NDArray[np.float32]
     Distance = Callable[[NDArray[np.float64], NDArray[np.float64]], float]

@@ -8,15 +8,15 @@ few others.  The methods are those of GEARS with their faults mended, for any nu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from scgpt_tools.data.cell_splits import rank
 from scgpt_tools.tokens.perturbations import condition_genes, condition_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from scgpt_tools.data.splits import SplitOptions
+    from scgpt_tools.screens.splits import SplitOptions
 
     Rule = Callable[[str, frozenset[str]], bool | None]
 
@@ -67,11 +67,6 @@ def divide(
     share = options.val_fraction
     second = hold_out(method, rest, seed=options.seed, purpose="val", genes=share, complete=share, share=share)
     return second.kept, second.held, test, {}
-
-
-def rank(names: Iterable[str], seed: int, purpose: str) -> list[str]:
-    """Names in an order that looks random and depends on nothing but seed, purpose and the names."""
-    return sorted(set(names), key=lambda name: sha256(f"{seed}\n{purpose}\n{name}".encode()).digest())
 
 
 def first_share(ranking: Sequence[str], share: float) -> list[str]:

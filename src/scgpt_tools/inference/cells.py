@@ -22,8 +22,8 @@ from scgpt_tools.data.modalities import ModalityRows, has_modalities
 from scgpt_tools.data.opening import Matching, match_rows, open_rows, warn_about_empty, warn_about_rows
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.writing import check_writable
+from scgpt_tools.inference.runner import RowPlan, computed_rows
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.models.embedding import RowPlan, computed_rows
 from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import Precision, resolve_device, resolve_precision

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from scgpt_tools.inference.cells import load_model
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.tl._cells import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

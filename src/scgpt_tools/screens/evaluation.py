@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tools._keys import SplitKeys
-from scgpt_tools.data.annotations import log_values
-from scgpt_tools.data.conditions import context_labels, control_mask, read_conditions, unit_name, unit_names
-from scgpt_tools.data.parts import read_parts
-from scgpt_tools.data.profiles import Profiles, mean_profiles, split_halves
-from scgpt_tools.data.ranking import rank_genes
-from scgpt_tools.data.splits import PARTS, seen_groups
+from scgpt_tools.data.parts import PARTS, read_parts
 from scgpt_tools.metrics.baselines import TrainingEffects, additive, perturbed_mean, predict_baselines
 from scgpt_tools.metrics.evaluation import evaluation_table
 from scgpt_tools.metrics.panel import Truth
 from scgpt_tools.metrics.perturbation import de_weights
+from scgpt_tools.screens.annotations import log_values
+from scgpt_tools.screens.conditions import context_labels, control_mask, read_conditions, unit_name, unit_names
+from scgpt_tools.screens.profiles import Profiles, mean_profiles, split_halves
+from scgpt_tools.screens.ranking import rank_genes
+from scgpt_tools.screens.splits import seen_groups
 from scgpt_tools.tokens.perturbations import column_flags, condition_genes
 
 if TYPE_CHECKING:

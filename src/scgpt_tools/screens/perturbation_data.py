@@ -1,6 +1,6 @@
 """The object-style door to a perturbation screen, under the names of PerturbLab's ``PerturbationData``.
 
-A few lines each over :mod:`scgpt_tools.data.annotations`; :mod:`scgpt_tools.pp` is the same as functions.
+A few lines each over :mod:`scgpt_tools.screens.annotations`; :mod:`scgpt_tools.pp` is the same as functions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from scgpt_tools._files import as_path, replace_file
 from scgpt_tools._keys import ConditionKeys, PairKeys, SplitKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_fraction
-from scgpt_tools.data.annotations import (
+from scgpt_tools.data.parts import PARTS
+from scgpt_tools.screens.annotations import (
     annotate_conditions,
     annotate_pairs,
     annotate_ranking,
     annotate_split,
     read_pairs,
 )
-from scgpt_tools.data.conditions import read_conditions, read_texts
-from scgpt_tools.data.splits import PARTS, SplitOptions, custom_split, named_parts, split_conditions
+from scgpt_tools.screens.conditions import read_conditions, read_texts
+from scgpt_tools.screens.splits import SplitOptions, custom_split, named_parts, split_conditions
 from scgpt_tools.tokens.perturbations import ConditionStyle, format_condition
 
 if TYPE_CHECKING:

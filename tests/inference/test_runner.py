@@ -10,7 +10,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from scgpt_tools.models.embedding import _keep_freed_memory
+from scgpt_tools.inference.runner import _keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):

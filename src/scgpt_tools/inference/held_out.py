@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scgpt_tools.data.conditions import context_labels, control_mask, read_conditions
-from scgpt_tools.data.evaluation import read_part
-from scgpt_tools.data.profiles import mean_profiles
+from scgpt_tools.inference.perturbation import Predictor, check_told
 from scgpt_tools.metrics.perturbation_gears import evaluation_metrics
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
+from scgpt_tools.screens.conditions import context_labels, control_mask, read_conditions
+from scgpt_tools.screens.evaluation import read_part
+from scgpt_tools.screens.profiles import mean_profiles
 from scgpt_tools.settings import settings
-from scgpt_tools.tl._perturbation import Predictor, check_told
 from scgpt_tools.tokens.orders import sample
 from scgpt_tools.tokens.perturbations import condition_key
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgpt_tools.data.evaluation import ScreenEvaluation
     from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.screens.evaluation import ScreenEvaluation
 
 _TOP = 20
 

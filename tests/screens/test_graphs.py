@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scgpt_tools.data.graphs import coexpression_graph, ontology_graph
+from scgpt_tools.screens.graphs import coexpression_graph, ontology_graph
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_choice, check_flag, check_fraction, check_integer, check_texts, check_type
-from scgpt_tools.data import splits_gears, splits_stable
+from scgpt_tools.data.parts import PARTS
+from scgpt_tools.screens import splits_gears, splits_stable
 from scgpt_tools.tokens.perturbations import condition_genes, condition_key
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ GEARS_METHODS = (
     "no_test",
     "no_split",
 )
-PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from scgpt_tools._validate import check_texts, check_type
-from scgpt_tools.data.conditions import read_direction
-from scgpt_tools.data.perturbation_batches import check_log_values
-from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
 from scgpt_tools.data.rows import RowSource
+from scgpt_tools.inference.cells import Cells, Request, load_model, open_cells
+from scgpt_tools.inference.runner import check_results, predicted_expression
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.models.embedding import check_results, predicted_expression
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
-from scgpt_tools.tl._cells import Cells, Request, load_model, open_cells
+from scgpt_tools.screens.batches import check_log_values
+from scgpt_tools.screens.conditions import read_direction
+from scgpt_tools.screens.tokens import GeneChoice, ScreenTokens
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import PERTURBED, condition_genes, flag_of, perturbed_genes
 

@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from scgpt_tools import pp
-from scgpt_tools.data.conditions import read_conditions
-from scgpt_tools.data.pairing import pair_controls
-from scgpt_tools.data.perturbation_batches import (
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.models.families import scgpt_perturbation
+from scgpt_tools.screens.batches import (
     PerturbationBatches,
     check_log_values,
     leave_untold_out,
     paired_controls,
     screen_parts,
 )
-from scgpt_tools.data.perturbation_tokens import GeneChoice, ScreenTokens
-from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models.families import scgpt_perturbation
+from scgpt_tools.screens.conditions import read_conditions
+from scgpt_tools.screens.pairing import pair_controls
+from scgpt_tools.screens.tokens import GeneChoice, ScreenTokens
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.perturbations import condition_genes
 from scgpt_tools.tokens.tokenizer import Tokenizer
 from scgpt_tools.vocabulary import Vocabulary
-from screens import screen
+from screen_tables import screen
 
 
 @pytest.fixture

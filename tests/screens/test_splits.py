@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scgpt_tools.data.splits import (
+from scgpt_tools.data.cell_splits import rank
+from scgpt_tools.screens.splits import (
     GEARS_METHODS,
     SplitOptions,
     condition_hash,
@@ -13,7 +14,7 @@ from scgpt_tools.data.splits import (
     seen_groups,
     split_conditions,
 )
-from scgpt_tools.data.splits_stable import METHODS, first_share, rank
+from scgpt_tools.screens.splits_stable import METHODS, first_share
 from scgpt_tools.tokens.perturbations import condition_genes
 
 GENES = [f"G{i:02d}" for i in range(30)]

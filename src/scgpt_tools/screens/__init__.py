@@ -1,0 +1,1 @@
+"""Perturbation screens: conditions, pairs, splits, rankings, minibatches and held-out evaluation."""
