@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from scgpt_tools.models import CellModel
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.vocabulary import Vocabulary
 
 N_GENES = 60_694

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import scgpt_tools as sct
-from scgpt_tools.train.perturb import as_generator
+from scgpt_tools.train.starting import perturbation_model
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> None:
@@ -35,7 +35,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     cells = cells[:, np.sort(np.argsort(-expressed, kind="stable")[: arguments.genes])].copy()
     cells.write_h5ad(folder / "cells.h5ad")
     torch.manual_seed(0)
-    as_generator(base)[0].save(folder / "generator")
+    perturbation_model(base)[0].save(folder / "generator")
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> None:

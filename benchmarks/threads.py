@@ -32,7 +32,7 @@ from training import Ours
 import scgpt_tools as sct
 from scgpt_tools.models import FAMILIES
 from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
-from scgpt_tools.train.perturb import as_generator
+from scgpt_tools.train.starting import perturbation_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def tasks(size: str, arguments: argparse.Namespace, folder: Path) -> dict[str, C
     torch.manual_seed(0)
     if size == "demo":
         model = sct.CellModel.from_pretrained("scgpt-demo", device="cpu")
-        generator = as_generator(model)[0].eval()
+        generator = perturbation_model(model)[0].eval()
         known = np.isin(controls.var_names, model.vocabulary.tokens)
         controls = controls[:, known].copy()
     else:

@@ -22,7 +22,7 @@ import torch
 
 from scgpt_tools import scGPTConfig, scGPTModel, settings
 from scgpt_tools.models import CellModel
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.models.reference import ReferenceIndex
 from scgpt_tools.vocabulary import Vocabulary
 

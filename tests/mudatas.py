@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.vocabulary import Vocabulary
 
 GENES = [f"GENE{i}" for i in range(24)]

@@ -26,7 +26,7 @@ import scgpt_tools as sct
 from generators import generator
 from scgpt_tools import _outputs
 from scgpt_tools.data.stores import open_table, write_results
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.train.checkpoints import run_folder, whole_files
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen

@@ -24,7 +24,7 @@ import zarr
 import scgpt_tools as sct
 from mudatas import make_base, make_mudata, without_pulling
 from scgpt_tools import _console, cli, settings
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.vocabulary import Vocabulary
 
 HEAVY = ("anndata", "lightning", "matplotlib", "numba", "numpy", "pandas", "scanpy", "torch")

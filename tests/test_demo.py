@@ -15,7 +15,7 @@ from scgpt_tools import cli
 from scgpt_tools.datasets import pbmc_demo
 from scgpt_tools.demo import RECIPE, run_demo, unseen_cells, untrained_twin
 from scgpt_tools.metrics.embedding import score_clusters
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.train.collection import DataConfig, open_collection
 from scgpt_tools.vocabulary import Vocabulary
 

@@ -23,6 +23,7 @@ LAYERS = (
         "_outputs",
         "_validate",
         "_optional",
+        "_plugins",
         "_types",
         "_console",
         "_arguments",

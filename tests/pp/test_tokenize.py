@@ -18,7 +18,7 @@ import scgpt_tools as sct
 from mudatas import without_pulling
 from scgpt_tools.data.rows import row_keys
 from scgpt_tools.models import CellModel
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 from scgpt_tools.vocabulary import Vocabulary

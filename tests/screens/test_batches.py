@@ -8,7 +8,7 @@ import torch
 
 from scgpt_tools import pp
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models.families import scgpt_perturbation
+from scgpt_tools.models.families.scgpt import scgpt_perturbation
 from scgpt_tools.screens.batches import (
     PerturbationBatches,
     check_log_values,

@@ -12,7 +12,7 @@ import torch
 from scgpt_tools.data.module import CellDataModule, CellTable
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.corruptions import GenerateValues
 from scgpt_tools.tokens.features import FeatureTable

@@ -14,7 +14,7 @@ import torch
 import scgpt_tools as sct
 from mudatas import PROTEINS, contents, make_base, make_mudata, without_pulling
 from scgpt_tools.models import CellModel, MultiOmicTransformerModel
-from scgpt_tools.models.families import scgpt_multiomic
+from scgpt_tools.models.families.scgpt import scgpt_multiomic
 from scgpt_tools.models.growing import keep_narrow_heads
 from scgpt_tools.objectives import BatchAdversary, MaskedExpression, MaskedExpressionFromCell
 from scgpt_tools.objectives.recipes import MULTIOMIC

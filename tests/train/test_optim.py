@@ -12,10 +12,10 @@ import torch
 
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ContextConfig
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.train.fit import FitConfig
 from scgpt_tools.train.optim import OptimizerConfig, make_optimizer, make_schedule, parameter_groups, rate_factor
-from scgpt_tools.train.perturb import as_generator
+from scgpt_tools.train.starting import perturbation_model
 
 
 def test_every_trainable_parameter_is_in_one_group(make_model):
@@ -53,7 +53,7 @@ def rate_of_each(model, **options):
 
 
 def test_all_new_parts_have_the_rate_of_the_heads(tiny_vocabulary, make_model):
-    generator, _ = as_generator(make_model())
+    generator, _ = perturbation_model(make_model())
     integrator = make_model().adapt(context=ContextConfig(batches=2), batch_names=("a", "b"))
     for model, part in ((generator, "embedder.perturbation.weight"), (integrator, "context.")):
         rates = rate_of_each(model, lr=1e-4, head_lr=1e-2)

@@ -11,8 +11,8 @@ import torch
 from scgpt_tools import pp
 from scgpt_tools.models import FAMILIES, CellModel
 from scgpt_tools.train import finetune
-from scgpt_tools.train.perturb import as_generator
 from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.train.starting import perturbation_model
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen
 
@@ -38,7 +38,7 @@ def pretrained(names, **options) -> CellModel:
 
 def test_gene_table_values_and_transformer_are_taken_over(cells):
     base = pretrained(cells.var_names)
-    generator, transfer = as_generator(base)
+    generator, transfer = perturbation_model(base)
     before, after = base.state_dict(), generator.state_dict()
     for key in after:
         if key.startswith(("embedder.genes.", "embedder.values.", "encoder.")):
@@ -53,8 +53,8 @@ def test_gene_table_values_and_transformer_are_taken_over(cells):
 
 
 def test_a_generator_keeps_everything(cells):
-    first, _ = as_generator(pretrained(cells.var_names))
-    again, transfer = as_generator(first)
+    first, _ = perturbation_model(pretrained(cells.var_names))
+    again, transfer = perturbation_model(first)
     assert transfer.fresh == transfer.left == ()
     assert again.config == first.config
 
@@ -105,7 +105,7 @@ def test_frozen_backbones_keep_their_weights_but_flags_are_learnt(cells):
     base = pretrained(cells.var_names)
     model = finetune(base, cells, **QUICK, freeze="backbone")
     with own_random_numbers(0):
-        start, _ = as_generator(base)
+        start, _ = perturbation_model(base)
     for key, tensor in model.state_dict().items():
         if key.startswith(("encoder.", "embedder.genes", "embedder.values")):
             assert torch.equal(tensor, start.state_dict()[key]), key
@@ -207,7 +207,7 @@ def flags_of(model) -> torch.Tensor:
 
 def test_directions_have_a_flag_each_and_the_model_knows_which_it_was_shown(cells, tmp_path):
     base = pretrained(cells.var_names)
-    start = flags_of(as_generator(base)[0])
+    start = flags_of(perturbation_model(base)[0])
     usual = finetune(base, cells, **QUICK)
     assert usual.config.perturbation_flags == (1,)
     down = finetune(base, cells, direction="down", **QUICK)

@@ -21,7 +21,7 @@ from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.train import fit
 from scgpt_tools.train.collection import DataConfig, find_files, open_collection
-from scgpt_tools.train.pretrain import PretrainConfig, new_model, pretrain, read_config
+from scgpt_tools.train.pretrain import PretrainConfig, describe, new_model, pretrain, read_config
 
 CONFIG = {
     "data": {"paths": ["*.h5ad", "second.zarr"], "batch": "batch", "validation": 0.1, "test": 0.2},
@@ -192,6 +192,8 @@ def test_gain_scales_what_attention_passes_on(tiny_vocabulary):
         ("data", {"validation": 0.6, "test": 0.5}, "validation"),
         ("family", {"dims": 3}, "dim"),
         ("family", {"gain": 0.0}, "gain"),
+        ("family", {"name": "scgpd"}, "Did you mean 'scgpt'"),
+        ("family", {"name": "scgpt_perturbation"}, "loss terms for pre-training, found 'scgpt_perturbation'"),
         ("corruption", {"name": "mask_value"}, "mask_values"),
         ("corruption", {"name": "mask_values", "ratios": 1}, "ratio"),
         ("objectives", [{"name": "masked"}], "masked_expression"),
@@ -279,10 +281,12 @@ def test_a_missing_batch_column_is_named(folder):
         pretrain(changed(data={"batch": "donor"}), data=folder)
 
 
-def test_defaults_are_the_originals():
+def test_defaults_are_the_originals(tiny_vocabulary):
     config = PretrainConfig(data=DataConfig(paths=("cells.h5ad",)))
-    assert (config.family.dim, config.family.layers, config.family.heads) == (512, 12, 8)
-    assert (config.tokenizer.bins, config.tokenizer.length) == (51, 1200)
+    model = describe(config, tiny_vocabulary)
+    assert (model.dim, model.encoder.layers, model.encoder.heads) == (512, 12, 8)
+    assert (model.tokenizer.bins, model.tokenizer.length) == (51, 1200)
+    assert [term["name"] for term in config.terms] == ["masked_expression", "masked_expression_from_cell"]
 
 
 def test_the_model_embeds_afterwards(folder, tmp_path):

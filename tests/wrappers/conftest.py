@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from hub_server import HubServer
 from scgpt_tools import PerturbationData, scGPTConfig, settings
 from scgpt_tools.models import CellModel, zoo
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen
 

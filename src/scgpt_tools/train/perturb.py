@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from scgpt_tools._arguments import check_arguments
@@ -12,8 +11,7 @@ from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models.config import ContextConfig, ExpressionConfig, HeadsConfig, ModelConfig
-from scgpt_tools.models.families import scgpt_perturbation
+from scgpt_tools.models.config import ExpressionConfig
 from scgpt_tools.objectives import check_objectives
 from scgpt_tools.objectives.recipes import PERTURB
 from scgpt_tools.screens.batches import (
@@ -27,12 +25,20 @@ from scgpt_tools.screens.conditions import read_conditions, read_direction
 from scgpt_tools.screens.tokens import GeneChoice, GeneSampling, Include, ScreenTokens, Unknown
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.names import column_names
-from scgpt_tools.tokens.perturbations import PERTURBED, flag_of
+from scgpt_tools.tokens.perturbations import flag_of
 from scgpt_tools.train.fit import check_watchers, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
 from scgpt_tools.train.lora import adapters
 from scgpt_tools.train.randomness import own_random_numbers
-from scgpt_tools.train.starting import check_model_and_cells, check_validation, fit_settings, low_rank, open_model
+from scgpt_tools.train.starting import (
+    check_model_and_cells,
+    check_validation,
+    fit_settings,
+    low_rank,
+    open_model,
+    perturbation_config,
+    perturbation_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -187,7 +193,7 @@ def finetune_perturbation(
     check_log_values(source)
     conditions = read_conditions(source.adata, key)
     loaded = open_model(model, settings)
-    flags = generator_config(loaded).embedder
+    flags = perturbation_config(loaded).embedder
     flag = flag_of(
         read_direction(source.adata, key) if direction is None else direction,
         rows=flags.perturbation_rows,
@@ -230,7 +236,7 @@ def finetune_perturbation(
         "flag": flag,
     }
     with own_random_numbers(settings.seed):
-        tuned, transfer = as_generator(loaded, head=head, dropout=dropout, flag=flag)
+        tuned, transfer = perturbation_model(loaded, head=head, dropout=dropout, flag=flag)
         logger.info("%s", transfer)
         data = PerturbationBatches(
             source, features, tuned.tokenizer, tokens, conditions, paired, train=train, validation=held_out
@@ -241,100 +247,3 @@ def finetune_perturbation(
             fit(tuned, data, terms, settings, callbacks=[history, *callbacks], loggers=loggers, asked=asked)
     tuned.history = history.table
     return tuned.to(loaded.device)
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """Which weights a new model took over from the one it was made of."""
-
-    taken: tuple[str, ...]
-    """Names of tensors that were copied."""
-    fresh: tuple[str, ...]
-    """Names of tensors that start from scratch."""
-    left: tuple[str, ...]
-    """Names of tensors of the old model that the new one has no place for."""
-
-    def __str__(self) -> str:
-        parts = {
-            "Weights taken over": self.taken,
-            "starting from scratch": self.fresh,
-            "left behind": self.left,
-        }
-        return "; ".join(f"{what}: {_by_part(names)}" for what, names in parts.items()) + "."
-
-
-def as_generator(
-    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None, flag: int | None = None
-) -> tuple[CellModel, Transfer]:
-    """Make a model of perturbations from a pre-trained one, which stays as it is.
-
-    Parameters
-    ----------
-    model
-        Any model of the family, or a generator, of which everything is kept.
-    head
-        The affine head; ``None`` takes its defaults.
-    dropout
-        Probability in the encoder; ``None`` keeps the model's.
-    flag
-        Flag of perturbed genes that it is about to be shown.
-
-    Returns
-    -------
-    The generator, and which weights it took over.
-    """
-    config = generator_config(model, head=head, dropout=dropout, flag=flag)
-    changes = {field.name: getattr(config, field.name) for field in fields(ModelConfig)}
-    tuned = model.adapt(**changes)
-    tuned.name = f"{model.name} (perturb)"
-    old, new = model.state_dict(), tuned.state_dict()
-    taken = tuple(key for key in new if key in old and old[key].shape == new[key].shape)
-    fresh = tuple(key for key in new if key not in taken)
-    return tuned, Transfer(taken, fresh, tuple(key for key in old if key not in taken))
-
-
-def generator_config(
-    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None, flag: int | None = None
-) -> ModelConfig:
-    """The family ``scgpt_perturbation`` in the sizes of another model.
-
-    Parameters
-    ----------
-    model
-        The model to start from.
-    head
-        The affine head; ``None`` takes its defaults.
-    dropout
-        Probability in the encoder; ``None`` keeps the model's.
-    flag
-        Flag of perturbed genes that it is about to be shown.
-
-    Returns
-    -------
-    The configuration; a generator keeps its flags.
-    """
-    config = model.config
-    plain = scgpt_perturbation(model.vocabulary, dim=config.dim, heads=config.encoder.heads)
-    flags = config.embedder if config.embedder.perturbation_rows else plain.embedder
-    # Generators that do not say what they were shown come from the originals, which know one flag.
-    shown = config.perturbation_flags or ((PERTURBED,) if config.embedder.perturbation_rows else ())
-    encoder = config.encoder if dropout is None else replace(config.encoder, dropout=dropout)
-    return replace(
-        config,
-        family=plain.family,
-        embedder=flags,
-        encoder=encoder,
-        pooling="cls",
-        context=ContextConfig(),
-        heads=HeadsConfig(expression=head or ExpressionConfig(style="affine")),
-        tokenizer=plain.tokenizer,
-        domains=0,
-        batch_names=None,
-        perturbation_flags=config.perturbation_flags if flag is None else tuple(sorted({*shown, flag})),
-    )
-
-
-def _by_part(names: Sequence[str]) -> str:
-    """Names of parts with how many tensors each has."""
-    parts = Counter(".".join(name.split(".")[: 1 if name.startswith("encoder.") else 2]) for name in names)
-    return ", ".join(f"{part} ({count} tensors)" for part, count in parts.items()) or "nothing"

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +19,7 @@ from scgpt_tools.data.epochs import this_process
 from scgpt_tools.data.module import CellDataModule
 from scgpt_tools.models import formats
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.models.families import scgpt
+from scgpt_tools.models.families import family_named
 from scgpt_tools.objectives import build_objectives
 from scgpt_tools.tokens.corruptions import CORRUPTIONS, GenerateExpression, MaskValues
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
@@ -35,10 +35,12 @@ from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
     import pandas as pd
 
+    from scgpt_tools.models.config import ModelConfig
     from scgpt_tools.tokens.corruptions import Corruption
 
 logger = logging.getLogger(__name__)
@@ -46,14 +48,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyConfig:
-    """Size of the model; the defaults are those of the released scGPT."""
+    """Family and size of the model; ``None`` takes the family's own size, of scGPT that of the released models."""
 
-    name: Literal["scgpt"] = "scgpt"
-    dim: int = 512
-    layers: int = 12
-    heads: int = 8
-    hidden: int = 512
-    dropout: float = 0.2
+    name: str = "scgpt"
+    dim: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    hidden: int | None = None
+    dropout: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the family's description."""
     gain: float = 1.0
     """Factor on the first weights of what attention passes on.  With much above 1 the cell token hears its genes from the
     start, which spares a small training set a long plateau; scGPT has 1."""
@@ -61,9 +65,19 @@ class FamilyConfig:
     def __post_init__(self) -> None:
         settle_fields(self)
         for name in ("dim", "layers", "heads", "hidden"):
-            check_integer(name, getattr(self, name))
-        check_fraction("dropout", self.dropout, one=False)
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name))
+        if self.dropout is not None:
+            check_fraction("dropout", self.dropout, one=False)
         check_number("gain", self.gain, above=0)
+        if "pretrain" not in family_named(self.name).objectives:
+            raise ValueError(f"Expected a family with loss terms for pre-training, found {self.name!r}.")
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The sizes that are not the family's own."""
+        sizes = {name: getattr(self, name) for name in ("dim", "layers", "heads", "hidden", "dropout")}
+        return {name: size for name, size in sizes.items() if size is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +87,12 @@ class PretrainConfig:
     data: DataConfig
     family: FamilyConfig = field(default_factory=FamilyConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """How cells become tokens; travels with the model."""
+    tokenizer: TokenizerConfig | None = None
+    """How cells become tokens, which travels with the model; ``None`` takes the family's own way."""
     corruption: Mapping[str, Any] = field(default_factory=lambda: {"name": "mask_values", "ratio": 0.4})
     """What is hidden: a ``name`` and its options."""
-    objectives: tuple[Mapping[str, Any], ...] = (
-        {"name": "masked_expression"},
-        {"name": "masked_expression_from_cell"},
-    )
-    """Loss terms: each a ``name``, a ``weight`` and its options."""
+    objectives: tuple[Mapping[str, Any], ...] | None = None
+    """Loss terms: each a ``name``, a ``weight`` and its options; ``None`` takes the family's."""
     train: FitConfig = field(default_factory=FitConfig)
     output: Path = Path("model")
     """Folder to save the model to; checkpoints and the history go to its ``run`` unless ``train.folder`` says else."""
@@ -89,8 +100,13 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         settle_fields(self)
         # Both are checked where they are read, which should not be after an hour of opening files.
-        build_objectives(self.objectives)
+        build_objectives(self.terms)
         build_corruption(self.corruption)
+
+    @property
+    def terms(self) -> Sequence[Mapping[str, Any]]:
+        """Loss terms, the family's where none are named."""
+        return family_named(self.family.name).objectives["pretrain"] if self.objectives is None else self.objectives
 
 
 def pretrain(
@@ -152,7 +168,7 @@ def pretrain(
         # Weights, the two moments of the optimiser and a copy that is being written; and the best weights and the model.
         check_room(run, 10 * sum(parameter.nbytes for parameter in model.parameters()))
         settings = replace(config.train, folder=run)
-        fit(model, cells, build_objectives(config.objectives), settings, asked={"task": "pretrain"})
+        fit(model, cells, build_objectives(config.terms), settings, asked={"task": "pretrain"})
     if this_process()[0] == 0:
         model.save(target)
     return model
@@ -200,24 +216,24 @@ def build_corruption(spec: Mapping[str, Any]) -> Corruption:
     return from_dict(kind, {key: value for key, value in spec.items() if key != "name"}, where="corruption")
 
 
-def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:
-    """Untrained model of a configuration; its weights depend on ``train.seed`` and the vocabulary only."""
-    family = config.family
-    description = scgpt(
+def describe(config: PretrainConfig, vocabulary: Vocabulary) -> ModelConfig:
+    """Describe the model of a configuration, as its family does."""
+    return family_named(config.family.name).config(
         vocabulary,
-        dim=family.dim,
-        layers=family.layers,
-        heads=family.heads,
-        hidden=family.hidden,
-        dropout=family.dropout,
+        **config.family.sizes,
+        **config.family.options,
         generation=not isinstance(build_corruption(config.corruption), MaskValues),
         tokenizer=config.tokenizer,
     )
+
+
+def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:
+    """Untrained model of a configuration; its weights depend on ``train.seed`` and the vocabulary only."""
     with own_random_numbers(config.train.seed), torch.no_grad():
-        model = CellModel(description, vocabulary)
+        model = CellModel(describe(config, vocabulary), vocabulary)
         for name, parameter in model.encoder.named_parameters():
             if name.endswith(("attention.value.weight", "attention.out.weight")):
-                parameter.mul_(family.gain)
+                parameter.mul_(config.family.gain)
     return model
 
 
@@ -232,7 +248,7 @@ def _cells(config: PretrainConfig, collection: Collection, counts: pd.DataFrame,
     tokenizer = model.tokenizer
     if isinstance(corruption, GenerateExpression):
         # It chooses among all genes itself; the model is to see expressed ones only.
-        tokenizer = Tokenizer(replace(config.tokenizer, genes="all", length=None), model.vocabulary)
+        tokenizer = Tokenizer(replace(model.config.tokenizer, genes="all", length=None), model.vocabulary)
         share = (counts["expressing"] / counts["measured"]).reindex(model.vocabulary.tokens, fill_value=0.0)
         corruption = corruption.knowing(torch.tensor(share.to_numpy(), dtype=torch.float32))
     return CellDataModule(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections import Counter
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_fraction, check_text, check_type
 from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.config import ModelConfig
+from scgpt_tools.models.families import family_named
 from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.train.fit import FitConfig
 from scgpt_tools.train.lora import LoraConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from scgpt_tools.models.config import ExpressionConfig
 
 
 def check_model_and_cells(model: Any, adata: Any) -> None:
@@ -92,3 +97,71 @@ def check_validation(validation: Any) -> None:
         check_text("validation", validation)
     else:
         check_fraction("validation", validation, one=False)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Which weights a new model took over from the one it was made of."""
+
+    taken: tuple[str, ...]
+    """Names of tensors that were copied."""
+    fresh: tuple[str, ...]
+    """Names of tensors that start from scratch."""
+    left: tuple[str, ...]
+    """Names of tensors of the old model that the new one has no place for."""
+
+    def __str__(self) -> str:
+        parts = {
+            "Weights taken over": self.taken,
+            "starting from scratch": self.fresh,
+            "left behind": self.left,
+        }
+        return "; ".join(f"{what}: {_by_part(names)}" for what, names in parts.items()) + "."
+
+
+def perturbation_config(
+    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None, flag: int | None = None
+) -> ModelConfig:
+    """Describe the model of perturbations that a model becomes, as its family does."""
+    family = family_named(model.config.family)
+    if family.perturbation is None:
+        raise ValueError(
+            f"Expected a model that can learn perturbations, found one of the family {family.name!r}, which has no form "
+            "for them."
+        )
+    return family.perturbation(model.config, model.vocabulary, head=head, dropout=dropout, flag=flag)
+
+
+def perturbation_model(
+    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None, flag: int | None = None
+) -> tuple[CellModel, Transfer]:
+    """Make a model of perturbations from a pre-trained one, which stays as it is.
+
+    Parameters
+    ----------
+    model
+        Any model whose family has a form for perturbations.
+    head
+        Head of expression; ``None`` takes the family's.
+    dropout
+        Probability in the encoder; ``None`` keeps the model's.
+    flag
+        Flag of perturbed genes that it is about to be trained with.
+
+    Returns
+    -------
+    The model, and which weights it took over.
+    """
+    config = perturbation_config(model, head=head, dropout=dropout, flag=flag)
+    tuned = model.adapt(**{field.name: getattr(config, field.name) for field in fields(ModelConfig)})
+    tuned.name = f"{model.name} (perturb)"
+    old, new = model.state_dict(), tuned.state_dict()
+    taken = tuple(key for key in new if key in old and old[key].shape == new[key].shape)
+    fresh = tuple(key for key in new if key not in taken)
+    return tuned, Transfer(taken, fresh, tuple(key for key in old if key not in taken))
+
+
+def _by_part(names: Sequence[str]) -> str:
+    """Names of parts with how many tensors each has."""
+    parts = Counter(".".join(name.split(".")[: 1 if name.startswith("encoder.") else 2]) for name in names)
+    return ", ".join(f"{part} ({count} tensors)" for part, count in parts.items()) or "nothing"

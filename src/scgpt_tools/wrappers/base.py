@@ -15,8 +15,8 @@ from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.formats.scgpt import WEIGHTS
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
-from scgpt_tools.train.perturb import Transfer
 from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.train.starting import Transfer
 from scgpt_tools.wrappers.config import args_with, changed, check_changes, config_of, genes_of
 from scgpt_tools.wrappers.genes import listed, needed, vocabulary_of
 

@@ -10,7 +10,7 @@ import torch
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools.inference.runner import check_results, predicted_expression
-from scgpt_tools.models.families import scgpt_perturbation
+from scgpt_tools.models.families.scgpt import scgpt_perturbation
 from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.scgpt.generator import TransformerGenerator

@@ -1,4 +1,4 @@
-"""The families as configurations of the same parts."""
+"""scGPT in its three forms: of one modality, of perturbations, of several modalities."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from scgpt_tools.models.config import (
     HeadsConfig,
     ModelConfig,
 )
+from scgpt_tools.models.families.base import Family
 from scgpt_tools.tokens.modalities import default_modality, modality_names
+from scgpt_tools.tokens.perturbations import PERTURBED
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from scgpt_tools.tokens.modalities import ModalityConfig
     from scgpt_tools.vocabulary import Vocabulary
@@ -145,8 +147,41 @@ def scgpt_multiomic(
     )
 
 
-FAMILIES: dict[str, Callable[..., ModelConfig]] = {
-    "scgpt": scgpt,
-    "scgpt_perturbation": scgpt_perturbation,
-    "scgpt_multiomic": scgpt_multiomic,
-}
+def as_perturbation(
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    *,
+    head: ExpressionConfig | None = None,
+    dropout: float | None = None,
+    flag: int | None = None,
+) -> ModelConfig:
+    """Describe scGPT's generator in the sizes of another model; one that is a generator already keeps its flags."""
+    plain = scgpt_perturbation(vocabulary, dim=config.dim, heads=config.encoder.heads)
+    flags = config.embedder if config.embedder.perturbation_rows else plain.embedder
+    # Generators that do not say which flags they were trained with come from the originals, which have one.
+    trained = config.perturbation_flags or ((PERTURBED,) if config.embedder.perturbation_rows else ())
+    return replace(
+        config,
+        family=plain.family,
+        embedder=flags,
+        encoder=config.encoder if dropout is None else replace(config.encoder, dropout=dropout),
+        pooling="cls",
+        context=ContextConfig(),
+        heads=HeadsConfig(expression=head or ExpressionConfig(style="affine")),
+        tokenizer=plain.tokenizer,
+        domains=0,
+        batch_names=None,
+        perturbation_flags=config.perturbation_flags if flag is None else tuple(sorted({*trained, flag})),
+    )
+
+
+SCGPT_PERTURBATION = Family(
+    name="scgpt_perturbation", config=scgpt_perturbation, key="X_scGPT", perturbation=as_perturbation
+)
+SCGPT_MULTIOMIC = replace(SCGPT_PERTURBATION, name="scgpt_multiomic", config=scgpt_multiomic)
+SCGPT = replace(
+    SCGPT_PERTURBATION,
+    name="scgpt",
+    config=scgpt,
+    objectives={"pretrain": ({"name": "masked_expression"}, {"name": "masked_expression_from_cell"})},
+)

@@ -1,0 +1,42 @@
+"""The families of models by name; a package from outside adds rows to the table, or an entry point of the group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgpt_tools._lookup import lookup
+from scgpt_tools._plugins import with_plugins
+from scgpt_tools.models.families.base import Family
+from scgpt_tools.models.families.scgpt import SCGPT, SCGPT_MULTIOMIC, SCGPT_PERTURBATION
+
+if TYPE_CHECKING:
+    from scgpt_tools.models.config import ModelConfig
+
+__all__ = ["FAMILIES", "GROUP", "Family", "embedding_key", "family_named", "gene_embedding_key"]
+
+GROUP = "scgpt_tools.families"
+"""Entry points of other packages, each of which gives a :class:`Family` under its name."""
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (SCGPT, SCGPT_PERTURBATION, SCGPT_MULTIOMIC)}
+
+
+def family_named(name: str) -> Family:
+    """Look up a family, those of other packages included.
+
+    Raises
+    ------
+    ValueError
+        If there is none of this name.
+    """
+    return lookup(with_plugins(FAMILIES, GROUP, Family), name, "family of models")
+
+
+def embedding_key(config: ModelConfig) -> str:
+    """Key of ``obsm`` for embeddings of a model, whose family need not be installed."""
+    family = with_plugins(FAMILIES, GROUP, Family).get(config.family)
+    return f"X_{config.family}" if family is None else family.key
+
+
+def gene_embedding_key(config: ModelConfig) -> str:
+    """Key of ``varm`` for gene embeddings of a model."""
+    return f"{embedding_key(config)}_genes"

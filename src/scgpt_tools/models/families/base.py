@@ -1,0 +1,45 @@
+"""What sets one family of models apart from another, beside the configuration of its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from scgpt_tools.models.config import ModelConfig
+    from scgpt_tools.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of models: how it is described, and what functions that take any model have to ask it.
+
+    Calling it describes a model, which is what :attr:`config` does.
+    """
+
+    name: str
+    """``family`` of the configuration of its models."""
+    config: Callable[..., ModelConfig]
+    """Describe a model that starts from scratch, its tokenizer included.
+
+    Takes a vocabulary and, by name, ``dim``, ``layers``, ``heads``, ``hidden`` and ``dropout``; for pre-training also
+    ``tokenizer`` (``None`` for the family's own) and ``generation`` (whether values are to be generated).  Each has the
+    default of the family, and further arguments are its own."""
+    key: str
+    """Key of its embeddings in ``obsm``, unless another is asked for."""
+    perturbation: Callable[..., ModelConfig] | None = None
+    """Describe the model of perturbations that a model becomes; ``None`` for a family without.
+
+    Takes the configuration and the vocabulary of the model and, by name, ``head`` (of expression), ``dropout`` and
+    ``flag`` (of perturbed genes), each ``None`` for the family's own or the model's."""
+    objectives: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Loss terms by task, each a ``name`` and its options, as a configuration file holds them.
+
+    ``"pretrain"`` is needed to pre-train; other tasks have the usual terms (:data:`~scgpt_tools.objectives.RECIPES`)
+    unless they are named here."""
+
+    def __call__(self, vocabulary: Vocabulary, **options: Any) -> ModelConfig:
+        """Describe a model that starts from scratch."""
+        return self.config(vocabulary, **options)
