@@ -75,7 +75,7 @@ def test_finished_perturbations_are_kept(cells, model, tmp_path, monkeypatch):
     store = tmp_path / "store"
     first = sct.tl.screen(cells, PERTS[:2], model, store=store)
     asked = []
-    predict = sct.tl._perturbation.Predictor.predict
+    predict = sct.inference.perturbation.Predictor.predict
 
     def counting(self, rows, perturbed, **options):
         asked.append(perturbed[0])
