@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from scgpt_tools.nn.output import CellOutput
 
-_PER_TOKEN = ("genes", "values", "mask", "modality", "perturbed", "generated")
-
 
 def tiny_vocabulary(genes: int = 24) -> Vocabulary:
     """Make a vocabulary of a few genes with the special tokens between them.
@@ -93,7 +91,7 @@ def tiny_batch(model: CellModel, lengths: Sequence[int] = (6, 9, 3, 7), rng: int
         batch = batch.replace(modality=torch.from_numpy(random.integers(config.context.modalities, size=mask.shape)))
     if config.embedder.perturbation_rows:
         batch = batch.replace(perturbed=torch.from_numpy(random.integers(2, size=mask.shape)))
-    return batch.to(model.device)
+    return batch.check().to(model.device)
 
 
 def check_padding(model: CellModel, batch: TokenBatch) -> None:
@@ -115,7 +113,7 @@ def check_gene_order(model: CellModel, batch: TokenBatch) -> None:
     """Genes have no order: moved tokens keep their embeddings, and the cell keeps its own."""
     order = [0, *range(int(batch.mask.sum(dim=1).min()) - 1, 0, -1)]
     rest = range(len(order), batch.genes.shape[1])
-    moved = _per_token(batch, lambda tensor: tensor[:, [*order, *rest]])
+    moved = batch.map(lambda tensor: tensor[:, [*order, *rest]], "token")
     with torch.no_grad():
         expected, found = model(batch), model(moved)
     _same(found.tokens, expected.tokens[:, [*order, *rest]], "tokens")
@@ -139,7 +137,7 @@ def check_batching(model: CellModel, batch: TokenBatch) -> None:
         together = model(batch)
         for row in range(len(batch)):
             length = int(batch.mask[row].sum())
-            single = model(_shortened(batch.select(slice(row, row + 1)), length))
+            single = model(batch.select(slice(row, row + 1)).shortened(length))
             _same(single.cell, together.cell[row : row + 1], f"embedding of cell {row}")
             _same(single.tokens, together.tokens[row : row + 1, :length], f"tokens of cell {row}")
 
@@ -243,24 +241,15 @@ def _readable(model: CellModel, value: float) -> float:
     return value if rows is None else value % rows
 
 
-def _per_token(batch: TokenBatch, change: Callable[[Tensor], Tensor]) -> TokenBatch:
-    there = {name: getattr(batch, name) for name in _PER_TOKEN if getattr(batch, name) is not None}
-    return batch.replace(**{name: change(tensor) for name, tensor in there.items()})
-
-
-def _shortened(batch: TokenBatch, length: int) -> TokenBatch:
-    return _per_token(batch, lambda tensor: tensor[:, :length])
-
-
 def _padded(batch: TokenBatch, more: int) -> TokenBatch:
     """Append columns of padding that hold what the first ones hold, but are no real tokens."""
-    longer = _per_token(batch, lambda tensor: torch.cat((tensor, tensor[:, :1].expand(-1, more)), dim=1))
+    longer = batch.map(lambda tensor: torch.cat((tensor, tensor[:, :1].expand(-1, more)), dim=1), "token")
     return longer.replace(mask=F.pad(batch.mask, (0, more)))
 
 
 def _with_rubbish(batch: TokenBatch) -> TokenBatch:
     """Put the tokens of the next cell where a cell has padding."""
-    mixed = _per_token(batch, lambda tensor: torch.where(batch.mask, tensor, tensor.roll(1, dims=0)))
+    mixed = batch.map(lambda tensor: torch.where(batch.mask, tensor, tensor.roll(1, dims=0)), "token")
     return mixed.replace(mask=batch.mask)
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.tokens.batch import DECLARED, TokenBatch
 from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
 
 LENGTHS = (13, 2, 9, 1, 12)
 PAD = 0
-INPUTS = ("genes", "values", "mask", "modality", "generated")
+INPUTS = [name for name, declared in DECLARED.items() if declared.read]
 
 
 @pytest.fixture
@@ -156,3 +156,18 @@ def test_other_arguments_that_cannot_be():
 
 def pairs(genes: torch.Tensor, values: torch.Tensor):
     return zip(genes.tolist(), values.tolist(), strict=True)
+
+
+def test_every_channel_of_a_value_is_hidden(batch):
+    """A bin or a rank beside the value tells it as well, so both go with it."""
+    batch = batch.replace(bins=batch.genes % 7, positions=batch.genes % 11)
+    seen = MaskValues(mask_bin=8, mask_position=12)(batch, 0)
+    assert (seen.bins[seen.hidden] == 8).all()
+    assert (seen.positions[seen.hidden] == 12).all()
+    assert torch.equal(seen.target_bins, batch.bins)
+    for name in ("bins", "positions"):
+        assert torch.equal(getattr(seen, name)[~seen.hidden], getattr(batch, name)[~seen.hidden])
+    with pytest.raises(ValueError, match="Expected `mask_bin` to hide the `bins`"):
+        MaskValues(mask_position=12)(batch, 0)
+    with pytest.raises(ValueError, match="Expected `mask_position`"):
+        GenerateValues(mask_bin=8)(batch, 0)

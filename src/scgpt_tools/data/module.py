@@ -167,7 +167,7 @@ class CellDataModule:
                 keys = table.source.keys[mine - self.starts[number]]
                 places = np.searchsorted(mine, asked)
                 parts.append(self.tokenizer(X, table.features, keys, rng=seed, rows=places, index=mine))
-        batch = assemble(parts, cells, pad_id=self.tokenizer.vocabulary.pad_id, config=self.tokenizer.config)
+        batch = assemble(parts, cells, self.tokenizer.padding)
         return batch.replace(batch=_labels(self.batch, cells), label=_labels(self.label, cells))
 
     @property

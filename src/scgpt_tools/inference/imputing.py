@@ -117,18 +117,11 @@ def unit_of(part: ModalityConfig) -> str:
 
 def _with_questions(model: CellModel, batch: TokenBatch, ids: Tensor, modality: int) -> TokenBatch:
     """The cells with tokens to be generated behind their own, padding included."""
-    n_cells, n_asked = len(batch), len(ids)
-    config = model.config.tokenizer
-
-    def longer(tensor: Tensor, filler: Tensor | Sequence[float] | float) -> Tensor:
-        more = torch.as_tensor(filler, dtype=tensor.dtype).expand(n_cells, n_asked)
-        return torch.cat((tensor, more), dim=1)
-
-    generated = longer(torch.zeros_like(batch.mask), filler=1)
-    return batch.replace(
-        genes=longer(batch.genes, ids),
-        values=longer(batch.values, config.mask_value),
-        mask=longer(batch.mask, filler=1),
-        modality=longer(batch.require("modality"), modality),
-        generated=generated,
+    return batch.appended(
+        len(ids),
+        genes=ids,
+        values=model.config.tokenizer.mask_value,
+        mask=True,
+        modality=modality,
+        generated=True,
     )

@@ -1,24 +1,24 @@
 """What is hidden from the network so that it can be asked for it: token batch in, token batch with targets out.
 
 Every corruption keeps the truth in ``target`` and marks in ``hidden`` where a prediction is scored; a value that is
-hidden is nowhere among the inputs.  B cells, L tokens a cell.
+hidden is nowhere among the inputs, in none of its channels.  B cells, L tokens a cell.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scgpt_tools._validate import as_generator, check_choice, check_fraction, check_integer
+from scgpt_tools.tokens.batch import DECLARED
 from scgpt_tools.tokens.orders import draws
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scgpt_tools._types import RngLike
     from scgpt_tools.tokens.batch import TokenBatch
 
@@ -29,23 +29,58 @@ Count: TypeAlias = Literal["exact", "bernoulli"]
 _HIDE = 3
 
 
-class Corruption(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Corruption(ABC):
     """Anything that hides part of a batch."""
 
+    mask_value: float = -1.0
+    """What the network sees in place of a hidden value."""
+    mask_bin: int | None = None
+    """What it sees in place of its bin, where tokens have bins."""
+    mask_position: int | None = None
+    """What it sees in place of its position, where tokens have positions."""
+
+    name: ClassVar[str]
+    """What the corruption is called in configurations."""
+
+    @abstractmethod
     def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
         """Hide part of a batch; the batch given is not changed."""
 
+    def hide(self, batch: TokenBatch, places: Tensor) -> TokenBatch:
+        """Put markers at some places (B, L) of every channel of the value, and keep the truth.
+
+        Raises
+        ------
+        ValueError
+            If the batch has a channel that this corruption has no marker for.
+        """
+        changed = {}
+        for name, tensor in batch.present("token").items():
+            declared = DECLARED[name]
+            if declared.marker is None:
+                continue
+            marker = getattr(self, declared.marker)
+            if marker is None:
+                raise ValueError(
+                    f"Expected `{declared.marker}` to hide the `{name}` of tokens, which tell their values; found none. "
+                    "Pass it to the corruption."
+                )
+            changed[name] = tensor.masked_fill(places, marker)
+            if declared.truth is not None:
+                changed[declared.truth] = tensor
+        return batch.replace(**changed, hidden=places)
+
 
 @dataclass(frozen=True, kw_only=True)
-class MaskValues:
+class MaskValues(Corruption):
     """Replace some values by a marker; the genes stay visible (scGPT ``random_mask_value`` and ``DataCollator``)."""
 
+    name: ClassVar[str] = "mask_values"
     ratio: float | tuple[float, ...] = 0.4
     """Part of the values to hide; of several, one is drawn for each batch."""
     count: Count = "exact"
     """``exact`` hides ``int(ratio * n)`` of the n values of a cell, ``bernoulli`` each with probability ``ratio``."""
-    mask_value: float = -1.0
-    """What the network sees instead."""
     keep_first: int = 1
     """Leading tokens never to hide; 0 lets the cell token be hidden too, as scGPT's fine-tuning does."""
     zeros: bool = True
@@ -70,23 +105,22 @@ class MaskValues:
         -------
         The batch with the marker in ``values``, the truth in ``target`` and its places in ``hidden``.
         """
-        rng = as_generator(rng)
+        return self.hide(batch, self.places(batch, as_generator(rng)))
+
+    def places(self, batch: TokenBatch, rng: np.random.Generator) -> Tensor:
+        """(B, L) where to hide."""
         ratio = _draw_ratio(self.ratio, rng)
         candidates = _candidates(batch, self.keep_first)
         if not self.zeros:
             candidates &= batch.values != 0
         noise = _noise(batch, rng)
-        if self.count == "exact":
-            hidden = _smallest(noise, candidates, (candidates.sum(1).double() * ratio).long())
-        else:
-            hidden = candidates & (noise < ratio)
-        return batch.replace(
-            values=batch.values.masked_fill(hidden, self.mask_value), target=batch.values, hidden=hidden
-        )
+        if self.count == "bernoulli":
+            return candidates & (noise < ratio)
+        return _smallest(noise, candidates, (candidates.sum(1).double() * ratio).long())
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateValues:
+class GenerateValues(Corruption):
     """Split each cell into genes that are seen and genes whose values are asked for (scGPT's generative pre-training).
 
     With W the width of the longest cell and r the ratio, the last ``int((W - keep_first) * r)`` places are for tokens
@@ -94,10 +128,9 @@ class GenerateValues:
     random, to the generated side; both sides are padded on their right.
     """
 
+    name: ClassVar[str] = "generate_values"
     ratio: float | tuple[float, ...] = (0.25, 0.5, 0.75)
     """Part of the genes to generate; of several, one is drawn for each batch."""
-    mask_value: float = -1.0
-    """What stands in ``values`` of generated tokens."""
     keep_first: int = 1
     """Leading tokens that are always perceived, such as the cell token."""
 
@@ -122,24 +155,18 @@ class GenerateValues:
         """
         rng = as_generator(rng)
         ratio = _draw_ratio(self.ratio, rng)
-        batch = _trimmed(batch)
+        batch = batch.shortened(int(batch.mask.sum(1).max()) if len(batch) else 0)  # no column that is all padding
         candidates = _candidates(batch, self.keep_first)
         chosen = _smallest(_noise(batch, rng), candidates, (candidates.sum(1).double() * ratio).long())
         width = batch.genes.shape[1]
         n_generated = int(max(width - self.keep_first, 0) * ratio)
-        split = _gathered(batch, _order(batch.mask, chosen, width - n_generated))
+        split = batch.gathered(_order(batch.mask, chosen, width - n_generated))
         generated = (torch.arange(width, device=batch.genes.device) >= width - n_generated).expand_as(split.mask)
-        hidden = generated & split.mask
-        return split.replace(
-            values=split.values.masked_fill(hidden, self.mask_value),
-            target=split.values,
-            hidden=hidden,
-            generated=generated,
-        )
+        return self.hide(split, generated & split.mask).replace(generated=generated)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateExpression:
+class GenerateExpression(Corruption):
     """Show some expressed genes of each cell; ask for the values of others, expressed ones and silent ones.
 
     What makes a kind of cell is which genes it expresses at all, so half of the questions are about genes without any
@@ -151,14 +178,13 @@ class GenerateExpression:
     is asked for as often in cells that express it as in others, and only knowing the cell can help.
     """
 
+    name: ClassVar[str] = "generate_expression"
     shown: int = 256
     """Most expressed genes to show."""
     expressed: int = 64
     """Most expressed genes to ask for; never more than a third of the cell's."""
     silent: int = 64
     """Most genes without expression to ask for."""
-    mask_value: float = -1.0
-    """What stands in ``values`` of tokens to be generated."""
     keep_first: int = 1
     """Leading tokens that are always shown, such as the cell token."""
     frequency: Tensor | None = field(default=None, init=False, repr=False, compare=False)
@@ -216,14 +242,9 @@ class GenerateExpression:
         place = torch.where(kept, 1, 2)
         place[:, : self.keep_first + shown.shape[1]] -= kept[:, : self.keep_first + shown.shape[1]].long()
         order = place.argsort(dim=1, stable=True)[:, : int(kept.sum(1).max()) if len(batch) else 0]
-        chosen = _gathered(batch, columns.gather(1, order)).replace(mask=kept.gather(1, order))
+        chosen = batch.gathered(columns.gather(1, order)).replace(mask=kept.gather(1, order))
         hidden = place.gather(1, order) == 1
-        return chosen.replace(
-            values=chosen.values.masked_fill(hidden | ~chosen.mask, self.mask_value),
-            target=chosen.values,
-            hidden=hidden,
-            generated=hidden,
-        )
+        return self.hide(chosen, hidden | ~chosen.mask).replace(hidden=hidden, generated=hidden)
 
 
 # By name in files that describe pre-training, which reads one modality: `HideModalities`, which needs several, has no
@@ -285,12 +306,6 @@ def _first(noise: Tensor, candidates: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return smallest.indices, smallest.values.isfinite()
 
 
-def _trimmed(batch: TokenBatch) -> TokenBatch:
-    """Without columns that are padding in every cell."""
-    width = int(batch.mask.sum(1).max()) if len(batch) else 0
-    return _per_token(batch, lambda tensor: tensor[:, :width])
-
-
 def _order(mask: Tensor, chosen: Tensor, n_perceived: int) -> Tensor:
     """Columns in the order: perceived tokens, padding up to ``n_perceived``, generated tokens, the other padding.
 
@@ -304,14 +319,3 @@ def _order(mask: Tensor, chosen: Tensor, n_perceived: int) -> Tensor:
     place[padding & (padding.cumsum(1) <= left)] = 1
     place[padding & (padding.cumsum(1) > left)] = 3
     return place.argsort(dim=1, stable=True)
-
-
-def _gathered(batch: TokenBatch, order: Tensor) -> TokenBatch:
-    return _per_token(batch, lambda tensor: tensor.gather(1, order))
-
-
-def _per_token(batch: TokenBatch, change: Callable[[Tensor], Tensor]) -> TokenBatch:
-    """Change every field that has one entry per token."""
-    names = ("genes", "values", "mask", "modality", "perturbed")
-    fields = {name: getattr(batch, name) for name in names}
-    return batch.replace(**{name: change(tensor) for name, tensor in fields.items() if tensor is not None})

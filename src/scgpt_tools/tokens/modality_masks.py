@@ -7,13 +7,13 @@ B cells, L tokens a cell, M modalities.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
 from scgpt_tools._validate import as_generator, check_fraction
-from scgpt_tools.tokens.corruptions import MaskValues
+from scgpt_tools.tokens.corruptions import Corruption, MaskValues
 from scgpt_tools.tokens.orders import draws
 
 if TYPE_CHECKING:
@@ -27,21 +27,20 @@ _WHOLE = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class HideModalities:
+class HideModalities(Corruption):
     """Ask for one whole modality of some cells, given all others, and for some values of all in the other cells.
 
     What is asked for whole is generated: the cell token and the other modalities do not see its tokens, just as if the
     cell had not been measured in it.
     """
 
+    name: ClassVar[str] = "hide_modalities"
     modalities: tuple[int, ...]
     """Numbers of modalities that may be asked for whole: those whose tokens are all features of a panel."""
     whole: float = 0.5
     """Part of the cells to ask for a whole modality, among those that have another one as well."""
     ratio: float = 0.4
     """Part of the values to hide in the other cells."""
-    mask_value: float = -1.0
-    """What the network sees instead."""
     generate: bool = True
     """Mark what is asked for whole as generated; for models without the vector that stands for such values, False
     shows it as masked."""
@@ -66,17 +65,12 @@ class HideModalities:
         The batch with the marker in ``values``, the truth in ``target`` and its places in ``hidden``.
         """
         rng = as_generator(rng)
-        masked = MaskValues(ratio=self.ratio, mask_value=self.mask_value)(batch, rng)
+        masked = MaskValues(ratio=self.ratio).places(batch, rng)
         asked = self._asked(batch, rng)
         chosen = asked.any(dim=1)
-        hidden = torch.where(chosen[:, None], asked, masked.require("hidden"))
+        hidden = torch.where(chosen[:, None], asked, masked)
         generated = asked if self.generate and bool(chosen.any()) else None
-        return batch.replace(
-            values=batch.values.masked_fill(hidden, self.mask_value),
-            target=batch.values,
-            hidden=hidden,
-            generated=generated,
-        )
+        return self.hide(batch, hidden).replace(generated=generated)
 
     def _asked(self, batch: TokenBatch, rng: np.random.Generator) -> Tensor:
         """(B, L) tokens of the modality that is asked for, nowhere true for cells that are asked for none."""

@@ -106,6 +106,16 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.config})"
 
+    @property
+    def padding(self) -> dict[str, float]:
+        """What stands at padding, of the fields of a batch where that depends on the model."""
+        modalities = self.config.modalities
+        return {
+            "genes": self.vocabulary.pad_id,
+            "values": self.config.pad_value,
+            "modality": modalities.index("<pad>") if modalities else 0,
+        }
+
     def __call__(
         self,
         X: sp.csr_matrix,

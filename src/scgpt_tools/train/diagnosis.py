@@ -127,9 +127,8 @@ def likely_cause(
     -------
     A sentence or two with what to do.
     """
-    for name in ("values", "target"):
-        tensor = getattr(batch, name)
-        if tensor is not None and not _finite(tensor[batch.mask]):
+    for name, tensor in batch.present("token").items():
+        if tensor.is_floating_point() and not _finite(tensor[batch.mask]):
             return f"The `{name}` of this minibatch are not finite: check the matrix that the cells come from."
     if batch.hidden is not None and not bool(batch.hidden.any()):
         return (

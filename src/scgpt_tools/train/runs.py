@@ -199,7 +199,8 @@ def _alike(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, bega
     if name == "values" and None in (before.get(name), now.get(name)):
         # The same cells may be on disk, where looking at all of them takes long.
         return True
-    return name in before and name in now and bool(before[name] == now[name])
+    # What a run was not asked is None, as it is for a setting that came later.
+    return bool(before.get(name) == now.get(name))
 
 
 def _flat(asked: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -28,6 +28,7 @@ from scgpt_tools.models.scgpt.base import (
     pad_id_of,
 )
 from scgpt_tools.models.scgpt.parts import results_of
+from scgpt_tools.tokens.batch import TokenBatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -399,11 +400,7 @@ def _with_generated(
     src: Tensor, values: Tensor, padding: Tensor, genes: Tensor, gene_padding: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tokens to be generated behind those that are seen, and where they are."""
-    if gene_padding is None:
-        gene_padding = torch.zeros_like(genes, dtype=torch.bool)
-    return (
-        torch.cat((src, genes), dim=1),
-        torch.cat((values, torch.zeros_like(genes, dtype=values.dtype)), dim=1),
-        torch.cat((padding, gene_padding), dim=1),
-        torch.cat((torch.zeros_like(padding), torch.ones_like(gene_padding)), dim=1),
-    )
+    there = True if gene_padding is None else ~gene_padding
+    batch = TokenBatch(genes=src, values=values, mask=~padding)
+    longer = batch.appended(genes.shape[1], genes=genes, values=0, mask=there, generated=True)
+    return longer.genes, longer.values, ~longer.mask, longer.require("generated")
