@@ -190,7 +190,7 @@ def load(folder: Path, name: str) -> md.MuData:
 
 
 def tuned(mdata: md.MuData, seed: int, **changes: object) -> sct.CellModel:
-    arguments = HOW | {"modalities": {"rna": RNA, "prot": {}}, "seed": seed} | changes
+    arguments = HOW | {"modalities": {"rna": RNA, "prot": {}}, "rng": seed} | changes
     return sct.train.finetune(MODEL, mdata, **arguments)
 
 

@@ -89,10 +89,10 @@ def test_cells_of_the_training_are_left_out(tmp_path):
     recipe = tmp_path / RECIPE
     names = pbmc_demo().obs_names
     assert unseen_cells(recipe, names).all()
-    recipe.write_text("data: {paths: [cells.h5ad], test: 0.2, validation: 0.1, split_seed: 3}")
+    recipe.write_text("data: {paths: [cells.h5ad], test: 0.2, validation: 0.1, rng: 3}")
     unseen = unseen_cells(recipe, names)
     assert unseen.sum() == 140
-    config = DataConfig(paths=("cells.h5ad",), test=0.2, validation=0.1, split_seed=3)
+    config = DataConfig(paths=("cells.h5ad",), test=0.2, validation=0.1, rng=3)
     pbmc_demo()[::-1].copy().write_h5ad(tmp_path / "cells.h5ad")
     with open_collection(config, tmp_path) as collection:
         assert set(collection.sources[0].names[collection.cells("test")]) == set(names[unseen])

@@ -6,6 +6,7 @@ import pytest
 
 from scgpt_tools._validate import (
     as_generator,
+    as_seed,
     check_choice,
     check_finite,
     check_flag,
@@ -74,7 +75,7 @@ def test_good_values_come_back():
         (lambda: check_key_name("key_added", "a/b"), ValueError, "without '/'"),
         (lambda: check_key_name("key_added", "."), ValueError, "not of dots alone"),
         (lambda: check_finite("it", [[1.0, 2.0], [1.0, np.nan]], "Look."), ValueError, r"1 of 2 rows .*row 1.* Look\."),
-        (lambda: as_generator("seed"), TypeError, "`rng` to be a seed"),
+        (lambda: as_generator("seed"), TypeError, "`rng` to be a whole number"),
     ],
 )
 def test_bad_values_are_refused(check, error, message):
@@ -87,3 +88,20 @@ def test_generators_follow_their_seed_and_are_passed_through():
     generator = np.random.default_rng(1)
     assert as_generator(generator) is generator
     assert as_generator(None).random() != as_generator(None).random()
+
+
+def test_seeds():
+    assert as_seed(7) == as_seed(np.int64(7)) == 7
+    assert as_seed(np.random.default_rng(0)) == as_seed(np.random.default_rng(0))
+    generator = np.random.default_rng(0)
+    assert as_seed(generator) != as_seed(generator)
+    assert as_seed(None) != as_seed(None)
+    assert as_seed(2**64 - 1) < 2**63
+    assert as_seed(2**33 + 5, bits=32) == 5
+    assert as_seed(None, bits=32) < 2**32
+
+
+@pytest.mark.parametrize(("rng", "error"), [(-1, ValueError), (True, TypeError), ("1", TypeError), (1.5, TypeError)])
+def test_seeds_that_cannot_be(rng, error):
+    with pytest.raises(error, match="Expected `rng`"):
+        as_seed(rng)

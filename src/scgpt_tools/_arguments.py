@@ -162,7 +162,6 @@ RANGES: dict[str, Check] = {
     "n_labels": _COUNT,
     "num_workers": _COUNT,
     "rank": _COUNT,
-    "seed": _COUNT,
     "size": _POSITIVE,
     "target_sum": _POSITIVE,
     "threshold": check_fraction,

@@ -33,8 +33,13 @@ batch
     fine-tuning for integration makes them), and refused by all others.""",
     "rng": """\
 rng
-    Seed for sampling genes of long cells and for ties between bins.  The draws of a cell depend on the seed and its
-    name only, never on batch size or order.""",
+    For sampling genes of long cells and for ties between bins: a whole number, a generator, or ``None`` for fresh
+    entropy; the number that was used is recorded.  The draws of a cell depend on it and on the name of the cell only,
+    never on batch size or order.""",
+    "rng_simple": """\
+rng
+    What is drawn with: a whole number, a generator, or ``None`` for fresh entropy; the number that was used is
+    recorded.""",
     "show_progress": """\
 show_progress
     Draw a progress bar; ``None`` follows :data:`scgpt_tools.settings`.""",

@@ -27,7 +27,7 @@ Expects: TypeAlias = Literal["counts", "log1p", "any"]
 """Unit of expression that a tokenizer was made for."""
 
 RngLike: TypeAlias = "int | np.random.Generator | None"
-"""A seed, a generator, or ``None`` for fresh entropy."""
+"""A whole number, a generator, which gives one draw, or ``None`` for fresh entropy."""
 
 Layers: TypeAlias = str | Mapping[str, str] | None
 """A key of ``layers``; for a MuData also one for each modality; ``None`` for ``X``."""

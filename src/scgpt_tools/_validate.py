@@ -228,12 +228,24 @@ def check_fits(name: str, values: Any, shape: tuple[int, ...]) -> Any:
 
 
 def as_generator(rng: RngLike) -> np.random.Generator:
-    """A generator from a seed, a generator (taken as it is) or ``None``."""
+    """A generator from a whole number, a generator (taken as it is) or ``None``, which is fresh entropy."""
     if isinstance(rng, bool) or not (rng is None or isinstance(rng, Integral | np.random.Generator)):
-        raise TypeError(f"Expected `rng` to be a seed, a numpy.random.Generator or None, found {type(rng).__name__}.")
+        raise TypeError(
+            f"Expected `rng` to be a whole number, a numpy.random.Generator or None, found {type(rng).__name__}."
+        )
     if isinstance(rng, Integral) and rng < 0:
         raise ValueError(f"Expected `rng` to be at least 0, found {rng}.")
     return np.random.default_rng(rng)
+
+
+def as_seed(rng: RngLike, *, bits: int = 63) -> int:
+    """The whole number that draws are hashed with, and that results record.
+
+    A number is taken as it is, cut to ``bits``; a generator gives one draw, and ``None`` fresh entropy.
+    """
+    generator = as_generator(rng)
+    number = int(rng) if isinstance(rng, Integral) else int(generator.integers(0, 2**63 - 1, endpoint=True))
+    return number & (2**bits - 1)
 
 
 def _shown(value: object) -> str:

@@ -232,7 +232,7 @@ def demo(*, output: str = "demo_output", model: str = "scgpt-demo", rng: int = 0
     model
         Another model: a released name, a repository of the Hugging Face Hub, or a folder.
     rng
-        Seed of everything that is drawn.
+        Whole number, generator or ``None`` (fresh entropy) for everything that is drawn.
     """
     # Imported by name like the function of every command, which is of the same layer here.
     print(import_module("scgpt_tools.demo").run_demo(output, model=model, rng=rng))

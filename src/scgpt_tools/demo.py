@@ -92,7 +92,7 @@ def run_demo(output: str | PathLike[str], *, model: str | PathLike[str] = "scgpt
     model
         A released name, a repository or a folder.
     rng
-        Seed of tokens, of the untrained model, of clusters and of the figure.
+        Whole number, generator or ``None`` (fresh entropy) for tokens, of the untrained model, of clusters and of the figure.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def unseen_cells(recipe: Path, names: Sequence[str]) -> NDArray[np.bool_]:
     if not recipe.is_file():
         return np.ones(len(names), dtype=bool)
     data = read_config(recipe).data
-    parts = split_cells(names, test=data.test, val=data.validation, seed=data.split_seed)
+    parts = split_cells(names, test=data.test, val=data.validation, seed=data.rng)
     return parts == "test" if data.test else np.ones(len(names), dtype=bool)
 
 
@@ -146,7 +146,7 @@ def untrained_twin(model: CellModel, rng: int) -> CellModel:
     model
         The model.
     rng
-        Seed of the weights.
+        Whole number, generator or ``None`` (fresh entropy) for the weights.
 
     Returns
     -------

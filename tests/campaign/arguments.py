@@ -30,7 +30,6 @@ WRONG: dict[str, dict[str, Any]] = {
     "count": {**NO_INTEGER, "zero": 0, "negative": -3, "none": None},
     "whole": {**NO_INTEGER, "negative": -3, "none": None},
     "seed": {**NO_INTEGER, "negative": -3, "none": None},
-    "seed or none": {**NO_INTEGER, "negative": -3},
     "fraction": {**NO_NUMBER, "negative": -0.1, "above": 1.5, "none": None},
     "number": {**NO_NUMBER, "none": None},
     "positive": {**NO_NUMBER, "zero": 0.0, "negative": -1.0, "none": None},
@@ -137,7 +136,7 @@ KINDS: dict[str, str] = {
         "choice",
     ),
     **dict.fromkeys(
-        "batch batch_key count_key de_key group groupby groups key label label_key layer modality pairs part "
+        "batch batch_key condition_key count_key de_key group groupby groups key label label_key layer modality pairs part "
         "perturbation predicted source split tokens truth color monitor".split(),
         "present",
     ),
@@ -177,8 +176,6 @@ OTHER_KINDS: dict[str, str] = {
     "pl.joint_embedding.color": "present, one or more",
     "pl.perturbation_de.genes": "texts",
     "pl.perturbation_heatmap.genes": "texts",
-    "pp.preprocess.rng": "seed or none",
-    "pp.tokenize.rng": "seed or none",
     "pl.gene_network.genes": "texts",
     "pl.gene_network.programs": "present",
     "pl.program_heatmap.programs": "texts",
@@ -241,7 +238,7 @@ def kind_of(subject: Subject, name: str) -> str:
 
 def takes_none(parameter: inspect.Parameter) -> bool:
     """Whether a parameter may be None."""
-    return "None" in str(parameter.annotation) or str(parameter.annotation) == "Layers"
+    return "None" in str(parameter.annotation) or str(parameter.annotation) in ("Layers", "RngLike")
 
 
 ALIKE: dict[str, tuple[Callable[[Any], Any], ...]] = {

@@ -37,11 +37,11 @@ def test_kept_bins_give_the_tokens_that_the_values_give(binned, vocabulary, tmp_
     tokenizer = Tokenizer(CONFIG, vocabulary)
     values, bins = RowSource(table), RowSource(table, layer=kept.layer)
     rows = np.arange(len(values))
-    first = tokenizer(values.take(rows), kept.features, values.keys, rng=kept.settings.seed)
-    second = tokenizer(bins.take(rows), kept.features, bins.keys, rng=kept.settings.seed, prebinned=True)
+    first = tokenizer(values.take(rows), kept.features, values.keys, rng=kept.settings.rng)
+    second = tokenizer(bins.take(rows), kept.features, bins.keys, rng=kept.settings.rng, prebinned=True)
     for name in ("genes", "values", "mask"):
         assert torch.equal(getattr(first, name), getattr(second, name))
-    assert (kept.settings.seed, kept.settings.bins, kept.settings.ties) == (5, 51, "random")
+    assert (kept.settings.rng, kept.settings.bins, kept.settings.ties) == (5, 51, "random")
     assert (kept.settings.layer, kept.settings.genes, kept.settings.model) == (None, None, "")
 
 

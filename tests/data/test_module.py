@@ -97,11 +97,11 @@ def test_padding_is_padding_where_tables_meet(tables, tokenizer, vocabulary):
 
 
 def test_epochs_differ_and_seeds_decide(data):
-    loader = data.loader("train", batch_size=5, seed=3)
+    loader = data.loader("train", batch_size=5, rng=3)
     first, second = list(loader), list(loader)
-    all_same(first, data.loader("train", batch_size=5, seed=3))
+    all_same(first, data.loader("train", batch_size=5, rng=3))
     assert any(not torch.equal(a.index, b.index) for a, b in zip(first, second, strict=True))
-    other = list(data.loader("train", batch_size=5, seed=4))
+    other = list(data.loader("train", batch_size=5, rng=4))
     assert any(not torch.equal(a.index, b.index) for a, b in zip(first, other, strict=True))
 
 

@@ -57,7 +57,7 @@ def test_pairs_add_up(changes):
 
 
 def test_the_seed_and_the_strength_decide():
-    first, again, other = (simulated_screen(n_cells=5, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (simulated_screen(n_cells=5, rng=seed) for seed in (0, 0, 1))
     assert (first.X != again.X).nnz == 0
     assert (first.X != other.X).nnz > 0
     flat = simulated_screen(n_cells=40, strength=0)

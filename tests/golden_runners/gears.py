@@ -36,7 +36,7 @@ def split_of(run: dict, conditions: list[str]):
             options[field] = tuple(item for item in names if item in known)
     options["only_test_genes"] = bool(params.pop("only_test_set_perts", False))
     assert not params, f"unknown parameters of a split: {params}"
-    return split_conditions(conditions, run["split"], options=SplitOptions(seed=run["seed"], **options))
+    return split_conditions(conditions, run["split"], options=SplitOptions(rng=run["seed"], **options))
 
 
 def run_splits(folder: Path, case: dict) -> None:

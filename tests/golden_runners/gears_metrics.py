@@ -125,7 +125,7 @@ def check_with_controls(found, given, kind, expected, lists) -> None:
 def run_pipeline(folder: Path, case: dict) -> None:
     found, expected = arrays(folder / "input.npz"), read(folder / "pipeline.json")
     conditions, cells = found["condition"], matrix(found)
-    options = SplitOptions(seed=expected["split_seed"], train_genes=expected["train_gene_set_size"])
+    options = SplitOptions(rng=expected["split_seed"], train_genes=expected["train_gene_set_size"])
     split = split_conditions(conditions.tolist(), options=options)
     assert split.assignment() == expected["split"]
     groups = {f"{part}_subgroup": {k: set(v) for k, v in split.subgroups[part].items()} for part in ("test", "val")}

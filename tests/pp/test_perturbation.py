@@ -71,7 +71,7 @@ FAILURES = {
     "counts": (lambda a: pp.perturbation_de(a, layer="counts"), ValueError, "raw counts"),
     "one cell": (lambda a: pp.perturbation_de(a[_one_cell(a)].copy()), ValueError, r"one for 1 of them \(G0\+ctrl\)"),
     "no cell types": (lambda a: pp.perturbation_de(a, gears=True), ValueError, "Expected `within`"),
-    "unlabelled": (lambda a: pp.perturbation_split(a, key="holes"), ValueError, "none for 1 of"),
+    "unlabelled": (lambda a: pp.perturbation_split(a, condition_key="holes"), ValueError, "none for 1 of"),
     "no method": (lambda a: pp.perturbation_split(a, "simulated"), ValueError, "Expected `method`"),
     "no parts": (lambda a: pp.perturbation_split(a, "custom"), ValueError, "Expected `parts`"),
     "wrong parts": (

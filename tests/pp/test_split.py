@@ -41,9 +41,9 @@ def test_one_set_of_genes_is_in_one_part_however_it_is_spelled(way, draw):
     for method in methods:
         plain, adata = screen(3), respelled(screen(3), way)
         labels = adata.obs["condition"].copy()
-        pp.perturbation_split(plain, method, draw=draw, test_fraction=0.3, seed=2)
+        pp.perturbation_split(plain, method, draw=draw, test_fraction=0.3, rng=2)
         with pytest.warns(UserWarning, match="several of 1: .* are taken for") as caught:
-            pp.perturbation_split(adata, method, draw=draw, test_fraction=0.3, seed=2)
+            pp.perturbation_split(adata, method, draw=draw, test_fraction=0.3, rng=2)
         assert caught[0].filename == __file__
         assert adata.obs["split"].equals(plain.obs["split"]), method
         assert adata.uns["split"]["hash"] == plain.uns["split"]["hash"]
@@ -93,7 +93,7 @@ def test_a_split_that_holds_nothing_out_says_so(options, message):
 
 def test_cells_follow_their_condition():
     adata = screen(5)
-    pp.perturbation_split(adata, seed=2)
+    pp.perturbation_split(adata, rng=2)
     record = adata.uns["split"]
     for part in ("train", "val", "test"):
         own = adata.obs["condition"][adata.obs["split"] == part]
@@ -121,7 +121,7 @@ def test_the_order_of_cells_decides_gears_draws_only():
     gears = []
     for seed in range(1, 6):
         for table in (adata, moved):
-            pp.perturbation_split(table, "combo_seen2", test_fraction=0.4, val_fraction=0.0, seed=seed)
+            pp.perturbation_split(table, "combo_seen2", test_fraction=0.4, val_fraction=0.0, rng=seed)
             gears.append(table.uns["split"]["hash"]["test"])
     assert any(a != b for a, b in zip(gears[::2], gears[1::2], strict=True))
 

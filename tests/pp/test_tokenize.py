@@ -67,7 +67,7 @@ def test_what_is_written(adata, vocabulary):
     assert adata.obs["X_binned_n_tokens"].tolist() == (known > 0).sum(axis=1).tolist()
     assert adata.layers["X_binned"][:, ids.to_numpy() < 0].nnz == 0
     stored = adata.uns["X_binned"]
-    assert stored["params"] == {"bins": 51, "ties": "left", "seed": 0, "layer": None, "genes": None}
+    assert stored["params"] == {"bins": 51, "ties": "left", "rng": 0, "layer": None, "genes": None}
     assert stored["model"] == {"name": "", "vocabulary": vocabulary.checksum}
     assert (stored["genes"]["n_matched"], stored["genes"]["n_features"]) == (20, 30)
 
@@ -207,7 +207,7 @@ REFUSALS = {
     "no gene known": (with_other_names, {}, ValueError, "Ensembl"),
     "too few bins": (with_layer, {"bins": 1}, ValueError, "Expected `bins` to be at least 2"),
     "no such rule": (with_layer, {"ties": "both"}, ValueError, "Expected `ties` to be one of"),
-    "no seed": (with_layer, {"rng": "seed"}, TypeError, "Expected `rng` to be a seed"),
+    "no seed": (with_layer, {"rng": "seed"}, TypeError, "Expected `rng` to be a whole number"),
     "modality": (with_layer, {"modality": "rna"}, ValueError, "Expected `modality` with MuData only"),
     "no model": (with_layer, {"model": 3}, TypeError, "Expected `model` to be a model, a vocabulary, a name or a path"),
     "no such file": (with_layer, {"model": "nowhere/vocab.json"}, FileNotFoundError, "vocab.json"),

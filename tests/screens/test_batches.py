@@ -55,7 +55,7 @@ def make_data(vocabulary):
 
 
 def batches(data, part="train", *, seed=0, workers=0):
-    return list(data.loader(part, batch_size=16, seed=seed, workers=workers))
+    return list(data.loader(part, batch_size=16, rng=seed, workers=workers))
 
 
 def test_inputs_are_paired_controls_and_targets_the_cells(cells, make_data):
@@ -102,7 +102,7 @@ def test_held_out_conditions_and_controls_are_not_trained_on_or_validated_with(c
 
 def test_epochs_draw_other_controls_and_validation_the_same(cells, make_data):
     data = make_data(cells)
-    loader = data.loader("train", batch_size=1000, seed=0)
+    loader = data.loader("train", batch_size=1000, rng=0)
     first, second = (next(iter(loader)) for _ in range(2))
     order = [torch.argsort(batch.index) for batch in (first, second)]
     assert not torch.equal(first.values[order[0]], second.values[order[1]])

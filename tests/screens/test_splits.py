@@ -46,7 +46,7 @@ def split_of(draw, method, conditions=None, **options):
 @pytest.mark.parametrize(("draw", "method"), EVERY_SPLIT)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_condition_has_one_place(draw, method, seed):
-    split = split_of(draw, method, seed=seed)
+    split = split_of(draw, method, rng=seed)
     conditions = ["ctrl", *SINGLES] if method == "simulation_single" else CONDITIONS
     assert sorted([*split.train, *split.val, *split.test, *split.dropped]) == sorted(conditions)
     assert ("ctrl" in split.train) == (method != "no_split")
@@ -56,9 +56,9 @@ def test_every_condition_has_one_place(draw, method, seed):
 
 @pytest.mark.parametrize(("draw", "method"), EVERY_SPLIT)
 def test_the_seed_decides(draw, method):
-    assert split_of(draw, method, seed=5) == split_of(draw, method, seed=5)
+    assert split_of(draw, method, rng=5) == split_of(draw, method, rng=5)
     if method != "no_split":
-        assert any(split_of(draw, method, seed=5) != split_of(draw, method, seed=seed) for seed in (6, 7))
+        assert any(split_of(draw, method, rng=5) != split_of(draw, method, rng=seed) for seed in (6, 7))
 
 
 @pytest.mark.parametrize(("draw", "method"), EVERY_SPLIT)
@@ -196,7 +196,7 @@ def test_a_text_is_not_a_list_of_genes():
 def test_hash_names_a_set_of_perturbations():
     assert condition_hash(["A+B", "C+ctrl"]) == condition_hash(["ctrl+C", "B+A", "A+B"])
     assert condition_hash(["A+B", "C+ctrl"]) != condition_hash(["A+B"])
-    assert len({split_of("gears", "simulation", seed=seed).digest() for seed in range(1, 6)}) == 5
+    assert len({split_of("gears", "simulation", rng=seed).digest() for seed in range(1, 6)}) == 5
 
 
 def test_custom_parts():

@@ -57,25 +57,25 @@ CALLS = {
 TEXTS = [5, None, ["a"], "", "  "]
 FLAGS = ["False", 1, None]
 COUNTS = [0, -1, 1.5, "3", True]
-SEEDS = [-1, None, 1.5, "0", True]
+SEEDS = [-1, 1.5, "0", True]
 SHARES = [-0.1, 1.5, "half", None, float("nan"), True]
 KEYS = [5, None, "", "a/b", ".", ".."]
 LISTS = ["G0", 5, [], [5], [""], {"G0": 1}]
 BAD = {
-    ("parse", "key"): TEXTS, ("parse", "control"): [5, [], [""], ""], ("parse", "delimiter"): [5, None, "", ["+"]],
+    ("parse", "condition_key"): TEXTS, ("parse", "control"): [5, [], [""], ""], ("parse", "delimiter"): [5, None, "", ["+"]],
     ("parse", "guide_pattern"): [5, "("], ("parse", "count_key"): [5, "batch"], ("parse", "missing"): ["no", None],
     ("parse", "key_added"): KEYS, ("parse", "copy"): FLAGS, ("parse", "direction"): ["left", 1],
-    ("pair", "key"): TEXTS, ("pair", "within"): [5, [], [5], "absent"], ("pair", "n"): COUNTS, ("pair", "seed"): SEEDS,
+    ("pair", "condition_key"): TEXTS, ("pair", "within"): [5, [], [5], "absent"], ("pair", "n"): COUNTS, ("pair", "rng"): SEEDS,
     ("pair", "draw"): ["other", None], ("pair", "key_added"): KEYS, ("pair", "copy"): FLAGS,
-    ("de", "key"): TEXTS, ("de", "within"): [5, ["batch"], ""], ("de", "layer"): [5, ["X"], "absent"],
+    ("de", "condition_key"): TEXTS, ("de", "within"): [5, ["batch"], ""], ("de", "layer"): [5, ["X"], "absent"],
     ("de", "method"): [5, "t_test", None], ("de", "gears"): FLAGS, ("de", "key_added"): KEYS, ("de", "copy"): FLAGS,
-    ("split", "method"): ["all", 5, None], ("split", "key"): TEXTS, ("split", "draw"): ["other", None],
-    ("split", "seed"): SEEDS, ("split", "train_genes"): SHARES, ("split", "train_seen2"): SHARES,
+    ("split", "method"): ["all", 5, None], ("split", "condition_key"): TEXTS, ("split", "draw"): ["other", None],
+    ("split", "rng"): SEEDS, ("split", "train_genes"): SHARES, ("split", "train_seen2"): SHARES,
     ("split", "test_fraction"): SHARES, ("split", "val_fraction"): SHARES, ("split", "test_genes"): [*LISTS, ["NO"]],
     ("split", "test_conditions"): [*LISTS, ["NO"], ["G0+G1"]], ("split", "only_test_genes"): [*FLAGS, True],
     ("split", "parts"): [{"train": ["G0"]}, ["G0"], "G0"], ("split", "key_added"): KEYS, ("split", "copy"): FLAGS,
     ("cells", "groups"): [5, ["batch"], ""], ("cells", "test"): [*SHARES[:3], ["a"]], ("cells", "val"): SHARES[:3],
-    ("cells", "stratify"): [5, [5]], ("cells", "seed"): SEEDS, ("cells", "key_added"): KEYS, ("cells", "copy"): FLAGS,
+    ("cells", "stratify"): [5, [5]], ("cells", "rng"): SEEDS, ("cells", "key_added"): KEYS, ("cells", "copy"): FLAGS,
     ("predict", "perts"): [5, [], [5], [""], ["G0", None], {"G0": 1}, "ctrl", "NO", "G0+", ["G0", "A/B"]],
     ("predict", "model"): [None, 5], ("predict", "key"): [5, ["condition"], ""], ("predict", "layer"): [5, ["X"]],
     ("predict", "batch_size"): COUNTS, ("predict", "rng"): SEEDS, ("predict", "key_added"): KEYS,

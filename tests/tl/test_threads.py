@@ -185,7 +185,7 @@ def test_training_leaves_torch_as_it_was(adata):
     base = make_base()
     torch.set_num_threads(2)
     cells = replace_names(adata, base)
-    sct.train.finetune(base, cells, task="annotate", label="cell_type", epochs=1, accelerator="cpu", seed=0)
+    sct.train.finetune(base, cells, task="annotate", label="cell_type", epochs=1, accelerator="cpu", rng=0)
     assert torch.get_num_threads() == 2
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scgpt_tools.tokens import kernels
-from scgpt_tools.tokens.orders import draws, sample, seed_of, tie_uniforms
+from scgpt_tools.tokens.orders import draws, sample, tie_uniforms
 
 
 def test_compiled_draws_are_the_plain_ones(rng):
@@ -60,18 +60,3 @@ def test_compiled_choice_is_the_plain_one(rng):
         expected = np.zeros(n, dtype=bool)
         expected[np.argsort(hashes, kind="stable")[:k]] = True
         np.testing.assert_array_equal(kept, expected)
-
-
-def test_seeds():
-    assert seed_of(7) == seed_of(np.int64(7)) == 7
-    assert seed_of(np.random.default_rng(0)) == seed_of(np.random.default_rng(0))
-    generator = np.random.default_rng(0)
-    assert seed_of(generator) != seed_of(generator)
-    assert seed_of(None) != seed_of(None)
-    assert int(seed_of(2**64 - 1)) < 2**63
-
-
-@pytest.mark.parametrize(("rng", "error"), [(-1, ValueError), (True, TypeError), ("1", TypeError), (1.5, TypeError)])
-def test_seeds_that_are_none(rng, error):
-    with pytest.raises(error, match="Expected `rng`"):
-        seed_of(rng)

@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_model(base, cells):
     first = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
     torch.manual_seed(2)
     second = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
-    third = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK, seed=1)
+    third = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK, rng=1)
     assert first.checksum == second.checksum != third.checksum
 
 

@@ -85,7 +85,7 @@ def test_seeds_decide_and_global_random_numbers_stay(make_model, make_data):
     expected = torch.rand(3)
     torch.manual_seed(7)
     first, second, other = (
-        weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, seed=seed))) for seed in (1, 1, 2)
+        weights(fit(make_model(), make_data(), BOTH, FitConfig(**QUICK, rng=seed))) for seed in (1, 1, 2)
     )
     assert torch.equal(torch.rand(3), expected)
     assert_same_weights(first, second)

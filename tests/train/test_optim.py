@@ -173,7 +173,7 @@ WRONG = {
     "folder": [3, "", "  ", ["run"]],
     "resume": ["False", 1, None],
     "checkpoint_steps": [0, "10"],
-    "seed": [-1, 1.5, None, "0", True, 2**63],
+    "rng": [-1, 1.5, "0", True, 2**63],
     "workers": [-1, 1.5, None],
     "accelerator": ["GPU", "tpu", "", None],
     "devices": [0, -1, 1.5, "two", "0,,1", [0, 1], None],

@@ -81,7 +81,7 @@ def test_a_yaml_file_becomes_a_model(folder, tmp_path):
 def test_the_same_settings_give_the_same_model(folder, tmp_path):
     first, second = (pretrain(CONFIG, data=folder, output=tmp_path / name) for name in ("a", "b"))
     assert_same(weights(first), weights(second))
-    other = pretrain(changed(train={"seed": 1}), data=folder, output=tmp_path / "c")
+    other = pretrain(changed(train={"rng": 1}), data=folder, output=tmp_path / "c")
     assert any(not torch.equal(weights(first)[name], weights(other)[name]) for name in weights(first))
 
 
@@ -219,7 +219,7 @@ def test_settings_survive_a_round_trip():
 
 def test_a_model_is_replaced_only_when_that_is_allowed(folder, tmp_path):
     first = pretrain(CONFIG, data=folder, output=tmp_path / "out")
-    other = changed(train={"epochs": 1, "seed": 1})
+    other = changed(train={"epochs": 1, "rng": 1})
     with pytest.raises(FileExistsError, match="without a model, found one in"):
         pretrain(other, data=folder, output=tmp_path / "out")
     fresh = changed(train={"resume": True, "folder": str(tmp_path / "elsewhere")})
@@ -312,7 +312,7 @@ def test_a_run_goes_on_with_its_own_files_only(folder, tmp_path):
     ("part", "options"),
     [
         ("data", {"validation": 1.0}), ("data", {"validation": -0.1, "test": 0.2}), ("data", {"block": 0}),
-        ("data", {"sampling": "some"}), ("data", {"split_seed": 1.5}), ("family", {"dim": 0}),
+        ("data", {"sampling": "some"}), ("data", {"rng": 1.5}), ("family", {"dim": 0}),
         ("family", {"dropout": 1.0}), ("family", {"gain": 0}), ("vocabulary", {"min_coverage": 2.0}),
         ("vocabulary", {"min_cells": 0}), ("train", {"epochs": 0}), ("train", {"schedule": "linear"}),
     ],

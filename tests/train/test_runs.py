@@ -113,7 +113,7 @@ def test_other_labels_or_cells_are_refused_by_name(annotate, tmp_path, change, m
         ({"lr": 1e-4}, "settings.lr 0.001, found 0.0001"),
         ({"schedule": "constant"}, "settings.schedule 'step', found 'constant'"),
         ({"batch_size": 8}, "settings.batch_size 16, found 8"),
-        ({"seed": 3}, "seed 0, found 3"),
+        ({"rng": 3}, "rng 0, found 3"),
         ({"clip": None}, "settings.clip 1.0, found None"),
         ({"monitor": "validation_accuracy", "mode": "max"}, "settings.mode 'min', found 'max'"),
     ],

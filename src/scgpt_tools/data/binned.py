@@ -41,8 +41,8 @@ class BinnedSettings:
 
     bins: int | None
     ties: Ties
-    seed: int
-    """Seed of random ties."""
+    rng: int
+    """What random ties were drawn with."""
     layer: str | None
     """Where the values came from; ``None`` for ``X``."""
     genes: str | None
@@ -91,7 +91,7 @@ def write_binned(
     adata.var[keys.var] = ids
     adata.obs[keys.obs] = np.diff(bins.indptr).astype(np.int32)
     adata.uns[keys.uns] = {
-        "params": {name: getattr(settings, name) for name in ("bins", "ties", "seed", "layer", "genes")},
+        "params": {name: getattr(settings, name) for name in ("bins", "ties", "rng", "layer", "genes")},
         "model": {"name": settings.model, "vocabulary": settings.vocabulary},
         **({"modality": settings.modality} if settings.modality else {}),
         "genes": features.coverage.to_dict(),
@@ -202,7 +202,7 @@ def _check(settings: BinnedSettings, wanted: Mapping[str, object], key: str) -> 
 def _settings(stored: dict[str, Any], key: str) -> BinnedSettings:
     try:
         params, model = stored["params"], stored["model"]
-        params["bins"], params["ties"], params["seed"], params["layer"], params["genes"], model["vocabulary"]
+        params["bins"], params["ties"], params["rng"], params["layer"], params["genes"], model["vocabulary"]
     except (KeyError, TypeError):
         raise ValueError(
             f"Expected the settings of `sct.pp.tokenize` in uns[{key!r}], found something else. Run it again."
@@ -210,7 +210,7 @@ def _settings(stored: dict[str, Any], key: str) -> BinnedSettings:
     return BinnedSettings(
         bins=None if params["bins"] is None else int(params["bins"]),
         ties=params["ties"],
-        seed=int(params["seed"]),
+        rng=int(params["rng"]),
         layer=params["layer"],
         genes=params["genes"],
         model=model["name"],

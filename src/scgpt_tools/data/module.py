@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools._validate import as_seed, check_choice, check_integer
 from scgpt_tools.data import epochs
 from scgpt_tools.data.assembly import assemble
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from scgpt_tools._types import RngLike
     from scgpt_tools.data.epochs import Sampling
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.tokens.batch import TokenBatch
@@ -111,7 +112,7 @@ class CellDataModule:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def loader(self, part: Part, *, batch_size: int, seed: int = 0, workers: int = 0) -> CellLoader:
+    def loader(self, part: Part, *, batch_size: int, rng: RngLike = 0, workers: int = 0) -> CellLoader:
         """Minibatches of one part.
 
         Parameters
@@ -120,8 +121,9 @@ class CellDataModule:
             ``"train"`` or ``"validation"``.
         batch_size
             Cells of a minibatch in each process.
-        seed
-            Seed of the order of cells, the genes of long cells and what is hidden.
+        rng
+            Whole number, generator or ``None`` (fresh entropy) for the order of cells, the genes of long cells and what
+            is hidden.
         workers
             Threads that prepare minibatches ahead; 0 prepares each when it is asked for.  The minibatches are the same.
 
@@ -130,7 +132,7 @@ class CellDataModule:
         An iterable with a length, which knows its place.
         """
         check_choice("part", part, ("train", "validation"))
-        return CellLoader(self, part, batch_size=batch_size, seed=seed, workers=workers)
+        return CellLoader(self, part, batch_size=batch_size, seed=as_seed(rng), workers=workers)
 
     def epoch(self, part: Part, number: int, *, batch_size: int, seed: int) -> epochs.Batches:
         """Cell numbers of each minibatch of an epoch, of all processes together."""
@@ -260,7 +262,7 @@ class CellLoader:
     def __init__(self, data: CellDataModule, part: Part, *, batch_size: int, seed: int, workers: int) -> None:
         self.data, self.part = data, part
         self.batch_size = check_integer("batch_size", batch_size)
-        self.seed = check_integer("seed", seed, least=0)
+        self.seed = seed
         self.workers = check_integer("workers", workers, least=0)
         self.place = {"epoch": 0, "batch": 0}
 

@@ -9,11 +9,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from scgpt_tools._validate import check_integer
+from scgpt_tools._arguments import renamed
+from scgpt_tools._validate import as_seed, check_integer
 from scgpt_tools.datasets._examples import pbmc_demo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from scgpt_tools._types import RngLike
 
 KNOCKOUTS = ("SPI1", "HLA-DRA", "TYROBP", "S100A9", "CST3", "ISG20")
 """Genes whose loss changes those that go with them."""
@@ -28,7 +31,8 @@ _LOSS = -3.0
 _LEAST_CORRELATION = 0.1
 
 
-def simulated_screen(*, n_cells: int = 40, strength: float = 2.0, seed: int = 0) -> AnnData:
+@renamed(seed="rng")
+def simulated_screen(*, n_cells: int = 40, strength: float = 2.0, rng: RngLike = 0) -> AnnData:
     """Simulate a CRISPR screen on the myeloid cells of :func:`pbmc_demo`.
 
     No cell of it was perturbed.  A knock-out takes its gene away and multiplies every gene that is correlated with it
@@ -41,8 +45,8 @@ def simulated_screen(*, n_cells: int = 40, strength: float = 2.0, seed: int = 0)
         Cells of each knock-out and replicate; controls are twice as many.
     strength
         How much a knock-out changes the genes that go with it.
-    seed
-        Seed of cells, replicates and counts.
+    rng
+        Whole number, generator or ``None`` (fresh entropy) for cells, replicates and counts.
 
     Returns
     -------
@@ -56,6 +60,8 @@ def simulated_screen(*, n_cells: int = 40, strength: float = 2.0, seed: int = 0)
         One of three replicates.
     ``uns["simulated"]`` : :class:`str`
         That it is.
+    ``uns["simulated_rng"]`` : :class:`int`
+        What was drawn with.
 
     Examples
     --------
@@ -65,17 +71,18 @@ def simulated_screen(*, n_cells: int = 40, strength: float = 2.0, seed: int = 0)
     (360, 765)
     """
     check_integer("n_cells", n_cells)
-    rng = np.random.default_rng(seed)
+    seed = as_seed(rng)
+    draws = np.random.default_rng(seed)
     real = pbmc_demo()
     real = real[real.obs["cell_type"].isin(_TYPES)].copy()
     rates = np.expm1(real.X.toarray().astype(np.float64))
     effects = _effects(real, strength)
-    replicates = dict(zip(_REPLICATES, np.exp(rng.normal(0, 0.1, (len(_REPLICATES), real.n_vars))), strict=True))
+    replicates = dict(zip(_REPLICATES, np.exp(draws.normal(0, 0.1, (len(_REPLICATES), real.n_vars))), strict=True))
     counts, labels = [], []
     for replicate, factor in replicates.items():
         for condition, effect in effects.items():
-            chosen = rng.integers(0, len(rates), n_cells * (2 if condition == "ctrl" else 1))
-            counts.append(sparse.csr_matrix(rng.poisson(rates[chosen] * factor * np.exp(effect))))
+            chosen = draws.integers(0, len(rates), n_cells * (2 if condition == "ctrl" else 1))
+            counts.append(sparse.csr_matrix(draws.poisson(rates[chosen] * factor * np.exp(effect))))
             labels += [(condition, replicate)] * chosen.size
     X = sparse.vstack(counts).tocsr().astype(np.float32)
     totals = np.asarray(X.sum(axis=1)).ravel()
@@ -85,7 +92,10 @@ def simulated_screen(*, n_cells: int = 40, strength: float = 2.0, seed: int = 0)
         X=sparse.csr_matrix(X).log1p(),
         obs=obs.astype("category"),
         var=real.var.copy(),
-        uns={"simulated": "made by scgpt_tools.datasets.simulated_screen from cells that nobody perturbed"},
+        uns={
+            "simulated": "made by scgpt_tools.datasets.simulated_screen from cells that nobody perturbed",
+            "simulated_rng": seed,
+        },
     )
 
 

@@ -30,7 +30,6 @@ from scgpt_tools.models.precision import Precision, resolve_device, resolve_prec
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.matching import Duplicates
 from scgpt_tools.tokens.modalities import summary
-from scgpt_tools.tokens.orders import seed_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -278,7 +277,7 @@ def open_cells(
         tokenizer=tokenizer,
         features=features,
         batch_size=request.batch_size,
-        seed=int(seed_of(request.rng)),
+        seed=request.rng,
         precision=resolve_precision(request.precision, loaded.device),
         prebinned=request.tokens is not None,
         batch=batch,

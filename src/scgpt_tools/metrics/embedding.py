@@ -49,7 +49,7 @@ def score_clusters(
     n_clusters
         Number of clusters; ``None`` takes the number of labels.
     rng
-        Seed of the clusters' starts.
+        Whole number, generator or ``None`` (fresh entropy) for the clusters' starts.
 
     Returns
     -------

@@ -86,7 +86,7 @@ def summarise_scores(
     level
         Coverage of the interval.
     rng
-        Seed of the bootstrap.
+        Whole number, generator or ``None`` (fresh entropy) for the bootstrap.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def compare_methods(
     level
         Coverage of the interval of the mean difference.
     rng
-        Seed of the bootstrap.
+        Whole number, generator or ``None`` (fresh entropy) for the bootstrap.
 
     Returns
     -------

@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from scgpt_tools._validate import check_integer, check_numbers
+from scgpt_tools._arguments import renamed
+from scgpt_tools._validate import as_seed, check_integer, check_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from scgpt_tools._types import RngLike
+
 _ITERATIONS = 300
 
 
+@renamed(seed="rng")
 def genetic_interactions(
-    first: ArrayLike, second: ArrayLike, double: ArrayLike, *, max_pairs: int = 100_000, seed: int = 1000
+    first: ArrayLike, second: ArrayLike, double: ArrayLike, *, max_pairs: int = 100_000, rng: RngLike = 1000
 ) -> dict[str, NDArray[np.float64]]:
     """Interaction scores of doubles.
 
@@ -32,8 +36,8 @@ def genetic_interactions(
         (D, G) changes against the control, in the same order of doubles.
     max_pairs
         Pairs of genes to fit; drawn where there are more.
-    seed
-        Seed of that draw.
+    rng
+        For that draw, the same for each double: a whole number, a generator, or ``None`` for fresh entropy.
 
     Returns
     -------
@@ -47,6 +51,7 @@ def genetic_interactions(
     sides = [np.atleast_2d(check_numbers(name, side)) for name, side in given.items()]
     if len({side.shape for side in sides}) > 1:
         raise ValueError(f"Expected three arrays of one shape, found {[side.shape for side in sides]}.")
+    seed = as_seed(rng)
     rows = [_interaction(a, b, ab, max_pairs, seed) for a, b, ab in zip(*sides, strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 

@@ -67,7 +67,7 @@ def score_edges(
     n_shuffles
         Draws of the exchange of genes.
     rng
-        Seed or generator of those draws.
+        Whole number, generator or ``None`` (fresh entropy) for those draws.
 
     Returns
     -------

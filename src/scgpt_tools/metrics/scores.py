@@ -38,6 +38,8 @@ class PerturbationScores:
     """By model: how much predictions differ between conditions, as a share of how much the truth does."""
     test_hash: str
     """SHA-256 of the held-out conditions, to report with every figure."""
+    rng: int = 0
+    """What controls and the halves of the ceiling were drawn with."""
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def bootstrap_interval(
     draws
         Bootstrap samples.
     rng
-        Seed of the samples.
+        Whole number, generator or ``None`` (fresh entropy) for the samples.
 
     Returns
     -------

@@ -14,7 +14,7 @@ from matplotlib.colors import is_color_like
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._validate import check_finite, check_hashable, check_integer, check_key, check_type
+from scgpt_tools._validate import as_seed, check_finite, check_hashable, check_key, check_type
 from scgpt_tools.pl._style import PALETTE, finish
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+
+    from scgpt_tools._types import RngLike
 
 # Seven labels are told apart by colour alone, by every reader; further ones have another shape as well.
 _CIRCLES = tuple(PALETTE[name] for name in ("blue", "orange", "green", "purple", "sky", "vermilion", "black"))
@@ -46,7 +48,7 @@ def embedding(
     titles: Sequence[str] | None = None,
     palette: Sequence[str] | Mapping[str, str] | None = None,
     size: float | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     ax: Axes | Sequence[Axes] | None = None,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
@@ -74,7 +76,7 @@ def embedding(
     size
         Area of a dot in points; ``None`` takes one that fits the number of cells.
     rng
-        Seed of the UMAP.
+        Whole number, generator or ``None`` (fresh entropy) for the UMAP.
     ax
         Axes to draw in, as many as panels; ``None`` makes a figure.
     figsize
@@ -94,7 +96,7 @@ def embedding(
         If the column holds numbers, or titles, axes or colours are too few.
     """
     check_arguments(embedding, locals())
-    check_integer("rng", rng, least=0)
+    seed = as_seed(rng, bits=32)
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     for key in keys:
         check_key(adata.obsm, key, "obsm")
@@ -104,7 +106,7 @@ def embedding(
     _check_number("titles", len(names), len(keys))
     panels = _panels(ax, keys, figsize)
     for panel, key, name in zip(panels, keys, names, strict=True):
-        _scatter(panel, _flat(adata, key, rng), labels, styles, 9000 / len(labels) if size is None else size)
+        _scatter(panel, _flat(adata, key, seed), labels, styles, 9000 / len(labels) if size is None else size)
         panel.set_title(name)
     _legend(panels, color, styles, own_figure=ax is None)
     finished = finish(panels[0], show=show, save=save, return_fig=return_fig)
@@ -152,7 +154,7 @@ def _panels(ax: Axes | Sequence[Axes] | None, keys: Sequence[str], figsize: tupl
     return given
 
 
-def _flat(adata: AnnData, key: str, rng: int) -> NDArray[np.float64]:
+def _flat(adata: AnnData, key: str, seed: int) -> NDArray[np.float64]:
     """(cells, 2) coordinates."""
     kept = adata.obsm[key]
     values = np.asarray(kept.toarray() if hasattr(kept, "toarray") else kept)
@@ -165,8 +167,8 @@ def _flat(adata: AnnData, key: str, rng: int) -> NDArray[np.float64]:
     if values.shape[1] == 2:
         return values
     cells = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={key: values})
-    sc.pp.neighbors(cells, use_rep=key, random_state=rng)
-    sc.tl.umap(cells, random_state=rng)
+    sc.pp.neighbors(cells, use_rep=key, random_state=seed)
+    sc.tl.umap(cells, random_state=seed)
     return cells.obsm["X_umap"]
 
 

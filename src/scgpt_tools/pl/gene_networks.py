@@ -14,7 +14,7 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import GeneNetworkKeys, GeneProgramKeys, ProgramScoreKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_hashable, check_key, check_number, check_texts
+from scgpt_tools._validate import as_seed, check_hashable, check_key, check_number, check_texts
 from scgpt_tools.pl._style import PALETTE, axes, finish
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from scgpt_tools._types import RngLike
 
 # More names than this cannot be read on one page.
 _MOST_GENES = 200
@@ -38,7 +40,7 @@ def gene_network(
     network: str = GeneNetworkKeys().key,
     programs: str = GeneProgramKeys().key,
     strong: float | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     ax: Axes | None = None,
     figsize: tuple[float, float] = (6, 6),
     show: bool | None = None,
@@ -60,7 +62,7 @@ def gene_network(
     strong
         Cosine from which edges are highlighted; ``None`` highlights the strongest quarter.
     rng
-        Seed of the layout.
+        Whole number, generator or ``None`` (fresh entropy) for the layout.
     {axes}
     {show}
 
@@ -91,7 +93,7 @@ def gene_network(
     graph = networkx.Graph()
     graph.add_nodes_from({i for pair in pairs for i in pair[:2]})
     graph.add_weighted_edges_from(pairs)
-    where = networkx.spring_layout(graph, seed=int(rng), k=2 / np.sqrt(len(graph)))
+    where = networkx.spring_layout(graph, seed=as_seed(rng, bits=32), k=2 / np.sqrt(len(graph)))
     panel = axes(ax, figsize=figsize)
     for i, j, weight in pairs:
         colour = PALETTE["blue"] if weight >= least else PALETTE["grey"]

@@ -12,7 +12,7 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_integer, check_key
+from scgpt_tools._validate import as_seed, check_key
 from scgpt_tools.data.modalities import cell_columns, has_modalities
 from scgpt_tools.pl._style import PALETTE, axes, check_colours, finish
 from scgpt_tools.pl.embedding import _flat, _legend, _scatter, _styles
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
     from numpy.typing import NDArray
+
+    from scgpt_tools._types import RngLike
 
 MEASURED = "modalities"
 """What to colour by to see in which modalities cells were measured."""
@@ -42,7 +44,7 @@ def joint_embedding(
     layer: str | None = None,
     cmap: str = "cividis",
     size: float | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
     save: str | PathLike[str] | None = None,
@@ -70,7 +72,7 @@ def joint_embedding(
     size
         Area of a dot in points; ``None`` takes one that fits the number of cells.
     rng
-        Seed of the UMAP.
+        Whole number, generator or ``None`` (fresh entropy) for the UMAP.
     figsize
         Width and height of the figure in inches.
     {show}
@@ -90,11 +92,10 @@ def joint_embedding(
     check_colours(cmap)
     if not has_modalities(mdata):
         raise TypeError(f"Expected a MuData, found {type(mdata).__name__}. `sct.pl.embedding` draws an AnnData.")
-    check_integer("rng", rng, least=0)
     check_key(mdata.obsm, use_rep, "obsm")
     names = [color] if isinstance(color, str) else list(color)
     shown = {name: _values(mdata, name, layer) for name in names}
-    xy = _flat(mdata, use_rep, rng)
+    xy = _flat(mdata, use_rep, as_seed(rng, bits=32))
     area = 9000 / mdata.n_obs if size is None else size
     width = figsize or (_PANEL * len(names) + 1.6, _PANEL + 0.3)
     figure, made = plt.subplots(1, len(names), figsize=width, layout="constrained", squeeze=False)

@@ -68,7 +68,7 @@ def tokenize_modalities(
         how = BinnedSettings(
             bins=part.bins,
             ties=part.ties,
-            seed=seed,
+            rng=seed,
             layer=layer if isinstance(layer, str) or layer is None else layer.get(part.name),
             genes=genes,
             model=name,

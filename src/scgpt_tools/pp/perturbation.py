@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
+from scgpt_tools._validate import as_seed
 from scgpt_tools.screens.annotations import annotate_conditions, annotate_pairs, annotate_ranking
 from scgpt_tools.tokens.perturbations import ConditionStyle
 
@@ -14,14 +15,16 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from scgpt_tools._types import RngLike
     from scgpt_tools.screens.splits import Draw
     from scgpt_tools.tokens.perturbations import Direction, Missing
 
 
+@renamed(key="condition_key")
 @shared_docs
 def parse_conditions(
     adata: AnnData,
-    key: str = "condition",
+    condition_key: str = "condition",
     *,
     control: str | Sequence[str] = "ctrl",
     delimiter: str = "+",
@@ -42,7 +45,7 @@ def parse_conditions(
     ----------
     adata
         Cells of a screen; may be backed.
-    key
+    condition_key
         Column of ``obs`` with one label a cell.
     control
         Label, or part of a label, of no perturbation; several are possible.
@@ -98,7 +101,7 @@ def parse_conditions(
     adata = adata.copy() if copy else adata
     annotate_conditions(
         adata,
-        key,
+        condition_key,
         style,
         genes=genes,
         count_key=count_key,
@@ -109,14 +112,15 @@ def parse_conditions(
     return adata if copy else None
 
 
+@renamed(key="condition_key", seed="rng")
 @shared_docs
 def pair_controls(
     adata: AnnData,
-    key: str = "condition",
+    condition_key: str = "condition",
     *,
     within: str | Sequence[str] | None = None,
     n: int = 1,
-    seed: int = 0,
+    rng: RngLike = 0,
     draw: Draw = "stable",
     key_added: str = "ctrl_indices",
     copy: bool = False,
@@ -127,17 +131,18 @@ def pair_controls(
     ----------
     adata
         Cells with conditions from :func:`parse_conditions`; may be backed.
-    key
+    condition_key
         Column of ``obs`` with the conditions.
     within
         Columns of ``obs``, such as cell type and batch, that a cell and its controls share.
     n
         Controls a cell.
-    seed
-        Seed of the draws.
+    rng
+        For the draws: a whole number, a generator, or ``None`` for fresh entropy.  The number that was used is in
+        ``params``.
     draw
-        ``"stable"``: the controls of a cell depend on the seed, its name and the controls there are, not on the order
-        of the cells.  ``"gears"``: the controls that GEARS draws after ``numpy.random.seed(seed)``, over all cells.
+        ``"stable"``: the controls of a cell depend on that number, its name and the controls there are, not on the order
+        of the cells.  ``"gears"``: the controls that GEARS draws after ``numpy.random.seed`` with it, over all cells.
     key_added
         Key to write.
     {copy}
@@ -162,14 +167,15 @@ def pair_controls(
     """
     check_arguments(pair_controls, locals())
     adata = adata.copy() if copy else adata
-    annotate_pairs(adata, key, within=within, n=n, seed=seed, draw=draw, key_added=key_added)
+    annotate_pairs(adata, condition_key, within=within, n=n, seed=as_seed(rng, bits=32), draw=draw, key_added=key_added)
     return adata if copy else None
 
 
+@renamed(key="condition_key")
 @shared_docs
 def perturbation_de(
     adata: AnnData,
-    key: str = "condition",
+    condition_key: str = "condition",
     *,
     within: str | None = None,
     layer: str | None = None,
@@ -184,7 +190,7 @@ def perturbation_de(
     ----------
     adata
         Log-normalised cells with conditions from :func:`parse_conditions`; may be backed.
-    key
+    condition_key
         Column of ``obs`` with the conditions.
     within
         Column of ``obs``, such as the cell type: compare with the controls of the same value only.
@@ -227,5 +233,5 @@ def perturbation_de(
     """
     check_arguments(perturbation_de, locals())
     adata = adata.copy() if copy else adata
-    annotate_ranking(adata, key, within=within, layer=layer, method=method, gears=gears, key_added=key_added)
+    annotate_ranking(adata, condition_key, within=within, layer=layer, method=method, gears=gears, key_added=key_added)
     return adata if copy else None

@@ -13,10 +13,9 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import PreprocessKeys
 from scgpt_tools._optional import optional
 from scgpt_tools._types import Ties
-from scgpt_tools._validate import check_choice, check_key, check_type
+from scgpt_tools._validate import as_seed, check_choice, check_key, check_type
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.rows import RowSource, row_keys
-from scgpt_tools.tokens.orders import seed_of
 from scgpt_tools.tokens.units import describe_values
 from scgpt_tools.tokens.values import bin_rows, canonical, in_usual_form
 
@@ -140,7 +139,7 @@ def preprocess(
             ties=ties,
             keys=row_keys(adata.obs_names),
             token_of=_gene_keys(adata),
-            seed=int(seed_of(rng)),
+            seed=as_seed(rng),
         )
     return adata
 

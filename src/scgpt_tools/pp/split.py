@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import SplitKeys
-from scgpt_tools._validate import check_texts
+from scgpt_tools._validate import as_seed, check_texts
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.cell_splits import split_cells, split_groups
 from scgpt_tools.data.parts import PARTS
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scgpt_tools.data.parts import PARTS
-from scgpt_tools.screens.splits import Draw
+    from scgpt_tools._types import RngLike
+    from scgpt_tools.screens.splits import Draw
 
 
+@renamed(seed="rng", key="condition_key")
 @shared_docs
 def perturbation_split(
     adata: AnnData,
     method: str = "simulation",
     *,
-    key: str = "condition",
+    condition_key: str = "condition",
     draw: Draw = "gears",
-    seed: int = 1,
+    rng: RngLike = 1,
     train_genes: float = 0.75,
     train_seen2: float = 0.75,
     test_fraction: float = 0.1,
@@ -64,13 +65,14 @@ def perturbation_split(
         - ``"random"``: conditions (``draw="stable"`` only)
         - ``"no_test"``, ``"no_split"``: a validation set only; everything is tested
         - ``"custom"``: ``parts``
-    key
+    condition_key
         Column of ``obs`` with the conditions.
     draw
-        ``"gears"``: the sets that GEARS 0.1.2 gives for this seed, with its quirks.  ``"stable"``: sets that depend on
-        seed and names only, of the size asked for, for any number of genes a condition.
-    seed
-        Seed of the draws.
+        ``"gears"``: the sets that GEARS 0.1.2 gives for this number as its seed, with its quirks.  ``"stable"``: sets that depend on
+        that number and names only, of the size asked for, for any number of genes a condition.
+    rng
+        For the draws: a whole number, a generator, or ``None`` for fresh entropy.  The number that was used is in
+        ``params``.
     train_genes
         Share of genes to train on in simulations (GEARS: ``train_gene_set_size``).
     train_seen2
@@ -106,7 +108,7 @@ def perturbation_split(
     Raises
     ------
     KeyError
-        If ``key`` is absent; the message lists what is there.
+        If ``condition_key`` is absent; the message lists what is there.
     ValueError
         If the method is unknown or cannot take the conditions, labels are not parsed yet, a named gene or condition
         does not occur, or the method does not look at it.
@@ -118,11 +120,11 @@ def perturbation_split(
         which are held out together.
     """
     check_arguments(perturbation_split, locals())
-    conditions = read_conditions(adata, key)
+    conditions = read_conditions(adata, condition_key)
     if (method == "custom") != (parts is not None):
         raise ValueError(f"Expected `parts` with method='custom' and only then, found method={method!r}.")
     options = SplitOptions(
-        seed=seed,
+        rng=as_seed(rng, bits=32),
         train_genes=train_genes,
         train_seen2=train_seen2,
         test_fraction=test_fraction,
@@ -138,10 +140,11 @@ def perturbation_split(
     else:
         split, params = custom_split(pd.unique(conditions), **named_parts("parts", parts)), {}
     adata = adata.copy() if copy else adata
-    annotate_split(adata, key, conditions, split, params, key_added=key_added)
+    annotate_split(adata, condition_key, conditions, split, params, key_added=key_added)
     return adata if copy else None
 
 
+@renamed(seed="rng")
 @shared_docs
 def cell_split(
     adata: AnnData,
@@ -150,7 +153,7 @@ def cell_split(
     test: Sequence[str] | float = 0.1,
     val: Sequence[str] | float = 0.0,
     stratify: str | Sequence[str] | None = None,
-    seed: int = 0,
+    rng: RngLike = 0,
     key_added: str = "split",
     copy: bool = False,
 ) -> AnnData | None:
@@ -166,8 +169,9 @@ def cell_split(
         Values of ``groups``; without ``groups``, shares of the cells.
     stratify
         Columns of ``obs``: keep the shares within each of their values.
-    seed
-        Seed of the draw of cells, which depends on their names and not on their order.
+    rng
+        For the draw of cells, which depends on their names and not on their order: a whole number, a generator, or
+        ``None`` for fresh entropy.
     key_added
         Key to write.
     {copy}
@@ -178,6 +182,8 @@ def cell_split(
 
     ``obs[key_added]`` : :class:`pandas.Categorical`
         ``"train"``, ``"val"`` or ``"test"``.
+    ``uns[key_added]`` : :class:`dict`
+        Arguments (``params``).
 
     Raises
     ------
@@ -192,6 +198,7 @@ def cell_split(
         If a share is too small for a single cell, or nothing is to be held out.
     """
     check_arguments(cell_split, locals())
+    keys, seed = SplitKeys(key_added), as_seed(rng)
     if groups is None:
         if not isinstance(test, float | int) or not isinstance(val, float | int):
             raise TypeError("Expected shares in `test` and `val` without `groups`, found names.")
@@ -201,13 +208,24 @@ def cell_split(
         labels = read_labels(adata, groups)
         found = split_groups(labels, test=_names("test", test), val=() if val == 0 else _names("val", val))
     check_part_column(adata, key_added)
-    for part, share in (("test", test), ("val", val)):
+    shares = {"test": test, "val": val}
+    for part, share in shares.items():
         if groups is None and share and not (found == part).any():
             warn_user(f"Expected cells of the part {part!r} for {part}={share}, found none. Raise the share.")
     if not (test or val):
         warn_user("Expected cells to hold out, found none: every cell is in the part 'train'.")
     adata = adata.copy() if copy else adata
-    adata.obs[SplitKeys(key_added).obs] = pd.Categorical(found, categories=list(PARTS))
+    adata.obs[keys.obs] = pd.Categorical(found, categories=list(PARTS))
+    adata.uns[keys.uns] = {
+        "params": {
+            "groups": groups or "",
+            **{
+                name: own if isinstance(own, float | int) else np.array(own, dtype=object)
+                for name, own in shares.items()
+            },
+            "rng": seed,
+        }
+    }
     return adata if copy else None
 
 

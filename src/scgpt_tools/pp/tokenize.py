@@ -16,7 +16,7 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import TokenizeKeys
 from scgpt_tools._types import Ties
-from scgpt_tools._validate import check_choice
+from scgpt_tools._validate import as_seed, check_choice
 from scgpt_tools.data.binned import BinnedSettings, write_binned
 from scgpt_tools.data.learning import open_to_learn
 from scgpt_tools.data.modalities import has_modalities
@@ -27,7 +27,6 @@ from scgpt_tools.models import CellModel
 from scgpt_tools.pp._modalities import tokenize_modalities
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.features import FeatureTable
-from scgpt_tools.tokens.orders import seed_of
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 from scgpt_tools.tokens.units import warn_about_units
 from scgpt_tools.tokens.values import bin_dtype
@@ -164,6 +163,7 @@ def tokenize(
     for table in adata.mod.values() if has_modalities(adata) and modality is None else [table_of(adata, modality)]:
         check_new_key(table, "layers", key_added, default=TokenizeKeys.key)
     vocabulary, tokenizer, name = _resolve(model, bins, ties)
+    seed = as_seed(rng)
     adata = adata.copy() if copy else adata
     if has_modalities(adata) and modality is None:
         matching = Matching(genes=genes, symbols=symbols, aliases=aliases, ignore_case=ignore_case)
@@ -177,9 +177,9 @@ def tokenize(
             modalities=modalities,
             matching=matching,
             changes=changes,
-            seed=int(seed_of(rng)),
+            seed=seed,
         )
-        tokenize_modalities(adata, opened, key_added, name=name, layer=layer, genes=genes, seed=int(seed_of(rng)))
+        tokenize_modalities(adata, opened, key_added, name=name, layer=layer, genes=genes, seed=seed)
         return adata if copy else None
     if modalities is not None or isinstance(layer, Mapping):
         raise ValueError("Expected `modalities` and a `layer` for each with a MuData and without `modality` only.")
@@ -196,13 +196,12 @@ def tokenize(
         totals=source.totals,
     )
     warn_about_units(source.sample(), tokenizer.config.expects)
-    seed = int(seed_of(rng))
     binned = _bins_of(source, tokenizer, features, seed, show_progress)
     warn_about_empty(np.diff(binned.indptr), source.names, "", "Their bins are all zero: leave them out.")
     how = BinnedSettings(
         bins=tokenizer.bins,
         ties=tokenizer.config.ties,
-        seed=seed,
+        rng=seed,
         layer=layer,
         genes=genes,
         model=name,

@@ -80,7 +80,7 @@ def annotate_conditions(
     adata.obs[keys.obs] = pd.Categorical(found.labels)
     adata.uns[keys.uns] = {
         "params": {
-            "key": key,
+            "condition_key": key,
             "control": np.array(style.control, dtype=object),
             "delimiter": style.delimiter,
             "guide_pattern": style.guide_pattern,
@@ -131,7 +131,7 @@ def annotate_pairs(
     adata.obsm[keys.obsm] = pairs
     columns = [within] if isinstance(within, str) else list(within or ())
     adata.uns[keys.uns] = {
-        "params": {"key": key, "within": np.array(columns, dtype=object), "n": n, "seed": seed, "draw": draw},
+        "params": {"condition_key": key, "within": np.array(columns, dtype=object), "n": n, "rng": seed, "draw": draw},
         "cells": checksum_of_cells(adata),
     }
 
@@ -215,7 +215,7 @@ def annotate_split(
     part = pd.Categorical(np.array([parts.get(kind) for kind in kinds], dtype=object)[codes], categories=list(PARTS))
     group = pd.Categorical(np.array([groups.get(kind) for kind in kinds], dtype=object)[codes])
     record: dict[str, Any] = {
-        "params": {"key": key, "method": split.method, "draw": split.draw} | params,
+        "params": {"condition_key": key, "method": split.method, "draw": split.draw} | params,
         "hash": {name: split.digest(name) for name in ("train", "val", "test")},
         "conditions": {name: np.array(getattr(split, name), dtype=object) for name in (*PARTS, "dropped")},
     } | {

@@ -232,7 +232,7 @@ def screen_parts(
     elif check_fraction("validation", validation, one=False) == 0:
         part = np.full(len(conditions), "train", dtype=object)
     else:
-        options = SplitOptions(seed=seed, test_fraction=float(validation), val_fraction=0.0)
+        options = SplitOptions(rng=seed, test_fraction=float(validation), val_fraction=0.0)
         held = split_conditions(np.unique(conditions), "random", draw="stable", options=options).test
         part = np.where(np.isin(conditions, held), "val", "train")
     if not ((part == "train") & ~is_control).any():

@@ -193,7 +193,7 @@ class PerturbationData:
         genes = test_pert_genes if split_type == "combo_seen2" or test_perts is None else test_perts
         doubles = test_perts if split_type == "combo_seen2" else None
         options = SplitOptions(
-            seed=seed,
+            rng=seed,
             test_genes=None if genes is None else tuple(genes),
             test_conditions=None if doubles is None else tuple(doubles),
             only_test_genes=only_use_test_perts,
@@ -205,7 +205,7 @@ class PerturbationData:
                 split = split_conditions(pd.unique(conditions), split_type, options=options)
             else:
                 split = custom_split(pd.unique(conditions), **named_parts("split_dict", split_dict))
-            annotate_split(self.adata, self.perturb_col, conditions, split, {"seed": seed}, key_added=SplitKeys().key)
+            annotate_split(self.adata, self.perturb_col, conditions, split, {"rng": seed}, key_added=SplitKeys().key)
 
     def pair_cells(self, num_samples: int = 1, seed: int = 1, *, within: str | Sequence[str] | None = None) -> None:
         """Pair every perturbed cell with controls.

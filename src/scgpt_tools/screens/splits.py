@@ -40,7 +40,7 @@ GEARS_METHODS = (
 class SplitOptions:
     """Settings of a split of conditions; the names that GEARS uses stand in brackets."""
 
-    seed: int = 1
+    rng: int = 1
     train_genes: float = 0.75
     """Share of genes to train on in simulations (``train_gene_set_size``)."""
     train_seen2: float = 0.75
@@ -59,7 +59,7 @@ class SplitOptions:
     def __post_init__(self) -> None:
         for name in ("train_genes", "train_seen2", "test_fraction", "val_fraction"):
             check_fraction(name, getattr(self, name))
-        check_integer("seed", self.seed, least=0)
+        check_integer("rng", self.rng, least=0)
         check_flag("only_test_genes", self.only_test_genes)
         for name in ("test_genes", "test_conditions"):
             if getattr(self, name) is not None:

@@ -47,7 +47,7 @@ def divide(
             f"Expected at most two genes a condition, which is all that GEARS can split, found {large[0]!r}. "
             "Pass draw='stable'."
         )
-    seed, named, val = options.seed, options.test_genes or (), 1 - options.val_fraction
+    seed, named, val = options.rng, options.test_genes or (), 1 - options.val_fraction
     if method == "simulation":
         rest, test, tested = simulation(
             conditions,

@@ -55,7 +55,7 @@ def divide(
         first = hold_out(
             method,
             rest,
-            seed=options.seed,
+            seed=options.rng,
             purpose="test",
             genes=1 - options.train_genes,
             complete=1 - options.train_seen2,
@@ -65,7 +65,7 @@ def divide(
         )
         rest, test = first.kept, first.held
     share = options.val_fraction
-    second = hold_out(method, rest, seed=options.seed, purpose="val", genes=share, complete=share, share=share)
+    second = hold_out(method, rest, seed=options.rng, purpose="val", genes=share, complete=share, share=share)
     return second.kept, second.held, test, {}
 
 

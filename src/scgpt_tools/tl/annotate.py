@@ -11,6 +11,7 @@ import numpy as np
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
+from scgpt_tools._validate import as_seed
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request, open_cells
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from scgpt_tools._types import Attention, Layers
+    from scgpt_tools._types import Attention, Layers, RngLike
     from scgpt_tools.inference.cells import Cells, Computed
     from scgpt_tools.inference.committee import AnyModel
     from scgpt_tools.models.cell_model import CellModel
@@ -56,7 +57,7 @@ def annotate(
     device: str | torch.device | None = None,
     precision: Precision = "auto",
     attention: Attention | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     key_added: str = "scgpt_cell_type",
     show_progress: bool | None = None,
     copy: bool = False,
@@ -145,7 +146,7 @@ def annotate(
         device=device,
         precision=precision,
         attention=attention,
-        rng=rng,
+        rng=as_seed(rng),
         copy=copy,
     )
     models = load_models(model, device)

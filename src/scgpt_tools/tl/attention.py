@@ -14,7 +14,7 @@ import torch
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_choice, check_integer, check_key, check_key_name, check_texts
+from scgpt_tools._validate import as_seed, check_choice, check_integer, check_key, check_key_name, check_texts
 from scgpt_tools.data.classes import read_classes
 from scgpt_tools.inference.cells import Cells, Request, open_cells
 from scgpt_tools.models.attention_maps import Normalization, attention_products, normalized
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from scgpt_tools._types import RngLike
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.tokens.batch import TokenBatch
 
@@ -50,7 +51,7 @@ def attention(
     use_layer: str | None = None,
     upstream: bool = False,
     device: str | torch.device | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     show_progress: bool | None = None,
 ) -> AnnData:
     """Average the attention that genes pay each other, over the cells of each group :cite:p:`Cui2024`.
@@ -109,7 +110,9 @@ def attention(
     check_choice("normalise", normalise, get_args(Normalization))
     groups = _groups(adata, groupby)
     table = _of_genes(adata, genes)
-    cells = _read_in_full(open_cells(table, model, Request(layer=use_layer, batch_size=1, device=device, rng=rng)))
+    cells = _read_in_full(
+        open_cells(table, model, Request(layer=use_layer, batch_size=1, device=device, rng=as_seed(rng)))
+    )
     number = _layer_number(layer, len(cells.model.encoder.blocks))
     chosen = _heads(heads, cells.model.config.encoder.heads)
     columns = cells.plan.features.columns

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
-from scgpt_tools._validate import check_choice
+from scgpt_tools._validate import as_seed, check_choice
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request, open_cells
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from scgpt_tools._types import Attention, Layers
+    from scgpt_tools._types import Attention, Layers, RngLike
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.matching import Duplicates
@@ -54,7 +54,7 @@ def embed(
     device: str | torch.device | None = None,
     precision: Precision = "auto",
     attention: Attention | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     key_added: str = "X_scGPT",
     show_progress: bool | None = None,
     copy: bool = False,
@@ -163,7 +163,7 @@ def embed(
         device=device,
         precision=precision,
         attention=attention,
-        rng=rng,
+        rng=as_seed(rng),
         copy=copy,
     )
     cells = open_cells(adata, model, request)

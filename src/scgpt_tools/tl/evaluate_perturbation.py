@@ -12,7 +12,7 @@ from anndata import AnnData
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import lookup
-from scgpt_tools._validate import check_choice, check_text
+from scgpt_tools._validate import as_seed, check_choice, check_text
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.inference.cells import Request
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Attention
+    from scgpt_tools._types import Attention, RngLike
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.perturbations import Direction
 
@@ -72,7 +72,7 @@ def evaluate_perturbation(
     device: str | torch.device | None = None,
     precision: Precision = "auto",
     attention: Attention | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     show_progress: bool | None = None,
 ) -> PerturbationScores:
     """Score predictions of held-out conditions beside every baseline and the ceiling.
@@ -124,7 +124,7 @@ def evaluate_perturbation(
     device, precision, attention
         As in :func:`scgpt_tools.tl.embed`.
     rng
-        Seed of the draw of controls and of the halves of the ceiling.
+        Whole number, generator or ``None`` (fresh entropy) for the draw of controls and of the halves of the ceiling.
     {show_progress}
 
     Returns
@@ -150,6 +150,7 @@ def evaluate_perturbation(
     check_arguments(evaluate_perturbation, locals() | {"distances": distances or None})
     if direction is not None:
         check_choice("direction", direction, tuple(FLAGS))
+    seed = as_seed(rng)
     request = Request(
         layer=layer,
         genes=genes,
@@ -157,7 +158,7 @@ def evaluate_perturbation(
         device=device,
         precision=precision,
         attention=attention,
-        rng=rng,
+        rng=seed,
     )
     choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
     for name in metrics or ():
@@ -166,7 +167,7 @@ def evaluate_perturbation(
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
     prepared = prepare_evaluation(
-        adata, key=key, split=split, part=part, within=within, layer=layer, genes=names, seed=rng
+        adata, key=key, split=split, part=part, within=within, layer=layer, genes=names, seed=seed
     )
     screen = HeldOut.read(adata, prepared, key=key, split=split, part=part, within=within)
     profiles: dict[str, NDArray[np.float64]] = {}
@@ -188,13 +189,14 @@ def evaluate_perturbation(
     table = prepared.table(profiles, metrics=metrics)
     if wanted:
         source = RowSource(adata, layer=layer)
-        compared = Samples.read(screen, source, samples, n_controls=n_controls, seed=rng)
+        compared = Samples.read(screen, source, samples, n_controls=n_controls, seed=seed)
         table = pd.concat([table, _with_groups(score_cells(compared, wanted), prepared)], ignore_index=True)
     scores = PerturbationScores(
         table=_with_roles(table, profiles),
         originals=original_scores(prepared, profiles),
         spread=pd.Series(spread, name="spread", dtype=float),
         test_hash=condition_hash(prepared.conditions),
+        rng=seed,
     )
     logger.info("%s", scores)
     return scores

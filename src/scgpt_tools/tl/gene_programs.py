@@ -18,6 +18,7 @@ from scgpt_tools._keys import GeneNetworkKeys, GeneProgramKeys, ProgramScoreKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import (
+    as_seed,
     check_choice,
     check_finite,
     check_integer,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
 
+    from scgpt_tools._types import RngLike
+
 Method = Literal["leiden", "louvain"]
 
 
@@ -44,7 +47,7 @@ def gene_programs(
     method: Method = "leiden",
     resolution: float = 1.0,
     min_genes: int = 5,
-    rng: int = 0,
+    rng: RngLike = 0,
     key_added: str = "gene_program",
     copy: bool = False,
 ) -> AnnData | None:
@@ -63,7 +66,7 @@ def gene_programs(
     min_genes
         Groups of fewer genes are no programs, and their genes are in none.
     rng
-        Seed of the grouping.
+        Whole number, generator or ``None`` (fresh entropy) for the grouping.
     key_added
         Key of the result in ``var`` and ``uns``.
     {copy}
@@ -90,9 +93,9 @@ def gene_programs(
     check_choice("method", method, ("leiden", "louvain"))
     check_number("resolution", resolution, above=0)
     keys = GeneProgramKeys(key_added)
-    edges = adata.varp[check_key(adata.varp, network, "varp")].tocsr()
+    edges, seed = adata.varp[check_key(adata.varp, network, "varp")].tocsr(), as_seed(rng, bits=32)
     connected = np.flatnonzero(np.diff(edges.indptr))
-    groups = _groups(edges[connected][:, connected], method, resolution, rng)
+    groups = _groups(edges[connected][:, connected], method, resolution, seed)
     sizes = np.bincount(groups) if len(groups) else np.zeros(0, dtype=int)
     largest = [group for group in np.argsort(-sizes, kind="stable") if sizes[group] >= min_genes]
     if not largest:
@@ -109,7 +112,7 @@ def gene_programs(
     result.var[keys.var] = pd.Categorical.from_codes(program, pd.Index(names))
     result.uns[keys.uns] = {
         "params": {
-            "network": network, "method": method, "resolution": resolution, "min_genes": min_genes, "rng": rng,
+            "network": network, "method": method, "resolution": resolution, "min_genes": min_genes, "rng": seed,
         },
         "programs": {name: adata.var_names[program == int(name)].to_numpy(dtype=object) for name in names},
     }  # fmt: skip
@@ -124,7 +127,7 @@ def score_programs(
     layer: str | None = None,
     scale: bool = True,
     groupby: str | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     key_added: str = "program_scores",
     copy: bool = False,
 ) -> AnnData | None:
@@ -145,7 +148,7 @@ def score_programs(
     groupby
         Column of ``obs``, such as the cell type, to give the mean scores of.
     rng
-        Seed of the draw of random genes.
+        Whole number, generator or ``None`` (fresh entropy) for the draw of random genes.
     key_added
         Key of the result in ``obsm`` and ``uns``.
     {copy}
@@ -167,7 +170,7 @@ def score_programs(
         If a program has no gene in the table, or values are not finite.
     """
     check_arguments(score_programs, locals())
-    keys = ProgramScoreKeys(key_added)
+    keys, seed = ProgramScoreKeys(key_added), as_seed(rng, bits=32)
     wanted = _programs(adata, programs)
     if groupby is not None:
         check_key(adata.obs, groupby, "obs")
@@ -179,7 +182,7 @@ def score_programs(
         if not known:
             raise ValueError(f"Expected genes of program {name!r} in `var_names`, found none of {len(genes)}.")
         try:
-            sc.tl.score_genes(cells, known, score_name="score", random_state=rng, use_raw=False)
+            sc.tl.score_genes(cells, known, score_name="score", random_state=seed, use_raw=False)
         except RuntimeError as error:  # no gene is left to compare with
             raise ValueError(
                 f"Expected genes of like expression beside those of program {name!r} in the table, found none among "
@@ -190,7 +193,7 @@ def score_programs(
         spread = np.ptp(own)
         scores[name] = (own - own.min()) / (spread if spread > 0 else 1.0) if scale else own
     record: dict[str, Any] = {
-        "params": {"layer": layer or "X", "scale": scale, "groupby": groupby or "", "rng": rng},
+        "params": {"layer": layer or "X", "scale": scale, "groupby": groupby or "", "rng": seed},
     }
     if groupby is not None:
         record["means"] = scores.groupby(adata.obs[groupby].to_numpy(), observed=True).mean()
@@ -272,7 +275,7 @@ def enrich_programs(
     return shared[[*columns, "genes"]].reset_index(drop=True)
 
 
-def _groups(edges: sparse.csr_matrix, method: Method, resolution: float, rng: int) -> np.ndarray:
+def _groups(edges: sparse.csr_matrix, method: Method, resolution: float, seed: int) -> np.ndarray:
     """Group of each gene."""
     if not edges.shape[0]:
         return np.zeros(0, dtype=np.int64)
@@ -281,7 +284,7 @@ def _groups(edges: sparse.csr_matrix, method: Method, resolution: float, rng: in
         graph = networkx.from_scipy_sparse_array(edges)
         groups = np.empty(edges.shape[0], dtype=np.int64)
         for number, members in enumerate(
-            networkx.community.louvain_communities(graph, resolution=resolution, seed=rng)
+            networkx.community.louvain_communities(graph, resolution=resolution, seed=seed)
         ):
             groups[list(members)] = number
         return groups
@@ -294,7 +297,7 @@ def _groups(edges: sparse.csr_matrix, method: Method, resolution: float, rng: in
         flavor="igraph",
         n_iterations=-1,
         directed=False,
-        random_state=rng,
+        random_state=seed,
     )
     return genes.obs["leiden"].astype(int).to_numpy()
 

@@ -12,13 +12,14 @@ from scipy import sparse
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._keys import ScreenKeys
-from scgpt_tools._validate import check_key, check_type
+from scgpt_tools._validate import as_seed, check_key, check_type
 from scgpt_tools.metrics.interactions import genetic_interactions as interaction_scores
 from scgpt_tools.metrics.perturbation import cosine, pearson
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.perturbations import condition_genes
 
 if TYPE_CHECKING:
+    from scgpt_tools._types import RngLike
     from scgpt_tools.tokens.perturbations import Genes
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def genetic_interactions(
     layer: str | None = _EFFECT,
     exclude_perturbed: bool = False,
     max_pairs: int = 100_000,
-    rng: int = 1000,
+    rng: RngLike = 1000,
     show_progress: bool | None = None,
 ) -> pd.DataFrame:
     """Score how the effect of two perturbations together differs from the sum of their effects, as GEARS does.
@@ -58,7 +59,7 @@ def genetic_interactions(
     max_pairs
         Pairs of genes to fit each double by; drawn where there are more.
     rng
-        Seed of that draw.
+        Whole number, generator or ``None`` (fresh entropy) for that draw.
     show_progress
         Show a progress bar; ``None`` follows ``sct.settings.show_progress``.
 
@@ -83,6 +84,7 @@ def genetic_interactions(
     """
     check_arguments(genetic_interactions, locals())
     check_type("effects", effects, AnnData)
+    seed = as_seed(rng)
     names = effects.obs_names if key is None else effects.obs[check_key(effects.obs, key, "obs")].astype(str)
     conditions = [condition_genes(name) for name in names]
     row_of = _rows(conditions)
@@ -101,7 +103,7 @@ def genetic_interactions(
         first, second, double = (
             changes[row_of[own]][None, kept] for own in ((genes[0],), (genes[1],), tuple(sorted(genes)))
         )
-        scores = interaction_scores(first, second, double, max_pairs=max_pairs, seed=rng)
+        scores = interaction_scores(first, second, double, max_pairs=max_pairs, rng=seed)
         scores["additive_cosine"] = cosine(first + second, double)
         scores["additive_pearson"] = pearson(first + second, double)
         found.append({"first": genes[0], "second": genes[1], **{name: own[0] for name, own in scores.items()}})

@@ -14,7 +14,7 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ImputeKeys
 from scgpt_tools._lookup import absent, lookup
-from scgpt_tools._validate import check_key_name
+from scgpt_tools._validate import as_seed, check_key_name
 from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request, open_cells
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from mudata import MuData
 
-    from scgpt_tools._types import Attention, Layers
+    from scgpt_tools._types import Attention, Layers, RngLike
     from scgpt_tools.inference.cells import Cells, Computed
     from scgpt_tools.inference.committee import AnyModel
     from scgpt_tools.models.cell_model import CellModel
@@ -57,7 +57,7 @@ def impute(
     device: str | torch.device | None = None,
     precision: Precision = "auto",
     attention: Attention | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     key_added: str | None = None,
     show_progress: bool | None = None,
     copy: bool = False,
@@ -148,7 +148,7 @@ def impute(
         device=device,
         precision=precision,
         attention=attention,
-        rng=rng,
+        rng=as_seed(rng),
         copy=copy,
     )
     keys = ImputeKeys(key_added or f"{modality}_imputed")

@@ -11,6 +11,7 @@ import numpy as np
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ModalityWeightKeys
+from scgpt_tools._validate import as_seed
 from scgpt_tools.data.modalities import ModalityRows, has_modalities
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Cells, Computed, Request, load_model, open_cells
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Attention, Layers
+    from scgpt_tools._types import Attention, Layers, RngLike
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
 
@@ -42,7 +43,7 @@ def modality_weights(
     device: str | torch.device | None = None,
     precision: Precision = "auto",
     attention: Attention | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     key_added: str = "mod_weight",
     show_progress: bool | None = None,
     copy: bool = False,
@@ -121,7 +122,7 @@ def modality_weights(
             device=device,
             precision=precision,
             attention=attention,
-            rng=rng,
+            rng=as_seed(rng),
             copy=copy,
         )
         return open_cells(mdata, loaded, request)

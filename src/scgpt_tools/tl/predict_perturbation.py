@@ -10,7 +10,7 @@ import numpy as np
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import OWN_CONDITION, PredictionKeys
-from scgpt_tools._validate import check_key_name
+from scgpt_tools._validate import as_seed, check_key_name
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.perturbation import Predictor, check_told, open_predictor, read_perturbations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tqdm.auto import tqdm
 
-    from scgpt_tools._types import Attention
+    from scgpt_tools._types import Attention, RngLike
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.features import Duplicates
@@ -62,7 +62,7 @@ def predict_perturbation(
     device: str | torch.device | None = None,
     precision: Precision = "auto",
     attention: Attention | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     key_added: str = "predicted",
     show_progress: bool | None = None,
     copy: bool = False,
@@ -110,7 +110,7 @@ def predict_perturbation(
     device, precision, attention
         As in :func:`scgpt_tools.tl.embed`.
     rng
-        Seed of the draw of controls.
+        Whole number, generator or ``None`` (fresh entropy) for the draw of controls.
     key_added
         Layer of the result, and beginning of the names of several.
     {show_progress}
@@ -146,6 +146,7 @@ def predict_perturbation(
     >>> adata.layers["predicted_SAMD1+ZBTB1"]  # doctest: +SKIP
     """
     check_arguments(predict_perturbation, locals())
+    seed = as_seed(rng)
     request = Request(
         layer=layer,
         genes=genes,
@@ -157,7 +158,7 @@ def predict_perturbation(
         device=device,
         precision=precision,
         attention=attention,
-        rng=rng,
+        rng=seed,
         copy=copy,
     )
     wanted = None if perts is None else read_perturbations(perts)
@@ -170,7 +171,7 @@ def predict_perturbation(
     predictor = open_predictor(adata, model, request, choice, direction=direction, key=key)
     conditions = _conditions(adata, key)
     if wanted is None:
-        rows = paired_controls(adata, conditions, pairs=pairs, within=within, seed=rng)[:, 0]
+        rows = paired_controls(adata, conditions, pairs=pairs, within=within, seed=seed)[:, 0]
         own = [condition_genes(condition) for condition in conditions]
         layers = {keys.layer: (np.arange(adata.n_obs), rows, own)}
     else:

@@ -18,7 +18,7 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._files import as_path, remove_left_behind, replace_file
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._outputs import check_place, check_room
-from scgpt_tools._validate import check_integer
+from scgpt_tools._validate import as_seed, check_integer
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.perturbation import Predictor, check_told, open_predictor, read_perturbations
 from scgpt_tools.screens.conditions import control_mask, read_conditions
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Attention
+    from scgpt_tools._types import Attention, RngLike
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.perturbations import Direction, Genes
@@ -64,7 +64,7 @@ def screen(
     device: str | torch.device | None = None,
     precision: Precision = "auto",
     attention: Attention | None = None,
-    rng: int = 0,
+    rng: RngLike = 0,
     show_progress: bool | None = None,
 ) -> AnnData:
     """Predict the mean effect of many perturbations on the same control cells :cite:p:`Cui2024`.
@@ -95,7 +95,7 @@ def screen(
     device, precision, attention
         As in :func:`scgpt_tools.tl.embed`.
     rng
-        Seed of the draw of controls.
+        Whole number, generator or ``None`` (fresh entropy) for the draw of controls.
     {show_progress}
 
     Returns
@@ -139,7 +139,7 @@ def screen(
         device=device,
         precision=precision,
         attention=attention,
-        rng=rng,
+        rng=as_seed(rng),
     )
     wanted = read_perturbations(perts)
     choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)

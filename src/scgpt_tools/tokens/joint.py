@@ -13,8 +13,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from scgpt_tools._validate import as_seed
 from scgpt_tools.tokens.batch import TokenBatch
-from scgpt_tools.tokens.orders import seed_of
 from scgpt_tools.tokens.values import canonical
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def joint_batch(
     """What a tokenizer with several modalities returns; see :meth:`~scgpt_tools.tokens.Tokenizer.__call__`."""
     chosen = np.arange(X.shape[0]) if rows is None else np.asarray(rows, dtype=np.int64)
     index = np.arange(X.shape[0]) if index is None else np.asarray(index, dtype=np.int64)
-    X, keys, seed = X[chosen], keys[chosen], int(seed_of(rng))
+    X, keys, seed = X[chosen], keys[chosen], as_seed(rng)
     parts = []
     for span, own in zip(features.spans, features.parts, strict=True):
         config = part_named(tokenizer, span.name)

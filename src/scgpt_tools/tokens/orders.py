@@ -7,39 +7,16 @@ tokens; they stay in column order.
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgpt_tools._validate import as_generator, check_integer
 from scgpt_tools.tokens import kernels
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from scgpt_tools._types import RngLike
-
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_LARGEST_SEED = 2**63 - 1
-
-
-def seed_of(rng: RngLike) -> np.uint64:
-    """Turn a seed, a generator or ``None`` into the seed of draws.
-
-    Parameters
-    ----------
-    rng
-        A whole number is taken as it is, so calls with the same number agree; a generator gives another seed at every
-        call, and ``None`` one that nobody can foresee.
-
-    Returns
-    -------
-    A number below 2**63, which files can hold; larger seeds are cut to it.
-    """
-    if isinstance(rng, Integral) and not isinstance(rng, bool):
-        return np.uint64(check_integer("rng", rng, least=0) & _LARGEST_SEED)
-    return as_generator(rng).integers(0, _LARGEST_SEED, dtype=np.uint64, endpoint=True)
 
 
 def draws(seed: int, key: int | NDArray[np.integer], tokens: ArrayLike, purpose: int) -> NDArray[np.uint64]:

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from scgpt_tools._types import Expects, Genes, Overflow, Ties, Values
-from scgpt_tools._validate import check_choice, check_integer
+from scgpt_tools._validate import as_seed, check_choice, check_integer
 from scgpt_tools.tokens import kernels
 from scgpt_tools.tokens.batch import TokenBatch
 from scgpt_tools.tokens.joint import joint_batch, joint_lengths
 from scgpt_tools.tokens.modalities import ModalityConfig
-from scgpt_tools.tokens.orders import seed_of
 from scgpt_tools.tokens.values import bin_rows, bits_of, canonical, count_known, fractions_of
 
 if TYPE_CHECKING:
@@ -138,7 +137,8 @@ class Tokenizer:
         keys
             One 64-bit hash per row of ``X``.  All draws of a cell depend on the seed, its key and the tokens only.
         rng
-            Seed of draws.  Pass a number, not a generator, to several calls that should agree.
+            Whole number, generator or ``None`` (fresh entropy) for draws.  Pass a number to several calls that should
+            agree.
         rows
             Rows of ``X`` to take, in this order; ``None`` takes all.  Cheaper than slicing.
         index
@@ -166,7 +166,7 @@ class Tokenizer:
         scratch = np.empty(max(expressed, default=0), dtype=X.data.dtype)
         everything = self.config.genes == "all"
         kernels.fill(
-            X.data, X.indices, X.indptr.astype(np.int64), rows, keys, seed_of(rng), token_of,
+            X.data, X.indices, X.indptr.astype(np.int64), rows, keys, np.uint64(as_seed(rng)), token_of,
             self._modality_of(features), np.sort(features.columns) if everything else np.empty(0, np.int64),
             kernels.RAW if prebinned else _KINDS[self.config.values],
             np.empty(0) if self.config.bins is None else fractions_of(self.config.bins),
@@ -213,7 +213,7 @@ class Tokenizer:
         keys
             One 64-bit hash per row.
         rng
-            Seed of random ties.
+            Whole number, generator or ``None`` (fresh entropy) for random ties.
 
         Returns
         -------
@@ -222,7 +222,7 @@ class Tokenizer:
         """
         keys = _one_per_row("keys", keys, X, np.uint64)
         bins, token_of = self.bins, self._token_of(X, features)
-        return bin_rows(X, bins, ties=self.config.ties, token_of=token_of, keys=keys, seed=int(seed_of(rng)))
+        return bin_rows(X, bins, ties=self.config.ties, token_of=token_of, keys=keys, seed=as_seed(rng))
 
     @property
     def bins(self) -> int:

@@ -48,8 +48,8 @@ class DataConfig:
     """Share of the cells of each file to measure progress with."""
     test: float = 0.0
     """Share of the cells of each file that training never sees, not even to choose a checkpoint."""
-    split_seed: int = 0
-    """Seed of the division, which depends on the names of cells and not on their order."""
+    rng: int = 0
+    """For the division, which depends on the names of cells and not on their order."""
     sampling: Sampling = "random"
     """``blocks`` for files that do not fit the memory: reads runs of neighbouring cells and shuffles among them."""
     block: int = 256
@@ -66,7 +66,7 @@ class DataConfig:
         for name in ("block", "blocks"):
             check_integer(name, getattr(self, name))
         check_fraction("validation + test", self.validation + self.test, one=False)
-        check_integer("split_seed", self.split_seed, least=0)
+        check_integer("rng", self.rng, least=0)
         check_sampling(self.sampling)
 
 
@@ -182,7 +182,7 @@ def open_collection(config: DataConfig, folder: Path) -> Iterator[Collection]:
             for path in find_files(config.paths, folder)
         ]
         parts = [
-            split_cells(source.names.to_numpy(), test=config.test, val=config.validation, seed=config.split_seed)
+            split_cells(source.names.to_numpy(), test=config.test, val=config.validation, seed=config.rng)
             for source in sources
         ]
         division = np.concatenate(parts)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from warnings import catch_warnings, filterwarnings
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from scgpt_tools._files import as_folder
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_choice, check_integer, check_number, check_text, check_type
+from scgpt_tools._validate import as_seed, check_choice, check_integer, check_number, check_text, check_type
+from scgpt_tools.data.processes import launched
 from scgpt_tools.data.threads import patient_products
 from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
@@ -114,8 +116,9 @@ class FitConfig(OptimizerConfig):
     """Go on from ``last.ckpt`` of the folder, if it is there; else begin.  All nodes must see the same folder."""
     checkpoint_steps: int | None = None
     """Optimiser steps between two checkpoints; ``None`` writes one after each epoch."""
-    seed: int = 0
-    """Seed of the order of cells, of what is hidden and of dropout."""
+    rng: int | np.random.Generator | None = 0
+    """For the order of cells, what is hidden and dropout: a whole number; a generator or ``None`` is replaced by the number
+    that it gives, which the files of a run record.  Several devices need a number."""
     workers: int = 0
     """Threads that prepare minibatches ahead."""
     accelerator: str = "auto"
@@ -139,7 +142,12 @@ class FitConfig(OptimizerConfig):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name))
         check_integer("workers", self.workers, least=0)
-        check_integer("seed", self.seed, least=0, most=2**63 - 1)
+        drawn = not isinstance(self.rng, int)
+        if drawn and (self.devices != 1 or self.nodes != 1 or launched()[1] > 1):
+            raise ValueError(
+                f"Expected a whole number for `rng` with several devices, each of which draws for itself, found {self.rng!r}."
+            )
+        object.__setattr__(self, "rng", as_seed(self.rng))
         if self.clip is not None:
             check_number("clip", self.clip, above=0)
         if self.monitor is not None:
@@ -156,6 +164,11 @@ class FitConfig(OptimizerConfig):
             raise ValueError(
                 "Expected `precision` to be '32-true' or 'bf16-mixed' with strategy='fsdp', found '16-mixed'."
             )
+
+    @property
+    def seed(self) -> int:
+        """The number that ``rng`` stands for."""
+        return as_seed(self.rng)
 
     @property
     def place(self) -> str | None:
@@ -243,7 +256,7 @@ def fit(
     else:
         question = asked_of(model, data, objectives, config, monitor=monitor, more=asked or {})
     loaders = {
-        part: data.loader(part, batch_size=config.batch_size, seed=config.seed, workers=config.workers)
+        part: data.loader(part, batch_size=config.batch_size, rng=config.seed, workers=config.workers)
         for part in ("train", "validation")
     }
     with _folder(config) as folder, _quiet(), own_random_numbers(config.seed), patient_products():

@@ -190,6 +190,9 @@ def _read(folder: Path) -> dict[str, Any]:
             f"Expected {folder / RUN} to describe a run of this package, found another or a damaged file. Begin in another "
             "folder."
         )
+    settings = record["asked"].get("settings")
+    if isinstance(settings, dict) and "seed" in settings:  # as it was called before
+        settings["rng"] = settings.pop("seed")
     return record
 
 

@@ -94,7 +94,7 @@ class BatchLoader:
     ) -> None:
         self.data, self.batch_size, self.shuffle = data, batch_size, shuffle
         self._as_dict = as_dict
-        self._loader = data.loader("train", batch_size=batch_size, seed=seed, workers=workers)
+        self._loader = data.loader("train", batch_size=batch_size, rng=seed, workers=workers)
         self._walks = 0
 
     def __len__(self) -> int:

@@ -340,7 +340,7 @@ class scGPTModel(Wrapper):
             data,
             list(terms.values()),
             {
-                "epochs": epochs, "batch_size": batch_size, "lr": lr, "clip": grad_clip, "seed": seed,
+                "epochs": epochs, "batch_size": batch_size, "lr": lr, "clip": grad_clip, "rng": seed,
                 "step_epochs": scheduler_step, "step_factor": scheduler_gamma, **changes,
             },
             use_amp=use_amp,
