@@ -270,7 +270,9 @@ def test_predictions_that_are_not_finite_are_refused_at_once(cells, model, uncha
     sct.pp.perturbation_split(cells, "combo_seen2", test_fraction=0.5, val_fraction=0.0)
     blocks = []
     take = sct.inference.perturbation.RowSource.take
-    monkeypatch.setattr(sct.inference.perturbation.RowSource, "take", lambda self, rows: blocks.append(1) or take(self, rows))
+    monkeypatch.setattr(
+        sct.inference.perturbation.RowSource, "take", lambda self, rows: blocks.append(1) or take(self, rows)
+    )
     calls = {
         "predict": lambda: sct.tl.predict_perturbation(cells, ["G0", "G1"], model, batch_size=4),
         "own": lambda: sct.tl.predict_perturbation(cells, None, model, batch_size=cells.n_obs),

@@ -228,7 +228,7 @@ def describe(config: PretrainConfig, vocabulary: Vocabulary) -> ModelConfig:
 
 
 def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:
-    """Untrained model of a configuration; its weights depend on ``train.seed`` and the vocabulary only."""
+    """Untrained model of a configuration; its weights depend on ``train.rng`` and the vocabulary only."""
     with own_random_numbers(config.train.seed), torch.no_grad():
         model = CellModel(describe(config, vocabulary), vocabulary)
         for name, parameter in model.encoder.named_parameters():
