@@ -47,6 +47,12 @@ def by_hand(adata: ad.AnnData, model: CellModel, pooling: str = "cls") -> np.nda
 # What is written ------------------------------------------------------------------------------------------------------
 
 
+def test_the_key_is_that_of_the_family(adata, make_model):
+    sct.tl.embed(adata, make_model(config={"family": "toy"}), show_progress=False)
+    assert list(adata.obsm) == ["X_toy"]
+    assert adata.uns["X_toy"]["model"]["family"] == "toy"
+
+
 def test_embedding_is_that_of_each_cell_by_itself(adata, model):
     found = embed(adata, model)
     assert found.dtype == np.float32

@@ -31,6 +31,11 @@ def by_hand(names, model) -> np.ndarray:
     return rows
 
 
+def test_the_key_is_that_of_the_family(adata, make_model):
+    sct.tl.embed_genes(adata, make_model(config={"family": "toy"}))
+    assert list(adata.varm) == ["X_toy_genes"]
+
+
 def test_vectors_are_those_that_enter_the_transformer(adata, model):
     torch.nn.init.normal_(model.embedder.genes.norm.weight)
     found = embed_genes(adata, model)

@@ -49,6 +49,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 # The result ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_key_is_that_of_the_family(source, make_model, tmp_path):
+    assert embed(source, tmp_path / "out.zarr", make_model(config={"family": "toy"}))
+    assert list(ad.read_zarr(tmp_path / "out.zarr").obsm) == ["X_toy"]
+
+
 @pytest.mark.parametrize("kind", ["h5ad", "dense", "h5mu", "zarr2", "zarr3"])
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_the_result_is_that_of_embed(adata, model, tmp_path, kind, chunk):

@@ -14,6 +14,7 @@ from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request, open_cells
 from scgpt_tools.inference.runner import CellPooling, cell_embeddings
+from scgpt_tools.models.families import embedding_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def embed(
     precision: Precision = "auto",
     attention: Attention | None = None,
     rng: RngLike = 0,
-    key_added: str = "X_scGPT",
+    key_added: str | None = None,
     show_progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | MuData | None:
@@ -101,7 +102,7 @@ def embed(
         Backend; ``None`` takes the fastest that the device has.
     {rng}
     key_added
-        Key of the result in ``obsm`` and ``uns``.
+        Key of the result in ``obsm`` and ``uns``; ``None`` takes the one of the model's family, ``"X_scGPT"`` for scGPT.
     {show_progress}
     {copy}
 
@@ -146,7 +147,8 @@ def embed(
     """
     check_arguments(embed, locals())
     check_choice("pooling", pooling, get_args(CellPooling))
-    check_new_key(slots_of(adata, modality), "obsm", key_added, default=EmbedKeys.key)
+    if key_added is not None:
+        check_new_key(slots_of(adata, modality), "obsm", key_added, default=EmbedKeys.key)
     request = Request(
         layer=layer,
         tokens=tokens,
@@ -172,7 +174,7 @@ def embed(
     embed_batch = partial(cell_embeddings, cells.model, pooling=pooling, normalize=normalize, attention=cells.attention)
     embedding, expressed = cells.compute(embed_batch, width=cells.model.dim, show_progress=show_progress)
     cells.warn_about_empty(expressed, "Their embeddings say nothing about them: leave them out.")
-    keys = EmbedKeys(key_added)
+    keys = EmbedKeys(key_added or embedding_key(cells.model.config))
     provenance = cells.provenance(pooling=pooling, normalize=normalize) | cells.names_of_empty(expressed)
     result = adata.copy() if copy else adata
     table = slots_of(result, modality)

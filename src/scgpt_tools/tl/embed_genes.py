@@ -14,6 +14,7 @@ from scgpt_tools._validate import check_finite
 from scgpt_tools.data.rows import table_of, totals_of
 from scgpt_tools.data.writing import check_new_key, check_writable
 from scgpt_tools.inference.cells import load_model
+from scgpt_tools.models.families import gene_embedding_key
 from scgpt_tools.tokens.features import FeatureTable
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def embed_genes(
     ignore_case: bool = False,
     duplicates: Duplicates = "all",
     modality: str | None = None,
-    key_added: str = "X_scGPT_genes",
+    key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | MuData | None:
     """Look up the model's embedding of each gene, the same for all cells :cite:p:`Cui2024`.
@@ -58,7 +59,8 @@ def embed_genes(
         gene gets its vector.
     {modality}
     key_added
-        Key of the result in ``varm`` and ``uns``.
+        Key of the result in ``varm`` and ``uns``; ``None`` takes the one of the model's family, ``"X_scGPT_genes"`` for
+        scGPT.
     {copy}
 
     Returns
@@ -89,7 +91,8 @@ def embed_genes(
     check_arguments(embed_genes, locals())
     table = table_of(adata, modality)
     check_writable(adata, table, copy=copy)
-    check_new_key(table, "varm", key_added, default=EmbedGenesKeys.key)
+    if key_added is not None:
+        check_new_key(table, "varm", key_added, default=EmbedGenesKeys.key)
     loaded = load_model(model)
     features = FeatureTable.from_var(
         table.var,
@@ -110,7 +113,7 @@ def embed_genes(
         vectors[features.columns],
         "The weights may be damaged: load the model anew.",
     )
-    keys = EmbedGenesKeys(key_added)
+    keys = EmbedGenesKeys(key_added or gene_embedding_key(loaded.config))
     result = adata.copy() if copy else adata
     table = table_of(result, modality)
     table.varm[keys.varm] = vectors

@@ -25,6 +25,7 @@ from scgpt_tools.data.stored_cells import StoredCells
 from scgpt_tools.data.stores import open_group
 from scgpt_tools.inference.cells import Request, load_model, open_cells
 from scgpt_tools.inference.runner import BLOCK_ROWS, CellPooling, cell_embeddings
+from scgpt_tools.models.families import embedding_key
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def embed_store(
     precision: Precision = "auto",
     attention: Attention | None = None,
     rng: int = 0,
-    key_added: str = "X_scGPT",
+    key_added: str | None = None,
     show_progress: bool | None = None,
 ) -> bool:
     """Embed the cells of a table on disk, with several processes and resumably :cite:p:`Cui2024`.
@@ -108,7 +109,7 @@ def embed_store(
         As in :func:`scgpt_tools.tl.embed`.
     {rng}
     key_added
-        Key of the result in ``obsm`` and ``uns``.
+        Key of the result in ``obsm`` and ``uns``; ``None`` takes the one of the model's family, ``"X_scGPT"`` for scGPT.
     show_progress
         Draw a progress bar of this process; ``None`` follows :data:`scgpt_tools.settings`, in the first process only.
 
@@ -162,11 +163,13 @@ def embed_store(
         attention=attention,
         rng=rng,
     )
-    keys = EmbedKeys(check_key_name("key_added", key_added))
+    if key_added is not None:
+        check_key_name("key_added", key_added)
     check_result_path(output)
     with open_group(source, modality=modality) as group:
         stored = StoredCells(group, layer=request.one_layer, columns=() if batch is None else (batch,))
         cells = _open(stored, model, request, pooling)
+        keys = EmbedKeys(key_added or embedding_key(cells.model.config))
         about = cells.provenance(pooling=pooling, normalize=normalize)
         layout = Layout(
             cells=len(stored),

@@ -199,8 +199,8 @@ def _as_list(query: str | Sequence[str]) -> list[str]:
 def _with_vectors(adata: AnnData, model: CellModel | str | PathLike[str]) -> tuple[AnnData, dict[str, Any]]:
     """The genes alone, with the model's vectors, and which model it was."""
     genes = type(adata)(var=pd.DataFrame(index=adata.var_names))
-    embed_genes(genes, model)
     keys = EmbedGenesKeys()
+    embed_genes(genes, model, key_added=keys.varm)
     return genes, genes.uns[keys.uns]["model"]
 
 
