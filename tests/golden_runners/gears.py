@@ -13,7 +13,8 @@ from scgpt_tools.objectives.gears import autofocus_direction
 from scgpt_tools.screens.graphs import coexpression_graph, ontology_graph
 from scgpt_tools.screens.pairing import pair_controls_gears
 from scgpt_tools.screens.ranking import gears_lists, gears_names, rank_genes
-from scgpt_tools.screens.splits import SplitOptions, split_conditions
+from scgpt_tools.screens.split_options import SplitOptions
+from scgpt_tools.screens.splits import split_conditions
 from scgpt_tools.tokens.perturbations import condition_genes, expressible, perturbed_genes
 
 OPTIONS = {

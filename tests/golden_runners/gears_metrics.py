@@ -18,7 +18,8 @@ from scgpt_tools.metrics.perturbation_scgpt import scgpt_means, scgpt_metrics
 from scgpt_tools.screens.pairing import pair_controls_gears
 from scgpt_tools.screens.profiles import mean_profiles
 from scgpt_tools.screens.ranking import gears_lists, gears_names, rank_genes
-from scgpt_tools.screens.splits import SplitOptions, split_conditions
+from scgpt_tools.screens.split_options import SplitOptions
+from scgpt_tools.screens.splits import split_conditions
 
 
 def whole_data(found: dict):

@@ -12,6 +12,7 @@ from mudatas import GENES, PEAKS, PROTEINS, make_base, make_mudata
 from scgpt_tools.data.modalities import ModalityRows
 from scgpt_tools.tokens import FeatureTable, ModalityConfig, Tokenizer, TokenizerConfig
 from scgpt_tools.tokens.joint import token_values, unscaled
+from scgpt_tools.tokens.joint_features import match_modalities
 from scgpt_tools.tokens.modalities import modality_names, resolve_modalities
 
 PROTEIN = {"standard": False, "scale": 10.0}
@@ -20,7 +21,7 @@ PROTEIN = {"standard": False, "scale": 10.0}
 def opened(mdata, given=None, **changes):
     """Values, features, tokenizer and keys of a MuData."""
     parts = resolve_modalities(mdata.mod, given or {name: PROTEIN if name == "prot" else None for name in mdata.mod})
-    features = FeatureTable.from_mudata(mdata, make_base().vocabulary, parts, min_coverage=0)
+    features = match_modalities(mdata, make_base().vocabulary, parts, min_coverage=0)
     config = TokenizerConfig(modalities=modality_names(parts), parts=parts, length=None, **changes)
     rows = ModalityRows(mdata, modalities=[part.name for part in parts])
     return rows.take(np.arange(len(rows))), features, Tokenizer(config, features.vocabulary), rows.keys
@@ -33,7 +34,7 @@ def of(batch, tokenizer, name):
 
 def test_names_do_not_collide_and_old_tokens_keep_their_ids():
     base = make_base().vocabulary
-    features = FeatureTable.from_mudata(make_mudata(), base, min_coverage=0)
+    features = match_modalities(make_mudata(), base, min_coverage=0)
     assert features.vocabulary.tokens[: len(base)] == base.tokens
     assert list(features.vocabulary.tokens[len(base) :]) == [f"p_{name}" for name in PROTEINS]
     assert {"GENE3", "p_GENE3"} <= set(features.names)
@@ -86,7 +87,7 @@ def test_standard_values_have_one_mean_and_spread():
     with pytest.raises(ValueError, match="which training learns"):
         tokenizer = Tokenizer(replace(tokenizer.config, parts=(replace(part, centers=None),)), tokenizer.vocabulary)
         only = ModalityRows(mdata, modalities=["prot"])
-        features = FeatureTable.from_mudata(mdata, tokenizer.vocabulary, [part])
+        features = match_modalities(mdata, tokenizer.vocabulary, [part])
         tokenizer(only.take([0]), features, keys[:1])
 
 
@@ -152,15 +153,15 @@ def test_kept_values_give_the_same_tokens():
 )
 def test_features_that_cannot_be_told_apart(change, given, message):
     with pytest.raises(ValueError, match=message):
-        FeatureTable.from_mudata(change(make_mudata()), make_base().vocabulary, given, min_coverage=0)
+        match_modalities(change(make_mudata()), make_base().vocabulary, given, min_coverage=0)
 
 
 def test_a_fixed_vocabulary_has_to_know_something():
     mdata, base = make_mudata(), make_base().vocabulary
     with pytest.raises(ValueError, match="no token 'p_CD4'"):
-        FeatureTable.from_mudata(mdata, base, extend=False)
+        match_modalities(mdata, base, extend=False)
     with pytest.raises(KeyError, match="Found no modality 'atac'"):
-        FeatureTable.from_mudata(mdata, base, [ModalityConfig(name="atac", prefix="a_", extend=True)])
+        match_modalities(mdata, base, [ModalityConfig(name="atac", prefix="a_", extend=True)])
     assert len(PEAKS) == 12
 
 

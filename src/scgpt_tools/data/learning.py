@@ -9,7 +9,7 @@ from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.data.modalities import ModalityRows, has_modalities
 from scgpt_tools.data.modality_features import choose_features, with_statistics
 from scgpt_tools.data.opening import match_rows, open_rows
-from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.joint_features import match_modalities
 from scgpt_tools.tokens.modalities import modality_names, resolve_modalities
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scgpt_tools._types import Layers
     from scgpt_tools.data.opening import Matching
     from scgpt_tools.data.rows import Rows
+    from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.tokens.modalities import Modalities
     from scgpt_tools.vocabulary import Vocabulary
 
@@ -92,10 +93,10 @@ def open_to_learn(
     rows = ModalityRows(data, modalities=[part.name for part in parts], layer=layer)
     _refuse_strangers(rows)
     how = {"totals": {name: part.totals for name, part in rows.parts.items()}, **matching.arguments()}
-    every = FeatureTable.from_mudata(data, vocabulary, parts, **how)
+    every = match_modalities(data, vocabulary, parts, **how)
     parts = tuple(choose_features(rows, own, part, seed=seed) for part, own in zip(parts, every.parts, strict=True))
     if any(part.keep is not None for part in parts):
-        every = FeatureTable.from_mudata(data, vocabulary, parts, **how)
+        every = match_modalities(data, vocabulary, parts, **how)
     parts = tuple(with_statistics(rows, own, part, seed=seed) for part, own in zip(parts, every.parts, strict=True))
     config = replace(config, modalities=modality_names(parts), parts=parts, length=None)
     return Learning(rows, every, config)

@@ -13,6 +13,7 @@ from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.modalities import ModalityRows, has_modalities
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.joint_features import match_modalities
 from scgpt_tools.tokens.units import warn_about_units
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def match_rows(
     """
     if isinstance(rows, ModalityRows):
         parts: list[ModalityConfig] = [part for part in config.parts if part.name in rows.parts]
-        return FeatureTable.from_mudata(
+        return match_modalities(
             rows.mdata,
             vocabulary,
             parts,

@@ -17,7 +17,8 @@ from scgpt_tools.data.cell_splits import split_cells, split_groups
 from scgpt_tools.data.parts import PARTS
 from scgpt_tools.screens.annotations import annotate_split, check_part_column
 from scgpt_tools.screens.conditions import context_labels, read_conditions, read_labels
-from scgpt_tools.screens.splits import SplitOptions, custom_split, named_parts, split_conditions
+from scgpt_tools.screens.split_options import SplitOptions
+from scgpt_tools.screens.splits import custom_split, named_parts, split_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,7 +18,8 @@ from scgpt_tools.data.parts import read_parts
 from scgpt_tools.screens.annotations import read_pairs
 from scgpt_tools.screens.conditions import context_labels, control_mask
 from scgpt_tools.screens.pairing import pair_controls
-from scgpt_tools.screens.splits import SplitOptions, split_conditions
+from scgpt_tools.screens.split_options import SplitOptions
+from scgpt_tools.screens.splits import split_conditions
 from scgpt_tools.tokens.orders import draws
 from scgpt_tools.tokens.perturbations import condition_genes, perturbed_genes
 from scgpt_tools.tokens.units import describe_values

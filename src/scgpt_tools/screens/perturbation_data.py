@@ -26,7 +26,8 @@ from scgpt_tools.screens.annotations import (
     read_pairs,
 )
 from scgpt_tools.screens.conditions import read_conditions, read_texts
-from scgpt_tools.screens.splits import SplitOptions, custom_split, named_parts, split_conditions
+from scgpt_tools.screens.split_options import SplitOptions
+from scgpt_tools.screens.splits import custom_split, named_parts, split_conditions
 from scgpt_tools.tokens.perturbations import ConditionStyle, format_condition
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from scgpt_tools.tokens.perturbations import condition_genes
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from scgpt_tools.screens.splits import SplitOptions
+    from scgpt_tools.screens.split_options import SplitOptions
 
 Parts = tuple[list[str], list[str]]
 """Conditions that are kept and conditions that are held out; those in neither are dropped."""

@@ -16,7 +16,7 @@ from scgpt_tools.tokens.perturbations import condition_genes, condition_key
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from scgpt_tools.screens.splits import SplitOptions
+    from scgpt_tools.screens.split_options import SplitOptions
 
     Rule = Callable[[str, frozenset[str]], bool | None]
 

@@ -9,7 +9,7 @@ genes still returns an embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,9 @@ from scgpt_tools.tokens.matching import Duplicates, Matcher, Totals, matched, re
 from scgpt_tools.tokens.names import column_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
 
-    from scgpt_tools.tokens.modalities import ModalityConfig, Span
+    from scgpt_tools.tokens.modalities import Span
     from scgpt_tools.tokens.names import NameTable
     from scgpt_tools.vocabulary import Vocabulary
 
@@ -144,94 +142,3 @@ class FeatureTable:
         columns = np.flatnonzero(coverage.used)
         tokens = coverage.tokens[columns]
         return cls(columns, vocabulary.ids(tokens, unknown=None), tokens, len(var), coverage)
-
-    @classmethod
-    def from_mudata(
-        cls,
-        mdata: HasModalities,
-        vocabulary: Vocabulary,
-        modalities: Sequence[ModalityConfig] | None = None,
-        *,
-        extend: bool = True,
-        numbering: Sequence[str] | None = None,
-        column: str | Mapping[str, str] | None = None,
-        symbols: NameTable | str | None = None,
-        aliases: NameTable | None = None,
-        ignore_case: bool = False,
-        min_coverage: float = 0.5,
-        duplicates: Duplicates = "most_counts",
-        totals: Mapping[str, Totals] | None = None,
-    ) -> FeatureTable:
-        """Match the features of several modalities to one vocabulary.
-
-        Parameters
-        ----------
-        mdata
-            A MuData, or anything whose ``mod`` maps names to tables with a ``var``; not changed.
-        vocabulary
-            Tokens of the model.
-        modalities
-            How each modality is read, in the order of its columns; ``None`` reads all with the defaults of their names
-            (:func:`~scgpt_tools.tokens.modalities.default_modality`).
-        extend
-            Append features that the vocabulary lacks, of modalities that are configured so, to the vocabulary of the
-            table; its tokens keep their ids.  Otherwise what it lacks is not read.
-        numbering
-            Names of modalities in the order of their numbers, as ``TokenizerConfig.modalities`` of a model holds them;
-            ``None`` sorts those that are read.
-        column
-            Column of ``var`` with the names, by modality; one name is that of modalities without prefix.
-        symbols, aliases, ignore_case, duplicates
-            As in :meth:`from_var`, for modalities that are matched to genes.
-        min_coverage
-            Warn if a smaller part of the genes matches, or of the other features that the vocabulary knows of a
-            modality.
-        totals
-            Sums of columns by modality; see :meth:`from_var`.
-
-        Returns
-        -------
-        A table over the columns of all modalities in a row; each modality is followed by one more column, which tells
-        measured cells from others (:class:`~scgpt_tools.data.modalities.ModalityRows`).  Its ``vocabulary`` is the one
-        given with what was added.
-
-        Raises
-        ------
-        KeyError
-            If a modality or a column is absent.
-        ValueError
-            If a modality has no features, a name twice, or none that the vocabulary knows.
-        """
-        # It builds on this file.
-        from scgpt_tools.tokens.joint_features import match_modalities
-
-        return match_modalities(
-            mdata,
-            vocabulary,
-            modalities,
-            extend=extend,
-            numbering=numbering,
-            column=column,
-            symbols=symbols,
-            aliases=aliases,
-            ignore_case=ignore_case,
-            min_coverage=min_coverage,
-            duplicates=duplicates,
-            totals=totals or {},
-        )
-
-
-class HasVar(Protocol):
-    """A table with features."""
-
-    @property
-    def var(self) -> pd.DataFrame:
-        """Columns of the features."""
-
-
-class HasModalities(Protocol):
-    """What of a MuData is needed here."""
-
-    @property
-    def mod(self) -> Mapping[str, HasVar]:
-        """Tables by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
@@ -21,30 +21,100 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from scgpt_tools.tokens.features import HasModalities
-    from scgpt_tools.tokens.matching import Totals
+    from scgpt_tools.tokens.matching import Duplicates, Totals
+    from scgpt_tools.tokens.names import NameTable
     from scgpt_tools.vocabulary import Vocabulary
+
+
+class HasVar(Protocol):
+    """A table with features."""
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Columns of the features."""
+
+
+class HasModalities(Protocol):
+    """What of a MuData is needed here."""
+
+    @property
+    def mod(self) -> Mapping[str, HasVar]:
+        """Tables by name."""
 
 
 def match_modalities(
     mdata: HasModalities,
     vocabulary: Vocabulary,
-    modalities: Sequence[ModalityConfig] | None,
+    modalities: Sequence[ModalityConfig] | None = None,
     *,
-    extend: bool,
-    numbering: Sequence[str] | None,
-    column: str | Mapping[str, str] | None,
-    totals: Mapping[str, Totals],
-    **matching: Any,
+    extend: bool = True,
+    numbering: Sequence[str] | None = None,
+    column: str | Mapping[str, str] | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    min_coverage: float = 0.5,
+    duplicates: Duplicates = "most_counts",
+    totals: Mapping[str, Totals] | None = None,
 ) -> FeatureTable:
-    """What :meth:`~scgpt_tools.tokens.FeatureTable.from_mudata` does."""
+    """Match the features of several modalities to one vocabulary.
+
+    Parameters
+    ----------
+    mdata
+        A MuData, or anything whose ``mod`` maps names to tables with a ``var``; not changed.
+    vocabulary
+        Tokens of the model.
+    modalities
+        How each modality is read, in the order of its columns; ``None`` reads all with the defaults of their names
+        (:func:`~scgpt_tools.tokens.modalities.default_modality`).
+    extend
+        Append features that the vocabulary lacks, of modalities that are configured so, to the vocabulary of the
+        table; its tokens keep their ids.  Otherwise what it lacks is not read.
+    numbering
+        Names of modalities in the order of their numbers, as ``TokenizerConfig.modalities`` of a model holds them;
+        ``None`` sorts those that are read.
+    column
+        Column of ``var`` with the names, by modality; one name is that of modalities without prefix.
+    symbols, aliases, ignore_case, duplicates
+        As in :meth:`FeatureTable.from_var`, for modalities that are matched to genes.
+    min_coverage
+        Warn if a smaller part of the genes matches, or of the other features that the vocabulary knows of a
+        modality.
+    totals
+        Sums of columns by modality; see :meth:`FeatureTable.from_var`.
+
+    Returns
+    -------
+    A table over the columns of all modalities in a row; each modality is followed by one more column, which tells
+    measured cells from others (:class:`~scgpt_tools.data.modalities.ModalityRows`).  Its ``vocabulary`` is the one
+    given with what was added.
+
+    Raises
+    ------
+    KeyError
+        If a modality or a column is absent.
+    ValueError
+        If a modality has no features, a name twice, or none that the vocabulary knows.
+    """
+    matching: dict[str, Any] = {
+        "symbols": symbols,
+        "aliases": aliases,
+        "ignore_case": ignore_case,
+        "min_coverage": min_coverage,
+        "duplicates": duplicates,
+    }
     configs = [default_modality(name) for name in mdata.mod] if modalities is None else list(modalities)
     frames = {config.name: _frame(mdata, config.name) for config in configs}
     columns = {config.name: _column_of(config, column) for config in configs}
     grown = _extended(vocabulary, configs, frames, columns) if extend else vocabulary
     parts = [
         _match_one(
-            frames[config.name], grown, config, columns[config.name], matching | {"totals": totals.get(config.name)}
+            frames[config.name],
+            grown,
+            config,
+            columns[config.name],
+            matching | {"totals": (totals or {}).get(config.name)},
         )
         for config in configs
     ]

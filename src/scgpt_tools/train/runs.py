@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scgpt_tools._files import replace_file
-from scgpt_tools.config import to_dict
+from scgpt_tools.config import Dataclass, to_dict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from scgpt_tools.data.module import CellDataModule
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.objectives.base import Objective
-    from scgpt_tools.train.fit import FitConfig
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def asked_of(
     model: CellModel,
     data: CellDataModule,
     objectives: Sequence[Objective],
-    config: FitConfig,
+    config: Dataclass,
     *,
     monitor: str | None,
     more: Mapping[str, Any],
