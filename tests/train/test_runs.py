@@ -200,9 +200,21 @@ def test_a_caller_of_fit_can_add_to_the_question(make_model, make_data, tmp_path
     with pytest.raises(ValueError, match="hidden.ratio 0.4, found 0.2"):
         data = make_data(corruption=replace(make_data().corruption, ratio=0.2))
         fit(make_model(), data, BOTH, replace(how, resume=True), asked={"project": "liver"})
-    with pytest.raises(ValueError, match="hidden.name 'GenerateValues', found 'MaskValues'"):
+    with pytest.raises(ValueError, match="hidden.name 'generate_values', found 'mask_values'"):
         data = make_data(corruption=MaskValues(ratio=0.4))
         fit(make_model(), data, BOTH, replace(how, resume=True), asked={"project": "liver"})
+
+
+def test_records_of_the_version_before_count(make_model, make_data, tmp_path):
+    """They name the class of a corruption, and know fewer settings of it."""
+    how = FitConfig(**QUICK, folder=tmp_path)
+    fit(make_model(), make_data(), BOTH, how)
+    record = json.loads((tmp_path / RUN).read_text())
+    hidden = record["asked"]["hidden"]
+    hidden["name"] = "GenerateValues"
+    record["asked"]["hidden"] = {name: value for name, value in hidden.items() if value is not None}
+    (tmp_path / RUN).write_text(json.dumps(record))
+    fit(make_model(), make_data(), BOTH, replace(how, resume=True))
 
 
 def test_a_model_trained_in_place_goes_on_in_its_folder(make_model, make_data, tmp_path):

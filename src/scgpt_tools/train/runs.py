@@ -165,7 +165,7 @@ def check_same(folder: Path, asked: Mapping[str, Any], *, began_here: bool) -> s
             "an older version of this package or incomplete: begin in another folder."
         )
     record = _read(folder)
-    before, now = _flat(record["asked"]), _flat(json.loads(json.dumps(asked)))
+    before, now = _flat(_current(record["asked"])), _flat(json.loads(json.dumps(asked)))
     differing = [
         name for name in dict.fromkeys([*now, *before]) if not _alike(name, before, now, began_here=began_here)
     ]
@@ -193,6 +193,20 @@ def _read(folder: Path) -> dict[str, Any]:
     if isinstance(settings, dict) and "seed" in settings:  # as it was called before
         settings["rng"] = settings.pop("seed")
     return record
+
+
+def _current(asked: dict[str, Any]) -> dict[str, Any]:
+    """A question as this version asks it; the one before named the class of a corruption."""
+    hidden = asked.get("hidden")
+    if not isinstance(hidden, dict):
+        return asked
+    names = {
+        "MaskValues": "mask_values",
+        "GenerateValues": "generate_values",
+        "HideModalities": "hide_modalities",
+        "GenerateExpression": "generate_expression",
+    }
+    return asked | {"hidden": hidden | {"name": names.get(hidden.get("name", ""), hidden.get("name"))}}
 
 
 def _alike(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, began_here: bool) -> bool:
