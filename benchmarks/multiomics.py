@@ -134,7 +134,7 @@ def imputation(arguments: argparse.Namespace) -> None:
         alone = md.MuData({"rna": test["rna"].copy()})
         models = {f"seed {seed}": tuned(train, seed, batch=batch, **IMPUTING) for seed in arguments.seeds}
         for which, model in {**models, "all seeds": list(models.values())}.items():
-            sct.tl.impute(alone, model, modality="prot", layer="counts", batch=batch)
+            sct.tl.impute(alone, model, modality="prot", layer="counts", batch_key=batch)
             found = alone.obsm["prot_imputed"][list(test["prot"].var_names)].to_numpy()
             columns[f"imputed, {which}"] = correlations(found, truth)
         table = pd.DataFrame(columns, index=test["prot"].var_names)

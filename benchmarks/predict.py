@@ -54,7 +54,7 @@ def main() -> None:
 
     def predict(precision: str) -> np.ndarray:
         sct.tl.predict_perturbation(
-            controls, [perturbed], model, key=None, precision=precision, batch_size=BATCH, show_progress=False
+            controls, [perturbed], model, condition_key=None, precision=precision, batch_size=BATCH, show_progress=False
         )
         return controls.layers[next(iter(controls.layers))].copy()
 

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         cells,
         list(names),
         folder / "generator",
-        key=None,
+        condition_key=None,
         n_controls=arguments.controls,
         store=folder / "store",
         device="cpu",

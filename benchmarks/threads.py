@@ -106,8 +106,10 @@ def tasks(size: str, arguments: argparse.Namespace, folder: Path) -> dict[str, C
     runs = {
         "embed": lambda: timed(lambda: sct.tl.embed(cells, model, layer=arguments.layer)),
         "annotate": lambda: timed(lambda: sct.tl.annotate(cells, annotator, layer=arguments.layer)),
-        "predict": lambda: timed(lambda: sct.tl.predict_perturbation(controls, perturbations[:1], generator, key=None)),
-        "screen": lambda: timed(lambda: sct.tl.screen(controls, perturbations, generator, key=None)),
+        "predict": lambda: timed(
+            lambda: sct.tl.predict_perturbation(controls, perturbations[:1], generator, condition_key=None)
+        ),
+        "screen": lambda: timed(lambda: sct.tl.screen(controls, perturbations, generator, condition_key=None)),
         "train": lambda: median(Ours(some, arguments.label, options, "annotate").steps()),
     }
     return {task: runs[task] for task in arguments.tasks}

@@ -27,8 +27,8 @@ genes
     "modality": """\
 modality
     Which modality to read; needed for MuData only.""",
-    "batch": """\
-batch
+    "batch_key": """\
+batch_key
     Column of ``obs`` with the technical batch of each cell; needed by models that normalise each batch by itself (as
     fine-tuning for integration makes them), and refused by all others.""",
     "rng": """\
@@ -55,6 +55,9 @@ save
     File to write the figure to, in the format of its ending; ``None`` writes none.
 return_fig
     Return the figure and show nothing.""",
+    "condition_key": """\
+condition_key
+    Column of ``obs`` with the conditions, as :func:`scgpt_tools.pp.parse_conditions` spells them.""",
     "copy": """\
 copy
     Return a changed copy and leave the input alone.""",

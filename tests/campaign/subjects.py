@@ -265,7 +265,7 @@ SUBJECTS: dict[str, Subject] = {
             sct.tl.index_reference,
             inputs.cells,
             "",
-            good={"label": "cell_type"},
+            good={"label_key": "cell_type"},
             columns=("cell_type",),
             embeddings=("X_scGPT",),
         ),
@@ -273,7 +273,7 @@ SUBJECTS: dict[str, Subject] = {
             sct.tl.map_reference,
             inputs.cells,
             "",
-            good=lambda: {"reference": inputs.cells(), "label": "cell_type", "k": 3},
+            good=lambda: {"reference": inputs.cells(), "label_key": "cell_type", "k": 3},
             embeddings=("X_scGPT",),
         ),
         _subject(

@@ -29,7 +29,7 @@ ODD = (
 )
 """What may stand behind an option."""
 OPTIONS = {
-    "embed": "layer genes symbols aliases ignore_case duplicates modality batch pooling normalize length batch_size device "
+    "embed": "layer genes symbols aliases ignore_case duplicates modality batch_key pooling normalize length batch_size device "
     "precision attention rng key_added chunk rank processes".split(),
     "embed-genes": "genes symbols aliases ignore_case duplicates modality key_added".split(),
     "tokenize": "layer genes symbols aliases modality bins ties rng key_added".split(),

@@ -77,6 +77,8 @@ def test_interactions_of_measured_effects(cells):
     effects = cells[: len(found.names)].copy()
     effects.obs["condition"] = list(found.names)
     effects.X = found.means - found.of(["ctrl"])
-    scores = tl.genetic_interactions(effects, key="condition", layer=None, max_pairs=2000, show_progress=False)
+    scores = tl.genetic_interactions(
+        effects, condition_key="condition", layer=None, max_pairs=2000, show_progress=False
+    )
     assert list(scores.index) == ["+".join(pair) for pair in sorted(DOUBLES)]
     assert (scores["additive_cosine"] > 0.6).all()

@@ -166,7 +166,7 @@ def test_controls_need_no_labels(cells):
     controls = cells[cells.obs["condition"] == "ctrl"].copy()
     predicted_only(controls)
     del controls.obs["condition"]
-    assert texts(sct.pl.perturbation_de(controls, "G9", key=None, show=False)) == [
+    assert texts(sct.pl.perturbation_de(controls, "G9", condition_key=None, show=False)) == [
         "control (40 cells)",
         "predicted (40 cells)",
     ]

@@ -150,15 +150,15 @@ def test_a_model_of_several_batches_needs_to_know_them(adata, make_model, unchan
     with pytest.raises(ValueError, match="normalises each of its 2 batches by itself: a, b"):
         sct.tl.annotate(adata, model, show_progress=False)
     assert unchanged(adata) == before
-    result = annotated(adata, model, batch="batch")
+    result = annotated(adata, model, batch_key="batch")
     swapped = adata.copy()
     swapped.obs["batch"] = swapped.obs["batch"].map({"a": "b", "b": "a"})
-    other = annotated(swapped, model, batch="batch")
+    other = annotated(swapped, model, batch_key="batch")
     name = "scgpt_cell_type_probabilities"
     assert np.abs(result.obsm[name] - other.obsm[name]).max() > 1e-4
     swapped.obs["batch"] = "c"
     with pytest.raises(ValueError, match=r"named 'c'.*'a', 'b'"):
-        annotated(swapped, model, batch="batch")
+        annotated(swapped, model, batch_key="batch")
 
 
 def test_what_cannot_be_annotated_is_refused(adata, annotator, model, unchanged):
@@ -170,7 +170,7 @@ def test_what_cannot_be_annotated_is_refused(adata, annotator, model, unchanged)
     with pytest.raises(ValueError, match="`threshold` to lie in"):
         sct.tl.annotate(adata, annotator, threshold=1.5)
     with pytest.raises(ValueError, match="no `batch` for a model that treats all batches alike"):
-        sct.tl.annotate(adata, annotator, batch="batch")
+        sct.tl.annotate(adata, annotator, batch_key="batch")
     assert unchanged(adata) == before
 
 

@@ -113,7 +113,7 @@ def test_cells_without_known_genes_get_no_type_from_neighbours(with_empty, model
     with pytest.warns(UserWarning, match="found 3 of 12"):
         sct.tl.embed(with_empty, model)
     with pytest.warns(UserWarning) as said:
-        sct.tl.map_reference(with_empty, with_empty, label="cell_type", k=1)
+        sct.tl.map_reference(with_empty, with_empty, label_key="cell_type", k=1)
     assert len(said) == 2
     assert all("found 3 of 12" in str(warning.message) for warning in said)
     assert with_empty.uns["mapped_cell_type"]["params"]["n_reference"] == 9

@@ -143,11 +143,11 @@ def by_domain(make_model) -> CellModel:
 
 
 def test_each_cell_is_normalised_with_its_own_batch(adata, by_domain):
-    expected = embed(adata.copy(), by_domain, batch="batch", batch_size=1)
-    np.testing.assert_allclose(embed(adata, by_domain, batch="batch", batch_size=7), expected, atol=1e-6)
+    expected = embed(adata.copy(), by_domain, batch_key="batch", batch_size=1)
+    np.testing.assert_allclose(embed(adata, by_domain, batch_key="batch", batch_size=7), expected, atol=1e-6)
     assert adata.uns[KEY]["params"]["batch"] == "batch"
     adata.obs["batch"] = adata.obs["batch"].map({"a": "b", "b": "a"})
-    assert np.abs(embed(adata, by_domain, batch="batch") - expected).max(axis=1).min() > 1e-3
+    assert np.abs(embed(adata, by_domain, batch_key="batch") - expected).max(axis=1).min() > 1e-3
 
 
 def test_batches_that_a_model_does_not_know_are_refused(adata, by_domain, model, unchanged):
@@ -156,11 +156,11 @@ def test_batches_that_a_model_does_not_know_are_refused(adata, by_domain, model,
     with pytest.raises(ValueError, match="`batch`, the column of `obs` .*: a, b"):
         embed(adata, by_domain)
     with pytest.raises((ValueError, KeyError), match="c"):
-        embed(adata, by_domain, batch="other")
+        embed(adata, by_domain, batch_key="other")
     with pytest.raises(KeyError, match="batch"):
-        embed(adata, by_domain, batch="batches")
+        embed(adata, by_domain, batch_key="batches")
     with pytest.raises(ValueError, match="no `batch` for a model that treats all batches alike"):
-        embed(adata, model, batch="batch")
+        embed(adata, model, batch_key="batch")
     assert unchanged(adata) == before
 
 

@@ -98,8 +98,8 @@ def test_each_cell_is_normalised_with_its_own_batch(adata, source, make_model, t
     with torch.no_grad():
         for number, domain in enumerate(model.embedder.norm.domains):
             domain.running_mean.fill_(2.0 * number)
-    assert embed(source, tmp_path / "out.zarr", model, batch="batch")
-    sct.tl.embed(adata, model, batch="batch", show_progress=False)
+    assert embed(source, tmp_path / "out.zarr", model, batch_key="batch")
+    sct.tl.embed(adata, model, batch_key="batch", show_progress=False)
     np.testing.assert_allclose(ad.read_zarr(tmp_path / "out.zarr").obsm[KEY], adata.obsm[KEY], atol=1e-6)
 
 

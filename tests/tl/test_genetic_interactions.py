@@ -62,7 +62,7 @@ def test_a_screen_can_be_scored():
         screened.layers["effect"], obs=pd.DataFrame({"what": list(screened.obs_names)}, index=list("abc"))
     )
     labelled.var_names = screened.var_names
-    again = sct.tl.genetic_interactions(labelled, key="what", layer=None)
+    again = sct.tl.genetic_interactions(labelled, condition_key="what", layer=None)
     assert list(found.index) == ["G0+G1"]
     pd.testing.assert_frame_equal(found, again)
 
@@ -85,7 +85,7 @@ def test_absent_keys_are_named(effects):
     with pytest.raises(KeyError, match="effect"):
         sct.tl.genetic_interactions(effects)
     with pytest.raises(KeyError, match="condition"):
-        sct.tl.genetic_interactions(effects, key="condition", layer=None)
+        sct.tl.genetic_interactions(effects, condition_key="condition", layer=None)
 
 
 @pytest.fixture(scope="module")

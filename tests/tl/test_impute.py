@@ -19,7 +19,7 @@ from scgpt_tools.tokens import ModalityConfig
 pytestmark = pytest.mark.filterwarnings("ignore:var_names are not unique")
 
 HOW = {
-    "epochs": 30, "batch_size": 8, "lr": 1e-2, "schedule": "cosine", "warmup": 0.1, "accelerator": "cpu", "seed": 0,
+    "epochs": 30, "batch_size": 8, "lr": 1e-2, "schedule": "cosine", "warmup": 0.1, "accelerator": "cpu", "rng": 0,
 }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def rna_alone(mdata) -> md.MuData:
 
 def test_proteins_follow_from_genes(trained):
     mdata = make_mudata(60, seed=9)
-    sct.tl.impute(mdata, trained, modality="prot", batch="batch")
+    sct.tl.impute(mdata, trained, modality="prot", batch_key="batch")
     found = mdata.obsm["prot_imputed"]
     counts = mdata["prot"].X.astype(float)
     truth = np.log1p(counts / np.exp(np.log1p(counts).mean(axis=1, keepdims=True)))
@@ -74,23 +74,23 @@ def test_proteins_follow_from_genes(trained):
 def test_the_measurement_is_not_looked_at(trained):
     mdata = make_mudata(20, mosaic=True)
     alone = rna_alone(mdata)
-    sct.tl.impute(mdata, trained, modality="prot", batch="batch")
-    sct.tl.impute(alone, trained, modality="prot", batch="batch", batch_size=3)
+    sct.tl.impute(mdata, trained, modality="prot", batch_key="batch")
+    sct.tl.impute(alone, trained, modality="prot", batch_key="batch", batch_size=3)
     same = mdata.obsm["prot_imputed"].loc[alone.obs_names]
     np.testing.assert_allclose(alone.obsm["prot_imputed"], same, atol=1e-5)
 
 
 def test_several_models_answer_by_their_mean(trained, tmp_path):
     other = sct.train.finetune(
-        make_base(), make_mudata(60), task="multiomic", batch="batch", **HOW | {"epochs": 2, "seed": 1}
+        make_base(), make_mudata(60), task="multiomic", batch="batch", **HOW | {"epochs": 2, "rng": 1}
     )
     mdata = rna_alone(make_mudata(20, seed=9))
     alone = []
     for number, model in enumerate((trained, other)):
-        sct.tl.impute(mdata, model, modality="prot", batch="batch", key_added=str(number))
+        sct.tl.impute(mdata, model, modality="prot", batch_key="batch", key_added=str(number))
         alone.append(mdata.obsm[str(number)].to_numpy())
     assert np.abs(alone[0] - alone[1]).max() > 0.05
-    sct.tl.impute(mdata, [trained, other.save(tmp_path / "other")], modality="prot", batch="batch")
+    sct.tl.impute(mdata, [trained, other.save(tmp_path / "other")], modality="prot", batch_key="batch")
     found = mdata.obsm["prot_imputed"]
     assert found.to_numpy().dtype == np.float32
     np.testing.assert_allclose(found, np.mean(alone, axis=0), atol=1e-5)
@@ -103,19 +103,19 @@ def test_models_that_answer_together_speak_of_the_same(trained, unlike):
     with pytest.raises(
         ValueError, match=r"in one unit, found 'clr' of .* and 'log1p' of|same panel of 'prot'.* and 2, not"
     ):
-        sct.tl.impute(mdata, [trained, unlike], modality="prot", batch="batch")
+        sct.tl.impute(mdata, [trained, unlike], modality="prot", batch_key="batch")
     with pytest.raises(ValueError, match="which reads one"):
-        sct.tl.impute(mdata, [trained, make_base()], modality="prot", batch="batch")
+        sct.tl.impute(mdata, [trained, make_base()], modality="prot", batch_key="batch")
     with pytest.raises(ValueError, match="one `model` or more, found an empty list"):
-        sct.tl.impute(mdata, [], modality="prot", batch="batch")
+        sct.tl.impute(mdata, [], modality="prot", batch_key="batch")
     with pytest.raises(TypeError, match="or a list of them, found None"):
-        sct.tl.impute(mdata, None, modality="prot", batch="batch")
+        sct.tl.impute(mdata, None, modality="prot", batch_key="batch")
     assert contents(mdata) == before
 
 
 def test_what_else_is_asked_changes_nothing(trained):
     mdata = make_mudata(20)
-    sct.tl.impute(mdata, trained, modality="prot", batch="batch")
+    sct.tl.impute(mdata, trained, modality="prot", batch_key="batch")
     with without_pulling():
         copied = sct.tl.impute(
             mdata, trained, modality="prot", batch="batch", features=["IgG", "CD4"], key_added="two", copy=True
@@ -168,7 +168,7 @@ def test_a_table_and_a_model_that_do_not_fit(trained):
     with without_pulling():
         proteins = md.MuData({"prot": mdata["prot"].copy()})
     with pytest.raises(ValueError, match="another modality than 'prot'"):
-        sct.tl.impute(proteins, trained, modality="prot", batch="batch")
+        sct.tl.impute(proteins, trained, modality="prot", batch_key="batch")
 
 
 def test_weights_of_modalities(trained):
@@ -191,7 +191,7 @@ def test_mapping_and_scores_read_the_mudata_itself(trained):
     reference, query = make_mudata(60), make_mudata(30, seed=4)
     for mdata in (reference, query):
         sct.tl.embed(mdata, trained)
-    sct.tl.map_reference(query, reference, label="kind", k=5)
+    sct.tl.map_reference(query, reference, label_key="kind", k=5)
     found = query.obs["mapped_cell_type"].astype(str).to_numpy()
     assert (found == query["rna"].obs["kind"].to_numpy()).mean() > 0.9
 

@@ -38,13 +38,13 @@ def query() -> ad.AnnData:
 @pytest.mark.parametrize("how", ["majority", "weighted"])
 @pytest.mark.parametrize("backend", ["faiss", "sklearn"])
 def test_well_separated_types_are_found(query, reference, how, backend):
-    sct.tl.map_reference(query, reference, label="kind", how=how, backend=backend)
+    sct.tl.map_reference(query, reference, label_key="kind", how=how, backend=backend)
     assert query.obs["mapped_cell_type"].tolist() == query.obs["kind"].tolist()
     assert (query.obs["mapped_cell_type_confidence"] > 0.9).all()
 
 
 def test_what_is_written_is_what_the_neighbours_say(query, reference):
-    sct.tl.map_reference(query, reference, label="kind", k=5)
+    sct.tl.map_reference(query, reference, label_key="kind", k=5)
     rows = query.obsm["mapped_cell_type_neighbors"]
     apart = query.obsm["X_scGPT"][:, None] - reference.obsm["X_scGPT"][rows]
     distances = query.obsm["mapped_cell_type_distances"]
@@ -60,8 +60,8 @@ def test_what_is_written_is_what_the_neighbours_say(query, reference):
 
 
 def test_an_index_and_its_folder_map_like_the_table(query, reference, tmp_path):
-    expected = sct.tl.map_reference(query, reference, label="kind", copy=True)
-    index = sct.tl.index_reference(reference, label="kind")
+    expected = sct.tl.map_reference(query, reference, label_key="kind", copy=True)
+    index = sct.tl.index_reference(reference, label_key="kind")
     folder = index.save(tmp_path / "blood")
     for source in (index, folder, str(folder), ReferenceIndex.load(folder)):
         found = sct.tl.map_reference(query, source, copy=True)
@@ -72,16 +72,16 @@ def test_an_index_and_its_folder_map_like_the_table(query, reference, tmp_path):
 
 def test_cells_of_unknown_type_are_no_reference(query, reference):
     reference.obs.loc[reference.obs["kind"] == "B", "kind"] = np.nan
-    sct.tl.map_reference(query, reference, label="kind")
+    sct.tl.map_reference(query, reference, label_key="kind")
     assert query.uns["mapped_cell_type"]["classes"].tolist() == ["NK", "T"]
     assert query.uns["mapped_cell_type"]["params"]["n_reference"] == 30
 
 
 def test_cells_between_types_get_none(query, reference):
     query.obsm["X_scGPT"][0] = (4, 4)
-    sct.tl.map_reference(query, reference, label="kind", k=30, threshold=0.9)
+    sct.tl.map_reference(query, reference, label_key="kind", k=30, threshold=0.9)
     assert query.obs["mapped_cell_type"].iloc[0] == "unassigned"
-    sct.tl.map_reference(query, reference, label="kind", k=5)
+    sct.tl.map_reference(query, reference, label_key="kind", k=5)
     assert query.obs["mapped_cell_type_distance"].argmax() == 0
 
 
@@ -92,9 +92,9 @@ def test_cells_between_types_get_none(query, reference):
 def test_cells_from_another_space_are_refused(query, reference, unchanged, tmp_path, part, change):
     query.uns["X_scGPT"] = ABOUT | {part: ABOUT[part] | change}
     before = unchanged(query)
-    folder = sct.tl.index_reference(reference, label="kind").save(tmp_path / "blood")
+    folder = sct.tl.index_reference(reference, label_key="kind").save(tmp_path / "blood")
     with pytest.raises(ValueError, match=f"same way as the reference, found {next(iter(change))}"):
-        sct.tl.map_reference(query, reference, label="kind")
+        sct.tl.map_reference(query, reference, label_key="kind")
     with pytest.raises(ValueError, match="same way as the reference"):
         sct.tl.map_reference(query, folder)
     assert unchanged(query) == before
@@ -103,9 +103,9 @@ def test_cells_from_another_space_are_refused(query, reference, unchanged, tmp_p
 def test_an_embedding_of_unknown_origin_is_a_warning(query, reference):
     del query.uns["X_scGPT"]
     with pytest.warns(UserWarning, match="The query does not say which model embedded it"):
-        sct.tl.map_reference(query, reference, label="kind")
+        sct.tl.map_reference(query, reference, label_key="kind")
     del reference.uns["X_scGPT"]
-    sct.tl.map_reference(query, reference, label="kind")
+    sct.tl.map_reference(query, reference, label_key="kind")
 
 
 def test_embeddings_of_a_real_model_fit_each_other(adata, model, make_model, tmp_path):
@@ -113,17 +113,17 @@ def test_embeddings_of_a_real_model_fit_each_other(adata, model, make_model, tmp
     sct.tl.embed(adata, model, show_progress=False)
     adata.write_h5ad(tmp_path / "reference.h5ad")
     stored = ad.read_h5ad(tmp_path / "reference.h5ad")
-    sct.tl.map_reference(adata, stored, label="cell_type", k=1)
+    sct.tl.map_reference(adata, stored, label_key="cell_type", k=1)
     assert adata.obs["mapped_cell_type"].tolist() == adata.obs["cell_type"].tolist()
     other = make_model(config={"dim": 16}).adapt(dim=16)
     other.heads["expression"].value[0].weight.data.add_(1)
     sct.tl.embed(stored, other, show_progress=False)
     with pytest.raises(ValueError, match="found checksum"):
-        sct.tl.map_reference(adata, stored, label="cell_type", k=1)
+        sct.tl.map_reference(adata, stored, label_key="cell_type", k=1)
 
 
 def test_the_result_can_be_kept_in_a_file(query, reference, tmp_path):
-    sct.tl.map_reference(query, reference, label="kind")
+    sct.tl.map_reference(query, reference, label_key="kind")
     query.write_h5ad(tmp_path / "cells.h5ad")
     again = ad.read_h5ad(tmp_path / "cells.h5ad")
     assert again.obs["mapped_cell_type"].equals(query.obs["mapped_cell_type"])
@@ -132,17 +132,17 @@ def test_the_result_can_be_kept_in_a_file(query, reference, tmp_path):
 
 def test_arguments_that_do_not_go_together_are_refused(query, reference, unchanged):
     before = unchanged(query)
-    index = sct.tl.index_reference(reference, label="kind")
-    with pytest.raises(ValueError, match=r"`label` to name the column.*\['kind'\]"):
+    index = sct.tl.index_reference(reference, label_key="kind")
+    with pytest.raises(ValueError, match=r"`label_key` to name the column.*\['kind'\]"):
         sct.tl.map_reference(query, reference)
     with pytest.raises(ValueError, match="no `label` with an index"):
-        sct.tl.map_reference(query, index, label="kind")
+        sct.tl.map_reference(query, index, label_key="kind")
     with pytest.raises(KeyError, match="'X_pca'"):
-        sct.tl.map_reference(query, reference, label="kind", use_rep="X_pca")
+        sct.tl.map_reference(query, reference, label_key="kind", use_rep="X_pca")
     with pytest.raises(ValueError, match="`how` to be one of"):
-        sct.tl.map_reference(query, reference, label="kind", how="loudest")
+        sct.tl.map_reference(query, reference, label_key="kind", how="loudest")
     with pytest.raises(ValueError, match="`unassigned` to be no class"):
-        sct.tl.map_reference(query, reference, label="kind", unassigned="NK")
+        sct.tl.map_reference(query, reference, label_key="kind", unassigned="NK")
     assert unchanged(query) == before
 
 
@@ -153,9 +153,9 @@ def test_columns_of_frames_are_put_in_the_order_of_the_reference(adata):
     query.obsm["frame"] = values[list("dbca")]
     with pytest.raises(ValueError, match="columns of the reference, a, b, c, d, found a, b, c, x"):
         query.obsm["frame"] = values.rename(columns={"d": "x"})
-        sct.tl.map_reference(query, adata, label="cell_type", use_rep="frame", k=1)
+        sct.tl.map_reference(query, adata, label_key="cell_type", use_rep="frame", k=1)
     query.obsm["frame"] = values[list("dbca")]
-    sct.tl.map_reference(query, adata, label="cell_type", use_rep="frame", k=1)
+    sct.tl.map_reference(query, adata, label_key="cell_type", use_rep="frame", k=1)
     assert query.obs["mapped_cell_type"].tolist() == adata.obs["cell_type"].tolist()
 
 
@@ -172,7 +172,7 @@ def test_equal_weights_are_another_model_with_other_attention_heads_or_bins(adat
     assert changed.checksum == model.checksum
     sct.tl.embed(adata, changed, show_progress=False)
     with pytest.raises(ValueError, match="found architecture" if change == "heads" else "found bins"):
-        sct.tl.map_reference(adata, reference, label="cell_type")
+        sct.tl.map_reference(adata, reference, label_key="cell_type")
 
 
 @pytest.mark.parametrize(

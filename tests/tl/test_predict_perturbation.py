@@ -149,7 +149,7 @@ def test_saved_generators_predict_the_same_and_files_keep_the_result(cells, mode
 def test_tables_of_controls_only_need_no_conditions(cells, model):
     chosen = cells[controls(cells)].copy()
     del chosen.obs["condition"]
-    sct.tl.predict_perturbation(chosen, "G0", model, key=None)
+    sct.tl.predict_perturbation(chosen, "G0", model, condition_key=None)
     assert np.isfinite(chosen.layers["predicted"]).all()
 
 
@@ -196,7 +196,7 @@ def test_models_without_flags_are_refused(cells, make_model):
     with pytest.raises(TypeError, match="Expected `model`"):
         sct.tl.predict_perturbation(cells, "G0")
     with pytest.raises(KeyError, match="Did you mean 'condition'"):
-        sct.tl.predict_perturbation(cells, "G0", generator(cells.var_names), key="conditions")
+        sct.tl.predict_perturbation(cells, "G0", generator(cells.var_names), condition_key="conditions")
 
 
 def test_the_setting_for_attention_counts(cells, model, monkeypatch):

@@ -53,7 +53,7 @@ def test_chance_is_that_of_a_random_order(cells, candidates):
 
 def test_states_may_be_anything(cells, candidates):
     cells.obs["state"] = np.where(cells.obs["condition"] == "G0+ctrl", "sick", "well")
-    ranking = sct.tl.rank_perturbations(cells, candidates, key="state", source="well", targets="sick")
+    ranking = sct.tl.rank_perturbations(cells, candidates, condition_key="state", source="well", targets="sick")
     assert ranking["perturbation"].iloc[0] == "G0"
     assert ranking["exact"].isna().all()
     assert np.isnan(sct.metrics.top_k_accuracy(ranking)["exact"]).all()

@@ -60,7 +60,7 @@ def screened(cells, model):
 
 def imputed(mdata, model):
     return lambda: (
-        sct.tl.impute(mdata, model, modality="prot", batch="batch", copy=True).obsm["prot_imputed"].to_numpy()
+        sct.tl.impute(mdata, model, modality="prot", batch_key="batch", copy=True).obsm["prot_imputed"].to_numpy()
     )
 
 
@@ -107,7 +107,7 @@ def test_results_do_not_depend_on_the_number_of_threads(task):
 
 @pytest.mark.filterwarnings("ignore:var_names are not unique")
 def test_nor_do_imputed_values():
-    how = {"epochs": 1, "batch_size": 8, "accelerator": "cpu", "seed": 0}
+    how = {"epochs": 1, "batch_size": 8, "accelerator": "cpu", "rng": 0}
     with without_pulling():
         model = sct.train.finetune(make_base(), make_mudata(30), task="multiomic", batch="batch", **how)
     with without_pulling():

@@ -150,7 +150,7 @@ def test_integration_knows_its_batches(base, cells, sampling, tmp_path):
     assert {f"train_{name}" for name in [*names, "elastic_similarity", "batch_adversary"]} <= set(model.history)
     loaded = CellModel.from_pretrained(model.save(tmp_path / "integrator"), device="cpu")
     for own in (model, loaded):
-        sct.tl.embed(cells, own, batch="batch", key_added="X_" + own.name[:4])
+        sct.tl.embed(cells, own, batch_key="batch", key_added="X_" + own.name[:4])
     first, second = (cells.obsm[key] for key in list(cells.obsm))
     np.testing.assert_array_equal(first, second)
 
@@ -384,7 +384,7 @@ def test_a_model_with_batch_parts_wants_their_batches(base, cells, make_cells):
         sct.train.finetune(integrator, cells, task="annotate", label="kind", **QUICK)
     model = sct.train.finetune(integrator, cells, task="annotate", label="kind", batch="batch", **QUICK)
     query = make_cells(20, seed=3)
-    sct.tl.annotate(query, model, batch="batch")
+    sct.tl.annotate(query, model, batch_key="batch")
     assert query.obs["scgpt_cell_type"].isin(["even", "odd"]).all()
 
 

@@ -24,7 +24,7 @@ from scgpt_tools.train.multiomic import for_modalities, modality_parts
 # A protein has the name of a gene on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:var_names are not unique")
 
-QUICK = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu", "seed": 0}
+QUICK = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu", "rng": 0}
 
 
 @pytest.fixture(scope="module")

@@ -214,7 +214,7 @@ class Cells:
                 "layer": _layer_text(request.layer),
                 "tokens": request.tokens or "",
                 "genes": request.genes or "var_names",
-                "batch": request.batch or "",
+                "batch_key": request.batch or "",
                 **({} if request.modalities is None else {"modalities": ", ".join(request.modalities)}),
                 **params,
                 "rng": self.plan.seed,

@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import OWN_CONDITION, PredictionKeys, RankingKeys
 from scgpt_tools._lookup import absent, lookup
@@ -33,13 +33,14 @@ KINDS = {"control": PALETTE["grey"], "observed": PALETTE["blue"], "predicted": P
 """Colour of each kind of cells."""
 
 
+@renamed(key="condition_key")
 @shared_docs
 def perturbation_de(
     adata: AnnData,
     perturbation: str,
     *,
     predicted: str = "predicted",
-    key: str | None = "condition",
+    condition_key: str | None = "condition",
     de_key: str = "perturbation_de",
     genes: Sequence[str] | None = None,
     n_genes: int = 20,
@@ -65,7 +66,7 @@ def perturbation_de(
         Which one, such as ``"KLF1"``, ``"KLF1+ctrl"`` or ``"SAMD1+ZBTB1"``.
     predicted
         Layer of :func:`scgpt_tools.tl.predict_perturbation`, or the beginning of the names of several.
-    key
+    condition_key
         Column of ``obs`` with the conditions; ``None`` takes all cells for controls.
     de_key
         Key of ``uns`` that :func:`scgpt_tools.pp.perturbation_de` wrote, which chooses the genes.  Without that
@@ -94,7 +95,7 @@ def perturbation_de(
         If there are no controls, neither cells nor predictions have the perturbation, or predictions are not finite.
     """
     check_arguments(perturbation_de, locals())
-    cells = _Compared.read(adata, perturbation, predicted=predicted, key=key, layer=layer)
+    cells = _Compared.read(adata, perturbation, predicted=predicted, key=condition_key, layer=layer)
     chosen = list(genes) if genes is not None else _ranked_genes(adata, cells, de_key, n_genes)
     by_prediction = chosen is None
     if chosen is None:
@@ -134,13 +135,14 @@ def perturbation_de(
     return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
+@renamed(key="condition_key")
 @shared_docs
 def perturbation_scatter(
     adata: AnnData,
     perturbation: str,
     *,
     predicted: str = "predicted",
-    key: str = "condition",
+    condition_key: str = "condition",
     layer: str | None = None,
     n_labels: int = 8,
     title: str | None = None,
@@ -160,7 +162,7 @@ def perturbation_scatter(
         Which one, such as ``"KLF1"`` or ``"SAMD1+ZBTB1"``.
     predicted
         Layer of :func:`scgpt_tools.tl.predict_perturbation`, or the beginning of the names of several.
-    key
+    condition_key
         Column of ``obs`` with the conditions.
     layer
         Key of ``layers`` with observed values; ``None`` takes ``X``.
@@ -183,10 +185,10 @@ def perturbation_scatter(
         If no cell has the perturbation, there are no controls, or predictions are not finite.
     """
     check_arguments(perturbation_scatter, locals())
-    cells = _Compared.read(adata, perturbation, predicted=predicted, key=key, layer=layer)
+    cells = _Compared.read(adata, perturbation, predicted=predicted, key=condition_key, layer=layer)
     if not len(cells.observed):
         raise ValueError(
-            f"Expected cells with the perturbation {perturbation!r} in obs[{key!r}] to compare with, found predictions "
+            f"Expected cells with the perturbation {perturbation!r} in obs[{condition_key!r}] to compare with, found predictions "
             "only. pl.perturbation_de shows those."
         )
     centre = cells.control.mean(axis=0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools._validate import as_seed
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@renamed(batch="batch_key")
 @shared_docs
 def annotate(
     query: AnnData | MuData,
@@ -52,7 +53,7 @@ def annotate(
     ignore_case: bool = False,
     duplicates: Duplicates = "most_counts",
     modality: str | None = None,
-    batch: str | None = None,
+    batch_key: str | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
@@ -86,7 +87,7 @@ def annotate(
     symbols, aliases, ignore_case, duplicates
         How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
     {modality}
-    {batch}
+    {batch_key}
     batch_size
         Cells computed at once; the result does not depend on it.
     device, precision, attention
@@ -113,7 +114,7 @@ def annotate(
     Raises
     ------
     KeyError
-        If ``layer``, ``tokens``, ``genes``, ``modality`` or ``batch`` is absent; the message lists what is there.
+        If ``layer``, ``tokens``, ``genes``, ``modality`` or ``batch_key`` is absent; the message lists what is there.
     ValueError
         If the model has no classes, several models have not the same, no gene is in the vocabulary, a value is
         negative, missing or infinite, a result is not finite, or ``key_added`` is the name of something else.
@@ -141,7 +142,7 @@ def annotate(
         ignore_case=ignore_case,
         duplicates=duplicates,
         modality=modality,
-        batch=batch,
+        batch=batch_key,
         batch_size=batch_size,
         device=device,
         precision=precision,

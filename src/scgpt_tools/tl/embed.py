@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
 from scgpt_tools._validate import as_seed, check_choice
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@renamed(batch="batch_key")
 @shared_docs
 def embed(
     adata: AnnData | MuData,
@@ -47,7 +48,7 @@ def embed(
     duplicates: Duplicates = "most_counts",
     modality: str | None = None,
     modalities: Sequence[str] | None = None,
-    batch: str | None = None,
+    batch_key: str | None = None,
     pooling: CellPooling = "cls",
     normalize: bool = True,
     length: int | None = None,
@@ -83,7 +84,7 @@ def embed(
         several reads all of them and writes to the MuData itself, whose cells need not have been measured in each.
     modalities
         Modalities to embed cells by, of those that the model reads; ``None`` for all that are there.
-    {batch}
+    {batch_key}
     pooling
         ``"cls"`` as scGPT's own function, ``"mean"`` over the tokens of a cell, or ``"weighted"`` by their values.
     normalize
@@ -159,7 +160,7 @@ def embed(
         duplicates=duplicates,
         modality=modality,
         modalities=None if modalities is None else tuple(modalities),
-        batch=batch,
+        batch=batch_key,
         length=length,
         batch_size=batch_size,
         device=device,

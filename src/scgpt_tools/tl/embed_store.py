@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
 from scgpt_tools._outputs import check_room
@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 _SHOWN = 256
 
 
+@renamed(batch="batch_key")
 @shared_docs
 def embed_store(
     source: str | PathLike[str],
@@ -63,7 +64,7 @@ def embed_store(
     ignore_case: bool = False,
     duplicates: Duplicates = "most_counts",
     modality: str | None = None,
-    batch: str | None = None,
+    batch_key: str | None = None,
     pooling: CellPooling = "cls",
     normalize: bool = True,
     length: int | None = None,
@@ -96,7 +97,7 @@ def embed_store(
     layer, genes, symbols, aliases, ignore_case, duplicates
         As in :func:`scgpt_tools.tl.embed`.
     {modality}
-    batch, pooling, normalize, length, batch_size
+    batch_key, pooling, normalize, length, batch_size
         As in :func:`scgpt_tools.tl.embed`.
     chunk
         Cells of a chunk: what is in memory, read at once, and lost when a process dies.
@@ -130,7 +131,7 @@ def embed_store(
     OSError
         If the disk has no room for the result.
     KeyError
-        If ``layer``, ``genes``, ``batch`` or ``modality`` is absent; the message lists what is there.
+        If ``layer``, ``genes``, ``batch_key`` or ``modality`` is absent; the message lists what is there.
     ValueError
         If a finished or unfinished result at ``output`` is of other cells, another model or other settings, the matrix is
         stored by columns, a part of the source or of the result is missing, the source changes meanwhile, or for what
@@ -155,7 +156,7 @@ def embed_store(
         aliases=aliases,
         ignore_case=ignore_case,
         duplicates=duplicates,
-        batch=batch,
+        batch=batch_key,
         length=length,
         batch_size=batch_size,
         device=device_of_process(device),
@@ -167,7 +168,7 @@ def embed_store(
         check_key_name("key_added", key_added)
     check_result_path(output)
     with open_group(source, modality=modality) as group:
-        stored = StoredCells(group, layer=request.one_layer, columns=() if batch is None else (batch,))
+        stored = StoredCells(group, layer=request.one_layer, columns=() if batch_key is None else (batch_key,))
         cells = _open(stored, model, request, pooling)
         keys = EmbedKeys(key_added or embedding_key(cells.model.config))
         about = cells.provenance(pooling=pooling, normalize=normalize)

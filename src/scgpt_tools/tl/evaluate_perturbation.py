@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pandas as pd
 from anndata import AnnData
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import as_seed, check_choice, check_text
@@ -48,12 +48,13 @@ logger = logging.getLogger(__name__)
 _ROLES = {CEILING: "ceiling"}
 
 
+@renamed(key="condition_key")
 @shared_docs
 def evaluate_perturbation(
     adata: AnnData,
     predictions: Prediction | Mapping[str, Prediction],
     *,
-    key: str = "condition",
+    condition_key: str = "condition",
     split: str = "split",
     part: str = "test",
     within: str | Sequence[str] | None = None,
@@ -89,7 +90,7 @@ def evaluate_perturbation(
         What to score: a generator or its folder, which predicts from controls; a layer that
         :func:`scgpt_tools.tl.predict_perturbation` wrote; a table of :func:`scgpt_tools.tl.screen`; a data frame of
         mean profiles, conditions by genes.  Or several of them by name.
-    key
+    condition_key
         Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`.
     split
         Column of ``obs`` from :func:`scgpt_tools.pp.perturbation_split` or :func:`scgpt_tools.pp.cell_split`.
@@ -167,9 +168,9 @@ def evaluate_perturbation(
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
     prepared = prepare_evaluation(
-        adata, key=key, split=split, part=part, within=within, layer=layer, genes=names, seed=seed
+        adata, key=condition_key, split=split, part=part, within=within, layer=layer, genes=names, seed=seed
     )
-    screen = HeldOut.read(adata, prepared, key=key, split=split, part=part, within=within)
+    screen = HeldOut.read(adata, prepared, key=condition_key, split=split, part=part, within=within)
     profiles: dict[str, NDArray[np.float64]] = {}
     samples: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, prediction in named.items():
@@ -178,7 +179,7 @@ def evaluate_perturbation(
         elif isinstance(prediction, AnnData | pd.DataFrame):
             profiles[name] = screen.from_table(name, prediction)
         else:
-            predictor = open_predictor(adata, prediction, request, choice, direction=direction, key=key)
+            predictor = open_predictor(adata, prediction, request, choice, direction=direction, key=condition_key)
             profiles[name], samples[name] = screen.from_model(
                 predictor, n_controls=n_controls, keep=bool(wanted), show_progress=show_progress
             )

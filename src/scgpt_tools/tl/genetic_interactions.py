@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._validate import as_seed, check_key, check_type
 from scgpt_tools.metrics.interactions import genetic_interactions as interaction_scores
@@ -28,10 +28,11 @@ _EFFECT = ScreenKeys().effect
 _SHOWN = 10
 
 
+@renamed(key="condition_key")
 def genetic_interactions(
     effects: AnnData,
     *,
-    key: str | None = None,
+    condition_key: str | None = None,
     layer: str | None = _EFFECT,
     exclude_perturbed: bool = False,
     max_pairs: int = 100_000,
@@ -49,7 +50,7 @@ def genetic_interactions(
     effects
         One row per condition, singles and doubles, with changes against the control: the result of
         :func:`scgpt_tools.tl.screen`, or measured effects.  Not changed.
-    key
+    condition_key
         Column of ``obs`` with the conditions, such as ``"KLF1"`` or ``"KLF1+ctrl"`` and ``"SAMD1+ZBTB1"``; ``None``
         takes ``obs_names``.
     layer
@@ -85,7 +86,11 @@ def genetic_interactions(
     check_arguments(genetic_interactions, locals())
     check_type("effects", effects, AnnData)
     seed = as_seed(rng)
-    names = effects.obs_names if key is None else effects.obs[check_key(effects.obs, key, "obs")].astype(str)
+    names = (
+        effects.obs_names
+        if condition_key is None
+        else effects.obs[check_key(effects.obs, condition_key, "obs")].astype(str)
+    )
     conditions = [condition_genes(name) for name in names]
     row_of = _rows(conditions)
     matrix = effects.X if layer is None else effects.layers[check_key(effects.layers, layer, "layers")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ImputeKeys
 from scgpt_tools._lookup import absent, lookup
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@renamed(batch="batch_key")
 @shared_docs
 def impute(
     mdata: MuData,
@@ -52,7 +53,7 @@ def impute(
     aliases: NameTable | None = None,
     ignore_case: bool = False,
     duplicates: Duplicates = "most_counts",
-    batch: str | None = None,
+    batch_key: str | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
@@ -84,7 +85,7 @@ def impute(
     {genes}
     symbols, aliases, ignore_case, duplicates
         How to match names of genes to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
-    batch
+    batch_key
         Column of ``obs`` with the technical batch of each cell, if the model was trained with it.
     batch_size
         Cells computed at once; the result does not depend on it.
@@ -142,7 +143,7 @@ def impute(
         aliases=aliases,
         ignore_case=ignore_case,
         duplicates=duplicates,
-        batch=batch,
+        batch=batch_key,
         shows_batch=True,
         batch_size=batch_size,
         device=device,

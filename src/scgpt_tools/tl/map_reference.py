@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools._validate import check_choice, check_key, check_type
@@ -45,9 +45,10 @@ _SPACE = (
 _COLUMNS = "columns"
 
 
+@renamed(label="label_key")
 @shared_docs
 def index_reference(
-    reference: AnnData | MuData, *, label: str, use_rep: str = "X_scGPT", modality: str | None = None
+    reference: AnnData | MuData, *, label_key: str, use_rep: str = "X_scGPT", modality: str | None = None
 ) -> ReferenceIndex:
     """Make an index of annotated cells, to keep and to map other cells to.
 
@@ -55,7 +56,7 @@ def index_reference(
     ----------
     reference
         Embedded cells with known types; not changed.  Cells without a type are left out.
-    label
+    label_key
         Column of ``obs`` with the types.
     use_rep
         Key of ``obsm`` with the embedding.
@@ -69,7 +70,7 @@ def index_reference(
     Raises
     ------
     KeyError
-        If ``label`` or ``use_rep`` is absent.
+        If ``label_key`` or ``use_rep`` is absent.
     ValueError
         If no cell has a type, or a vector is not finite.
 
@@ -82,14 +83,14 @@ def index_reference(
     --------
     >>> import scgpt_tools as sct
     >>> sct.tl.embed(reference, "scgpt-demo")  # doctest: +SKIP
-    >>> sct.tl.index_reference(reference, label="cell_type").save("blood")  # doctest: +SKIP
+    >>> sct.tl.index_reference(reference, label_key="cell_type").save("blood")  # doctest: +SKIP
     >>> sct.tl.embed(query, "scgpt-demo")  # doctest: +SKIP
     >>> sct.tl.map_reference(query, "blood")  # doctest: +SKIP
     """
     check_arguments(index_reference, locals())
     table = slots_of(reference, modality)
     vectors, source = _embedding(table, use_rep)
-    labels = read_classes(cell_columns(table), label, allow_unknown=True)
+    labels = read_classes(cell_columns(table), label_key, allow_unknown=True)
     empty = _empty(table, use_rep)
     if empty.any():
         warn_user(
@@ -98,16 +99,17 @@ def index_reference(
         )
     known = (labels.codes != UNKNOWN) & ~empty
     if not known.any():
-        raise ValueError(f"Expected cells with a type in obs[{label!r}] that express a known gene, found none.")
-    return ReferenceIndex(vectors[known], labels.codes[known], labels.names, {**source, "label": label})
+        raise ValueError(f"Expected cells with a type in obs[{label_key!r}] that express a known gene, found none.")
+    return ReferenceIndex(vectors[known], labels.codes[known], labels.names, {**source, "label_key": label_key})
 
 
+@renamed(label="label_key")
 @shared_docs
 def map_reference(
     query: AnnData | MuData,
     reference: AnnData | MuData | ReferenceIndex | str | PathLike[str],
     *,
-    label: str | None = None,
+    label_key: str | None = None,
     use_rep: str = "X_scGPT",
     k: int = 10,
     how: Vote = "majority",
@@ -127,7 +129,7 @@ def map_reference(
     reference
         Embedded cells with known types, or what :func:`index_reference` made of them, or the folder that this was
         saved to.
-    label
+    label_key
         Column of ``obs`` of the reference with the types; an index has them already.
     use_rep
         Key of ``obsm`` with the embedding, of both.
@@ -170,7 +172,7 @@ def map_reference(
     Raises
     ------
     KeyError
-        If ``label`` or ``use_rep`` is absent.
+        If ``label_key`` or ``use_rep`` is absent.
     ValueError
         If query and reference were embedded by different models or in different ways, have columns of other names, a
         vector is not finite, or ``key_added`` is the name of something else.
@@ -187,7 +189,7 @@ def map_reference(
     check_writable(query, cells, copy=copy)
     check_new_key(cells, "obs", key_added, default="mapped_cell_type")
     vectors, source = _embedding(cells, use_rep)
-    index = _open_reference(reference, label=label, use_rep=use_rep, modality=modality)
+    index = _open_reference(reference, label_key=label_key, use_rep=use_rep, modality=modality)
     check_unassigned(unassigned, index.classes)
     _check_same_space(source, index.source)
     vectors = _in_order(vectors, source.get(_COLUMNS), index.source.get(_COLUMNS))
@@ -200,7 +202,12 @@ def map_reference(
     found = index.search(vectors, k, backend=backend)
     ballot = vote(index.codes[found.rows], len(index.classes), how=how, proportions=index.proportions)
     keys = AnnotateKeys(key_added)
-    params = {"use_rep": use_rep, "label": str(index.source.get("label", "")), "k": found.rows.shape[1], "how": how}
+    params = {
+        "use_rep": use_rep,
+        "label_key": str(index.source.get("label_key", index.source.get("label", ""))),
+        "k": found.rows.shape[1],
+        "how": how,
+    }
     about = {
         "params": {**params, "threshold": threshold, "unassigned": unassigned, "n_reference": len(index)},
         "model": dict(source.get("model", {})),
@@ -243,21 +250,25 @@ def _empty(table: AnnData | MuData, use_rep: str) -> NDArray[np.bool_]:
     return np.asarray(table.obs_names.isin([str(name) for name in np.atleast_1d(np.asarray(names, dtype=object))]))
 
 
-def _open_reference(reference: Any, *, label: str | None, use_rep: str, modality: str | None) -> ReferenceIndex:
+def _open_reference(reference: Any, *, label_key: str | None, use_rep: str, modality: str | None) -> ReferenceIndex:
     if isinstance(reference, str | PathLike):
         reference = ReferenceIndex.load(reference)
     if isinstance(reference, ReferenceIndex):
-        if label is not None:
-            raise ValueError(f"Expected no `label` with an index, which has its types already, found {label!r}.")
+        if label_key is not None:
+            raise ValueError(
+                f"Expected no `label_key` with an index, which has its types already, found {label_key!r}."
+            )
         return reference
     if not hasattr(reference, "obsm"):
         raise TypeError(
             f"Expected `reference` to be a table of cells, an index or its folder, found {type(reference).__name__}."
         )
-    if label is None:
+    if label_key is None:
         columns = [str(column) for column in cell_columns(slots_of(reference, modality)).columns]
-        raise ValueError(f"Expected `label` to name the column of `obs` with the types, one of {columns}; found None.")
-    return index_reference(reference, label=label, use_rep=use_rep, modality=modality)
+        raise ValueError(
+            f"Expected `label_key` to name the column of `obs` with the types, one of {columns}; found None."
+        )
+    return index_reference(reference, label_key=label_key, use_rep=use_rep, modality=modality)
 
 
 def _embedding(table: AnnData | MuData, use_rep: str) -> tuple[np.ndarray, Mapping[str, Any]]:

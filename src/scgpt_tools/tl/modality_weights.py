@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools._validate import as_seed
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@renamed(batch="batch_key")
 @shared_docs
 def modality_weights(
     mdata: MuData,
@@ -38,7 +39,7 @@ def modality_weights(
     *,
     layer: Layers = None,
     genes: str | None = None,
-    batch: str | None = None,
+    batch_key: str | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
@@ -61,7 +62,7 @@ def modality_weights(
         Result of :func:`scgpt_tools.train.finetune` on several modalities, or the folder that it was saved to.
     {layer}
     {genes}
-    {batch}
+    {batch_key}
     batch_size
         Cells computed at once; the result does not depend on it.
     device, precision, attention
@@ -117,7 +118,7 @@ def modality_weights(
             layer=layer,
             genes=genes,
             modalities=tuple(chosen),
-            batch=batch,
+            batch=batch_key,
             batch_size=batch_size,
             device=device,
             precision=precision,

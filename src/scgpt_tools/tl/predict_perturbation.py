@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import OWN_CONDITION, PredictionKeys
 from scgpt_tools._validate import as_seed, check_key_name
@@ -39,13 +39,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@renamed(key="condition_key")
 @shared_docs
 def predict_perturbation(
     adata: AnnData,
     perts: str | Sequence[str] | None = None,
     model: CellModel | str | PathLike[str] | None = None,
     *,
-    key: str | None = "condition",
+    condition_key: str | None = "condition",
     pairs: str | None = None,
     within: str | Sequence[str] | None = None,
     layer: str | None = None,
@@ -81,7 +82,7 @@ def predict_perturbation(
         such as ``"KLF1"`` or ``"SAMD1+ZBTB1"``, or several, predict every control cell as if it had been perturbed.
     model
         Result of :func:`scgpt_tools.train.finetune` with ``task="perturb"``, or the folder that it was saved to.
-    key
+    condition_key
         Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`; ``None`` takes all cells for
         controls.
     pairs
@@ -168,8 +169,8 @@ def predict_perturbation(
         check_key_name("the layer of a perturbation", layer_added)
         check_new_key(adata, "layers", keys.uns, default=PredictionKeys().uns, entry=layer_added)
     choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
-    predictor = open_predictor(adata, model, request, choice, direction=direction, key=key)
-    conditions = _conditions(adata, key)
+    predictor = open_predictor(adata, model, request, choice, direction=direction, key=condition_key)
+    conditions = _conditions(adata, condition_key)
     if wanted is None:
         rows = paired_controls(adata, conditions, pairs=pairs, within=within, seed=seed)[:, 0]
         own = [condition_genes(condition) for condition in conditions]
@@ -182,7 +183,11 @@ def predict_perturbation(
         }
     found = _predicted(predictor, layers, show_progress=show_progress)
     about = predictor.cells.provenance(
-        include=include, unknown=unknown, unmeasured=unmeasured, key=key or "", **predictor.flagging()
+        include=include,
+        unknown=unknown,
+        unmeasured=unmeasured,
+        condition_key=condition_key or "",
+        **predictor.flagging(),
     )
     result = adata.copy() if copy else adata
     for name, values in found.items():
@@ -200,7 +205,7 @@ def _conditions(adata: AnnData, key: str | None) -> NDArray[Any]:
     conditions = read_conditions(adata, key)
     if not control_mask(conditions).any():
         raise ValueError(
-            f"Expected control cells (label 'ctrl' in obs[{key!r}]) to predict from, found none. Pass key=None if all "
+            f"Expected control cells (label 'ctrl' in obs[{key!r}]) to predict from, found none. Pass condition_key=None if all "
             "cells are controls."
         )
     return conditions

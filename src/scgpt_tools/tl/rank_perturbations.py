@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._lookup import absent
@@ -32,12 +32,13 @@ Similarity: TypeAlias = Literal["cosine", "pearson", "l1", "l2"]
 _DISTANCES = ("l1", "l2")
 
 
+@renamed(key="condition_key")
 @shared_docs
 def rank_perturbations(
     adata: AnnData,
     screened: AnnData,
     *,
-    key: str = "condition",
+    condition_key: str = "condition",
     source: str = CONTROL,
     targets: str | Sequence[str] | None = None,
     metric: Similarity = "cosine",
@@ -53,7 +54,7 @@ def rank_perturbations(
         Log-normalised cells of both states; not changed.
     screened
         Candidates: result of :func:`scgpt_tools.tl.screen` on the same genes.
-    key
+    condition_key
         Column of ``obs`` with the states, for example conditions.
     source
         State to start from.
@@ -109,7 +110,7 @@ def rank_perturbations(
         )
     cells = RowSource(adata, layer=layer)
     check_log_values(cells)
-    labels, source, targets = _one_spelling(adata, key, source, targets)
+    labels, source, targets = _one_spelling(adata, condition_key, source, targets)
     states = _states(labels, source, targets)
     columns = _shared_columns(adata, screened)
     candidates = {name: set(condition_genes(name)) for name in screened.obs_names}

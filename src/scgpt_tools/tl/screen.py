@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scgpt_tools._arguments import check_arguments
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._files import as_path, remove_left_behind, replace_file
 from scgpt_tools._keys import ScreenKeys
@@ -45,13 +45,14 @@ logger = logging.getLogger(__name__)
 _RUN, _CHECKSUM = 64, 32
 
 
+@renamed(key="condition_key")
 @shared_docs
 def screen(
     adata: AnnData,
     perts: str | Iterable[str],
     model: CellModel | str | PathLike[str],
     *,
-    key: str | None = "condition",
+    condition_key: str | None = "condition",
     n_controls: int | None = 300,
     layer: str | None = None,
     genes: str | None = None,
@@ -77,7 +78,7 @@ def screen(
         Perturbations such as ``"KLF1"`` or ``"SAMD1+ZBTB1"``.
     model
         Result of :func:`scgpt_tools.train.finetune` with ``task="perturb"``, or the folder that it was saved to.
-    key
+    condition_key
         Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`; ``None`` takes all cells for
         controls.
     n_controls
@@ -143,11 +144,15 @@ def screen(
     )
     wanted = read_perturbations(perts)
     choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
-    predictor = open_predictor(adata, model, request, choice, direction=direction, key=key)
+    predictor = open_predictor(adata, model, request, choice, direction=direction, key=condition_key)
     check_told(predictor, wanted.values())
-    rows = _controls(adata, predictor, key, n_controls)
+    rows = _controls(adata, predictor, condition_key, n_controls)
     about = predictor.cells.provenance(
-        include=include, unknown=unknown, unmeasured=unmeasured, key=key or "", **predictor.flagging()
+        include=include,
+        unknown=unknown,
+        unmeasured=unmeasured,
+        condition_key=condition_key or "",
+        **predictor.flagging(),
     )
     control, values = _mean_of(predictor, rows)
     finished = _Store.open(store, _request(about, adata, rows, values), adata.n_vars)
@@ -169,7 +174,7 @@ def _controls(adata: AnnData, predictor: Predictor, key: str | None, n: int | No
     if rows.size < 2:
         raise ValueError(
             f"Expected at least two control cells (label 'ctrl' in obs[{key!r}]) to perturb, found {rows.size}. Pass "
-            "key=None if all cells are controls."
+            "condition_key=None if all cells are controls."
         )
     if n is None:
         return rows
