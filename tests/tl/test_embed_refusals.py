@@ -72,7 +72,7 @@ REFUSALS = {
     "fp16 on a CPU": (None, {"precision": "fp16"}, ValueError, "needs a GPU"),
     "unknown attention": (None, {"attention": "fash"}, ValueError, "`attention`"),
     "negative seed": (None, {"rng": -1}, ValueError, "`rng` to be at least 0"),
-    "a generator": (None, {"rng": np.random.default_rng()}, TypeError, "`rng` to be a whole number"),
+    "a generator": (None, {"rng": "0"}, TypeError, "`rng` to be a whole number"),
     "unknown rule for duplicates": (None, {"duplicates": "last"}, ValueError, "'first'"),
     "no such folder": (None, {"model": "no/such/folder"}, (FileNotFoundError, OSError, ValueError), "folder|no/such"),
 }
@@ -145,7 +145,7 @@ def by_domain(make_model) -> CellModel:
 def test_each_cell_is_normalised_with_its_own_batch(adata, by_domain):
     expected = embed(adata.copy(), by_domain, batch_key="batch", batch_size=1)
     np.testing.assert_allclose(embed(adata, by_domain, batch_key="batch", batch_size=7), expected, atol=1e-6)
-    assert adata.uns[KEY]["params"]["batch"] == "batch"
+    assert adata.uns[KEY]["params"]["batch_key"] == "batch"
     adata.obs["batch"] = adata.obs["batch"].map({"a": "b", "b": "a"})
     assert np.abs(embed(adata, by_domain, batch_key="batch") - expected).max(axis=1).min() > 1e-3
 
@@ -211,3 +211,13 @@ def test_cells_are_read_in_order_and_computed_by_length(adata, model):
     assert sorted(order) == list(range(12))
     lengths = model.tokenizer.lengths(RowSource(adata).take(np.arange(12)), plan.features)[order]
     assert (np.diff(lengths) <= 0).all()
+
+
+@pytest.mark.parametrize("rng", [None, np.random.default_rng(3)])
+def test_what_was_drawn_with_is_recorded(adata, model, rng):
+    sct.tl.embed(adata, model, rng=rng, length=6, show_progress=False)
+    used = int(adata.uns[KEY]["params"]["rng"])
+    again = sct.tl.embed(adata, model, rng=used, length=6, show_progress=False, copy=True)
+    np.testing.assert_array_equal(again.obsm[KEY], adata.obsm[KEY])
+    other = sct.tl.embed(adata, model, rng=rng, length=6, show_progress=False, copy=True)
+    assert int(other.uns[KEY]["params"]["rng"]) != used

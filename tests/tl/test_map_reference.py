@@ -135,7 +135,7 @@ def test_arguments_that_do_not_go_together_are_refused(query, reference, unchang
     index = sct.tl.index_reference(reference, label_key="kind")
     with pytest.raises(ValueError, match=r"`label_key` to name the column.*\['kind'\]"):
         sct.tl.map_reference(query, reference)
-    with pytest.raises(ValueError, match="no `label` with an index"):
+    with pytest.raises(ValueError, match="no `label_key` with an index"):
         sct.tl.map_reference(query, index, label_key="kind")
     with pytest.raises(KeyError, match="'X_pca'"):
         sct.tl.map_reference(query, reference, label_key="kind", use_rep="X_pca")
@@ -192,5 +192,5 @@ def test_arguments_of_the_wrong_kind_are_refused(adata, model, unchanged, option
     sct.tl.embed(adata, model, show_progress=False)
     before = unchanged(adata)
     with pytest.raises(error, match=f"Expected `{next(iter(options))}`"):
-        sct.tl.map_reference(adata, **{"reference": adata, "label": "cell_type"} | options)
+        sct.tl.map_reference(adata, **{"reference": adata, "label_key": "cell_type"} | options)
     assert unchanged(adata) == before

@@ -111,7 +111,7 @@ def test_padding_gives_the_numbers_of_the_original(cells, include):
     x = torch.from_numpy(np.stack([chosen.X.toarray(), flags], axis=-1).reshape(-1, 2))
     batch = SimpleNamespace(pert=["G0+ctrl"] * chosen.n_obs, x=x)
     expected = original.pred_perturb(batch, include, np.where(ids < 0, vocabulary.pad_id, ids), amp=False)
-    options = {"unknown": "pad", "include": include, "key": None, "batch_size": chosen.n_obs}
+    options = {"unknown": "pad", "include": include, "condition_key": None, "batch_size": chosen.n_obs}
     sct.tl.predict_perturbation(chosen, "G0", model, **options)
     np.testing.assert_allclose(chosen.layers["predicted"], expected.detach().numpy(), atol=1e-5)
 

@@ -201,3 +201,12 @@ def test_settings_are_kept_as_what_they_are_for(monkeypatch):
     assert config.folder == Path("/home/somebody/run")
     assert (config.lr, config.epochs, config.betas, config.devices) == (1.0, 3, (0.5, 0.9), "0,1")
     assert [type(value) for value in (config.lr, config.epochs)] == [float, int]
+
+
+@pytest.mark.parametrize("rng", [None, np.random.default_rng(3)])
+def test_a_run_keeps_the_number_that_it_draws_with(rng):
+    config = FitConfig(rng=rng)
+    assert isinstance(config.rng, int)
+    assert config.rng == config.seed != FitConfig(rng=rng).rng
+    with pytest.raises(ValueError, match="Expected a whole number for `rng` with several devices"):
+        FitConfig(rng=rng, devices=2)
