@@ -35,7 +35,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     cells = cells[:, np.sort(np.argsort(-expressed, kind="stable")[: arguments.genes])].copy()
     cells.write_h5ad(folder / "cells.h5ad")
     torch.manual_seed(0)
-    perturbation_model(base)[0].save(folder / "generator")
+    perturbation_model(base).save(folder / "generator")
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> None:

@@ -90,7 +90,7 @@ def tasks(size: str, arguments: argparse.Namespace, folder: Path) -> dict[str, C
     torch.manual_seed(0)
     if size == "demo":
         model = sct.CellModel.from_pretrained("scgpt-demo", device="cpu")
-        generator = perturbation_model(model)[0].eval()
+        generator = perturbation_model(model).eval()
         known = np.isin(controls.var_names, model.vocabulary.tokens)
         controls = controls[:, known].copy()
     else:

@@ -30,7 +30,7 @@ def test_a_dot_at_the_end_stands_for_all_that_follows():
         "embedder.a.weight", "embedder.b", "blocks.0.out.bias", "blocks.11.out.bias", "blocks.11.scale",
     ]  # fmt: skip
     assert all(torch.equal(*pair) for pair in zip(ours.values(), THEIRS.values(), strict=True))
-    assert report.renamed["stem.b"] == ("embedder.b",)
+    assert report.used["stem.b"] == ("embedder.b",)
     assert not report.dropped
 
 
@@ -42,7 +42,7 @@ def test_stacked_tensors_are_split_in_their_order_and_stacked_again():
     stacked = torch.arange(12.0).view(6, 2)
     ours, report = read_names({"layers.3.qkv.weight": stacked}, RULES)
     names = [f"blocks.3.{part}.weight" for part in "qkv"]
-    assert report.renamed == {"layers.3.qkv.weight": tuple(names)}
+    assert report.used == {"layers.3.qkv.weight": tuple(names)}
     for place, name in enumerate(names):
         assert torch.equal(ours[name], stacked[2 * place : 2 * place + 2])
     shuffled = {name: ours[name] for name in reversed(names)}
@@ -71,7 +71,7 @@ def test_dropped_with_the_reason():
     ours, report = read_names(weights("loss.weight", "stem.b"), RULES)
     assert list(ours) == ["embedder.b"]
     assert report.dropped == {"loss.weight": "a loss object"}
-    assert str(report) == "1 tensors used, 1 dropped\n  loss.weight: a loss object"
+    assert "left behind: loss.weight (1 tensors: a loss object)." in str(report)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def rate_of_each(model, **options):
 
 
 def test_all_new_parts_have_the_rate_of_the_heads(tiny_vocabulary, make_model):
-    generator, _ = perturbation_model(make_model())
+    generator = perturbation_model(make_model())
     integrator = make_model().adapt(context=ContextConfig(batches=2), batch_names=("a", "b"))
     for model, part in ((generator, "embedder.perturbation.weight"), (integrator, "context.")):
         rates = rate_of_each(model, lr=1e-4, head_lr=1e-2)

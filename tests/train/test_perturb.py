@@ -38,24 +38,27 @@ def pretrained(names, **options) -> CellModel:
 
 def test_gene_table_values_and_transformer_are_taken_over(cells):
     base = pretrained(cells.var_names)
-    generator, transfer = perturbation_model(base)
+    generator = perturbation_model(base)
+    transfer = generator.transfer
     before, after = base.state_dict(), generator.state_dict()
     for key in after:
         if key.startswith(("embedder.genes.", "embedder.values.", "encoder.")):
-            assert key in transfer.taken
+            assert key in transfer.used
             assert torch.equal(after[key], before[key])
-    assert {key.split(".")[0] for key in transfer.fresh} == {"embedder", "heads"}
-    assert [key for key in transfer.fresh if key.startswith("embedder")] == ["embedder.perturbation.weight"]
-    assert all(key.startswith(("heads.", "embedder.generation")) for key in transfer.left)
-    assert sorted((*transfer.taken, *transfer.fresh)) == sorted(after)
+    assert {key.split(".")[0] for key in transfer.missing} == {"embedder", "heads"}
+    assert [key for key in transfer.missing if key.startswith("embedder")] == ["embedder.perturbation.weight"]
+    assert all(key.startswith(("heads.", "embedder.generation")) for key in transfer.dropped)
+    assert sorted((*transfer.used, *transfer.missing)) == sorted(after)
     assert "Weights taken over: embedder.genes (3 tensors), embedder.values" in str(transfer)
     assert "starting from scratch: embedder.perturbation (1 tensors), heads.expression (12 tensors)" in str(transfer)
 
 
 def test_a_generator_keeps_everything(cells):
-    first, _ = perturbation_model(pretrained(cells.var_names))
-    again, transfer = perturbation_model(first)
-    assert transfer.fresh == transfer.left == ()
+    first = perturbation_model(pretrained(cells.var_names))
+    again = perturbation_model(first)
+    transfer = again.transfer
+    assert not transfer.missing
+    assert not transfer.dropped
     assert again.config == first.config
 
 
@@ -105,7 +108,7 @@ def test_frozen_backbones_keep_their_weights_but_flags_are_learnt(cells):
     base = pretrained(cells.var_names)
     model = finetune(base, cells, **QUICK, freeze="backbone")
     with own_random_numbers(0):
-        start, _ = perturbation_model(base)
+        start = perturbation_model(base)
     for key, tensor in model.state_dict().items():
         if key.startswith(("encoder.", "embedder.genes", "embedder.values")):
             assert torch.equal(tensor, start.state_dict()[key]), key
@@ -207,7 +210,7 @@ def flags_of(model) -> torch.Tensor:
 
 def test_directions_have_a_flag_each_and_the_model_knows_which_it_was_shown(cells, tmp_path):
     base = pretrained(cells.var_names)
-    start = flags_of(perturbation_model(base)[0])
+    start = flags_of(perturbation_model(base))
     usual = finetune(base, cells, **QUICK)
     assert usual.config.perturbation_flags == (1,)
     down = finetune(base, cells, direction="down", **QUICK)

@@ -20,6 +20,7 @@ from scgpt_tools.models import formats, zoo
 from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
+from scgpt_tools.models.transfer import Transfer, copy_weights
 from scgpt_tools.nn.attention import (
     PACKED,
     PackedLayout,
@@ -87,6 +88,8 @@ class CellModel(nn.Module):
         _check_vocabulary(config, vocabulary)
         self.config, self.name = config, name
         self._vocabulary = vocabulary
+        self.transfer: Transfer | None = None
+        """Which weights came from the file or the model that this one was made of; ``None`` if it was made of neither."""
         self.history: pd.DataFrame | None = None
         """What the training that made these weights logged, one row per epoch; not saved with the model."""
         dim, encoder = config.dim, config.encoder
@@ -311,14 +314,16 @@ class CellModel(nn.Module):
 
         Returns
         -------
-        The new model, on the same device.  Parts that start from scratch are logged.
+        The new model, on the same device.  Its ``transfer`` says which weights it has of this one; parts that start from
+        scratch are logged too.
         """
         if vocabulary is not None:
             changes |= _extended(self.config, self.vocabulary, vocabulary)
         model = CellModel(replace(self.config, **changes), vocabulary or self._vocabulary, name=self.name)
-        fresh = _copy_weights(self, model)
-        if fresh:
-            logger.info("New parts start from scratch: %s.", ", ".join(fresh))
+        rows = (self.config.n_tokens, model.config.n_tokens)
+        model.transfer = copy_weights(self.state_dict(), model.state_dict(), rows=rows)
+        if model.transfer.missing:
+            logger.info("%s", model.transfer)
         return model.to(self.device).train(self.training)
 
     # ------------------------------------------------------------------ files
@@ -377,6 +382,7 @@ class CellModel(nn.Module):
         with without_memory():
             model = cls(checkpoint.config, checkpoint.vocabulary, name=name)
         _give_weights(model, checkpoint)
+        model.transfer = checkpoint.transfer
         return model
 
     def save(self, folder: str | PathLike[str]) -> Path:
@@ -474,22 +480,6 @@ def _extended(config: ModelConfig, old: Vocabulary, new: Vocabulary) -> dict[str
     if new.tokens[: len(old)] != old.tokens:
         raise ValueError("Expected a vocabulary that begins with the model's own tokens; make it with `extended`.")
     return {"n_tokens": max(config.n_tokens, len(new))}
-
-
-def _copy_weights(source: CellModel, target: CellModel) -> list[str]:
-    """Copy tensors whose name and shape agree; returns the parts of the target that got nothing."""
-    ours, theirs = source.state_dict(), target.state_dict()
-    fresh = set()
-    for key, tensor in theirs.items():
-        known = ours.get(key)
-        if known is not None and known.shape == tensor.shape:
-            tensor.copy_(known)
-        elif known is not None and key == "embedder.genes.table.weight" and known.shape[1:] == tensor.shape[1:]:
-            rows = min(len(known), len(tensor))
-            tensor[:rows].copy_(known[:rows])
-        else:
-            fresh.add(key.rsplit(".", 2)[0])
-    return sorted(fresh)
 
 
 def _give_weights(model: CellModel, checkpoint: formats.Checkpoint) -> None:

@@ -54,6 +54,8 @@ def keep_narrow_heads(narrow: CellModel, wide: CellModel) -> list[str]:
             else:
                 continue
             filled.append(key)
+    if wide.transfer is not None:
+        wide.transfer = wide.transfer.grown(filled)
     return filled
 
 

@@ -236,8 +236,7 @@ def finetune_perturbation(
         "flag": flag,
     }
     with own_random_numbers(settings.seed):
-        tuned, transfer = perturbation_model(loaded, head=head, dropout=dropout, flag=flag)
-        logger.info("%s", transfer)
+        tuned = perturbation_model(loaded, head=head, dropout=dropout, flag=flag)
         data = PerturbationBatches(
             source, features, tuned.tokenizer, tokens, conditions, paired, train=train, validation=held_out
         )

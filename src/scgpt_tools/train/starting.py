@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from scgpt_tools.train.fit import FitConfig
 from scgpt_tools.train.lora import LoraConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from scgpt_tools.models.config import ExpressionConfig
 
@@ -99,26 +98,6 @@ def check_validation(validation: Any) -> None:
         check_fraction("validation", validation, one=False)
 
 
-@dataclass(frozen=True)
-class Transfer:
-    """Which weights a new model took over from the one it was made of."""
-
-    taken: tuple[str, ...]
-    """Names of tensors that were copied."""
-    fresh: tuple[str, ...]
-    """Names of tensors that start from scratch."""
-    left: tuple[str, ...]
-    """Names of tensors of the old model that the new one has no place for."""
-
-    def __str__(self) -> str:
-        parts = {
-            "Weights taken over": self.taken,
-            "starting from scratch": self.fresh,
-            "left behind": self.left,
-        }
-        return "; ".join(f"{what}: {_by_part(names)}" for what, names in parts.items()) + "."
-
-
 def perturbation_config(
     model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None, flag: int | None = None
 ) -> ModelConfig:
@@ -134,7 +113,7 @@ def perturbation_config(
 
 def perturbation_model(
     model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None, flag: int | None = None
-) -> tuple[CellModel, Transfer]:
+) -> CellModel:
     """Make a model of perturbations from a pre-trained one, which stays as it is.
 
     Parameters
@@ -150,18 +129,9 @@ def perturbation_model(
 
     Returns
     -------
-    The model, and which weights it took over.
+    The model, whose ``transfer`` says which weights it took over.
     """
     config = perturbation_config(model, head=head, dropout=dropout, flag=flag)
     tuned = model.adapt(**{field.name: getattr(config, field.name) for field in fields(ModelConfig)})
     tuned.name = f"{model.name} (perturb)"
-    old, new = model.state_dict(), tuned.state_dict()
-    taken = tuple(key for key in new if key in old and old[key].shape == new[key].shape)
-    fresh = tuple(key for key in new if key not in taken)
-    return tuned, Transfer(taken, fresh, tuple(key for key in old if key not in taken))
-
-
-def _by_part(names: Sequence[str]) -> str:
-    """Names of parts with how many tensors each has."""
-    parts = Counter(".".join(name.split(".")[: 1 if name.startswith("encoder.") else 2]) for name in names)
-    return ", ".join(f"{part} ({count} tensors)" for part, count in parts.items()) or "nothing"
+    return tuned

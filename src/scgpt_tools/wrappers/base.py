@@ -15,8 +15,8 @@ from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.formats.scgpt import WEIGHTS
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
+from scgpt_tools.models.transfer import Transfer
 from scgpt_tools.train.randomness import own_random_numbers
-from scgpt_tools.train.starting import Transfer
 from scgpt_tools.wrappers.config import args_with, changed, check_changes, config_of, genes_of
 from scgpt_tools.wrappers.genes import listed, needed, vocabulary_of
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_GENES = "embedder.genes.table.weight"
 # What no model can do without; everything else may be new.
 _CORE = ("embedder.genes.", "embedder.values.", "encoder.")
 _PLAIN = WEIGHTS[1]
@@ -237,7 +236,7 @@ class Wrapper(ABC):
         # What is new is drawn by a seed of its own, so that equal calls give equal models.
         with own_random_numbers(0):
             inner = source.adapt(vocabulary, **{each.name: getattr(wanted, each.name) for each in fields(ModelConfig)})
-        self._report(source, inner, changed=changed)
+        self._report(source.name, inner.transfer or Transfer(), changed=changed)
         self.model.cell_model = inner
 
     @staticmethod
@@ -251,24 +250,21 @@ class Wrapper(ABC):
         )
         return {"vocab": {config.pad_token: genes.pad_id}} | {name: getattr(config, name) for name in names}
 
-    def _report(self, old: CellModel, new: CellModel, *, changed: bool) -> None:
+    def _report(self, source: str, transfer: Transfer, *, changed: bool) -> None:
         """Name the tensors that were not taken over, or refuse."""
-        before, after = old.state_dict(), new.state_dict()
-        taken = {key for key in after if key in before and before[key].shape == after[key].shape} | {_GENES}
-        left = tuple(key for key in before if key not in taken)
-        fresh = tuple(key for key in after if key not in taken)
-        lost = [key for key in fresh if key.startswith(_CORE)]
+        lost = [key for key in transfer.missing if key.startswith(_CORE)]
         lost += [
-            key for key in left if key.startswith(self._refused) or not (changed or key.startswith(self._may_lose))
+            key
+            for key in transfer.dropped
+            if key.startswith(self._refused) or not (changed or key.startswith(self._may_lose))
         ]
-        transfer = Transfer(tuple(sorted(taken)), fresh, left)
         if lost:
             raise ValueError(
                 f"Expected a checkpoint for {type(self).__name__}, found one that does not fit: {transfer} Load it with "
                 "`scgpt_tools.CellModel.from_pretrained`, or with the other wrapper."
             )
-        if left or any(not key.startswith("heads.cell_type.") for key in fresh):
-            logger.warning("%s: %s", old.name, transfer)
+        if transfer.dropped or any(not key.startswith("heads.cell_type.") for key in transfer.missing):
+            logger.warning("%s: %s", source, transfer)
 
 
 def _with_names(new: ModelConfig, old: ModelConfig) -> ModelConfig:

@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 
 from scgpt_tools._files import checksum_of, placed, read_json
-from scgpt_tools.models.formats.rename import LoadReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.config import ModelConfig
+    from scgpt_tools.models.transfer import Transfer
     from scgpt_tools.vocabulary import Vocabulary
 
 
@@ -30,7 +30,8 @@ class Checkpoint:
     vocabulary: Vocabulary
     weights: dict[str, Tensor]
     """Tensors by our names, often mapped from the file and not yet in memory."""
-    report: LoadReport
+    transfer: Transfer
+    """What became of the tensors of the file."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Content of the file of settings, where it is not ours."""
 

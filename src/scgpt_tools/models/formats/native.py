@@ -26,7 +26,7 @@ from scgpt_tools.models.formats.base import (
     read_settings,
     save_tensors,
 )
-from scgpt_tools.models.formats.rename import LoadReport
+from scgpt_tools.models.transfer import Transfer
 from scgpt_tools.vocabulary import CLS, PAD, Vocabulary
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def read(folder: Path) -> Checkpoint:
         raise ValueError(
             f"Expected {str(weights)!r} to be a whole safetensors file, found a damaged one. Copy it again."
         ) from None
-    return Checkpoint(content.model, tokens, tensors, LoadReport(renamed={key: (key,) for key in tensors}))
+    return Checkpoint(content.model, tokens, tensors, Transfer(used={key: (key,) for key in tensors}))
 
 
 def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> None:

@@ -6,11 +6,13 @@ Every foreign key is renamed, split, dropped by name with a reason, or an error.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+
+from scgpt_tools.models.transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -61,23 +63,9 @@ class Rule:
         return tuple(_pattern(name) for name in names)
 
 
-@dataclass
-class LoadReport:
-    """What became of the tensors of a file."""
-
-    renamed: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Foreign name to our names."""
-    dropped: dict[str, str] = field(default_factory=dict)
-    """Foreign name to the reason."""
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.renamed)} tensors used, {len(self.dropped)} dropped"]
-        return "\n".join(lines + [f"  {key}: {reason}" for key, reason in self.dropped.items()])
-
-
 def read_names(
     weights: Mapping[str, Tensor], rules: Iterable[Rule], *, leave_unknown: bool = False
-) -> tuple[dict[str, Tensor], LoadReport]:
+) -> tuple[dict[str, Tensor], Transfer]:
     """Translate a foreign state dict to our names.
 
     Parameters
@@ -91,7 +79,7 @@ def read_names(
 
     Returns
     -------
-    Tensors by our names (views of the given ones), and the report.
+    Tensors by our names (views of the given ones), and what became of each.
 
     Raises
     ------
@@ -100,7 +88,9 @@ def read_names(
     """
     rules = tuple(rules)
     ours: dict[str, Tensor] = {}
-    report, unknown = LoadReport(), []
+    used: dict[str, tuple[str, ...]] = {}
+    dropped: dict[str, str] = {}
+    unknown = []
     weights = strip_module(weights)
     for key, tensor in weights.items():
         for rule in rules:
@@ -111,12 +101,12 @@ def read_names(
             unknown.append(key)
             continue
         if not names:
-            report.dropped[key] = rule.reason
+            dropped[key] = rule.reason
             continue
         if taken := [name for name in names if name in ours]:
-            rivals = [other for other, claimed in report.renamed.items() if taken[0] in claimed]
+            rivals = [other for other, claimed in used.items() if taken[0] in claimed]
             raise ValueError(f"Expected one spelling of each tensor, found {key!r} beside {rivals[0]!r}.")
-        report.renamed[key] = names
+        used[key] = names
         ours.update(zip(names, _split(key, tensor, len(names)), strict=True))
     if leave_unknown:
         ours.update((key, weights[key]) for key in unknown)
@@ -125,7 +115,7 @@ def read_names(
             f"Expected tensors of a known model, found {len(unknown)} that none of its parts takes: "
             f"{_shown(unknown)}. If they belong to a variant of the model, its weights cannot be used as they are."
         )
-    return ours, report
+    return ours, Transfer(used=used, dropped=dropped)
 
 
 def write_names(weights: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:

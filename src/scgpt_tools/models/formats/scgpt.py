@@ -27,7 +27,7 @@ from scgpt_tools.models.formats.base import (
     read_settings,
     save_tensors,
 )
-from scgpt_tools.models.formats.rename import LoadReport, Rule, read_names, write_names
+from scgpt_tools.models.formats.rename import Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt_config import (
     CHECKSUMS,
     OWN,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.config import ModelConfig
+    from scgpt_tools.models.transfer import Transfer
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ _MLP_NORM = Rule("value_encoder.norm.", "embedder.values.norm.")
 ALL_NAMES = (*(rule for rules in ATTENTION_NAMES.values() for rule in rules), *OTHER_NAMES)
 
 
-def from_scgpt(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+def from_scgpt(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Transfer]:
     """Translate a state dict of scGPT, in any spelling, to our names; see :func:`~.rename.read_names`."""
     return read_names(weights, ALL_NAMES)
 
@@ -190,7 +191,7 @@ def read(folder: Path) -> Checkpoint:
     expected = checksums_in(args)
     for part in (names, path):
         check_content(part, expected, ARGS)
-    weights, report = from_scgpt(load_tensors(path))
+    weights, transfer = from_scgpt(load_tensors(path))
     weights = as_float(weights)
     check_matrices(weights)
     vocabulary = Vocabulary.from_file(names, **special_tokens(args))
@@ -198,10 +199,10 @@ def read(folder: Path) -> Checkpoint:
         if said not in vocabulary and usual in vocabulary:
             raise ValueError(f"{ARGS} says that a special token is {said!r}, but {VOCABULARY} has {usual!r} instead.")
     vocabulary = _fit(vocabulary, weights, str(path))
-    fused = any("Wqkv" in key for key in report.renamed)
-    for key, reason in report.dropped.items():
+    fused = any("Wqkv" in key for key in transfer.used)
+    for key, reason in transfer.dropped.items():
         logger.info("Not used from %s: %s (%s).", path.name, key, reason)
-    return Checkpoint(config_from(args, weights, vocabulary, fused=fused), vocabulary, weights, report, args)
+    return Checkpoint(config_from(args, weights, vocabulary, fused=fused), vocabulary, weights, transfer, args)
 
 
 def write(

@@ -9,8 +9,8 @@ speak the originals' names, so scripts that load or save scGPT weights work unch
 from __future__ import annotations
 
 from scgpt_tools.models.scgpt.generator import TransformerGenerator
-from scgpt_tools.models.scgpt.loading import PartialLoad, load_pretrained
+from scgpt_tools.models.scgpt.loading import load_pretrained
 from scgpt_tools.models.scgpt.multiomic import MultiOmicTransformerModel
 from scgpt_tools.models.scgpt.transformer import TransformerModel
 
-__all__ = ["MultiOmicTransformerModel", "PartialLoad", "TransformerGenerator", "TransformerModel", "load_pretrained"]
+__all__ = ["MultiOmicTransformerModel", "TransformerGenerator", "TransformerModel", "load_pretrained"]

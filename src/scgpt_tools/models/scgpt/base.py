@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.config import EmbedderNorm, ModelConfig
-    from scgpt_tools.models.scgpt.loading import PartialLoad
+    from scgpt_tools.models.transfer import Transfer
 
 
 class ScGPTModule(nn.Module):
@@ -49,7 +49,7 @@ class ScGPTModule(nn.Module):
     ``load_state_dict`` know the tensors of attention by every spelling that is in use.
     """
 
-    load_report: PartialLoad | None = None
+    load_report: Transfer | None = None
     """What the last call of :func:`~scgpt_tools.models.load_pretrained` loaded and did not."""
     _config: ModelConfig
     _cells: CellModel | None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scgpt_tools.models.scgpt.names import in_torch_spelling
+from scgpt_tools.models.transfer import Transfer, left_behind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,23 +20,6 @@ logger = logging.getLogger(__name__)
 
 # What a network cannot do without; everything else may start from scratch.
 _CORE = ("encoder.", "value_encoder.", "transformer_encoder.")
-
-
-@dataclass(frozen=True)
-class PartialLoad:
-    """What became of each tensor, by scGPT's names in torch's spelling."""
-
-    loaded: tuple[str, ...]
-    other_shape: tuple[str, ...]
-    """In both, but of another shape; the model keeps its own."""
-    unexpected: tuple[str, ...]
-    """In the file only."""
-    missing: tuple[str, ...]
-    """In the model only."""
-
-    def __str__(self) -> str:
-        counts = (len(self.loaded), len(self.other_shape), len(self.unexpected), len(self.missing))
-        return "{} loaded, {} of another shape, {} unexpected, {} missing".format(*counts)
 
 
 def load_pretrained(
@@ -64,7 +47,8 @@ def load_pretrained(
 
     Returns
     -------
-    The model; its ``load_report`` is a :class:`~scgpt_tools.models.scgpt.loading.PartialLoad`.
+    The model; its ``load_report`` is a :class:`~scgpt_tools.models.transfer.Transfer` by scGPT's names in
+    torch's spelling.
 
     Raises
     ------
@@ -83,18 +67,17 @@ def load_pretrained(
         theirs = {key: tensor for key, tensor in theirs.items() if key.startswith(prefixes)}
     state = model.state_dict()
     fitting = {key: tensor for key, tensor in theirs.items() if key in state and state[key].shape == tensor.shape}
-    report = PartialLoad(
-        loaded=tuple(sorted(fitting)),
-        other_shape=tuple(sorted(key for key in theirs if key in state and key not in fitting)),
-        unexpected=tuple(sorted(theirs.keys() - state.keys())),
-        missing=tuple(sorted(state.keys() - theirs.keys())),
+    report = Transfer(
+        used={key: (key,) for key in sorted(fitting)},
+        missing=tuple(sorted(state.keys() - fitting.keys())),
+        dropped=left_behind(sorted(theirs.keys() - fitting.keys()), theirs, state),
     )
-    if strict and (report.other_shape or report.unexpected):
-        raise ValueError(f"Expected every tensor to fit, found {report}: {report.other_shape + report.unexpected}.")
+    if strict and report.dropped:
+        raise ValueError(f"Expected every tensor to fit, found some that do not: {', '.join(report.dropped)}. {report}")
     model.load_state_dict(state | fitting)
     model.load_report = report
-    lost = [key for key in report.other_shape + report.unexpected if key.startswith(_CORE)]
-    lost += [key for key in report.missing if key.startswith(_CORE) and not prefixes]
+    lost = [key for key in report.dropped if key.startswith(_CORE)]
+    lost += [key for key in report.missing if key.startswith(_CORE) and not prefixes and key not in lost]
     if lost:
         warnings.warn(
             f"Expected the encoders' tensors of the file and of the model to be the same, found {len(lost)} that are not "
@@ -103,5 +86,5 @@ def load_pretrained(
             stacklevel=2,
         )
     if verbose:
-        logger.info("Weights taken over: %s.", report)
+        logger.info("%s", report)
     return model
