@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -45,6 +48,9 @@ def test_a_bad_override_changes_nothing(settings):
         ("offline", "yes", TypeError, "True or False"),
         ("show_progress", 1, TypeError, "True or False"),
         ("device", 0, TypeError, "cuda:0"),
+        ("verbosity", 5, ValueError, "0 to 4"),
+        ("verbosity", "loud", ValueError, "'info'"),
+        ("verbosity", True, ValueError, "found True"),
     ],
 )
 def test_bad_settings_are_refused(settings, name, value, error, message):
@@ -59,3 +65,22 @@ def test_progress_follows_the_setting_and_the_argument(settings, capsys):
     with settings.override(show_progress=False):
         assert settings.progress(range(3)).disable
         assert not settings.progress((), total=3, show=True).disable
+
+
+def test_messages_are_shown_unless_a_program_handles_them(tmp_path):
+    code = """
+        import logging, scgpt_tools as sct
+        log = logging.getLogger("scgpt_tools.tl.embed")
+        log.info("seen"); log.debug("too detailed")
+        sct.settings.verbosity = 0; log.warning("silenced")
+        with sct.settings.override(verbosity=4): log.debug("seen as well")
+        sct.settings.verbosity = "info"; logging.basicConfig(format="program: %(message)s"); log.info("once")
+    """
+    result = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True)
+    assert result.stderr.splitlines() == ["seen", "seen as well", "program: once"]
+
+
+@pytest.mark.parametrize(("given", "kept"), [("hint", "hint"), (0, "error"), (4, "debug")])
+def test_verbosity_is_a_word_or_its_number(settings, given, kept):
+    with scgpt_tools.settings.override(verbosity=given):
+        assert scgpt_tools.settings.verbosity == kept

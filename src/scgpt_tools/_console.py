@@ -21,12 +21,11 @@ def messages(*, quiet: bool) -> Iterator[None]:
     """Send what is logged and warned to standard error, one line each; progress only to a terminal."""
     handler = logging.StreamHandler(sys.stderr)
     package = logging.getLogger("scgpt_tools")
-    level = package.level
     package.addHandler(handler)
-    package.setLevel(logging.WARNING if quiet else logging.INFO)
+    level = "warning" if quiet else "info"
     progress = settings.show_progress and not quiet and sys.stderr.isatty()
     try:
-        with warnings.catch_warnings(), settings.override(show_progress=progress):
+        with warnings.catch_warnings(), settings.override(show_progress=progress, verbosity=level):
             if not sys.warnoptions:
                 # What other packages will change in the future is not for users of a command.
                 warnings.simplefilter("ignore", FutureWarning)
@@ -34,7 +33,6 @@ def messages(*, quiet: bool) -> Iterator[None]:
             yield
     finally:
         package.removeHandler(handler)
-        package.setLevel(level)
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from tqdm.auto import tqdm
 
@@ -17,6 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Item = TypeVar("Item")
+Verbosity = Literal["error", "warning", "info", "hint", "debug"]
+
+_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "hint": 15, "debug": logging.DEBUG}
+_PACKAGE = logging.getLogger("scgpt_tools")
+
+
+class _Messages(logging.Handler):
+    """Writes to standard error what no other handler hears, so that programs with a log of their own see nothing twice."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        others = [*logging.getLogger().handlers, *_PACKAGE.handlers]
+        if others == [self]:
+            print(self.format(record), file=sys.stderr)
 
 
 @dataclass(slots=True)
@@ -36,6 +51,9 @@ class Settings:
     """Folder for downloaded weights; ``None`` takes the cache of :mod:`huggingface_hub`."""
     show_progress: bool = True
     """Draw progress bars."""
+    verbosity: Verbosity = "info"
+    """Which messages are shown: ``error``, ``warning``, ``info``, ``hint`` or ``debug``, or 0 to 4, as in scanpy.  Programs
+    that handle the logger ``scgpt_tools`` or all loggers themselves get the messages instead."""
     attention: Attention | None = None
     """Attention backend at inference; ``None`` takes the fastest that the device has."""
     device: str = "auto"
@@ -45,6 +63,8 @@ class Settings:
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, _checked(name, value))
+        if name == "verbosity":
+            _PACKAGE.setLevel(_LEVELS[self.verbosity])
 
     @contextmanager
     def override(self, **changes: Any) -> Iterator[Settings]:
@@ -100,6 +120,15 @@ def _checked(name: str, value: Any) -> Any:
         return None if value is None else as_path("settings.cache_dir", value)
     if name == "attention" and value not in (None, *get_args(Attention)):
         raise ValueError(f"Expected `settings.attention` to be None or one of {get_args(Attention)}, found {value!r}.")
+    if name == "verbosity":
+        words = get_args(Verbosity)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(words):
+            return words[value]
+        if value not in words:
+            raise ValueError(
+                f"Expected `settings.verbosity` to be one of {', '.join(map(repr, words))} or 0 to {len(words) - 1}, found "
+                f"{value!r}."
+            )
     if name in ("show_progress", "offline") and not isinstance(value, bool):
         raise TypeError(f"Expected `settings.{name}` to be True or False, found {value!r}.")
     if name == "device" and not isinstance(value, str):
@@ -108,3 +137,4 @@ def _checked(name: str, value: Any) -> Any:
 
 
 settings = Settings()
+_PACKAGE.addHandler(_Messages())

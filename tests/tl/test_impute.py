@@ -118,7 +118,7 @@ def test_what_else_is_asked_changes_nothing(trained):
     sct.tl.impute(mdata, trained, modality="prot", batch_key="batch")
     with without_pulling():
         copied = sct.tl.impute(
-            mdata, trained, modality="prot", batch="batch", features=["IgG", "CD4"], key_added="two", copy=True
+            mdata, trained, modality="prot", batch_key="batch", features=["IgG", "CD4"], key_added="two", copy=True
         )
     assert "two" not in mdata.obsm
     assert list(copied.obsm["two"].columns) == ["IgG", "CD4"]
@@ -147,15 +147,15 @@ def test_units():
         ({"modality": "rna"}, ValueError, "has learnt to predict all of 'rna'"),
         ({"modality": "prot", "features": ["CD8"]}, KeyError, "no feature of 'prot' named 'CD8'"),
         ({"modality": "prot", "layer": "counts"}, KeyError, "'counts'"),
-        ({"modality": "prot", "batch": None}, ValueError, "is told which of its 2 batches a cell is of: a, b"),
-        ({"modality": "prot", "batch": "kind"}, ValueError, "no class of obs"),
+        ({"modality": "prot", "batch_key": None}, ValueError, "is told which of its 2 batches a cell is of: a, b"),
+        ({"modality": "prot", "batch_key": "kind"}, ValueError, "no class of obs"),
     ],
 )
 def test_refusals_change_nothing(trained, arguments, error, message):
     mdata = make_mudata(20)
     before = contents(mdata)
     with pytest.raises(error, match=message):
-        sct.tl.impute(mdata, trained, **{"batch": "batch"} | arguments)
+        sct.tl.impute(mdata, trained, **{"batch_key": "batch"} | arguments)
     assert contents(mdata) == before
 
 

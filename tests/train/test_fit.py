@@ -206,7 +206,7 @@ def test_gradient_checkpointing_computes_twice_and_changes_nothing(dropout, make
 
 def test_mixed_precision_keeps_weights_in_single_precision(make_model, make_data):
     history = History()
-    config = FitConfig(**QUICK, precision="bf16-mixed")
+    config = FitConfig(**QUICK, precision="bf16")
     model = fit(make_model(), make_data(), BOTH, config, callbacks=[history])
     assert np.isfinite(history.table["train_loss"]).all()
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
@@ -423,8 +423,8 @@ def test_other_ways_to_cut_weights_are_refused(strategy):
 
 
 def test_sharding_does_not_scale_losses():
-    with pytest.raises(ValueError, match="'32-true' or 'bf16-mixed' with strategy='fsdp', found '16-mixed'"):
-        FitConfig(strategy="fsdp", precision="16-mixed")
+    with pytest.raises(ValueError, match="'fp32' or 'bf16' with strategy='fsdp', found 'fp16'"):
+        FitConfig(strategy="fsdp", precision="fp16")
 
 
 def test_a_run_goes_on_with_the_strategy_that_it_began_with(make_model, make_data, tmp_path):

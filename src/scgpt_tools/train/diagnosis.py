@@ -81,7 +81,7 @@ def describe_gradients(names: list[str], *, step: int, lr: float) -> str:
     return (
         f"Expected finite gradients at step {step}, found NaN or infinity in those of {len(names)} parameters, the first "
         f"being {names[0]!r}. The loss was finite, so its derivative overflows: lower the learning rate (it was "
-        f"{lr:.1e}), or use precision '32-true'. The weights are those before this step."
+        f"{lr:.1e}), or use precision 'fp32'. The weights are those before this step."
     )
 
 
@@ -144,7 +144,7 @@ def likely_cause(
         )
     overflowing = [name for name, tensor in _outputs(output).items() if not _finite(tensor)]
     if overflowing and precision.startswith("16"):
-        return f"{overflowing[0]!r} overflows float16: use precision 'bf16-mixed' or '32-true'."
+        return f"{overflowing[0]!r} overflows float16: use precision 'bf16' or 'fp32'."
     if overflowing:
         return f"{overflowing[0]!r} overflows although inputs and parameters are finite: lower the learning rate."
     return "Inputs, parameters and outputs are finite: a loss term itself overflows; lower its weight or its targets."

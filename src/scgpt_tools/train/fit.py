@@ -22,6 +22,7 @@ from scgpt_tools._optional import optional
 from scgpt_tools._validate import as_seed, check_choice, check_integer, check_number, check_text, check_type
 from scgpt_tools.data.processes import launched
 from scgpt_tools.data.threads import patient_products
+from scgpt_tools.models.precision import Precision, resolve_precision
 from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
 from scgpt_tools.train.checkpoints import Fields, read_state, run_folder, whole_files
@@ -67,7 +68,8 @@ _ADVICE = (
     r"`?torch\.distributed\.nn\.functional\.all_gather`? is deprecated",
 )
 
-Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+# How Lightning calls our number formats: the weights stay in float32.
+_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 # What a checkpoint has to hold.
 _OF_BEST: Fields = {"state_dict": dict, "run": (str, type(None))}
 _OF_LAST: Fields = {
@@ -101,8 +103,9 @@ class FitConfig(OptimizerConfig):
     the same numbers."""
     clip: float | None = 1.0
     """Largest norm of all gradients together; ``None`` does not clip."""
-    precision: Precision = "32-true"
-    """Mixed precision keeps the weights in float32; ``bf16-mixed`` needs no loss scaling."""
+    precision: Precision = "fp32"
+    """Number format of matrix products, in the words of :mod:`scgpt_tools.tl`; the weights stay in float32.  ``bf16`` needs
+    no loss scaling, and ``auto`` takes it on CUDA devices that have it."""
     monitor: str | None = None
     """Metric that says which state is best: ``validation_loss``, ``validation_accuracy``, ``train_loss``, ...;
     ``None`` takes ``validation_loss`` where there are validation cells, else the last state."""
@@ -130,7 +133,7 @@ class FitConfig(OptimizerConfig):
     strategy: str = "auto"
     """How several devices share the work: ``auto`` and ``ddp`` give each of them the whole model and a part of every
     minibatch; ``fsdp`` gives each a piece of the weights and of the optimiser's state as well, for models that do not
-    fit one device.  It does not go with ``16-mixed``."""
+    fit one device.  It does not go with ``fp16``."""
     deterministic: bool = False
     """Refuse operations whose result differs from run to run on the same machine."""
 
@@ -160,10 +163,8 @@ class FitConfig(OptimizerConfig):
                 f"Expected `strategy` to be one of ours or of Lightning's that keeps the model whole, found "
                 f"{self.strategy!r}. Use 'fsdp' to cut the weights into pieces."
             )
-        if self.strategy == "fsdp" and self.precision == "16-mixed":
-            raise ValueError(
-                "Expected `precision` to be '32-true' or 'bf16-mixed' with strategy='fsdp', found '16-mixed'."
-            )
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise ValueError("Expected `precision` to be 'fp32' or 'bf16' with strategy='fsdp', found 'fp16'.")
 
     @property
     def seed(self) -> int:
@@ -174,6 +175,13 @@ class FitConfig(OptimizerConfig):
     def place(self) -> str | None:
         """Device to load a model to: with ``fsdp``, which takes it to the devices piece by piece, the CPU."""
         return "cpu" if self.strategy == "fsdp" else None
+
+
+def _device(config: FitConfig) -> torch.device:
+    """Kind of device that a run computes on."""
+    on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    on_mps = config.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
+    return torch.device("cuda" if on_gpu else "mps" if on_mps else "cpu")
 
 
 def _check_devices(devices: int | str) -> None:
@@ -310,7 +318,7 @@ def _trainer_options(config: FitConfig, n_batches: int) -> dict[str, Any]:
         "devices": config.devices,
         "num_nodes": config.nodes,
         "strategy": strategy,
-        "precision": config.precision,
+        "precision": _PRECISIONS[resolve_precision(config.precision, _device(config))],
         "max_epochs": config.epochs,
         "max_steps": -1 if config.max_steps is None else config.max_steps,
         "accumulate_grad_batches": config.accumulate,

@@ -98,9 +98,9 @@ def run(
 
 
 def _settings(options: Mapping[str, Any], device: torch.device, *, use_amp: bool) -> FitConfig:
-    precision: Precision = "32-true"
+    precision: Precision = "fp32"
     if use_amp and device.type == "cuda":
-        precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     accelerator = "gpu" if device.type == "cuda" else device.type
     # One number names how many devices, a list which; the first one needs no list.
     where = f"{device.index}," if device.index else 1
