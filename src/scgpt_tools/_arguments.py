@@ -10,11 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cache, partial, wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
+from scgpt_tools import _types
 from scgpt_tools._files import as_path
 from scgpt_tools._validate import (
     as_generator,
+    check_choice,
     check_flag,
     check_fraction,
     check_integer,
@@ -145,6 +147,10 @@ KINDS: dict[str, Check] = {
     "RngLike": lambda name, value: as_generator(value),
     "tuple[float, float]": _size,
     "str | PathLike[str]": as_path,
+    **{
+        alias: partial(check_choice, choices=get_args(getattr(_types, alias)))
+        for alias in ("GeneSampling", "Include", "Unknown", "Unmeasured")
+    },
 }
 """What an argument may be, by its annotation without ``None``."""
 
@@ -162,6 +168,7 @@ RANGES: dict[str, Check] = {
     "n_labels": _COUNT,
     "num_workers": _COUNT,
     "rank": _COUNT,
+    "seed": _COUNT,
     "size": _POSITIVE,
     "target_sum": _POSITIVE,
     "threshold": check_fraction,

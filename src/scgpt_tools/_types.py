@@ -14,6 +14,18 @@ Attention: TypeAlias = Literal["sdpa", "varlen", "flash", "eager"]
 Genes: TypeAlias = Literal["expressed", "all"]
 """Which genes of a cell become tokens."""
 
+Include: TypeAlias = Literal["all", "batch-wise"]
+"""Which genes a model of perturbations reads: all, or those that some control of the minibatch expresses."""
+
+Unknown: TypeAlias = Literal["drop", "pad"]
+"""Leave columns without a token out, or let them take part under the token of padding, as scGPT's generator does."""
+
+GeneSampling: TypeAlias = Literal["keep_perturbed", "original"]
+"""Draw genes of each cell and keep perturbed ones, or one draw a minibatch that may lose them, as scGPT does."""
+
+Unmeasured: TypeAlias = Literal["error", "token"]
+"""Refuse perturbed genes without a column, or add their token to the cells that they are perturbed in."""
+
 Values: TypeAlias = Literal["binned", "log1p", "raw"]
 """What stands for the expression of a gene."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,13 +14,13 @@ from scgpt_tools.models.families.scgpt import scgpt_perturbation
 from scgpt_tools.screens.batches import (
     PerturbationBatches,
     check_log_values,
-    leave_untold_out,
     paired_controls,
     screen_parts,
+    without_unmapped,
 )
 from scgpt_tools.screens.conditions import read_conditions
 from scgpt_tools.screens.pairing import pair_controls
-from scgpt_tools.screens.tokens import GeneChoice, ScreenTokens
+from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.perturbations import condition_genes
 from scgpt_tools.tokens.tokenizer import Tokenizer
@@ -40,16 +42,14 @@ def vocabulary(cells) -> Vocabulary:
 
 @pytest.fixture
 def make_data(vocabulary):
-    def make(adata, **choice) -> PerturbationBatches:
+    def make(adata, **settings) -> PerturbationBatches:
         features = FeatureTable.from_var(adata.var, vocabulary)
-        tokenizer = Tokenizer(scgpt_perturbation(vocabulary, dim=8, heads=2).tokenizer, vocabulary)
-        tokens = ScreenTokens.match(features, list(adata.var_names), vocabulary, GeneChoice(**choice))
+        reading = replace(scgpt_perturbation(vocabulary, dim=8, heads=2).tokenizer, **settings)
+        tokens = ScreenTokens.match(features, list(adata.var_names), Tokenizer(reading, vocabulary))
         conditions = read_conditions(adata, "condition")
         pairs = paired_controls(adata, conditions)
         train, validation = screen_parts(adata, conditions, 0.3, controls=True, seed=0)
-        return PerturbationBatches(
-            RowSource(adata), features, tokenizer, tokens, conditions, pairs, train=train, validation=validation
-        )
+        return PerturbationBatches(RowSource(adata), tokens, conditions, pairs, train=train, validation=validation)
 
     return make
 
@@ -75,7 +75,7 @@ def test_inputs_are_paired_controls_and_targets_the_cells(cells, make_data):
     assert sorted(seen) == data.train.tolist()
 
 
-@pytest.mark.parametrize("choice", [{}, {"length": 9}, {"include": "batch-wise", "length": 20}], ids=str)
+@pytest.mark.parametrize("choice", [{}, {"length": 9}, {"genes": "batch-wise", "length": 20}], ids=str)
 def test_the_target_does_not_reach_the_inputs(cells, make_data, choice):
     """Whatever the perturbed cells hold, the network is shown the same."""
     changed = cells.copy()
@@ -150,13 +150,14 @@ def test_parts_come_from_a_column(cells):
         screen_parts(cells, conditions, "splitt", controls=True, seed=0)
 
 
-def test_cells_of_untold_conditions_can_be_left_out(cells, vocabulary):
+def test_cells_of_unmapped_conditions_can_be_left_out(cells, vocabulary):
     few = cells[:, [name for name in cells.var_names if name not in ("G0", "G7")]].copy()
     features = FeatureTable.from_var(few.var, vocabulary)
-    tokens = ScreenTokens.match(features, list(few.var_names), vocabulary, GeneChoice())
+    reading = Tokenizer(scgpt_perturbation(vocabulary, dim=8, heads=2).tokenizer, vocabulary)
+    tokens = ScreenTokens.match(features, list(few.var_names), reading)
     conditions = read_conditions(few, "condition")
     with pytest.warns(UserWarning, match=r"5 conditions \(80 cells\) are left out.*no column for G0, G7"):
-        kept = leave_untold_out(tokens, conditions, np.arange(few.n_obs))
+        kept = without_unmapped(tokens, conditions, np.arange(few.n_obs))
     assert not any({"G0", "G7"} & set(condition_genes(name)) for name in set(conditions[kept]))
 
 

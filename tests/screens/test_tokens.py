@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scgpt_tools.screens.tokens import GeneChoice, ScreenTokens
+from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 from scgpt_tools.vocabulary import Vocabulary
 
 NAMES = [f"G{i}" for i in range(12)]
@@ -23,9 +24,10 @@ def vocabulary() -> Vocabulary:
 
 @pytest.fixture
 def match(vocabulary):
-    def make(**choice) -> ScreenTokens:
+    def make(**settings) -> ScreenTokens:
         features = FeatureTable.from_var(pd.DataFrame(index=NAMES), vocabulary)
-        return ScreenTokens.match(features, NAMES, vocabulary, GeneChoice(**choice))
+        plain = {"genes": "all", "values": "raw", "bins": None, "length": None, "cls": False}
+        return ScreenTokens.match(features, NAMES, Tokenizer(TokenizerConfig(**plain | settings), vocabulary))
 
     return make
 
@@ -56,12 +58,12 @@ def test_with_padding_all_columns_take_part_as_in_the_original(match, controls, 
 
 
 def test_batch_wise_takes_what_some_control_expresses_and_what_is_perturbed(match, controls):
-    tokens = match(include="batch-wise")
+    tokens = match(genes="batch-wise")
     _, columns = tokens.batch(controls, [(), (), ()], KEYS, seed=0)
     assert columns[0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
     _, columns = tokens.batch(controls, [(), ("G4",), ()], KEYS, seed=0)
     assert columns[0].tolist() == list(range(9))
-    original = match(include="batch-wise", sampling="original")
+    original = match(genes="batch-wise", overflow="shared")
     batch, columns = original.batch(controls, [(), ("G4",), ()], KEYS, seed=0)
     assert columns[0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
     assert not batch.perturbed.any(), "the original loses a perturbed gene that nobody expresses"
@@ -88,7 +90,7 @@ def test_draws_belong_to_the_cell(match, controls):
 
 
 def test_draws_of_the_original_are_shared_and_lose_perturbed_genes(match, controls):
-    tokens = match(length=3, sampling="original")
+    tokens = match(length=3, overflow="shared")
     lost = 0
     for seed in range(20):
         batch, columns = tokens.batch(controls, [("G0",)] * 3, KEYS, seed=seed)
@@ -101,7 +103,7 @@ def test_the_original_takes_the_first_genes_for_the_expressed_ones(match):
     """In batch-wise mode it uses positions among the candidates as numbers of genes."""
     values = np.zeros((1, 12), dtype=np.float32)
     values[0, 4:9] = 1.0
-    tokens = match(include="batch-wise", sampling="original", length=4)
+    tokens = match(genes="batch-wise", overflow="shared", length=4)
     seen = {
         int(column)
         for seed in range(20)
@@ -136,8 +138,32 @@ def test_more_perturbed_genes_than_room_are_refused(match, controls):
         match(length=2).batch(controls, [("G0", "G1", "G2"), (), ()], KEYS, seed=0)
 
 
-def test_choices_are_checked():
-    with pytest.raises(ValueError, match="`include` to be one of 'all', 'batch-wise', found 'some'"):
-        GeneChoice(include="some")
-    with pytest.raises(ValueError, match="at least 1"):
-        GeneChoice(length=0)
+def test_values_are_those_of_the_tokenizer(match, controls):
+    """Bins of a cell are of all its genes, and what is to be predicted stays as it is."""
+    batch, columns = match(values="binned", bins=4, length=5).batch(
+        controls, [("G0",), (), ()], KEYS, seed=0, targets=controls
+    )
+    tokens = match(values="binned", bins=4)
+    bins = tokens.tokenizer.bin_rows(controls, tokens.features, KEYS).toarray()
+    np.testing.assert_array_equal(batch.values.numpy(), np.take_along_axis(bins, columns, axis=1))
+    np.testing.assert_array_equal(batch.target.numpy(), np.take_along_axis(controls.toarray(), columns, axis=1))
+
+
+def test_all_genes_are_the_tokens_of_any_other_cell(match, controls):
+    """Without a draw the tokens of a control are those that the tokenizer makes of it elsewhere."""
+    for settings in ({}, {"unknown": "pad"}, {"values": "log1p"}):
+        tokens = match(**settings)
+        batch, _ = tokens.batch(controls, [()] * 3, KEYS, seed=0)
+        plain = tokens.tokenizer(controls, tokens.features, KEYS)
+        for name in ("genes", "values", "mask"):
+            np.testing.assert_allclose(getattr(batch, name).numpy(), getattr(plain, name).numpy(), rtol=1e-6)
+
+
+def test_the_first_genes_and_the_perturbed_ones_stay(match, controls):
+    _, columns = match(length=3, overflow="first").batch(controls, [("G7",), ("G1",), ()], KEYS, seed=0)
+    assert columns.tolist() == [[0, 1, 7], [0, 1, 2], [0, 1, 2]]
+
+
+def test_a_cell_token_has_no_place(match):
+    with pytest.raises(ValueError, match="without a cell token for perturbations, found cls=True"):
+        match(cls=True)

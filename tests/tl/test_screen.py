@@ -195,7 +195,7 @@ def test_nothing_as_large_as_the_result_is_made_beside_it():
     """Mean and dispersion are there already, so the table costs one more matrix, of the changes."""
     wide = ad.AnnData(np.zeros((1, 2000), dtype=np.float32))
     results = np.ones((2, 60, 2000), dtype=np.float32)
-    predictor = SimpleNamespace(tokens=SimpleNamespace(place={"0": 0}, columns=np.arange(2000)))
+    predictor = SimpleNamespace(tokens=SimpleNamespace(column={"0": 0}))
     wanted = {str(number): ("0",) for number in range(60)}
     tracemalloc.start()
     table = _table(wide, wanted, results, np.zeros(2000), predictor, {})

@@ -248,8 +248,10 @@ def test_index(counts, features, vocabulary):
         ({"bins": 1}, "Expected `bins` to be at least 2"),
         ({"length": 1}, "Expected `length` to be at least 2"),
         ({"length": 0, "cls": False}, "Expected `length` to be at least 1"),
-        ({"genes": "some"}, "Expected `genes` to be one of 'expressed', 'all', found 'some'"),
+        ({"genes": "some"}, "Expected `genes` to be one of 'expressed', 'all', 'batch-wise', found 'some'"),
         ({"ties": "both"}, "Expected `ties` to be one of"),
+        ({"unknown": "keep"}, "Expected `unknown` to be one of 'drop', 'pad'"),
+        ({"unknown": "pad", "modalities": ("<pad>", "<cls>")}, "Expected unknown='drop' for several modalities"),
         ({"modalities": ("RNA",)}, "Expected `modalities` to hold '<pad>' and '<cls>'"),
     ],
 )

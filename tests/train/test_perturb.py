@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
 
-from scgpt_tools import pp
+from scgpt_tools import pp, tl
 from scgpt_tools.models import FAMILIES, CellModel
 from scgpt_tools.train import finetune
 from scgpt_tools.train.randomness import own_random_numbers
@@ -140,6 +141,52 @@ def test_genes_without_token_are_dropped_or_padding(cells):
     known = [name for name in cells.var_names if name not in ("G38", "G39")]
     dropped, padded = (finetune(pretrained(known), cells, **QUICK, unknown=unknown) for unknown in ("drop", "pad"))
     assert dropped.checksum != padded.checksum
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unknown": "pad"},
+        {"unknown": "pad", "include": "batch-wise", "length": 12},
+        {"unmeasured": "token", "gene_sampling": "original", "length": 12},
+    ],
+    ids=str,
+)
+def test_a_saved_model_reads_cells_as_in_training(cells, tmp_path, options):
+    known = [name for name in cells.var_names if name not in ("G38", "G39")]
+    model = finetune(pretrained([*known, "ELSEWHERE"]), cells, **QUICK, **options)
+    tokenizer = model.config.tokenizer
+    assert tokenizer.unknown == options.get("unknown", "drop")
+    assert tokenizer.genes == options.get("include", "all")
+    assert tokenizer.length == options.get("length", 1536)
+    model.save(tmp_path / "saved")
+    loaded = CellModel.from_pretrained(tmp_path / "saved", device="cpu")
+    assert loaded.config.tokenizer == tokenizer
+
+    def predicted(own, **other):
+        return tl.predict_perturbation(cells, "G0", own, **other, copy=True).layers["predicted"]
+
+    np.testing.assert_array_equal(predicted(loaded), predicted(model))
+    named = {key: options.get(key, usual) for key, usual in {"include": "all", "unknown": "drop"}.items()}
+    np.testing.assert_array_equal(predicted(loaded), predicted(model, **named))
+    if options.get("unknown") == "pad":
+        assert not np.array_equal(predicted(loaded), predicted(model, unknown="drop"), equal_nan=True)
+    if "unmeasured" in options:
+        assert np.isfinite(predicted(loaded)[cells.obs["condition"] == "ctrl"]).all()
+        tl.predict_perturbation(cells, "ELSEWHERE", loaded, copy=True)
+        with pytest.raises(ValueError, match="no column for ELSEWHERE"):
+            tl.predict_perturbation(cells, "ELSEWHERE", loaded, unmeasured="error")
+
+
+def test_models_that_were_saved_without_these_settings_load(cells, tmp_path):
+    model = perturbation_model(pretrained(cells.var_names))
+    model.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    content = json.loads(path.read_text())
+    for name in ("unknown", "unmeasured"):
+        del content["model"]["tokenizer"][name]
+    path.write_text(json.dumps(content))
+    assert CellModel.from_pretrained(tmp_path / "saved", device="cpu").config == model.config
 
 
 def test_genes_without_a_column(cells):

@@ -238,6 +238,7 @@ def open_cells(
     model: CellModel | str | PathLike[str],
     request: Request,
     *,
+    tokenizer: Tokenizer | None = None,
     totals: Totals | None = None,
 ) -> Cells:
     """Load the model, match genes and look at the values, before anything is computed or changed.
@@ -250,6 +251,8 @@ def open_cells(
         A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
     request
         The arguments that tasks share.
+    tokenizer
+        How cells are read; ``None`` for the model's way.
     totals
         Sums of columns, where the table holds only some of the cells that count.
 
@@ -262,7 +265,7 @@ def open_cells(
         # What is wrong with one table is said before a model is looked for.
         RowSource(adata, layer=layer if isinstance(layer, str) else None, modality=request.modality)
     loaded = load_model(model, request.device)
-    tokenizer = _with_length(loaded.tokenizer, request.length)
+    tokenizer = _with_length(tokenizer or loaded.tokenizer, request.length)
     source = open_rows(adata, tokenizer.config, layer=layer, modality=request.modality, modalities=request.modalities)
     check_writable(adata, source.adata if isinstance(source, RowSource) else adata, copy=request.copy)
     if request.tokens is not None:

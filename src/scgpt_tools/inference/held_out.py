@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scgpt_tools.inference.perturbation import Predictor, check_told
 from scgpt_tools.metrics.perturbation_gears import evaluation_metrics
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
 from scgpt_tools.screens.conditions import context_labels, control_mask, read_conditions
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.inference.perturbation import Predictor
     from scgpt_tools.screens.evaluation import ScreenEvaluation
 
 _TOP = 20
@@ -131,7 +131,7 @@ class HeldOut:
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
         """Mean over predictions from controls of the same context."""
         targets = self.prepared.targets
-        check_told(predictor, targets)
+        predictor.check(targets)
         contexts = self.prepared.truth.contexts or ("",) * len(targets)
         controls = {
             context: self.controls(predictor.source, context, n_controls, seed=predictor.cells.plan.seed)

@@ -1,10 +1,10 @@
-"""What every task that predicts perturbations does: read names, check that the model can be told, walk over cells."""
+"""What every task that predicts perturbations does: read names, check that the model knows them, walk over cells."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
 from scgpt_tools.screens.batches import check_log_values
 from scgpt_tools.screens.conditions import read_direction
-from scgpt_tools.screens.tokens import GeneChoice, ScreenTokens
+from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import PERTURBED, condition_genes, flag_of, perturbed_genes
+from scgpt_tools.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scgpt_tools._types import Include, Unknown, Unmeasured
     from scgpt_tools.tokens.perturbations import Direction, Genes
 
 
@@ -48,10 +50,15 @@ class Predictor:
         """The generator."""
         return self.cells.model
 
-    def flagging(self) -> dict[str, int]:
-        """What to keep in a record of another flag than the usual one."""
-        flag = self.tokens.choice.flag
-        return {} if flag == PERTURBED else {"flag": flag}
+    def provenance(self, **params: Any) -> dict[str, Any]:
+        """How a result was made; see :meth:`~scgpt_tools.inference.cells.Cells.provenance`."""
+        config, flag = self.tokens.tokenizer.config, self.tokens.flag
+        read = {"include": config.genes, "unknown": config.unknown, "unmeasured": config.unmeasured}
+        return self.cells.provenance(**read, **params, **({} if flag == PERTURBED else {"flag": flag}))
+
+    def check(self, perturbed: Iterable[Genes]) -> None:
+        """Refuse perturbations of genes that have no column or no token; all are named."""
+        self.tokens.check(perturbed_genes("+".join(genes) for genes in set(perturbed) if genes))
 
     def predict(
         self, rows: NDArray[np.int64], perturbed: Sequence[Genes], *, keys: NDArray[np.uint64] | None = None
@@ -91,8 +98,10 @@ def open_predictor(
     adata: AnnData,
     model: CellModel | str | PathLike[str] | None,
     request: Request,
-    choice: GeneChoice,
     *,
+    include: Include | None = None,
+    unknown: Unknown | None = None,
+    unmeasured: Unmeasured | None = None,
     direction: Direction | None = None,
     key: str | None = None,
 ) -> Predictor:
@@ -106,8 +115,8 @@ def open_predictor(
         A generator, or what :meth:`~scgpt_tools.CellModel.from_pretrained` takes.
     request
         The arguments that tasks share.
-    choice
-        Which genes take part.
+    include, unknown, unmeasured
+        How cells are read, where it is not as in training.
     direction
         What perturbations do; ``None`` for what the table says, and else for what the model was trained on.
     key
@@ -146,10 +155,17 @@ def open_predictor(
         rows=config.embedder.perturbation_rows,
         pad=config.embedder.perturbation_pad,
     )
-    choice = replace(choice, flag=flag)
-    cells = open_cells(adata, loaded, request)
+    changes: dict[str, Any] = {"genes": include, "unknown": unknown, "unmeasured": unmeasured}
+    # Every gene is predicted, whether or not all of them fitted into a cell in training, and no perturbed one is lost.
+    reading = replace(
+        config.tokenizer,
+        length=None,
+        overflow="sample",
+        **{name: value for name, value in changes.items() if value is not None},
+    )
+    cells = open_cells(adata, loaded, request, tokenizer=Tokenizer(reading, loaded.vocabulary))
     names = column_names(source.var, request.genes)
-    return Predictor(cells, ScreenTokens.match(cells.plan.features, names, loaded.vocabulary, choice))
+    return Predictor(cells, ScreenTokens.match(cells.plan.features, names, cells.plan.tokenizer, flag=flag))
 
 
 def read_perturbations(perts: str | Iterable[str]) -> dict[str, Genes]:
@@ -179,21 +195,3 @@ def read_perturbations(perts: str | Iterable[str]) -> dict[str, Genes]:
             raise ValueError(f"Expected perturbations to name genes such as 'KLF1' or 'SAMD1+ZBTB1', found {name!r}.")
         found["+".join(genes)] = genes
     return found
-
-
-def check_told(predictor: Predictor, perturbed: Iterable[Genes]) -> None:
-    """Refuse perturbations that the model cannot be told of.
-
-    Parameters
-    ----------
-    predictor
-        What predicts.
-    perturbed
-        Genes of each perturbation.
-
-    Raises
-    ------
-    ValueError
-        If a gene has no column or no token; all are named.
-    """
-    predictor.tokens.check(perturbed_genes("+".join(genes) for genes in set(perturbed) if genes))

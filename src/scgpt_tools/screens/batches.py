@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from scgpt_tools.data.rows import RowSource
     from scgpt_tools.screens.tokens import ScreenTokens
     from scgpt_tools.tokens.batch import TokenBatch
-    from scgpt_tools.tokens.features import FeatureTable
-    from scgpt_tools.tokens.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +49,8 @@ class PerturbationBatches(CellDataModule):
     ----------
     source
         The table.
-    features
-        Which columns are which tokens.
-    tokenizer
-        Of the model.
     tokens
-        Which genes take part and how they are flagged.
+        The tokenizer of the model, and the genes of the screen by name.
     conditions
         (N,) condition of each cell.
     pairs
@@ -69,8 +62,6 @@ class PerturbationBatches(CellDataModule):
     def __init__(
         self,
         source: RowSource,
-        features: FeatureTable,
-        tokenizer: Tokenizer,
         tokens: ScreenTokens,
         conditions: NDArray[Any],
         pairs: NDArray[np.int64],
@@ -78,12 +69,12 @@ class PerturbationBatches(CellDataModule):
         train: ArrayLike,
         validation: ArrayLike,
     ) -> None:
-        super().__init__([CellTable(source, features)], tokenizer, train=train, validation=validation)
+        super().__init__([CellTable(source, tokens.features)], tokens.tokenizer, train=train, validation=validation)
         self.tokens, self.pairs, self.conditions = tokens, pairs, conditions
         self.perturbed = [condition_genes(condition) for condition in conditions]
         used = np.union1d(self.train, self.validation)
         genes = perturbed_genes(np.unique(conditions[used]))
-        tokens.check(genes, hint=_ADD_TOKENS if tokens.untold(genes).without_token else "")
+        tokens.check(genes, hint=_ADD_TOKENS if tokens.unmapped(genes).without_token else "")
 
     def epoch(self, part: Part, number: int, *, batch_size: int, seed: int) -> Batches:
         """Cell numbers of each minibatch; those to validate on hold one condition each, so that their means count."""
@@ -105,7 +96,7 @@ class PerturbationBatches(CellDataModule):
         trained, held_out = (np.unique(self.conditions[part]).tolist() for part in (self.train, self.validation))
         own = {"training conditions": trained, "validation conditions": held_out}
         kinds, codes = np.unique(self.conditions, return_inverse=True)
-        own["genes of a cell"] = asdict(self.tokens.choice)
+        own["flag of perturbed genes"] = self.tokens.flag
         own |= {"condition of each cell": checksum([*kinds], codes), "paired controls": checksum(self.pairs)}
         return own | super().describe()
 
@@ -242,29 +233,15 @@ def screen_parts(
     return np.flatnonzero((part == "train") & (controls | ~is_control)), np.flatnonzero((part == "val") & ~is_control)
 
 
-def leave_untold_out(tokens: ScreenTokens, conditions: NDArray[Any], cells: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Drop the cells of conditions that the network cannot be told of, and name these in a warning.
-
-    Parameters
-    ----------
-    tokens
-        Which genes it can be told of.
-    conditions
-        (N,) condition of each cell.
-    cells
-        Rows to choose from.
-
-    Returns
-    -------
-    The other rows.
-    """
-    untold = tokens.untold(perturbed_genes(np.unique(conditions[cells])))
-    if not untold.genes:
+def without_unmapped(tokens: ScreenTokens, conditions: NDArray[Any], cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of the conditions that the network can be conditioned on; the others are named in a warning."""
+    unmapped = tokens.unmapped(perturbed_genes(np.unique(conditions[cells])))
+    if not unmapped.genes:
         return cells
-    lost = {name for name in np.unique(conditions[cells]) if set(condition_genes(name)) & set(untold.genes)}
+    lost = {name for name in np.unique(conditions[cells]) if set(condition_genes(name)) & set(unmapped.genes)}
     keep = ~np.isin(conditions[cells], list(lost))
     warn_user(
-        f"{len(lost)} conditions ({int((~keep).sum())} cells) are left out, because the model cannot be told of them: "
-        f"{untold}."
+        f"{len(lost)} conditions ({int((~keep).sum())} cells) are left out, because genes that they perturb are unknown to the "
+        f"model: {unmapped}."
     )
     return cells[keep]

@@ -25,7 +25,6 @@ from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, col
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.screens.evaluation import CEILING, ScreenEvaluation, prepare_evaluation
 from scgpt_tools.screens.splits import condition_hash
-from scgpt_tools.screens.tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Attention, RngLike
+    from scgpt_tools._types import Attention, Include, RngLike, Unknown, Unmeasured
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.perturbations import Direction
 
@@ -65,9 +64,9 @@ def evaluate_perturbation(
     distances: str | Sequence[str] | None = None,
     cell_eval: bool = False,
     n_controls: int = 300,
-    include: Include = "all",
-    unknown: Unknown = "drop",
-    unmeasured: Unmeasured = "error",
+    include: Include | None = None,
+    unknown: Unknown | None = None,
+    unmeasured: Unmeasured | None = None,
     direction: Direction | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
@@ -161,7 +160,6 @@ def evaluate_perturbation(
         attention=attention,
         rng=seed,
     )
-    choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
     for name in metrics or ():
         lookup(METRICS, name, "metric")
     named = _named(predictions)
@@ -179,7 +177,16 @@ def evaluate_perturbation(
         elif isinstance(prediction, AnnData | pd.DataFrame):
             profiles[name] = screen.from_table(name, prediction)
         else:
-            predictor = open_predictor(adata, prediction, request, choice, direction=direction, key=condition_key)
+            predictor = open_predictor(
+                adata,
+                prediction,
+                request,
+                include=include,
+                unknown=unknown,
+                unmeasured=unmeasured,
+                direction=direction,
+                key=condition_key,
+            )
             profiles[name], samples[name] = screen.from_model(
                 predictor, n_controls=n_controls, keep=bool(wanted), show_progress=show_progress
             )

@@ -13,10 +13,9 @@ from scgpt_tools._keys import OWN_CONDITION, PredictionKeys
 from scgpt_tools._validate import as_seed, check_key_name
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
-from scgpt_tools.inference.perturbation import Predictor, check_told, open_predictor, read_perturbations
+from scgpt_tools.inference.perturbation import Predictor, open_predictor, read_perturbations
 from scgpt_tools.screens.batches import paired_controls
 from scgpt_tools.screens.conditions import control_mask, read_conditions
-from scgpt_tools.screens.tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.perturbations import condition_genes
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tqdm.auto import tqdm
 
-    from scgpt_tools._types import Attention, RngLike
+    from scgpt_tools._types import Attention, Include, RngLike, Unknown, Unmeasured
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.features import Duplicates
@@ -55,9 +54,9 @@ def predict_perturbation(
     aliases: NameTable | None = None,
     ignore_case: bool = False,
     duplicates: Duplicates = "most_counts",
-    include: Include = "all",
-    unknown: Unknown = "drop",
-    unmeasured: Unmeasured = "error",
+    include: Include | None = None,
+    unknown: Unknown | None = None,
+    unmeasured: Unmeasured | None = None,
     direction: Direction | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
@@ -96,13 +95,13 @@ def predict_perturbation(
         How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
     include
         ``"all"`` genes, or ``"batch-wise"`` those that some control of the minibatch expresses; then the result
-        depends on ``batch_size``.
+        depends on ``batch_size``.  ``None`` reads cells as in training.
     unknown
         Columns without a token: ``"drop"``, they keep the value of the control, or ``"pad"``, they take part under the
-        token of padding as in the original, and change all other predictions.
+        token of padding as in the original, and change all other predictions.  ``None`` for what training did.
     unmeasured
-        Perturbed genes without a column: refuse them, or add their ``"token"`` to the cells, for models that were
-        trained so.
+        Perturbed genes without a column: refuse them (``"error"``), or add their ``"token"`` to the cells, for models
+        that were trained so.  ``None`` for what training did.
     direction
         What the perturbations do, ``"up"`` or ``"down"``, for a model that was trained on both; ``None`` takes what
         :func:`scgpt_tools.pp.parse_conditions` was told, and else what the model was trained on.
@@ -168,8 +167,16 @@ def predict_perturbation(
     for layer_added in several or [keys.layer]:
         check_key_name("the layer of a perturbation", layer_added)
         check_new_key(adata, "layers", keys.uns, default=PredictionKeys().uns, entry=layer_added)
-    choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
-    predictor = open_predictor(adata, model, request, choice, direction=direction, key=condition_key)
+    predictor = open_predictor(
+        adata,
+        model,
+        request,
+        include=include,
+        unknown=unknown,
+        unmeasured=unmeasured,
+        direction=direction,
+        key=condition_key,
+    )
     conditions = _conditions(adata, condition_key)
     if wanted is None:
         rows = paired_controls(adata, conditions, pairs=pairs, within=within, seed=seed)[:, 0]
@@ -182,13 +189,7 @@ def predict_perturbation(
             for name, genes in wanted.items()
         }
     found = _predicted(predictor, layers, show_progress=show_progress)
-    about = predictor.cells.provenance(
-        include=include,
-        unknown=unknown,
-        unmeasured=unmeasured,
-        condition_key=condition_key or "",
-        **predictor.flagging(),
-    )
+    about = predictor.provenance(condition_key=condition_key or "")
     result = adata.copy() if copy else adata
     for name, values in found.items():
         result.layers[name] = values
@@ -218,7 +219,7 @@ def _predicted(
     show_progress: bool | None,
 ) -> dict[str, NDArray[np.float32]]:
     """One matrix for each layer: cells to fill, cells to start from, genes to perturb."""
-    check_told(predictor, (genes for _, _, perturbed in layers.values() for genes in perturbed))
+    predictor.check(genes for _, _, perturbed in layers.values() for genes in perturbed)
     shape = (len(predictor.source), predictor.source.n_columns)
     found = {}
     total = sum(len(cells) for cells, _, _ in layers.values())

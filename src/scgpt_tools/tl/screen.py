@@ -20,9 +20,8 @@ from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._outputs import check_place, check_room
 from scgpt_tools._validate import as_seed, check_integer
 from scgpt_tools.inference.cells import Request
-from scgpt_tools.inference.perturbation import Predictor, check_told, open_predictor, read_perturbations
+from scgpt_tools.inference.perturbation import Predictor, open_predictor, read_perturbations
 from scgpt_tools.screens.conditions import control_mask, read_conditions
-from scgpt_tools.screens.tokens import GeneChoice, Include, Unknown, Unmeasured
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.orders import sample
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Attention, RngLike
+    from scgpt_tools._types import Attention, Include, RngLike, Unknown, Unmeasured
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.perturbations import Direction, Genes
@@ -56,9 +55,9 @@ def screen(
     n_controls: int | None = 300,
     layer: str | None = None,
     genes: str | None = None,
-    include: Include = "all",
-    unknown: Unknown = "drop",
-    unmeasured: Unmeasured = "error",
+    include: Include | None = None,
+    unknown: Unknown | None = None,
+    unmeasured: Unmeasured | None = None,
     direction: Direction | None = None,
     store: str | PathLike[str] | None = None,
     batch_size: int = 64,
@@ -143,17 +142,19 @@ def screen(
         rng=as_seed(rng),
     )
     wanted = read_perturbations(perts)
-    choice = GeneChoice(include=include, unknown=unknown, unmeasured=unmeasured)
-    predictor = open_predictor(adata, model, request, choice, direction=direction, key=condition_key)
-    check_told(predictor, wanted.values())
-    rows = _controls(adata, predictor, condition_key, n_controls)
-    about = predictor.cells.provenance(
+    predictor = open_predictor(
+        adata,
+        model,
+        request,
         include=include,
         unknown=unknown,
         unmeasured=unmeasured,
-        condition_key=condition_key or "",
-        **predictor.flagging(),
+        direction=direction,
+        key=condition_key,
     )
+    predictor.check(wanted.values())
+    rows = _controls(adata, predictor, condition_key, n_controls)
+    about = predictor.provenance(condition_key=condition_key or "")
     control, values = _mean_of(predictor, rows)
     finished = _Store.open(store, _request(about, adata, rows, values), adata.n_vars)
     finished.check_room(wanted)
@@ -216,12 +217,12 @@ def _table(
     keys = ScreenKeys()
     effect = np.empty_like(results[0])
     sizes = np.empty(len(wanted), dtype=np.float32)
-    place = predictor.tokens.place
+    column = predictor.tokens.column
     # Row by row: whatever is made of all rows at once is as large as the result again.
     for number, genes in enumerate(wanted.values()):
         effect[number] = results[0, number] - control
         others = effect[number].copy()
-        others[[predictor.tokens.columns[place[gene]] for gene in genes if gene in place]] = 0
+        others[[column[gene] for gene in genes if gene in column]] = 0
         sizes[number] = np.linalg.norm(others)
     obs = pd.DataFrame(
         {

@@ -8,7 +8,7 @@ genes still returns an embedding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -64,6 +64,13 @@ class FeatureTable:
                 f"Expected columns of a matrix with {self.n_columns} of them, found {self.columns.min()} to "
                 f"{self.columns.max()}."
             )
+
+    def completed(self, vocabulary: Vocabulary) -> FeatureTable:
+        """The same with every other column under the token of padding."""
+        ids = np.full(self.n_columns, vocabulary.pad_id, dtype=np.int64)
+        names = np.full(self.n_columns, vocabulary.pad, dtype=object)
+        ids[self.columns], names[self.columns] = self.ids, self.names
+        return replace(self, columns=np.arange(self.n_columns), ids=ids, names=names)
 
     def __len__(self) -> int:
         return len(self.columns)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
 
-from scgpt_tools._types import Expects, Genes, Overflow, Ties, Values
+from scgpt_tools._types import Expects, Genes, Include, Overflow, Ties, Unknown, Unmeasured, Values
 from scgpt_tools._validate import as_seed, check_choice, check_integer
 from scgpt_tools.tokens import kernels
 from scgpt_tools.tokens.batch import TokenBatch
@@ -36,8 +36,14 @@ if TYPE_CHECKING:
 class TokenizerConfig:
     """How a cell becomes tokens; travels with the model that was trained on it."""
 
-    genes: Genes = "expressed"
-    """Which genes become tokens: those with a value above zero, or all that the vocabulary knows."""
+    genes: Genes | Include = "expressed"
+    """Which genes become tokens: those with a value above zero, all that the vocabulary knows, or ``"batch-wise"``, for
+    models of perturbations, those that some control of the minibatch expresses.  Elsewhere a cell does not depend on its
+    neighbours, and the last means all."""
+    unknown: Unknown = "drop"
+    """Columns without a token: leave them out, or let them take part under the token of padding."""
+    unmeasured: Unmeasured = "error"
+    """Perturbed genes without a column: refuse them, or add their token to the cells that they are perturbed in."""
     values: Values = "binned"
     """What stands for expression: quantile bins within the cell, ``log1p`` of the value, or the value itself."""
     bins: int | None = 51
@@ -46,8 +52,9 @@ class TokenizerConfig:
     """Bin of values that sit on several equal edges: the last between them, or one drawn by seed."""
     length: int | None = 1200
     """Most tokens of a cell, the cell token included; ``None`` keeps all."""
-    overflow: Overflow = "sample"
-    """What stays of a longer cell: genes drawn by seed, or the first in the order of the columns."""
+    overflow: Overflow | Literal["shared"] = "sample"
+    """What stays of a longer cell: genes drawn by seed, or the first in the order of the columns; perturbed genes always
+    do.  Or ``"shared"``, for models of perturbations, one draw a minibatch that may lose them, as scGPT makes it."""
     cls: bool = True
     """Put the cell token first."""
     cls_value: float = -2.0
@@ -65,7 +72,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), get_args(choices))
+            check_choice(name, getattr(self, name), choices)
         if (self.values == "binned") != (self.bins is not None):
             raise ValueError(f"`bins` goes with values='binned' only, found {self.values=} and {self.bins=}.")
         if self.bins is not None:
@@ -76,6 +83,8 @@ class TokenizerConfig:
         for name in ("cls_value", "pad_value", "mask_value"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"Expected `{name}` to be a finite number, found {getattr(self, name)}.")
+        if self.unknown == "pad" and self.modalities:
+            raise ValueError(f"Expected unknown='drop' for several modalities, found 'pad' for {self.modalities}.")
         absent = {"<pad>", "<cls>"} - set(self.modalities)
         if self.modalities and absent:
             raise ValueError(f"Expected `modalities` to hold '<pad>' and '<cls>', found {self.modalities}.")
@@ -84,7 +93,15 @@ class TokenizerConfig:
             raise ValueError(f"Expected `modalities` to hold the names of `parts`, found {self.modalities}.")
 
 
-_CHOICES = {"genes": Genes, "values": Values, "ties": Ties, "overflow": Overflow, "expects": Expects}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "genes": tuple(dict.fromkeys((*get_args(Genes), *get_args(Include)))),
+    "unknown": get_args(Unknown),
+    "unmeasured": get_args(Unmeasured),
+    "values": get_args(Values),
+    "ties": get_args(Ties),
+    "overflow": (*get_args(Overflow), "shared"),
+    "expects": get_args(Expects),
+}
 
 
 class Tokenizer:
@@ -155,7 +172,8 @@ class Tokenizer:
         ValueError
             If a value is negative, missing or infinite, or the shapes do not fit.
         """
-        X, token_of = canonical(X), self._token_of(X, features)
+        X, features = canonical(X), self.completed(features)
+        token_of = self._token_of(X, features)
         keys = _one_per_row("keys", keys, X, np.uint64)
         if self.config.parts:
             return joint_batch(self, X, features, keys, rng=rng, rows=rows, index=index, prebinned=prebinned)
@@ -164,13 +182,13 @@ class Tokenizer:
         expressed = count_known(X, rows, token_of)
         parts = self._padded(self._lengths(expressed, features), features)
         scratch = np.empty(max(expressed, default=0), dtype=X.data.dtype)
-        everything = self.config.genes == "all"
+        everything = self.config.genes != "expressed"
         kernels.fill(
             X.data, X.indices, X.indptr.astype(np.int64), rows, keys, np.uint64(as_seed(rng)), token_of,
             self._modality_of(features), np.sort(features.columns) if everything else np.empty(0, np.int64),
             kernels.RAW if prebinned else _KINDS[self.config.values],
             np.empty(0) if self.config.bins is None else fractions_of(self.config.bins),
-            self.config.ties == "random", everything, self._room, self.config.overflow == "sample",
+            self.config.ties == "random", everything, self._room, self.config.overflow != "first",
             int(self.config.cls), scratch, bits_of(scratch), parts.genes, parts.values, parts.modality,
         )  # fmt: skip
         return TokenBatch(
@@ -199,6 +217,7 @@ class Tokenizer:
         X = canonical(X)
         if self.config.parts:
             return joint_lengths(self, X, features)
+        features = self.completed(features)
         return self._lengths(count_known(X, np.arange(X.shape[0]), self._token_of(X, features)), features)
 
     def bin_rows(self, X: sp.csr_matrix, features: FeatureTable, keys: ArrayLike, *, rng: RngLike = 0) -> sp.csr_matrix:
@@ -221,8 +240,21 @@ class Tokenizer:
         nothing in columns without a token.
         """
         keys = _one_per_row("keys", keys, X, np.uint64)
-        bins, token_of = self.bins, self._token_of(X, features)
+        bins, token_of = self.bins, self._token_of(X, self.completed(features))
         return bin_rows(X, bins, ties=self.config.ties, token_of=token_of, keys=keys, seed=as_seed(rng))
+
+    def value_rows(
+        self, X: sp.csr_matrix, features: FeatureTable, keys: ArrayLike, *, rng: RngLike = 0
+    ) -> sp.csr_matrix:
+        """What stands for the values of some cells, in the shape of the matrix; arguments as of :meth:`bin_rows`."""
+        X = canonical(X)
+        if self.config.values == "binned":
+            return self.bin_rows(X, features, keys, rng=rng)
+        return X.log1p() if self.config.values == "log1p" else X
+
+    def completed(self, features: FeatureTable) -> FeatureTable:
+        """Features with columns without a token under that of padding, if the settings say so."""
+        return features.completed(self.vocabulary) if self.config.unknown == "pad" else features
 
     @property
     def bins(self) -> int:
@@ -238,7 +270,7 @@ class Tokenizer:
         return length - int(self.config.cls)
 
     def _lengths(self, expressed: NDArray[np.int64], features: FeatureTable) -> NDArray[np.int64]:
-        genes = np.full_like(expressed, len(features.columns)) if self.config.genes == "all" else expressed
+        genes = np.full_like(expressed, len(features.columns)) if self.config.genes != "expressed" else expressed
         return np.minimum(genes, self._room) + int(self.config.cls)
 
     def _padded(self, lengths: NDArray[np.int64], features: FeatureTable) -> _Parts:

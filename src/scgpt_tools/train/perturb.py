@@ -17,15 +17,16 @@ from scgpt_tools.objectives.recipes import PERTURB
 from scgpt_tools.screens.batches import (
     PerturbationBatches,
     check_log_values,
-    leave_untold_out,
     paired_controls,
     screen_parts,
+    without_unmapped,
 )
 from scgpt_tools.screens.conditions import read_conditions, read_direction
-from scgpt_tools.screens.tokens import GeneChoice, GeneSampling, Include, ScreenTokens, Unknown
+from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import flag_of
+from scgpt_tools.tokens.tokenizer import Tokenizer
 from scgpt_tools.train.fit import check_watchers, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
 from scgpt_tools.train.lora import adapters
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from scgpt_tools._types import GeneSampling, Include, Unknown
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.features import Duplicates
@@ -182,25 +184,25 @@ def finetune_perturbation(
     check_freezing(freeze, adapted)
     terms = check_objectives(PERTURB.objectives if objectives is None else objectives)
     settings = fit_settings(_FIT, config, changes, function="`finetune` with task='perturb'")
-    choice = GeneChoice(
-        include=include,
-        unknown=unknown,
-        unmeasured="token" if unmeasured == "token" else "error",
-        length=length,
-        sampling=gene_sampling,
-    )
     source = RowSource(adata, layer=layer)
     check_log_values(source)
     conditions = read_conditions(source.adata, key)
     loaded = open_model(model, settings)
-    flags = perturbation_config(loaded).embedder
+    plain = perturbation_config(loaded)
+    reading = replace(
+        plain.tokenizer,
+        genes=include,
+        unknown=unknown,
+        unmeasured="token" if unmeasured == "token" else "error",
+        length=length,
+        overflow="shared" if gene_sampling == "original" else "sample",
+    )
     flag = flag_of(
         read_direction(source.adata, key) if direction is None else direction,
-        rows=flags.perturbation_rows,
-        pad=flags.perturbation_pad,
+        rows=plain.embedder.perturbation_rows,
+        pad=plain.embedder.perturbation_pad,
         training=True,
     )
-    choice = replace(choice, flag=flag)
     features = FeatureTable.from_var(
         source.var,
         loaded.vocabulary,
@@ -211,11 +213,13 @@ def finetune_perturbation(
         duplicates=duplicates,
         totals=source.totals,
     )
-    tokens = ScreenTokens.match(features, column_names(source.var, genes), loaded.vocabulary, choice)
+    tokens = ScreenTokens.match(
+        features, column_names(source.var, genes), Tokenizer(reading, loaded.vocabulary), flag=flag
+    )
     paired = paired_controls(source.adata, conditions, pairs=pairs, within=within, seed=settings.seed)
     train, held_out = screen_parts(source.adata, conditions, validation, controls=controls, seed=settings.seed)
     if unmeasured == "drop":
-        train, held_out = (leave_untold_out(tokens, conditions, part) for part in (train, held_out))
+        train, held_out = (without_unmapped(tokens, conditions, part) for part in (train, held_out))
     if config is None and objectives is None and "monitor" not in changes and held_out.size:
         # scGPT's choice of the best epoch looks at mean profiles too, by their correlation.
         settings = replace(settings, monitor="validation_profile_error")
@@ -236,10 +240,8 @@ def finetune_perturbation(
         "flag": flag,
     }
     with own_random_numbers(settings.seed):
-        tuned = perturbation_model(loaded, head=head, dropout=dropout, flag=flag)
-        data = PerturbationBatches(
-            source, features, tuned.tokenizer, tokens, conditions, paired, train=train, validation=held_out
-        )
+        tuned = perturbation_model(loaded, head=head, dropout=dropout, flag=flag, tokenizer=reading)
+        data = PerturbationBatches(source, tokens, conditions, paired, train=train, validation=held_out)
         logger.info("Fine-tuning on %d cells, validating on %d.", len(data.train), len(data.validation))
         history = History(None if settings.folder is None else settings.folder / "history.csv")
         with frozen(tuned, freeze), adapters(tuned, adapted):

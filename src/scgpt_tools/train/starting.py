@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scgpt_tools.models.config import ExpressionConfig
+    from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 
 def check_model_and_cells(model: Any, adata: Any) -> None:
@@ -112,7 +113,12 @@ def perturbation_config(
 
 
 def perturbation_model(
-    model: CellModel, *, head: ExpressionConfig | None = None, dropout: float | None = None, flag: int | None = None
+    model: CellModel,
+    *,
+    head: ExpressionConfig | None = None,
+    dropout: float | None = None,
+    flag: int | None = None,
+    tokenizer: TokenizerConfig | None = None,
 ) -> CellModel:
     """Make a model of perturbations from a pre-trained one, which stays as it is.
 
@@ -126,12 +132,15 @@ def perturbation_model(
         Probability in the encoder; ``None`` keeps the model's.
     flag
         Flag of perturbed genes that it is about to be trained with.
+    tokenizer
+        How it is about to read cells; ``None`` takes the family's.
 
     Returns
     -------
     The model, whose ``transfer`` says which weights it took over.
     """
     config = perturbation_config(model, head=head, dropout=dropout, flag=flag)
+    config = config if tokenizer is None else replace(config, tokenizer=tokenizer)
     tuned = model.adapt(**{field.name: getattr(config, field.name) for field in fields(ModelConfig)})
     tuned.name = f"{model.name} (perturb)"
     return tuned

@@ -119,7 +119,7 @@ class scGPTPerturbationModel(Wrapper):
         screen = Screen(self, dataset, length=self.config.max_seq_len, seed=seed)
 
         def make(name: str, rows: NDArray[np.int64]) -> BatchLoader:
-            data = screen.batches(screen.told(rows))
+            data = screen.batches(screen.known(rows))
             data.shuffle, data.drop_last = shuffle and name == "train", drop_last
             return BatchLoader(
                 data, _as_dict, shuffle=data.shuffle, batch_size=batch_size, workers=num_workers, seed=seed
@@ -255,7 +255,7 @@ class scGPTPerturbationModel(Wrapper):
         screen = Screen(self, dataset, length=self.config.max_seq_len, seed=seed)
         train, held_out = training_parts(screen.source.adata)
         data = PerturbationBatches(
-            *screen.parts(), train=screen.told(train), validation=screen.told(held_out) if held_out.size else held_out
+            *screen.parts(), train=screen.known(train), validation=screen.known(held_out) if held_out.size else held_out
         )
         return run(
             self,

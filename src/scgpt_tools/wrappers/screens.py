@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.screens.batches import leave_untold_out, paired_controls
+from scgpt_tools.screens.batches import paired_controls, without_unmapped
 from scgpt_tools.screens.conditions import control_mask, read_texts
-from scgpt_tools.screens.tokens import GeneChoice, ScreenTokens
+from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import ConditionStyle, canonical_labels, format_condition
+from scgpt_tools.tokens.tokenizer import Tokenizer
 from scgpt_tools.tokens.units import warn_about_units
 from scgpt_tools.wrappers.batches import PairsInParts, as_screen, match
 
@@ -47,24 +49,25 @@ class Screen:
         self.source = RowSource(screen.adata)
         if len(self.source):
             warn_about_units(self.source.sample(), "log1p")
-        self.features = match(self.source, vocabulary, wrapper.gene_list)
-        self.tokenizer = wrapper.cell_model.tokenizer
+        features = match(self.source, vocabulary, wrapper.gene_list)
+        tokenizer = wrapper.cell_model.tokenizer
+        tokenizer = Tokenizer(replace(tokenizer.config, length=length), vocabulary)
         names = column_names(self.source.var, None)
-        self.tokens = ScreenTokens.match(self.features, names, vocabulary, GeneChoice(length=length))
+        self.tokens = ScreenTokens.match(features, names, tokenizer)
         self.conditions, self.used = _conditions(screen, wrapper.config.perturbation_delimiter)
         self.pairs = paired_controls(screen.adata, self.conditions, seed=seed)
 
     def parts(self) -> tuple[Any, ...]:
         """What minibatches are made of."""
-        return self.source, self.features, self.tokenizer, self.tokens, self.conditions, self.pairs
+        return self.source, self.tokens, self.conditions, self.pairs
 
     def batches(self, rows: NDArray[np.int64]) -> PairsInParts:
         """Minibatches of some cells."""
         return PairsInParts(*self.parts(), train=rows, validation=[])
 
-    def told(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of conditions that the network can be told of; the others are named in a warning."""
-        return leave_untold_out(self.tokens, self.conditions, rows[self.used[rows]])
+    def known(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of conditions that the network can be conditioned on; the others are named in a warning."""
+        return without_unmapped(self.tokens, self.conditions, rows[self.used[rows]])
 
 
 def _conditions(screen: PerturbationData, delimiter: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
