@@ -191,7 +191,7 @@ def load(folder: Path, name: str) -> md.MuData:
 
 def tuned(mdata: md.MuData, seed: int, **changes: object) -> sct.CellModel:
     arguments = HOW | {"modalities": {"rna": RNA, "prot": {}}, "rng": seed} | changes
-    return sct.train.finetune(MODEL, mdata, **arguments)
+    return sct.train.finetune(mdata, MODEL, **arguments)
 
 
 def dense(X: object) -> np.ndarray:

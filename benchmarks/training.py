@@ -30,7 +30,7 @@ from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.train.fit import FitConfig, fit
 from scgpt_tools.train.module import run_views
-from scgpt_tools.train.tasks import parts_for
+from scgpt_tools.train.parts import parts_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable

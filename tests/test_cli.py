@@ -464,7 +464,7 @@ def test_info_has_what_a_report_needs(capsys):
 def test_embed_h5mu_by_all_its_modalities(tmp_path):
     mdata = make_mudata(30)
     joint = sct.train.finetune(
-        make_base(), mdata, task="multiomic", epochs=1, batch_size=16, accelerator="cpu"
+        mdata, make_base(), task="multiomic", epochs=1, batch_size=16, accelerator="cpu"
     ).save(tmp_path / "joint")  # fmt: skip
     with without_pulling():
         mdata.write(tmp_path / "in.h5mu")

@@ -73,7 +73,7 @@ def check_arguments(function: Callable[..., object], given: Mapping[str, Any]) -
     function
         The function that was called, whose annotations are texts (``from __future__ import annotations``).
     given
-        Its arguments by name: ``locals()`` in its first line.
+        Its arguments by name, or some of them: ``locals()`` in its first line.
 
     Raises
     ------
@@ -83,9 +83,8 @@ def check_arguments(function: Callable[..., object], given: Mapping[str, Any]) -
         If it is out of range.
     """
     for name, (check, optional) in _checks(function).items():
-        value = given[name]
-        if value is not None or not optional:
-            check(name, value)
+        if name in given and (given[name] is not None or not optional):
+            check(name, given[name])
 
 
 @cache

@@ -16,6 +16,7 @@ import pandas as pd
 
 from campaign import inputs
 from campaign.subjects import FIT, SUBJECTS, Subject
+from scgpt_tools.train.tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -180,6 +181,7 @@ OTHER_KINDS: dict[str, str] = {
     "pl.gene_network.programs": "present",
     "pl.program_heatmap.programs": "texts",
     "tl.attention.genes": "texts",
+    **dict.fromkeys((f"train.finetune({task}).rng" for task in TASKS), "seed or none"),
     "tl.attention.layer": "number of a layer",
     "tl.attention_targets.group": "present",
     "tl.attention_targets.reference": "present",

@@ -161,7 +161,7 @@ def joint() -> CellModel:
     """A model of RNA and proteins, trained for a moment."""
     with sct.settings.override(show_progress=False):
         return sct.train.finetune(
-            mudatas.make_base(), multiome(), task="multiomic", epochs=1, batch_size=8, accelerator="cpu"
+            multiome(), mudatas.make_base(), task="multiomic", epochs=1, batch_size=8, accelerator="cpu"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from mudata import MuData
 import scgpt_tools as sct
 from campaign import inputs
 from campaign.verdicts import contents, values
+from scgpt_tools.train.tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +123,16 @@ def _subject(function: Callable[..., Any], table: Callable[[], Any], reads: str 
 
 
 def _finetune(task: str) -> Callable[..., Any]:
-    return lambda adata, model, **arguments: sct.train.finetune(model, adata, task=task, **arguments)
+    def call(adata: AnnData, model: Any, **arguments: Any) -> Any:
+        return sct.train.finetune(adata, model, task=task, **arguments)
+
+    others = {field.name for kind in TASKS.values() for field in fields(kind)} - {
+        field.name for field in fields(TASKS[task])
+    }
+    whole = inspect.signature(sct.train.finetune)
+    takes = [entry for name, entry in whole.parameters.items() if name not in others]
+    call.__signature__ = whole.replace(parameters=takes)  # type: ignore[attr-defined]
+    return call
 
 
 def _wrapper(kind: type, method: str) -> Callable[..., Any]:
@@ -358,13 +368,13 @@ SUBJECTS: dict[str, Subject] = {
                 "X genes",
                 name=f"train.finetune({task})",
                 good=good,
-                signatures=(sct.train.finetune_cells, sct.train.FitConfig),
+                signatures=(_finetune(task),),
                 columns=("cell_type",) if task == "annotate" else ("batch",),
                 slow=True,
             )
             for task, good in {
-                "annotate": lambda: {"model": inputs.embedder(), "label": "cell_type", **FIT},
-                "integrate": lambda: {"model": inputs.embedder(), "batch": "batch", **FIT},
+                "annotate": lambda: {"model": inputs.embedder(), "label_key": "cell_type", **FIT},
+                "integrate": lambda: {"model": inputs.embedder(), "batch_key": "batch", **FIT},
             }.items()
         ),
         _subject(
@@ -372,7 +382,7 @@ SUBJECTS: dict[str, Subject] = {
             inputs.multiome,
             name="train.finetune(multiomic)",
             good=lambda: {"model": inputs.joint(), **FIT},
-            signatures=(sct.train.finetune_cells, sct.train.FitConfig),
+            signatures=(_finetune("multiomic"),),
             slow=True,
         ),
         _subject(
@@ -381,7 +391,7 @@ SUBJECTS: dict[str, Subject] = {
             "X genes",
             name="train.finetune(perturb)",
             good=lambda: {"model": inputs.perturber(), **FIT, "validation": "split"},
-            signatures=(sct.train.finetune_perturbation, sct.train.FitConfig),
+            signatures=(_finetune("perturb"),),
             columns=("condition", "split"),
             slow=True,
         ),

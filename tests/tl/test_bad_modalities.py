@@ -24,7 +24,7 @@ def _without_bars():
 def trained() -> CellModel:
     with sct.settings.override(show_progress=False):
         return sct.train.finetune(
-            make_base(), make_mudata(24), task="multiomic", epochs=1, batch_size=8, accelerator="cpu", rng=0
+            make_mudata(24), make_base(), task="multiomic", epochs=1, batch_size=8, accelerator="cpu", rng=0
         )
 
 

@@ -55,7 +55,7 @@ STEPS = {
     "perturbation_split": lambda adata, model: sct.pp.perturbation_split(adata),
     "perturbation_de": lambda adata, model: sct.pp.perturbation_de(adata),
     "finetune": lambda adata, model: sct.train.finetune(
-        base(model.vocabulary.tokens[3:]), adata, task="perturb", epochs=1, patience=None, accelerator="cpu"
+        adata, base(model.vocabulary.tokens[3:]), task="perturb", epochs=1, patience=None, accelerator="cpu"
     ),
     "predict_own": lambda adata, model: sct.tl.predict_perturbation(adata, None, model),
     "predict": lambda adata, model: sct.tl.predict_perturbation(adata, "G0", model),

@@ -32,7 +32,7 @@ def _without_bars():
 @pytest.fixture(scope="module")
 def trained() -> CellModel:
     with sct.settings.override(show_progress=False):
-        return sct.train.finetune(make_base(), make_mudata(120), task="multiomic", batch="batch", **HOW)
+        return sct.train.finetune(make_mudata(120), make_base(), task="multiomic", batch_key="batch", **HOW)
 
 
 @pytest.fixture(scope="module", params=[{"values": "log1p"}, {"most": 2}], ids=["unit", "panel"])
@@ -40,10 +40,10 @@ def unlike(request) -> CellModel:
     """Predicts proteins in another unit, or knows fewer of them."""
     with sct.settings.override(show_progress=False):
         return sct.train.finetune(
-            make_base(),
             make_mudata(60),
+            make_base(),
             task="multiomic",
-            batch="batch",
+            batch_key="batch",
             modalities={"rna": {}, "prot": request.param},
             **HOW | {"epochs": 1},
         )
@@ -82,7 +82,7 @@ def test_the_measurement_is_not_looked_at(trained):
 
 def test_several_models_answer_by_their_mean(trained, tmp_path):
     other = sct.train.finetune(
-        make_base(), make_mudata(60), task="multiomic", batch="batch", **HOW | {"epochs": 2, "rng": 1}
+        make_mudata(60), make_base(), task="multiomic", batch_key="batch", **HOW | {"epochs": 2, "rng": 1}
     )
     mdata = rna_alone(make_mudata(20, seed=9))
     alone = []

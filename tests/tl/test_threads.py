@@ -109,7 +109,7 @@ def test_results_do_not_depend_on_the_number_of_threads(task):
 def test_nor_do_imputed_values():
     how = {"epochs": 1, "batch_size": 8, "accelerator": "cpu", "rng": 0}
     with without_pulling():
-        model = sct.train.finetune(make_base(), make_mudata(30), task="multiomic", batch="batch", **how)
+        model = sct.train.finetune(make_mudata(30), make_base(), task="multiomic", batch_key="batch", **how)
     with without_pulling():
         check_threads(imputed(make_mudata(20, seed=9), model))
 
@@ -185,7 +185,7 @@ def test_training_leaves_torch_as_it_was(adata):
     base = make_base()
     torch.set_num_threads(2)
     cells = replace_names(adata, base)
-    sct.train.finetune(base, cells, task="annotate", label="cell_type", epochs=1, accelerator="cpu", rng=0)
+    sct.train.finetune(cells, base, task="annotate", label_key="cell_type", epochs=1, accelerator="cpu", rng=0)
     assert torch.get_num_threads() == 2
 
 

@@ -15,10 +15,10 @@ def test_states_are_written_beside_their_place(make_model, make_cells, tmp_path,
     """And not by way of the folder for temporary files, which may be on another disk."""
     monkeypatch.setattr(tempfile, "mkstemp", lambda *_, **__: pytest.fail("a temporary file"))
     finetune(
-        make_model(),
         make_cells(40, seed=1),
+        make_model(),
         task="annotate",
-        label="kind",
+        label_key="kind",
         epochs=1,
         folder=tmp_path,
         accelerator="cpu",
@@ -55,15 +55,15 @@ DAMAGES = {
 
 
 def test_damaged_states_are_named(make_model, make_cells, tmp_path):
-    options = {"task": "annotate", "label": "kind", "folder": tmp_path, "accelerator": "cpu"}
+    options = {"task": "annotate", "label_key": "kind", "folder": tmp_path, "accelerator": "cpu"}
     model, cells = make_model(), make_cells(40, seed=1)
-    finetune(model, cells, epochs=1, **options)
+    finetune(cells, model, epochs=1, **options)
     last = tmp_path / "last.ckpt"
     whole = last.read_bytes()
     for damage in DAMAGES.values():
         last.write_bytes(damage(whole))
         with pytest.raises(ValueError, match=r"last.ckpt to hold the state of a run, found a damaged file"):
-            finetune(model, cells, epochs=2, resume=True, **options)
+            finetune(cells, model, epochs=2, resume=True, **options)
 
 
 def test_other_files_of_torch_are_no_states(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from scgpt_tools.objectives import BatchAdversary, CellType, ElasticSimilarity, 
 from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.train.callbacks import History
 from scgpt_tools.train.freezing import release, stages
+from scgpt_tools.train.tasks import TASKS
 
 QUICK = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu"}
 
@@ -41,7 +43,7 @@ def base(make_model) -> CellModel:
 
 def test_annotation_is_learnt_and_told(base, cells, make_cells, tmp_path):
     query = make_cells(40, seed=5, prefix="query")
-    model = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK | {"epochs": 15, "lr": 1e-2})
+    model = sct.train.finetune(cells, base, task="annotate", label_key="kind", **QUICK | {"epochs": 15, "lr": 1e-2})
     folder = model.save(tmp_path / "annotator")
     sct.tl.annotate(query, folder)
     assert (query.obs["scgpt_cell_type"].astype(str) == query.obs["kind"].astype(str)).mean() > 0.9
@@ -54,7 +56,7 @@ def test_annotation_is_learnt_and_told(base, cells, make_cells, tmp_path):
 def test_base_model_and_cells_stay_as_they_are(base, cells):
     before, table = snapshot(base), cells.copy()
     state = torch.get_rng_state()
-    sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
+    sct.train.finetune(cells, base, task="annotate", label_key="kind", **QUICK)
     assert moved(before, base) == set()
     assert list(base.heads) == ["expression", "expression_from_cell"]
     assert base.history is None
@@ -66,17 +68,17 @@ def test_base_model_and_cells_stay_as_they_are(base, cells):
 
 def test_the_same_seed_gives_the_same_model(base, cells):
     torch.manual_seed(1)
-    first = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
+    first = sct.train.finetune(cells, base, task="annotate", label_key="kind", **QUICK)
     torch.manual_seed(2)
-    second = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
-    third = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK, rng=1)
+    second = sct.train.finetune(cells, base, task="annotate", label_key="kind", **QUICK)
+    third = sct.train.finetune(cells, base, task="annotate", label_key="kind", **QUICK, rng=1)
     assert first.checksum == second.checksum != third.checksum
 
 
 def test_cells_without_a_type_are_left_out(base, cells, caplog):
     cells.obs.loc[cells.obs_names[:20], "kind"] = np.nan
     with caplog.at_level("INFO", logger="scgpt_tools"):
-        model = sct.train.finetune(base, cells, task="annotate", label="kind", validation=0.25, **QUICK)
+        model = sct.train.finetune(cells, base, task="annotate", label_key="kind", validation=0.25, **QUICK)
     assert "on 30 cells, validating on 10" in caplog.text
     assert model.config.heads.cell_type.names == ("even", "odd")
 
@@ -89,19 +91,19 @@ def test_validation_cells_are_a_share_of_each_class(base, cells, caplog):
         def on_validation_batch_start(self, trainer, module, batch, *_):
             seen.extend(batch.label.tolist())
 
-    sct.train.finetune(base, cells, task="annotate", label="kind", validation=0.2, callbacks=[Watch()], **QUICK)
+    sct.train.finetune(cells, base, task="annotate", label_key="kind", validation=0.2, callbacks=[Watch()], **QUICK)
     assert np.bincount(seen).tolist() == [10, 2]
 
 
 def test_a_column_can_say_who_validates(base, cells, caplog):
     cells.obs["split"] = ["train"] * 30 + ["val"] * 10 + ["test"] * 20
     with caplog.at_level("INFO", logger="scgpt_tools"):
-        sct.train.finetune(base, cells, task="annotate", label="kind", validation="split", **QUICK)
+        sct.train.finetune(cells, base, task="annotate", label_key="kind", validation="split", **QUICK)
     assert "on 30 cells, validating on 10" in caplog.text
 
 
 def test_without_validation_the_last_weights_are_taken(base, cells):
-    model = sct.train.finetune(base, cells, task="annotate", label="kind", validation=0, **QUICK)
+    model = sct.train.finetune(cells, base, task="annotate", label_key="kind", validation=0, **QUICK)
     assert not [name for name in model.history if name.startswith("validation")]
 
 
@@ -115,22 +117,31 @@ def test_balanced_sampling_shows_rare_classes_as_often(base, cells):
 
     options = QUICK | {"epochs": 8}
     sct.train.finetune(
-        base, cells, task="annotate", label="kind", sampling="balanced", callbacks=[Watch()], validation=0, **options
+        cells,
+        base,
+        task="annotate",
+        label_key="kind",
+        sampling="balanced",
+        callbacks=[Watch()],
+        validation=0,
+        **options,
     )
     assert np.mean(shown) == pytest.approx(0.5, abs=0.1)
 
 
 def test_other_objectives_bring_their_heads(base, cells):
     terms = [CellType(), BatchAdversary(weight=0.5), MaskedExpression(weight=0.1), ElasticSimilarity(weight=0.1)]
-    model = sct.train.finetune(base, cells, task="annotate", label="kind", batch="batch", objectives=terms, **QUICK)
+    model = sct.train.finetune(
+        cells, base, task="annotate", label_key="kind", batch_key="batch", objectives=terms, **QUICK
+    )
     assert {"cell_type", "batch", "expression"} <= set(model.heads)
     assert model.config.batch_names == ("a", "b")
     assert {f"train_{term.name}" for term in terms} <= set(model.history)
 
 
 def test_a_second_round_keeps_the_classifier(base, cells):
-    first = sct.train.finetune(base, cells, task="annotate", label="kind", **QUICK)
-    second = sct.train.finetune(first, cells, task="annotate", label="kind", validation=0, **QUICK | {"lr": 1e-12})
+    first = sct.train.finetune(cells, base, task="annotate", label_key="kind", **QUICK)
+    second = sct.train.finetune(cells, first, task="annotate", label_key="kind", validation=0, **QUICK | {"lr": 1e-12})
     torch.testing.assert_close(snapshot(second), snapshot(first), atol=1e-6, rtol=0)
 
 
@@ -139,7 +150,9 @@ def test_a_second_round_keeps_the_classifier(base, cells):
 
 @pytest.mark.parametrize("sampling", ["one_batch", "random"])
 def test_integration_knows_its_batches(base, cells, sampling, tmp_path):
-    model = sct.train.finetune(base, cells, task="integrate", batch="batch", sampling=sampling, **QUICK | {"epochs": 2})
+    model = sct.train.finetune(
+        cells, base, task="integrate", batch_key="batch", sampling=sampling, **QUICK | {"epochs": 2}
+    )
     assert model.config.batch_names == ("a", "b")
     assert isinstance(model.embedder.norm, DomainNorm)
     assert model.config.tokenizer.genes == "all"
@@ -167,7 +180,9 @@ def test_minibatches_of_one_batch_or_of_all(base, cells):
 
     for sampling in seen:
         watch = Watch(sampling)
-        sct.train.finetune(base, cells, task="integrate", batch="batch", sampling=sampling, callbacks=[watch], **QUICK)
+        sct.train.finetune(
+            cells, base, task="integrate", batch_key="batch", sampling=sampling, callbacks=[watch], **QUICK
+        )
     assert set(seen["one_batch"]) == {1}
     assert max(seen["random"]) == 2
 
@@ -175,7 +190,7 @@ def test_minibatches_of_one_batch_or_of_all(base, cells):
 def test_integration_takes_over_what_fits(base, cells):
     """The expression heads are told the batch, so their first maps are new; all behind them is not."""
     model = sct.train.finetune(
-        base, cells, task="integrate", batch="batch", validation=0, **QUICK | {"lr": 1e-12, "epochs": 1}
+        cells, base, task="integrate", batch_key="batch", validation=0, **QUICK | {"lr": 1e-12, "epochs": 1}
     )
     assert moved(snapshot(base), _only(model, base, atol=1e-6)) <= {"heads"}
     first, rest = model.heads["expression"].value[0].weight, model.heads["expression"].value[2].weight
@@ -187,18 +202,18 @@ def test_types_are_not_needed_to_integrate(base, cells, caplog):
     """They only make validation cells a fair share of each."""
     cells.obs.loc[cells.obs_names[:20], "kind"] = np.nan
     with caplog.at_level("INFO", logger="scgpt_tools"):
-        sct.train.finetune(base, cells, task="integrate", batch="batch", label="kind", **QUICK)
+        sct.train.finetune(cells, base, task="integrate", batch_key="batch", label_key="kind", **QUICK)
     assert "on 54 cells, validating on 6" in caplog.text
 
 
 def test_a_table_too_small_to_validate_on(base, cells):
-    model = sct.train.finetune(base, cells[:8], task="integrate", batch="batch", validation=0.05, **QUICK)
+    model = sct.train.finetune(cells[:8], base, task="integrate", batch_key="batch", validation=0.05, **QUICK)
     assert "validation_loss" not in model.history
 
 
 def test_more_genes_than_a_cell_shows_is_a_warning(base, cells):
     with pytest.warns(UserWarning, match="24 genes are known to the model and every cell shows 9 of them"):
-        sct.train.finetune(base, cells, task="integrate", batch="batch", tokenizer={"length": 10}, **QUICK)
+        sct.train.finetune(cells, base, task="integrate", batch_key="batch", tokenizer={"length": 10}, **QUICK)
 
 
 def test_the_corruption_can_be_chosen(base, cells):
@@ -211,7 +226,7 @@ def test_the_corruption_can_be_chosen(base, cells):
     for ratio, corruption in ((0.4, None), (0.25, MaskValues(ratio=0.25))):
         hidden.clear()
         sct.train.finetune(
-            base, cells, task="integrate", batch="batch", corruption=corruption, callbacks=[Watch()], **QUICK
+            cells, base, task="integrate", batch_key="batch", corruption=corruption, callbacks=[Watch()], **QUICK
         )
         assert hidden == pytest.approx([ratio] * len(hidden), abs=0.05)
 
@@ -233,7 +248,7 @@ PARTS = {"embedder", "encoder.blocks.0", "heads"}
 )
 def test_frozen_parts_do_not_move(base, cells, options, trained):
     before = snapshot(base)
-    model = sct.train.finetune(base, cells, task="annotate", label="kind", **options, **QUICK)
+    model = sct.train.finetune(cells, base, task="annotate", label_key="kind", **options, **QUICK)
     assert moved(before, model) == trained
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert model.history["train_loss"].notna().all()
@@ -249,7 +264,14 @@ def test_unfreezing_goes_from_the_last_layer_to_the_embedder(base, cells):
 
     options = QUICK | {"epochs": 5, "step_factor": 1.0}
     sct.train.finetune(
-        deep, cells, task="annotate", label="kind", freeze="backbone", unfreeze_every=1, callbacks=[Watch()], **options
+        cells,
+        deep,
+        task="annotate",
+        label_key="kind",
+        freeze="backbone",
+        unfreeze_every=1,
+        callbacks=[Watch()],
+        **options,
     )
     blocks = ["encoder.blocks.2", "encoder.blocks.1", "encoder.blocks.0", "embedder"]
     for epoch in range(5):
@@ -269,8 +291,8 @@ def test_every_parameter_has_a_stage(base):
 def test_heads_can_learn_faster(base, cells):
     steps = {}
     for name, rates in (("same", {}), ("fast", {"head_lr": 1e-2})):
-        model = sct.train.finetune(base, cells, task="annotate", label="kind", max_steps=1, **rates, **QUICK)
-        start = sct.train.finetune(base, cells, task="annotate", label="kind", max_steps=1, **QUICK | {"lr": 1e-12})
+        model = sct.train.finetune(cells, base, task="annotate", label_key="kind", max_steps=1, **rates, **QUICK)
+        start = sct.train.finetune(cells, base, task="annotate", label_key="kind", max_steps=1, **QUICK | {"lr": 1e-12})
         steps[name] = {
             part: (model.get_parameter(part) - start.get_parameter(part)).abs().max().item()
             for part in ("heads.cell_type.out.weight", "encoder.blocks.0.attention.query.weight")
@@ -288,27 +310,43 @@ def test_one_class_is_nothing_to_learn(base, cells):
     for column, options in (("only", {}), ("kind", {"validation": "split"})):
         cells.obs["only"] = "even"
         with pytest.raises(ValueError, match=rf"two classes of '{column}' or more to train on, found only \['even'\]"):
-            sct.train.finetune(base, cells, task="annotate", label=column, **options, **QUICK)
+            sct.train.finetune(cells, base, task="annotate", label_key=column, **options, **QUICK)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"task": "anotate"}, ValueError, "Did you mean 'annotate'"),
-        ({"task": "annotate"}, ValueError, "Expected `label`, a column of `obs`, for task='annotate'"),
-        ({"task": "integrate"}, ValueError, "Expected `batch`, a column of `obs`, for task='integrate'"),
-        ({"task": "annotate", "label": "kinds"}, KeyError, "Did you mean 'kind'"),
-        ({"task": "annotate", "label": "kind", "epoch": 3}, TypeError, "Did you mean 'epochs'"),
-        ({"task": "annotate", "label": "kind", "validation": "splits"}, KeyError, "Found no key in `obs`: 'splits'"),
-        ({"task": "annotate", "label": "kind", "tokenizer": {"lenght": 3}}, ValueError, "Did you mean 'length'"),
-        ({"task": "annotate", "label": "kind", "validation": 1.0}, ValueError, "`validation` to lie in"),
-        ({"task": "annotate", "label": "kind", "unfreeze_every": 1}, ValueError, "goes with freeze='backbone' only"),
-        ({"task": "annotate", "label": "kind", "lora": 2, "freeze": "backbone"}, ValueError, "freezes the backbone"),
-        ({"task": "annotate", "label": "kind", "freeze": "heads"}, ValueError, "`freeze` to be one of"),
-        ({"task": "annotate", "label": "kind", "sampling": "one_batch"}, ValueError, "Expected a `batch`"),
-        ({"task": "annotate", "label": "kind", "batch_parts": True}, ValueError, "Expected `batch`, the column"),
+        ({"task": "annotate"}, ValueError, "Expected `label_key`, a column of `obs`, for task='annotate'"),
+        ({"task": "integrate"}, ValueError, "Expected `batch_key`, a column of `obs`, for task='integrate'"),
+        ({"task": "annotate", "label_key": "kinds"}, KeyError, "Did you mean 'kind'"),
+        ({"task": "annotate", "label_key": "kind", "epoch": 3}, TypeError, "Did you mean 'epochs'"),
         (
-            {"task": "annotate", "label": "kind", "objectives": [CellType(), BatchAdversary()]},
+            {"task": "annotate", "label_key": "kind", "validation": "splits"},
+            KeyError,
+            "Found no key in `obs`: 'splits'",
+        ),
+        ({"task": "annotate", "label_key": "kind", "tokenizer": {"lenght": 3}}, ValueError, "Did you mean 'length'"),
+        ({"task": "annotate", "label_key": "kind", "validation": 1.0}, ValueError, "`validation` to lie in"),
+        (
+            {"task": "annotate", "label_key": "kind", "unfreeze_every": 1},
+            ValueError,
+            "goes with freeze='backbone' only",
+        ),
+        (
+            {"task": "annotate", "label_key": "kind", "lora": 2, "freeze": "backbone"},
+            ValueError,
+            "freezes the backbone",
+        ),
+        ({"task": "annotate", "label_key": "kind", "freeze": "heads"}, ValueError, "`freeze` to be one of"),
+        ({"task": "annotate", "label_key": "kind", "sampling": "one_batch"}, ValueError, "Expected a `batch`"),
+        (
+            {"task": "annotate", "label_key": "kind", "batch_parts": True},
+            ValueError,
+            "Expected `batch_key`, the column",
+        ),
+        (
+            {"task": "annotate", "label_key": "kind", "objectives": [CellType(), BatchAdversary()]},
             ValueError,
             "the batches to hide",
         ),
@@ -316,45 +354,82 @@ def test_one_class_is_nothing_to_learn(base, cells):
 )
 def test_what_does_not_go_together_is_refused(base, cells, arguments, error, message):
     with pytest.raises(error, match=message):
-        sct.train.finetune(base, cells, **arguments)
+        sct.train.finetune(cells, base, **arguments)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("label", ["kind"]), ("label", ""), ("batch", 3), ("layer", ["X"]), ("genes", 0), ("ignore_case", "False"),
+        ("label_key", ["kind"]), ("label_key", ""), ("batch_key", 3), ("layer", ["X"]), ("genes", 0), ("ignore_case", "False"),
         ("modality", 1), ("validation", "  "), ("validation", True), ("validation", -0.1), ("validation", np.nan),
         ("objectives", CellType()), ("objectives", ["cell_type"]), ("objectives", "cell_type"), ("sampling", "blocked"),
         ("tokenizer", "all"), ("dropout", 1.0), ("dropout", -0.1), ("dropout", np.nan), ("dropout", "0"),
         ("batch_parts", "no"), ("freeze", True), ("unfreeze_every", 0), ("lora", 0), ("lora", "8"), ("lora", True),
         ("config", {"epochs": 3}), ("callbacks", History()), ("loggers", "csv"), ("epochs", 0), ("lr", np.nan),
-        ("schedule", "linear"), ("folder", 3), ("resume", "False"), ("seed", 1.5),
+        ("schedule", "linear"), ("folder", 3), ("resume", "False"), ("rng", 1.5),
     ],
 )  # fmt: skip
 def test_every_argument_is_checked(base, cells, name, value):
-    arguments = {"label": "kind"} | QUICK | {name: value}
+    arguments = {"label_key": "kind"} | QUICK | {name: value}
     with pytest.raises((TypeError, ValueError), match="^Expected ") as caught:
-        sct.train.finetune(base, cells, task="annotate", **arguments)
+        sct.train.finetune(cells, base, task="annotate", **arguments)
     assert name in str(caught.value) or name == "lora"
 
 
 @pytest.mark.parametrize("task", ["annotate", "integrate", "perturb"])
-def test_model_and_cells_in_the_wrong_order(base, cells, task):
-    with pytest.raises(
-        TypeError, match="^Expected the model first and the AnnData second, found AnnData first and CellM"
-    ):
-        sct.train.finetune(cells, base, task=task, label="kind")
+def test_what_is_no_table_and_no_model_is_refused(base, cells, task):
+    needed = {"annotate": {"label_key": "kind"}, "integrate": {"batch_key": "batch"}}.get(task, {})
     with pytest.raises(TypeError, match="^Expected `adata` to be an AnnData or a MuData, found str"):
-        sct.train.finetune(base, "cells.h5ad", task=task)
+        sct.train.finetune("cells.h5ad", base, task=task, **needed)
     with pytest.raises(TypeError, match="^Expected `model` to be CellModel or str or PathLike, found int"):
-        sct.train.finetune(3, cells, task=task)
+        sct.train.finetune(cells, 3, task=task, **needed)
+
+
+def test_the_model_first_is_taken_with_the_keywords_of_then(base, cells):
+    model = sct.train.finetune(cells, base, label_key="kind", rng=3, **QUICK)
+    with pytest.warns(FutureWarning) as seen:
+        former = sct.train.finetune(base, cells, task="annotate", label="kind", seed=3, **QUICK)
+    assert former.checksum == model.checksum
+    assert {str(warning.message).split(",")[0] for warning in seen} == {
+        "Expected the cells first", "Expected `label_key`", "Expected `rng`",
+    }  # fmt: skip
+    assert {warning.filename for warning in seen} == {__file__}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"label": "kind"}, "^Expected `label_key`, a column of the AnnData's obs, found its former name `label`"),
+        ({"seed": 1}, "^Expected `rng`, found its former name `seed`"),
+        ({"label_key": "kind", "within": "batch"}, "^Expected no `within` for task='annotate', .* of task='perturb'"),
+        ({"task": "perturb", "batch_key": "batch"}, "task='perturb'.* of task='annotate', 'integrate', 'multiomic'"),
+        ({"task": "perturb", "tokenizer": {"length": 9}}, "^Expected no `tokenizer` for task='perturb'"),
+    ],
+)
+def test_arguments_of_then_and_of_other_tasks_are_refused(base, cells, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        sct.train.finetune(cells, base, **arguments)
+
+
+def test_the_signature_names_every_argument():
+    parameters = inspect.signature(sct.train.finetune).parameters
+    assert not [name for name, entry in parameters.items() if entry.kind is entry.VAR_KEYWORD]
+    assert {field.name for field in fields(sct.train.FitConfig)} <= set(parameters)
+    for task in TASKS.values():
+        assert {field.name for field in fields(task)} <= set(parameters)
+
+
+@pytest.mark.parametrize("rng", [None, np.random.default_rng(0)])
+def test_a_generator_gives_another_seed_at_every_call(base, cells, rng):
+    first, second = (sct.train.finetune(cells, base, label_key="kind", rng=rng, **QUICK) for _ in range(2))
+    assert first.checksum != second.checksum
 
 
 def test_folders_can_be_texts(base, cells, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for folder in ("run", "~/other"):
-        sct.train.finetune(base, cells, task="annotate", label="kind", folder=folder, **QUICK)
+        sct.train.finetune(cells, base, task="annotate", label_key="kind", folder=folder, **QUICK)
     assert (tmp_path / "run" / "last.ckpt").is_file()
     assert (tmp_path / "other" / "history.csv").is_file()
 
@@ -364,25 +439,25 @@ def test_blank_labels_are_no_class(base, cells, blank, caplog):
     cells.obs["kind"] = cells.obs["kind"].astype(str)
     cells.obs.loc[cells.obs_names[:20], "kind"] = blank
     with caplog.at_level("INFO", logger="scgpt_tools"):
-        model = sct.train.finetune(base, cells, task="annotate", label="kind", validation=0.25, **QUICK)
+        model = sct.train.finetune(cells, base, task="annotate", label_key="kind", validation=0.25, **QUICK)
     assert "on 30 cells, validating on 10" in caplog.text
     assert model.config.heads.cell_type.names == ("even", "odd")
     with pytest.raises(ValueError, match=r"Expected a value in obs\['kind'\] of every cell, found none for 20 cells"):
-        sct.train.finetune(base, cells, task="integrate", batch="kind", **QUICK)
+        sct.train.finetune(cells, base, task="integrate", batch_key="kind", **QUICK)
 
 
 @pytest.mark.parametrize("word", ["valid", "validation", "Val", "VAL "])
 def test_another_word_for_validation_is_refused(base, cells, word):
     cells.obs["split"] = ["train"] * 40 + [word] * 20
     with pytest.raises(ValueError, match=f"Expected 'train', 'val' or 'test' in .*found '{word}' .20 cells"):
-        sct.train.finetune(base, cells, task="annotate", label="kind", validation="split", **QUICK)
+        sct.train.finetune(cells, base, task="annotate", label_key="kind", validation="split", **QUICK)
 
 
 def test_a_model_with_batch_parts_wants_their_batches(base, cells, make_cells):
-    integrator = sct.train.finetune(base, cells, task="integrate", batch="batch", **QUICK)
-    with pytest.raises(ValueError, match="Expected `batch`, the column"):
-        sct.train.finetune(integrator, cells, task="annotate", label="kind", **QUICK)
-    model = sct.train.finetune(integrator, cells, task="annotate", label="kind", batch="batch", **QUICK)
+    integrator = sct.train.finetune(cells, base, task="integrate", batch_key="batch", **QUICK)
+    with pytest.raises(ValueError, match="Expected `batch_key`, the column"):
+        sct.train.finetune(cells, integrator, task="annotate", label_key="kind", **QUICK)
+    model = sct.train.finetune(cells, integrator, task="annotate", label_key="kind", batch_key="batch", **QUICK)
     query = make_cells(20, seed=3)
     sct.tl.annotate(query, model, batch_key="batch")
     assert query.obs["scgpt_cell_type"].isin(["even", "odd"]).all()

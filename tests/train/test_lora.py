@@ -56,9 +56,9 @@ def test_only_the_named_maps_are_adapted(make_model, targets):
 def test_a_change_of_low_rank_is_all_that_training_adds(make_model, cells):
     base = make_model(dropout=0.0).eval()
     model = sct.train.finetune(
-        base, cells, task="annotate", label="kind", lora=LoraConfig(rank=2), epochs=2, lr=1e-2, accelerator="cpu"
+        cells, base, task="annotate", label_key="kind", lora=LoraConfig(rank=2), epochs=2, lr=1e-2, accelerator="cpu"
     )
-    plain = sct.train.finetune(base, cells, task="annotate", label="kind", epochs=2, lr=1e-2, accelerator="cpu")
+    plain = sct.train.finetune(cells, base, task="annotate", label_key="kind", epochs=2, lr=1e-2, accelerator="cpu")
     name = "encoder.blocks.0.attention.query.weight"
     ranks = [
         torch.linalg.matrix_rank((own.get_parameter(name) - base.get_parameter(name)).detach(), tol=1e-6).item()
@@ -69,7 +69,9 @@ def test_a_change_of_low_rank_is_all_that_training_adds(make_model, cells):
 
 
 def test_a_folder_of_an_adapted_model_is_an_ordinary_one(make_model, cells, tmp_path):
-    model = sct.train.finetune(make_model(), cells, task="annotate", label="kind", lora=2, epochs=1, accelerator="cpu")
+    model = sct.train.finetune(
+        cells, make_model(), task="annotate", label_key="kind", lora=2, epochs=1, accelerator="cpu"
+    )
     again = sct.CellModel.from_pretrained(model.save(tmp_path / "adapted"), device="cpu")
     assert again.checksum == model.checksum
 

@@ -19,7 +19,7 @@ from scgpt_tools.models.growing import keep_narrow_heads
 from scgpt_tools.objectives import BatchAdversary, MaskedExpression, MaskedExpressionFromCell
 from scgpt_tools.objectives.recipes import MULTIOMIC
 from scgpt_tools.tokens import ModalityConfig, TokenBatch
-from scgpt_tools.train.multiomic import for_modalities, modality_parts
+from scgpt_tools.train.modalities import for_modalities, modality_parts
 
 # A protein has the name of a gene on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:var_names are not unique")
@@ -32,14 +32,14 @@ def trained() -> CellModel:
     """A model that has seen enough cells to tell proteins from genes."""
     with sct.settings.override(show_progress=False):
         return sct.train.finetune(
-            make_base(), make_mudata(120), task="multiomic", batch="batch", **QUICK | {"epochs": 25, "lr": 5e-3}
+            make_mudata(120), make_base(), task="multiomic", batch_key="batch", **QUICK | {"epochs": 25, "lr": 5e-3}
         )
 
 
 def test_old_rows_are_kept_and_new_ones_appended():
     base, mdata = make_base(), make_mudata()
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    model = sct.train.finetune(base, mdata, task="multiomic", freeze="backbone", **QUICK)
+    model = sct.train.finetune(mdata, base, task="multiomic", freeze="backbone", **QUICK)
     assert model.vocabulary.tokens == (*base.vocabulary.tokens, *(f"p_{name}" for name in PROTEINS))
     table = model.embedder.genes.table.weight
     torch.testing.assert_close(table[: len(base.vocabulary)], before["embedder.genes.table.weight"])
@@ -66,7 +66,7 @@ def test_wider_heads_predict_what_narrow_ones_did():
 
 def test_the_recipe_goes_by_the_columns_that_are_named():
     mdata = make_mudata()
-    told = sct.train.finetune(make_base(), mdata, task="multiomic", batch="batch", label="kind", **QUICK)
+    told = sct.train.finetune(mdata, make_base(), task="multiomic", batch_key="batch", label_key="kind", **QUICK)
     assert {"train_batch_adversary", "train_cell_type"} <= set(told.history.columns)
     assert (told.config.batch_names, told.config.context.batches, told.config.domains) == (("a", "b"), 2, 0)
     sct.tl.annotate(mdata, told)
@@ -118,7 +118,7 @@ def test_files_are_read_where_they_lie(trained, tmp_path):
 def test_training_takes_cells_that_lack_a_modality():
     mdata = make_mudata(mosaic=True)
     before = contents(mdata)
-    model = sct.train.finetune(make_base(), mdata, task="multiomic", **QUICK)
+    model = sct.train.finetune(mdata, make_base(), task="multiomic", **QUICK)
     assert np.isfinite(model.history["train_loss"]).all()
     assert contents(mdata) == before
 
@@ -146,15 +146,17 @@ def test_saved_and_exported_models_are_the_same(trained, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("task", "needs"), [("annotate", {"label": "kind"}), ("integrate", {"batch": "batch"})])
+@pytest.mark.parametrize(
+    ("task", "needs"), [("annotate", {"label_key": "kind"}), ("integrate", {"batch_key": "batch"})]
+)
 def test_other_tasks_take_a_mudata_too(task, needs):
     mdata = make_mudata()
-    model = sct.train.finetune(make_base(), mdata, task=task, **needs, **QUICK)
+    model = sct.train.finetune(mdata, make_base(), task=task, **needs, **QUICK)
     assert [part.name for part in model.config.tokenizer.parts] == ["rna", "prot"]
     assert model.config.tokenizer.parts[0].genes == ("all" if task == "integrate" else "expressed")
-    sct.tl.embed(mdata, model, **({"batch": "batch"} if task == "integrate" else {}))
+    sct.tl.embed(mdata, model, **({"batch_key": "batch"} if task == "integrate" else {}))
     assert np.isfinite(mdata.obsm["X_scGPT"]).all()
-    again = sct.train.finetune(model, mdata, task=task, **needs, **QUICK)
+    again = sct.train.finetune(mdata, model, task=task, **needs, **QUICK)
     assert again.vocabulary == model.vocabulary
 
 
@@ -221,12 +223,12 @@ def asked_for(monkeypatch):
     def record(model, data, terms, settings, **_):
         asked.update(terms={term.name: term for term in terms}, settings=settings, corruption=data.corruption)
 
-    monkeypatch.setattr("scgpt_tools.train.cells.fit", record)
+    monkeypatch.setattr("scgpt_tools.train.driver.fit", record)
     return asked
 
 
 def test_the_recipe_of_several_modalities(asked_for):
-    sct.train.finetune(make_base(), make_mudata(40), task="multiomic", batch="batch", accelerator="cpu")
+    sct.train.finetune(make_mudata(40), make_base(), task="multiomic", batch_key="batch", accelerator="cpu")
     assert asked_for["terms"]["batch_adversary"].weight == 100
     assert asked_for["terms"]["masked_expression"].by_modality
     settings = asked_for["settings"]
@@ -236,7 +238,7 @@ def test_the_recipe_of_several_modalities(asked_for):
 
 
 def test_other_tasks_keep_their_recipe_on_several_modalities(asked_for):
-    sct.train.finetune(make_base(), make_mudata(40), task="integrate", batch="batch", accelerator="cpu")
+    sct.train.finetune(make_mudata(40), make_base(), task="integrate", batch_key="batch", accelerator="cpu")
     assert asked_for["terms"]["batch_adversary"] == BatchAdversary(weight=1.0)
     assert not asked_for["terms"]["masked_expression"].by_modality
 
@@ -259,12 +261,12 @@ def _apart(mdata):
 @pytest.mark.parametrize(
     ("change", "arguments", "error", "message"),
     [
-        (lambda m: m, {"batch": "donor"}, KeyError, "'donor'"),
+        (lambda m: m, {"batch_key": "donor"}, KeyError, "'donor'"),
         (_apart, {}, ValueError, "measured in another one"),
         (lambda m: m["rna"], {}, TypeError, "Expected a MuData for task='multiomic'"),
         (lambda m: m, {"modalities": ["protein"]}, KeyError, "no modality 'protein'"),
         (lambda m: m, {"modalities": {"prot": {"extend": False}}}, ValueError, "found extend=False"),
-        (lambda m: m, {"task": "annotate"}, ValueError, "Expected `label`"),
+        (lambda m: m, {"task": "annotate"}, ValueError, "Expected `label_key`"),
         (lambda m: m, {"modality": "rna", "modalities": ["rna"]}, ValueError, "Expected `modalities` with a MuData"),
     ],
 )  # fmt: skip
@@ -272,7 +274,7 @@ def test_refusals_change_nothing(change, arguments, error, message):
     data = change(make_mudata())
     before = contents(data) if isinstance(data, md.MuData) else None
     with pytest.raises(error, match=message):
-        sct.train.finetune(make_base(), data, **{"task": "multiomic"} | arguments | QUICK)
+        sct.train.finetune(data, make_base(), **{"task": "multiomic"} | arguments | QUICK)
     assert before is None or contents(data) == before
 
 
@@ -281,7 +283,7 @@ def test_batches_have_to_be_known_for_every_cell():
     for table in mdata.mod.values():
         table.obs.loc["cell3", "batch"] = np.nan
     with pytest.raises(ValueError, match=r"value in obs\['batch'\] of every cell, found none for 1 cells"):
-        sct.train.finetune(make_base(), mdata, task="multiomic", batch="batch", **QUICK)
+        sct.train.finetune(mdata, make_base(), task="multiomic", batch_key="batch", **QUICK)
 
 
 def test_a_family_by_the_names_of_modalities():
@@ -294,17 +296,17 @@ def test_a_family_by_the_names_of_modalities():
 def test_heads_that_learn_nothing_of_the_new_modalities_are_left_out():
     """They would be asked for imputed proteins."""
     terms = [MaskedExpression(by_modality=True), MaskedExpressionFromCell(by_modality=True, weight=0)]
-    model = sct.train.finetune(make_base(), make_mudata(), task="multiomic", objectives=terms, **QUICK)
+    model = sct.train.finetune(make_mudata(), make_base(), task="multiomic", objectives=terms, **QUICK)
     assert "expression_from_cell" in make_base().heads
     assert "expression_from_cell" not in model.heads
     assert "expression" in model.heads
     # What was learnt of them before stays.
-    both = sct.train.finetune(make_base(), make_mudata(), task="multiomic", **QUICK)
-    again = sct.train.finetune(both, make_mudata(), task="multiomic", objectives=terms[:1], **QUICK)
+    both = sct.train.finetune(make_mudata(), make_base(), task="multiomic", **QUICK)
+    again = sct.train.finetune(make_mudata(), both, task="multiomic", objectives=terms[:1], **QUICK)
     assert "expression_from_cell" in again.heads
 
 
 def test_weights_are_for_all_modalities():
     terms = [MaskedExpression(by_modality=True, modality_weights=(1.0, 0.5))]
     with pytest.raises(ValueError, match="`modality_weights` of 'masked_expression' to hold a number for each of"):
-        sct.train.finetune(make_base(), make_mudata(), task="multiomic", objectives=terms, **QUICK)
+        sct.train.finetune(make_mudata(), make_base(), task="multiomic", objectives=terms, **QUICK)

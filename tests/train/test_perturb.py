@@ -68,7 +68,7 @@ def test_training_learns_and_reports_what_was_taken_over(cells, caplog):
     kept = {key: tensor.clone() for key, tensor in base.state_dict().items()}
     caplog.set_level(logging.INFO, logger="scgpt_tools")
     state = torch.get_rng_state()
-    model = finetune(base, cells, **(QUICK | {"epochs": 6}))
+    model = finetune(cells, base, **(QUICK | {"epochs": 6}))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(base.state_dict()[key], kept[key]) for key in kept)
     assert "Weights taken over: embedder.genes" in caplog.text
@@ -80,7 +80,7 @@ def test_training_learns_and_reports_what_was_taken_over(cells, caplog):
 def test_the_table_stays_as_it_is_and_the_seed_decides(cells):
     before = cells.copy()
     first, again, other = (
-        finetune(pretrained(cells.var_names), cells, **QUICK, rng=seed).checksum for seed in (0, 0, 1)
+        finetune(cells, pretrained(cells.var_names), **QUICK, rng=seed).checksum for seed in (0, 0, 1)
     )
     assert first == again != other
     assert set(cells.obsm) == set(before.obsm)
@@ -90,7 +90,7 @@ def test_the_table_stays_as_it_is_and_the_seed_decides(cells):
 
 def test_early_stopping_on_held_out_conditions(cells):
     settings = QUICK | {"epochs": 40, "patience": 1, "lr": 0.02}
-    model = finetune(pretrained(cells.var_names), cells, **settings, validation=0.3)
+    model = finetune(cells, pretrained(cells.var_names), **settings, validation=0.3)
     assert 1 < len(model.history) < 40
 
 
@@ -100,14 +100,14 @@ def test_no_condition_to_validate_on_is_said(cells):
     with pytest.warns(
         UserWarning, match="Expected perturbed cells of the part 'val' in obs\\['split'\\] to stop early"
     ):
-        model = finetune(pretrained(cells.var_names), cells, **QUICK)
+        model = finetune(cells, pretrained(cells.var_names), **QUICK)
     assert "validation_loss" not in model.history
-    finetune(pretrained(cells.var_names), cells, patience=None, **QUICK)
+    finetune(cells, pretrained(cells.var_names), patience=None, **QUICK)
 
 
 def test_frozen_backbones_keep_their_weights_but_flags_are_learnt(cells):
     base = pretrained(cells.var_names)
-    model = finetune(base, cells, **QUICK, freeze="backbone")
+    model = finetune(cells, base, **QUICK, freeze="backbone")
     with own_random_numbers(0):
         start = perturbation_model(base)
     for key, tensor in model.state_dict().items():
@@ -131,7 +131,7 @@ def test_frozen_backbones_keep_their_weights_but_flags_are_learnt(cells):
     ids=str,
 )
 def test_options_of_the_original(cells, options):
-    model = finetune(pretrained(cells.var_names), cells, **QUICK, **options)
+    model = finetune(cells, pretrained(cells.var_names), **QUICK, **options)
     assert np.isfinite(model.history["train_loss"]).all()
     if "activation" in options:
         assert model.config.heads.expression.activation == "ReLU"
@@ -139,7 +139,7 @@ def test_options_of_the_original(cells, options):
 
 def test_genes_without_token_are_dropped_or_padding(cells):
     known = [name for name in cells.var_names if name not in ("G38", "G39")]
-    dropped, padded = (finetune(pretrained(known), cells, **QUICK, unknown=unknown) for unknown in ("drop", "pad"))
+    dropped, padded = (finetune(cells, pretrained(known), **QUICK, unknown=unknown) for unknown in ("drop", "pad"))
     assert dropped.checksum != padded.checksum
 
 
@@ -154,7 +154,7 @@ def test_genes_without_token_are_dropped_or_padding(cells):
 )
 def test_a_saved_model_reads_cells_as_in_training(cells, tmp_path, options):
     known = [name for name in cells.var_names if name not in ("G38", "G39")]
-    model = finetune(pretrained([*known, "ELSEWHERE"]), cells, **QUICK, **options)
+    model = finetune(cells, pretrained([*known, "ELSEWHERE"]), **QUICK, **options)
     tokenizer = model.config.tokenizer
     assert tokenizer.unknown == options.get("unknown", "drop")
     assert tokenizer.genes == options.get("include", "all")
@@ -193,10 +193,10 @@ def test_genes_without_a_column(cells):
     few = cells[:, [name for name in cells.var_names if name != "G7"]].copy()
     base = pretrained(cells.var_names)
     with pytest.raises(ValueError, match=r"no column for G7\. .*unmeasured='token'"):
-        finetune(base, few, **QUICK, validation=0.0)
+        finetune(few, base, **QUICK, validation=0.0)
     with pytest.warns(UserWarning, match="are left out"):
-        finetune(base, few, **QUICK, validation=0.0, unmeasured="drop")
-    assert len(finetune(base, few, **QUICK, validation=0.0, unmeasured="token").history) == 1
+        finetune(few, base, **QUICK, validation=0.0, unmeasured="drop")
+    assert len(finetune(few, base, **QUICK, validation=0.0, unmeasured="token").history) == 1
 
 
 def test_bad_input_is_refused(cells):
@@ -204,27 +204,27 @@ def test_bad_input_is_refused(cells):
     with pytest.raises(ValueError, match="log-normalised expression in `X`, found whole numbers"):
         counts = cells.copy()
         counts.X = np.rint(np.expm1(counts.X.toarray()))
-        finetune(base, counts, **QUICK)
+        finetune(counts, base, **QUICK)
     with pytest.raises(ValueError, match="Expected a label"):
         unlabelled = cells.copy()
         unlabelled.obs["condition"] = unlabelled.obs["condition"].astype(object).where(np.arange(cells.n_obs) > 3)
-        finetune(base, unlabelled, **QUICK)
+        finetune(unlabelled, base, **QUICK)
     with pytest.raises(ValueError, match="Expected control cells to pair with"):
         perturbed = cells[cells.obs["condition"] != "ctrl"].copy()
         del perturbed.obsm["ctrl_indices"]
-        finetune(base, perturbed, **QUICK)
+        finetune(perturbed, base, **QUICK)
     with pytest.raises(ValueError, match="found others"):
-        finetune(base, cells[::2].copy(), **QUICK)
+        finetune(cells[::2].copy(), base, **QUICK)
     with pytest.raises(TypeError, match="Did you mean 'epochs'"):
-        finetune(base, cells, task="perturb", epoch=3)
+        finetune(cells, base, task="perturb", epoch=3)
     with pytest.raises(ValueError, match="`freeze` to be one of"):
-        finetune(base, cells, **QUICK, freeze="backbones")
+        finetune(cells, base, **QUICK, freeze="backbones")
     with pytest.raises(ValueError, match="`lora` freezes the backbone itself"):
-        finetune(base, cells, **QUICK, lora=2, freeze="backbone")
+        finetune(cells, base, **QUICK, lora=2, freeze="backbone")
     with pytest.raises(ValueError, match="Expected validation cells"):
-        finetune(base, cells, **QUICK, validation=0.0, patience=3)
+        finetune(cells, base, **QUICK, validation=0.0, patience=3)
     with pytest.raises(ValueError, match="`unmeasured` to be one of"):
-        finetune(base, cells, **QUICK, unmeasured="ignore")
+        finetune(cells, base, **QUICK, unmeasured="ignore")
 
 
 def test_held_out_cells_do_not_reach_the_weights(cells):
@@ -235,7 +235,7 @@ def test_held_out_cells_do_not_reach_the_weights(cells):
     dense = changed.X.toarray()
     dense[held] = np.random.default_rng(5).permutation(dense[held], axis=1)
     changed.X = dense
-    first, second = (finetune(pretrained(cells.var_names), table, **QUICK).checksum for table in (cells, changed))
+    first, second = (finetune(table, pretrained(cells.var_names), **QUICK).checksum for table in (cells, changed))
     assert first == second
 
 
@@ -243,9 +243,9 @@ def test_genes_without_a_token_can_be_added(cells):
     """A target outside of the vocabulary gets a token of its own before training."""
     base = pretrained([name for name in cells.var_names if name != "G7"])
     with pytest.raises(ValueError, match=r"no token for G7\. .*model\.adapt\(vocabulary=model\.vocabulary\.extended"):
-        finetune(base, cells, **QUICK, validation=0.0)
+        finetune(cells, base, **QUICK, validation=0.0)
     larger = base.adapt(vocabulary=base.vocabulary.extended(["G7"]))
-    model = finetune(larger, cells, **QUICK, validation=0.0)
+    model = finetune(cells, larger, **QUICK, validation=0.0)
     kept = model.state_dict()["embedder.genes.table.weight"]
     assert model.vocabulary["G7"] == len(kept) - 1
     assert not torch.equal(kept[-1], larger.state_dict()["embedder.genes.table.weight"][-1])
@@ -258,13 +258,13 @@ def flags_of(model) -> torch.Tensor:
 def test_directions_have_a_flag_each_and_the_model_knows_which_it_was_shown(cells, tmp_path):
     base = pretrained(cells.var_names)
     start = flags_of(perturbation_model(base))
-    usual = finetune(base, cells, **QUICK)
+    usual = finetune(cells, base, **QUICK)
     assert usual.config.perturbation_flags == (1,)
-    down = finetune(base, cells, direction="down", **QUICK)
+    down = finetune(cells, base, direction="down", **QUICK)
     assert down.config.perturbation_flags == (2,)
     assert not torch.equal(flags_of(down)[2], flags_of(usual)[2])
     assert not torch.equal(flags_of(usual)[1], start[1]) or not torch.equal(flags_of(down)[2], start[2])
-    both = finetune(down, cells, direction="up", **QUICK)
+    both = finetune(cells, down, direction="up", **QUICK)
     assert both.config.perturbation_flags == (1, 2)
     both.save(tmp_path / "both")
     assert CellModel.from_pretrained(tmp_path / "both", device="cpu").config.perturbation_flags == (1, 2)
@@ -275,13 +275,13 @@ def test_directions_have_a_flag_each_and_the_model_knows_which_it_was_shown(cell
 def test_the_direction_of_the_labels_is_taken(cells):
     pp.parse_conditions(cells, direction="down")
     assert cells.uns["condition_perturbed"]["flags"] == {"untouched": 0, "perturbed": 2}
-    assert finetune(pretrained(cells.var_names), cells, **QUICK).config.perturbation_flags == (2,)
+    assert finetune(cells, pretrained(cells.var_names), **QUICK).config.perturbation_flags == (2,)
 
 
 def test_a_flag_that_is_never_trained_is_refused(cells):
     base = pretrained(cells.var_names)
     config = FAMILIES["scgpt_perturbation"](base.vocabulary, dim=16, layers=1, heads=2, hidden=16, flag_pad=2)
     with pytest.raises(ValueError, match="Expected a model with a trained flag for direction='down'"):
-        finetune(CellModel(config, base.vocabulary), cells, direction="down", **QUICK)
+        finetune(cells, CellModel(config, base.vocabulary), direction="down", **QUICK)
     with pytest.raises(ValueError, match="`direction` to be one of 'up', 'down'"):
-        finetune(base, cells, direction="left", **QUICK)
+        finetune(cells, base, direction="left", **QUICK)

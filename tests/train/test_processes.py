@@ -44,7 +44,7 @@ from scgpt_tools.train import finetune
 folder = pathlib.Path(sys.argv[2])
 cells = anndata.read_h5ad(folder / "cells.h5ad")
 model = finetune(
-    folder / "alone", cells, task="annotate", label="kind", epochs=2, batch_size=8, lr=1e-3, monitor="train_loss",
+    cells, folder / "alone", task="annotate", label_key="kind", epochs=2, batch_size=8, lr=1e-3, monitor="train_loss",
     mode="max", accelerator="cpu", devices=2, strategy="ddp",
 )
 (folder / f"checksum{os.environ['RANK']}").write_text(model.to("cpu").checksum)
@@ -68,7 +68,7 @@ class Watch(Callback):
             os._exit(9)
 
 model = finetune(
-    folder / "base", anndata.read_h5ad(folder / "cells.h5ad"), task="annotate", label="kind", epochs=2, batch_size=8,
+    anndata.read_h5ad(folder / "cells.h5ad"), folder / "base", task="annotate", label_key="kind", epochs=2, batch_size=8,
     lr=1e-2, weight_decay=0.1, clip=0.1, accelerator="cpu", devices=2, strategy="fsdp", folder=folder / name,
     checkpoint_steps=2, resume=True, gradient_checkpointing=name == "again", callbacks=[Watch()], **eval(sys.argv[4])
 )
@@ -169,7 +169,7 @@ def test_cut_weights_learn_what_whole_ones_learn(folder, make_model):
     make_model(dropout=0.0).save(folder / "base")
     cells = ad.read_h5ad(folder / "cells.h5ad")
     options = {"lr": 1e-2, "weight_decay": 0.1, "clip": 0.1, "accelerator": "cpu", "epochs": 2}
-    alone = finetune(folder / "base", cells, task="annotate", label="kind", batch_size=16, **options)
+    alone = finetune(cells, folder / "base", task="annotate", label_key="kind", batch_size=16, **options)
     finish(in_two(folder, "whole"))
     interrupted = in_two(folder, "again", until=7)
     interrupted.communicate(timeout=300)
@@ -197,4 +197,4 @@ def test_frozen_parts_stay_with_cut_weights(folder, make_model):
 def test_gradual_unfreezing_does_not_go_with_cut_weights(cells, make_model):
     options = {"freeze": "backbone", "unfreeze_every": 1, "strategy": "fsdp"}
     with pytest.raises(ValueError, match="Expected `unfreeze_every` to be None with strategy='fsdp'"):
-        finetune(make_model(), cells, task="annotate", label="kind", **options)
+        finetune(cells, make_model(), task="annotate", label_key="kind", **options)

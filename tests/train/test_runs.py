@@ -50,7 +50,7 @@ def annotate(base, cells):
         if change is not None:
             table = change(table) or table
         return sct.train.finetune(
-            model or base, table, task="annotate", folder=folder, **{"label": "kind"} | QUICK | options
+            table, model or base, task="annotate", folder=folder, **{"label_key": "kind"} | QUICK | options
         )
 
     return run
@@ -102,7 +102,7 @@ def test_other_labels_or_cells_are_refused_by_name(annotate, tmp_path, change, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "integrate", "batch": "batch"}, "task 'annotate', found 'integrate'"),
+        ({"task": "integrate", "batch_key": "batch"}, "task 'annotate', found 'integrate'"),
         ({"validation": 0.3}, "training cells"),
         ({"freeze": "backbone"}, "freeze 'nothing', found 'backbone'"),
         ({"dropout": 0.2}, "network.encoder.dropout 0.0, found 0.2"),
@@ -123,9 +123,9 @@ def test_another_question_is_refused_by_name(annotate, base, cells, tmp_path, op
     annotate(tmp_path)
     options = dict(options)
     task = options.pop("task", "annotate")
-    options = {"label": "kind"} | QUICK | options
+    options = {"label_key": "kind"} | QUICK | options
     with pytest.raises(ValueError, match="^Expected to resume the run in ") as caught:
-        sct.train.finetune(base, cells, task=task, folder=tmp_path, resume=True, **options)
+        sct.train.finetune(cells, base, task=task, folder=tmp_path, resume=True, **options)
     assert message in str(caught.value)
 
 
@@ -136,11 +136,11 @@ def test_another_model_to_start_from_is_refused(annotate, make_model, tmp_path):
 
 
 def test_other_batches_are_refused(base, cells, tmp_path):
-    how = QUICK | {"task": "integrate", "batch": "batch", "folder": tmp_path}
-    sct.train.finetune(base, cells, **how)
+    how = QUICK | {"task": "integrate", "batch_key": "batch", "folder": tmp_path}
+    sct.train.finetune(cells, base, **how)
     cells.obs["batch"] = cells.obs["batch"].cat.rename_categories({"a": "first", "b": "second"})
     with pytest.raises(ValueError, match=r"batches \['a', 'b'\], found \['first', 'second'\]"):
-        sct.train.finetune(base, cells, resume=True, **how)
+        sct.train.finetune(cells, base, resume=True, **how)
 
 
 def test_other_conditions_are_refused(tmp_path):
@@ -152,11 +152,11 @@ def test_other_conditions_are_refused(tmp_path):
     vocabulary = Vocabulary.from_genes(cells.var_names)
     model = CellModel(FAMILIES["scgpt"](vocabulary, dim=16, layers=1, heads=2, hidden=16), vocabulary)
     how = QUICK | {"task": "perturb", "folder": str(tmp_path)}
-    first = sct.train.finetune(model, cells, **how)
-    assert same(state(first), state(sct.train.finetune(model, cells, resume=True, **how)))
+    first = sct.train.finetune(cells, model, **how)
+    assert same(state(first), state(sct.train.finetune(cells, model, resume=True, **how)))
     for change, name in (({"validation": 0.2}, "training conditions"), ({"length": 5}, "genes of a cell.length")):
         with pytest.raises(ValueError, match=f"with what it was asked, {name}"):
-            sct.train.finetune(model, cells, resume=True, **how | change)
+            sct.train.finetune(cells, model, resume=True, **how | change)
 
 
 def test_what_may_change_when_a_run_goes_on(annotate, tmp_path):

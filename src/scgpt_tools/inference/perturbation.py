@@ -136,7 +136,7 @@ def open_predictor(
     if model is None:
         raise TypeError(
             "Expected `model`, a model that was fine-tuned to predict perturbations or the folder that it was saved to, "
-            "found None. Make one with model = sct.train.finetune('scgpt-human', adata, task='perturb'), and pass "
+            "found None. Make one with model = sct.train.finetune(adata, 'scgpt-human', task='perturb'), and pass "
             "model=model."
         )
     check_type("model", model, (CellModel, str, PathLike))
@@ -147,7 +147,7 @@ def open_predictor(
     if not config.embedder.perturbation_rows or config.heads.expression is None:
         raise ValueError(
             f"Expected a model that was fine-tuned to predict perturbations, found {loaded.name!r}, which was not. Make "
-            "one with `sct.train.finetune(model, adata, task='perturb')`."
+            "one with `sct.train.finetune(adata, model, task='perturb')`."
         )
     flag = flag_of(
         read_direction(source.adata, key) if direction is None else direction,

@@ -127,7 +127,7 @@ def annotate(
     Examples
     --------
     >>> import scgpt_tools as sct
-    >>> model = sct.train.finetune("scgpt-demo", reference, task="annotate", label="cell_type")  # doctest: +SKIP
+    >>> model = sct.train.finetune(reference, "scgpt-demo", task="annotate", label_key="cell_type")  # doctest: +SKIP
     >>> sct.tl.annotate(query, model, threshold=0.5)  # doctest: +SKIP
     >>> query.obs[["scgpt_cell_type", "scgpt_cell_type_confidence"]]  # doctest: +SKIP
     """
@@ -203,7 +203,7 @@ def _classes(model: CellModel) -> tuple[str, ...]:
     if classifier is None or classifier.classes < 2:
         raise ValueError(
             f"Expected a model that was fine-tuned to tell cell types apart, found {model.name!r}, which was not. Make "
-            "one with `sct.train.finetune(model, reference, task='annotate', label=...)`."
+            "one with `sct.train.finetune(reference, model, task='annotate', label_key=...)`."
         )
     # scGPT's own checkpoints keep no names.
     return classifier.names or tuple(str(number) for number in range(classifier.classes))

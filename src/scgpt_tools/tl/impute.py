@@ -127,7 +127,7 @@ def impute(
     Examples
     --------
     >>> import scgpt_tools as sct
-    >>> model = sct.train.finetune("scgpt-demo", paired, task="multiomic", layer="counts")  # doctest: +SKIP
+    >>> model = sct.train.finetune(paired, "scgpt-demo", task="multiomic", layer="counts")  # doctest: +SKIP
     >>> sct.tl.impute(mosaic, model, modality="prot", layer="counts")  # doctest: +SKIP
     >>> mosaic.obsm["prot_imputed"]  # doctest: +SKIP
     """
@@ -181,7 +181,7 @@ def _part(model: CellModel, modality: str) -> ModalityConfig:
     if not parts:
         raise ValueError(
             f"Expected a model of several modalities, found {model.name!r}, which reads one. Make one with "
-            "`sct.train.finetune(model, mdata, task='multiomic')`."
+            "`sct.train.finetune(mdata, model, task='multiomic')`."
         )
     part = lookup(parts, modality, "modality")
     if part.genes != "all" or not model.config.embedder.generation:
@@ -192,7 +192,7 @@ def _part(model: CellModel, modality: str) -> ModalityConfig:
     if not any(name in model.heads for name in HEADS):
         raise ValueError(
             f"Expected a model with one of the heads {list(HEADS)}, found {list(model.heads)} of {model.name!r}. Train one "
-            "with `sct.train.finetune(model, mdata, task='multiomic')`."
+            "with `sct.train.finetune(mdata, model, task='multiomic')`."
         )
     return part
 

@@ -141,7 +141,7 @@ def predict_perturbation(
     Examples
     --------
     >>> import scgpt_tools as sct
-    >>> model = sct.train.finetune("scgpt-demo", adata, task="perturb")  # doctest: +SKIP
+    >>> model = sct.train.finetune(adata, "scgpt-demo", task="perturb")  # doctest: +SKIP
     >>> sct.tl.predict_perturbation(adata, ["KLF1", "SAMD1+ZBTB1"], model)  # doctest: +SKIP
     >>> adata.layers["predicted_SAMD1+ZBTB1"]  # doctest: +SKIP
     """

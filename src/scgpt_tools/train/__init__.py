@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from scgpt_tools.train.cells import finetune_cells
 from scgpt_tools.train.finetune import finetune
 from scgpt_tools.train.fit import FitConfig, fit
 from scgpt_tools.train.lora import LoraConfig
 from scgpt_tools.train.optim import OptimizerConfig
-from scgpt_tools.train.perturb import finetune_perturbation
 from scgpt_tools.train.pretrain import PretrainConfig, pretrain
 
 __all__ = [
@@ -16,8 +14,6 @@ __all__ = [
     "OptimizerConfig",
     "PretrainConfig",
     "finetune",
-    "finetune_cells",
-    "finetune_perturbation",
     "fit",
     "pretrain",
 ]

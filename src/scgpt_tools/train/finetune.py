@@ -1,79 +1,323 @@
-"""One door to fine-tuning for every task."""
+"""The door to fine-tuning for every task."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import inspect
+from dataclasses import fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec
 
-from scgpt_tools._lookup import lookup
-from scgpt_tools.train.cells import finetune_cells
-from scgpt_tools.train.perturb import finetune_perturbation
+from scgpt_tools._arguments import check_arguments, renamed
+from scgpt_tools._lookup import absent, lookup
+from scgpt_tools._warnings import warn_user
+from scgpt_tools.train.driver import learn
+from scgpt_tools.train.fit import FitConfig
+from scgpt_tools.train.tasks import TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
     from anndata import AnnData
     from mudata import MuData
 
+    from scgpt_tools._types import GeneSampling, Include, Layers, RngLike, Unknown
+    from scgpt_tools.data.epochs import Sampling
     from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.objectives.base import Objective
+    from scgpt_tools.tokens.corruptions import Corruption
+    from scgpt_tools.tokens.matching import Duplicates
+    from scgpt_tools.tokens.modalities import Modalities
+    from scgpt_tools.tokens.names import NameTable
+    from scgpt_tools.tokens.perturbations import Direction
+    from scgpt_tools.train.fit import Precision
+    from scgpt_tools.train.freezing import Freeze
+    from scgpt_tools.train.lora import LoraConfig
 
-FINETUNING: dict[str, Callable[..., CellModel]] = {
-    "annotate": partial(finetune_cells, task="annotate"),
-    "integrate": partial(finetune_cells, task="integrate"),
-    "multiomic": partial(finetune_cells, task="multiomic"),
-    "perturb": finetune_perturbation,
-}
+
+class _Default:
+    """Stands for what ``config`` says, and else the task."""
+
+    def __repr__(self) -> str:
+        return "<default of the task>"
 
 
+OF_TASK: Final[Any] = _Default()
+
+_FORMER = {"label": "label_key", "batch": "batch_key", "key": "condition_key", "seed": "rng"}
+_FIT = {field.name for field in fields(FitConfig)}
+_OF_EVERY_TASK = {"adata", "model", "task", "freeze", "unfreeze_every", "lora", "config", "callbacks", "loggers"}
+
+Given = ParamSpec("Given")
+
+
+def _checked(function: Callable[Given, CellModel]) -> Callable[Given, CellModel]:
+    """Take the model before the cells, with the keywords of then, and refuse keywords that do not exist."""
+    known = list(inspect.signature(function).parameters)
+    former: Callable[..., CellModel] = renamed(**_FORMER)(function)
+
+    @wraps(function)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> CellModel:
+        if len(args) == 2 and hasattr(args[1], "obs_names") and not hasattr(args[0], "obs_names"):
+            warn_user(
+                "Expected the cells first, finetune(adata, model, ...), found the model first. Put them the other way round.",
+                FutureWarning,
+            )
+            return former(args[1], args[0], **kwargs)
+        for name in kwargs:
+            if name in _FORMER:
+                of = ", a column of the AnnData's obs" if _FORMER[name].endswith("_key") else ""
+                raise TypeError(f"Expected `{_FORMER[name]}`{of}, found its former name `{name}`.")
+            if name not in known:
+                raise TypeError(absent(name, known, "argument of `finetune` named"))
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_checked
 def finetune(
-    model: CellModel | str | PathLike[str], adata: AnnData | MuData, *, task: str, **arguments: Any
+    adata: AnnData | MuData,
+    model: CellModel | str | PathLike[str],
+    *,
+    task: str = "annotate",
+    label_key: str | None = None,
+    batch_key: str | None = None,
+    condition_key: str = "condition",
+    layer: Layers = None,
+    genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "most_counts",
+    modality: str | None = None,
+    modalities: Modalities = None,
+    validation: float | str | None = None,
+    within: str | Sequence[str] | None = None,
+    pairs: str | None = None,
+    controls: bool = True,
+    direction: Direction | None = None,
+    include: Include = "all",
+    unknown: Unknown = "drop",
+    unmeasured: Literal["error", "token", "drop"] = "error",
+    length: int | None = 1536,
+    gene_sampling: GeneSampling = "keep_perturbed",
+    tokenizer: Mapping[str, Any] | None = None,
+    sampling: Sampling | None = None,
+    corruption: Corruption | None = None,
+    objectives: Sequence[Objective] | None = None,
+    dropout: float | None = None,
+    batch_parts: bool | None = None,
+    adaptive_offset: bool = False,
+    activation: str | None = None,
+    freeze: Freeze = "nothing",
+    unfreeze_every: int | None = None,
+    lora: LoraConfig | int | None = None,
+    config: FitConfig | None = None,
+    rng: RngLike = OF_TASK,
+    epochs: int = OF_TASK,
+    max_steps: int | None = OF_TASK,
+    batch_size: int = OF_TASK,
+    accumulate: int = OF_TASK,
+    lr: float = OF_TASK,
+    head_lr: float | None = OF_TASK,
+    layer_decay: float = OF_TASK,
+    weight_decay: float = OF_TASK,
+    betas: tuple[float, float] = OF_TASK,
+    eps: float = OF_TASK,
+    schedule: Literal["constant", "cosine", "step"] = OF_TASK,
+    warmup: float = OF_TASK,
+    end: float = OF_TASK,
+    step_factor: float = OF_TASK,
+    step_epochs: int = OF_TASK,
+    clip: float | None = OF_TASK,
+    gradient_checkpointing: bool = OF_TASK,
+    precision: Precision = OF_TASK,
+    monitor: str | None = OF_TASK,
+    mode: Literal["min", "max"] = OF_TASK,
+    patience: int | None = OF_TASK,
+    folder: str | PathLike[str] | None = OF_TASK,
+    resume: bool = OF_TASK,
+    checkpoint_steps: int | None = OF_TASK,
+    workers: int = OF_TASK,
+    accelerator: str = OF_TASK,
+    devices: int | str = OF_TASK,
+    nodes: int = OF_TASK,
+    strategy: str = OF_TASK,
+    deterministic: bool = OF_TASK,
+    callbacks: Sequence[Any] = (),
+    loggers: Sequence[Any] = (),
 ) -> CellModel:
     """Fine-tune a model for a task with the recipe of its authors :cite:p:`Cui2024`.
 
     The returned model holds all that the task needs: weights, vocabulary, tokenizer and the names of classes and
-    batches; its ``save`` keeps them together.
+    batches; its ``save`` keeps them together.  An argument that the task does not take is refused.
 
     Parameters
     ----------
-    model
-        A loaded model, which stays as it is, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
     adata
         Cells to learn from; may be backed, lazy or a view.  Never changed.
+    model
+        A loaded model, which stays as it is, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
     task
-        ``"annotate"`` learns the cell types of the column ``label``, for :func:`scgpt_tools.tl.annotate`;
-        ``"integrate"`` learns an embedding without the technical batches of the column ``batch``, for
-        :func:`scgpt_tools.tl.embed`; ``"multiomic"`` learns the modalities of a MuData together, for
-        :func:`scgpt_tools.tl.embed` and :func:`scgpt_tools.tl.impute`; all three take the arguments of
-        :func:`scgpt_tools.train.finetune_cells`.
-        ``"perturb"`` learns expression after a perturbation, for :func:`scgpt_tools.tl.predict_perturbation`, and takes
-        those of :func:`scgpt_tools.train.finetune_perturbation`.
-    **arguments
-        Arguments of the task, and fields of :class:`~scgpt_tools.train.FitConfig` to change, such as ``epochs=5``,
-        ``head_lr=1e-3``, ``patience=3``, ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.
+        ``"annotate"`` learns the classes of ``label_key``, for :func:`scgpt_tools.tl.annotate`: cross-entropy, on the
+        genes that each cell expresses.
+        ``"integrate"`` learns an embedding without the batches of ``batch_key``, for :func:`scgpt_tools.tl.embed`:
+        masked expression from tokens and from the cell, zero likelihood, elastic similarity and a batch adversary, with
+        a norm for each batch (DSBN), on all genes of the table whether expressed or not.  Choose some 1200 highly
+        variable genes for it first, and embed the same genes afterwards.
+        ``"multiomic"`` learns the modalities of a MuData together, for :func:`scgpt_tools.tl.embed` and
+        :func:`scgpt_tools.tl.impute`: masked expression from tokens, all expression from the cell, panels such as
+        proteins weighing more than other modalities, a batch adversary if ``batch_key`` is named, and the classes of
+        ``label_key`` if that is.  The heads read the modality of a token and the batch.
+        ``"perturb"`` learns expression after a perturbation, for :func:`scgpt_tools.tl.predict_perturbation`, from
+        log-normalised cells of a screen.  Gene table, value embedding and transformer are taken over, the flags and the
+        affine head start from scratch, as in the original; both are logged.
+    label_key
+        Column of ``obs`` with classes.  Cells without one (NaN) are not trained on where classes are learnt.
+        Not for ``"perturb"``.
+    batch_key
+        Column of ``obs`` with technical batches.  Not for ``"perturb"``.
+    condition_key
+        Column of ``obs`` with conditions as :func:`scgpt_tools.pp.parse_conditions` writes them.  For ``"perturb"``.
+    layer
+        Key of ``layers`` to read, of a MuData also one for each modality; ``None`` takes ``X``.
+    genes, symbols, aliases, ignore_case, duplicates
+        How to match names to the vocabulary, as in :func:`scgpt_tools.tl.embed`.
+    modality
+        The only modality of a MuData to read.  Not for ``"perturb"``.
+    modalities
+        Names of the modalities of a MuData to learn, or how to read each
+        (:class:`~scgpt_tools.tokens.ModalityConfig`); ``None`` for all, by their names.  Features that the vocabulary
+        lacks get new tokens; the new model keeps all of it.  Not for ``"perturb"``.
+    validation
+        Share of the cells to validate on, drawn by seed within each class and batch, or of the conditions of a screen;
+        0 for none.  Or a column of ``obs`` as :func:`scgpt_tools.pp.cell_split` and
+        :func:`scgpt_tools.pp.perturbation_split` write it: ``"train"`` cells are trained on, ``"val"`` cells (perturbed
+        ones of a screen) validate, others are not touched.  ``None`` takes 0.1, and the column ``"split"`` to perturb.
+    within
+        Columns of ``obs`` that a cell and its control share; only if controls are to be drawn here.  For ``"perturb"``.
+    pairs
+        Key of ``obsm`` with paired controls; ``None`` takes ``"ctrl_indices"`` if it is there and ``within`` is not
+        given, and else draws one control a cell.  For ``"perturb"``.
+    controls
+        Train on controls too, each paired with itself, as GEARS and scGPT do.  For ``"perturb"``.
+    direction
+        What the perturbations do, ``"up"`` (flag 1) or ``"down"`` (flag 2); ``None`` takes what
+        :func:`scgpt_tools.pp.parse_conditions` was told, and else flags by 1 as the originals do.  The model keeps
+        which flags it was shown.  For ``"perturb"``.
+    include
+        ``"all"`` genes, or ``"batch-wise"`` those that some control of the minibatch expresses.  For ``"perturb"``.
+    unknown
+        Columns without a token: ``"drop"`` them, or let them take part under the token of padding (``"pad"``), as in
+        the original.  For ``"perturb"``.
+    unmeasured
+        Perturbed genes without a column: refuse them, add their ``"token"`` to the cells that they are perturbed in, or
+        ``"drop"`` these cells.  For ``"perturb"``.
+    length
+        Most genes of a cell; of more, some are drawn for each cell and epoch.  For ``"perturb"``; the other tasks have
+        it among the fields of ``tokenizer``.
+    gene_sampling
+        ``"keep_perturbed"`` never loses a perturbed gene; ``"original"`` draws as scGPT does, where a minibatch may
+        lose what was perturbed.  For ``"perturb"``.
+    tokenizer
+        Fields of the model's tokenizer to change, such as ``{"length": 600}``; the new model keeps them.  Not for
+        ``"perturb"``.
+    sampling
+        ``"random"``; ``"balanced"``, each class (to perturb: condition) as often; ``"one_batch"``, minibatches of one
+        technical batch; or ``"blocks"`` for files that are read in pieces.  ``None`` takes ``"one_batch"`` to integrate
+        and else ``"random"``.
+    corruption
+        What to hide from the network if a term asks for hidden values; ``None`` masks 40 %, as scGPT, and of several
+        modalities whole panels in four cells of five.  Not for ``"perturb"``.
+    objectives
+        Loss terms instead of the recipe's; the heads that they read are added to the model.
+    dropout
+        Probability in the encoder; ``None`` keeps the model's, and takes 0 to perturb, as the original.  On CPUs, 0
+        trains several times faster.
+    batch_parts
+        Give each batch a norm of its own, and tell the expression heads the batch; ``None`` does so to integrate.  Such
+        a model needs ``batch_key`` wherever it is used, and knows these batches only.  Not for ``"perturb"``.
+    adaptive_offset, activation
+        Of the affine head, see :class:`~scgpt_tools.models.config.ExpressionConfig`.  For ``"perturb"``.
+    freeze
+        Parts that keep their weights: ``"nothing"``; ``"embedder"``, the gene and value embeddings; ``"backbone"``, all
+        but what the task brings with it.
+    unfreeze_every
+        With ``freeze="backbone"``: release one part more every so many epochs, from the last layer to the embedder.
+    lora
+        Train low-rank adapters in the encoder (extra ``peft``) instead of its weights: their settings or rank.  They
+        are merged at the end.
+    config
+        How to train, instead of the task's defaults.
+    rng
+        Whole number or generator for the division, the order of cells, what is hidden and dropout; ``None`` draws anew at
+        every call.  0 by default.  The run and its files have the number.
+    epochs, max_steps, batch_size, accumulate, lr, head_lr, layer_decay, weight_decay, betas, eps, schedule, warmup, end, \
+step_factor, step_epochs, clip, gradient_checkpointing, precision, monitor, mode, patience, folder, resume, \
+checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
+        Fields of :class:`~scgpt_tools.train.FitConfig` to change, for example ``epochs=5``, ``head_lr=1e-3``,
+        ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.  To annotate 10 epochs of 32 cells, to
+        integrate 15 of 64, for several modalities 20 of 32, and to perturb 15 of 64 with ``patience=10``.
+    callbacks, loggers
+        Callbacks and loggers of Lightning.
 
     Returns
     -------
-    A new model with the best weights on the validation cells.  Its ``history`` is a table with one row per epoch.
+    A new model with the best weights by ``monitor`` on the validation cells: ``"validation_loss"``,
+    ``"validation_masked_expression"`` to integrate and for several modalities, and ``"validation_profile_error"``, the
+    squared error of mean profiles of conditions, to perturb.  Its ``history`` is a table with one row per epoch.
 
     Raises
     ------
     ImportError
-        If Lightning is not installed.
+        If Lightning, or peft for ``lora``, is not installed.
     KeyError
-        If a column or layer is absent; the message lists what is there.
+        If a column, layer or key is absent; the message lists what is there.
     TypeError
-        For an argument that the task does not know.
+        For an argument that does not exist or that the task does not take.
     ValueError
-        For an unknown task, or if an argument that the task needs is missing.
+        For an unknown task, if an argument that the task needs is missing, or arguments do not go together; to perturb
+        also if values look like counts, a cell has no label, there are no controls, or a perturbed gene has no column or
+        no token.
 
     Examples
     --------
     >>> import scgpt_tools as sct
     >>> model = sct.train.finetune(
-    ...     "scgpt-demo", reference, task="annotate", label="cell_type", epochs=5
+    ...     reference, "scgpt-demo", task="annotate", label_key="cell_type", epochs=5
     ... )  # doctest: +SKIP
     >>> model.history[["train_loss", "validation_accuracy"]]  # doctest: +SKIP
     >>> model.save("annotator")  # doctest: +SKIP
     """
-    return lookup(FINETUNING, task, "task")(model, adata, **arguments)
+    given = locals()
+    changes = {name: given.pop(name) for name in _FIT}
+    changes = {name: value for name, value in changes.items() if value is not OF_TASK}
+    check_arguments(finetune, given)
+    chosen = lookup(TASKS, task, "task")
+    _check_of_task(task, given)
+    return learn(
+        chosen.of(given),
+        adata,
+        model,
+        freeze=freeze,
+        unfreeze_every=unfreeze_every,
+        lora=lora,
+        config=config,
+        changes=changes,
+        callbacks=callbacks,
+        loggers=loggers,
+    )
+
+
+def _check_of_task(task: str, given: Mapping[str, Any]) -> None:
+    """Refuse arguments of other tasks."""
+    defaults = {name: entry.default for name, entry in inspect.signature(finetune).parameters.items()}
+    takes = {name: {field.name for field in fields(kind)} for name, kind in TASKS.items()}
+    for name in given.keys() - _OF_EVERY_TASK - takes[task]:
+        value, default = given[name], defaults[name]
+        if value is not default and not (isinstance(value, str | int) and value == default):
+            others = ", ".join(repr(other) for other, names in takes.items() if name in names)
+            raise TypeError(
+                f"Expected no `{name}` for task={task!r}, found {value!r}. It is an argument of task={others}."
+            )

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import check_fraction, check_text, check_type
+from scgpt_tools._validate import check_type
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.families import family_named
@@ -23,20 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_model_and_cells(model: Any, adata: Any) -> None:
-    """Refuse what is no model or no table of cells, and say so where both are in the wrong order.
-
-    Parameters
-    ----------
-    model
-        Should be a model or what :meth:`~scgpt_tools.CellModel.from_pretrained` takes.
-    adata
-        Should be an AnnData or a MuData.
-    """
-    if hasattr(model, "obs_names"):
-        raise TypeError(
-            f"Expected the model first and the AnnData second, found {type(model).__name__} first and "
-            f"{type(adata).__name__} second. Write finetune(model, adata, task=...)."
-        )
+    """Refuse what is no model or no table of cells."""
     check_type("model", model, (CellModel, str, PathLike))
     if not hasattr(adata, "obs_names"):
         raise TypeError(f"Expected `adata` to be an AnnData or a MuData, found {type(adata).__name__}.")
@@ -89,14 +76,6 @@ def fit_settings(
 def low_rank(lora: LoraConfig | int | None) -> LoraConfig | None:
     """Settings of adapters from a rank."""
     return lora if lora is None or isinstance(lora, LoraConfig) else LoraConfig(rank=lora)
-
-
-def check_validation(validation: Any) -> None:
-    """A share of the cells or conditions, or the name of a column of ``obs``."""
-    if isinstance(validation, str):
-        check_text("validation", validation)
-    else:
-        check_fraction("validation", validation, one=False)
 
 
 def perturbation_config(

@@ -1,8 +1,8 @@
-"""What fine-tuning for a task starts from: loss terms, tokens, sampling and the parts that a model needs for it."""
+"""What a model needs for the loss terms, classes, batches and tokens of a task."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tools.models.config import (
@@ -13,72 +13,13 @@ from scgpt_tools.models.config import (
     HeadsConfig,
     ModelConfig,
 )
-from scgpt_tools.objectives.recipes import ANNOTATE, INTEGRATE, MULTIOMIC, Recipe
-from scgpt_tools.train.multiomic import heads_in_context, modality_parts
+from scgpt_tools.train.modalities import heads_in_context, modality_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from scgpt_tools.data.epochs import Sampling
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """Defaults of a task, which the caller may change one by one."""
-
-    recipe: Recipe
-    needs: tuple[str, ...]
-    """Columns of ``obs`` that have to be named: ``label``, ``batch``."""
-    batch_parts: bool = False
-    """Tell the expression heads the batch, and normalise each batch by itself (DSBN)."""
-    batch_norm: bool = True
-    """Normalise each batch by itself where there are parts for batches; otherwise the heads are told only."""
-    modalities: bool = False
-    """Whether the task is for a MuData only."""
-    sampling: Sampling = "random"
-    tokenizer: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the tokenizer to change."""
-    fit: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of :class:`~scgpt_tools.train.FitConfig` to change."""
-
-
-TASKS: dict[str, Task] = {
-    "annotate": Task(
-        recipe=ANNOTATE,
-        needs=("label",),
-        fit={"epochs": 10, "batch_size": 32, "lr": 1e-4},
-    ),
-    "integrate": Task(
-        recipe=INTEGRATE,
-        needs=("batch",),
-        batch_parts=True,
-        # A minibatch of one batch keeps similarity between cells from being similarity between batches.
-        sampling="one_batch",
-        # Whether a gene is zero can be asked only of tokens that may be.
-        tokenizer={"genes": "all"},
-        # The adversary's part of the loss is meant to rise, so the sum says nothing about progress.
-        fit={"epochs": 15, "batch_size": 64, "lr": 1e-4, "monitor": "validation_masked_expression"},
-    ),
-    "multiomic": Task(
-        recipe=MULTIOMIC,
-        needs=(),
-        batch_parts=True,
-        batch_norm=False,
-        modalities=True,
-        # What a model has learnt of cells survives slow steps only; heads and context have new things to learn.
-        fit={
-            "epochs": 20,
-            "batch_size": 32,
-            "lr": 3e-4,
-            "head_lr": 3e-3,
-            "schedule": "cosine",
-            "warmup": 0.05,
-            "monitor": "validation_masked_expression",
-        },  # fmt: skip
-    ),
-}
 
 
 def needs_hidden_values(objectives: Sequence[Objective]) -> bool:
@@ -164,11 +105,11 @@ def _heads(
         changes["expression_from_cell"] = replace(from_cell, nonzero=nonzero)
     if "cell_type" in read:
         if classes is None:
-            raise ValueError("Expected `label`, the column of `obs` with the classes to learn, found None.")
+            raise ValueError("Expected `label_key`, the column of `obs` with the classes to learn, found None.")
         layers = 3 if heads.cell_type is None else heads.cell_type.layers
         changes["cell_type"] = ClassifierConfig(classes=len(classes), layers=layers, names=classes)
     if "batch" in read:
         if batches is None:
-            raise ValueError("Expected `batch`, the column of `obs` with the batches to hide, found None.")
+            raise ValueError("Expected `batch_key`, the column of `obs` with the batches to hide, found None.")
         changes["batch"] = AdversaryConfig(classes=len(batches))
     return replace(heads, **changes)

@@ -1,0 +1,108 @@
+"""The way through every fine-tuning: checks, model, table, parts, run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from scgpt_tools._optional import optional
+from scgpt_tools._warnings import warn_user
+from scgpt_tools.train.fit import check_watchers, fit
+from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
+from scgpt_tools.train.lora import adapters
+from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.train.starting import check_model_and_cells, fit_settings, low_rank, open_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.train.fit import FitConfig
+    from scgpt_tools.train.lora import LoraConfig
+    from scgpt_tools.train.tasks.base import Opened, Task
+
+logger = logging.getLogger(__name__)
+
+
+def learn(
+    task: Task[Any],
+    adata: AnnData | MuData,
+    model: CellModel | str | PathLike[str],
+    *,
+    freeze: Freeze,
+    unfreeze_every: int | None,
+    lora: LoraConfig | int | None,
+    config: FitConfig | None,
+    changes: Mapping[str, Any],
+    callbacks: Sequence[Any],
+    loggers: Sequence[Any],
+) -> CellModel:
+    """A new model that has learnt a task; :func:`scgpt_tools.train.finetune` describes the arguments."""
+    optional("lightning", extra="train")
+    # It defines a class of Lightning, so it can be imported only where Lightning is.
+    from scgpt_tools.train.callbacks import History
+
+    check_model_and_cells(model, adata)
+    check_watchers(callbacks, loggers)
+    adapted = low_rank(lora)
+    check_freezing(freeze, adapted, unfreeze_every)
+    settings = fit_settings(task.fit, config, changes, function="`finetune`")
+    if unfreeze_every is not None and settings.strategy == "fsdp":
+        raise ValueError(
+            "Expected `unfreeze_every` to be None with strategy='fsdp', which settles what is trained once."
+        )
+    loaded = open_model(model, settings)
+    opened = task.open(adata, loaded, seed=settings.seed)
+    if config is None:
+        own = {name for name in ("monitor", "patience") if name in task.fit and name not in changes}
+        settings = _watching(settings, task, opened, own)
+    asked = {
+        "task": task.name,
+        "base": settings.folder and loaded.checksum,
+        "freeze": freeze,
+        "unfreeze_every": unfreeze_every,
+        "lora": adapted,
+        **task.asked(opened),
+    }
+    with own_random_numbers(settings.seed):
+        tuned = task.adapt(loaded, opened)
+        data = task.batches(tuned, opened)
+        logger.info("Fine-tuning on %d cells, validating on %d.", len(data.train), len(data.validation))
+        history = History(None if settings.folder is None else settings.folder / "history.csv")
+        watchers = [history, *_unfreezing(tuned, unfreeze_every), *callbacks]
+        # Gradual unfreezing wants all parameters in the optimiser, and freezes them itself.
+        with frozen(tuned, "nothing" if unfreeze_every else freeze), adapters(tuned, adapted):
+            fit(tuned, data, opened.terms, settings, callbacks=watchers, loggers=loggers, asked=asked)
+    tuned.name, tuned.history = f"{loaded.name} ({task.name})", history.table
+    return tuned.to(loaded.device)
+
+
+def _watching(settings: FitConfig, task: Task[Any], opened: Opened, own: set[str]) -> FitConfig:
+    """Settings whose own defaults of the task watch what there is."""
+    if "monitor" in own:
+        names = {name for term in opened.terms if term.weight > 0 for name in (term.name, *term.reports)}
+        if not opened.validation.size or settings.monitor not in {f"validation_{name}" for name in names}:
+            settings = replace(settings, monitor=None)
+    if "patience" in own and settings.monitor is None and not opened.validation.size:
+        if isinstance(task.validation, str):
+            warn_user(
+                f"Expected {task.validates_on} of the part 'val' in obs[{task.validation!r}] to stop early and to choose the "
+                f"best epoch by, found none: all {settings.epochs} epochs are trained and the last weights are kept. Hold "
+                "some out to validate on, or pass patience=None."
+            )
+        settings = replace(settings, patience=None)
+    return settings
+
+
+def _unfreezing(model: CellModel, every: int | None) -> list[Any]:
+    if every is None:
+        return []
+    # It defines a class of Lightning, so it can be imported only where Lightning is.
+    from scgpt_tools.train.unfreezing import GradualUnfreezing
+
+    return [GradualUnfreezing(model, every)]

@@ -1,0 +1,39 @@
+"""Learning to name the types of cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scgpt_tools.data.classes import UNKNOWN
+from scgpt_tools.objectives.recipes import ANNOTATE
+from scgpt_tools.train.tasks.cells import CellTask, OpenedCells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scgpt_tools.models.cell_model import CellModel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Annotate(CellTask):
+    """Cross-entropy of the classes of a column."""
+
+    name = "annotate"
+    recipe = ANNOTATE
+    fit = {"epochs": 10, "batch_size": 32, "lr": 1e-4}
+    defaults = {"validation": 0.1, "sampling": "random", "batch_parts": False}
+    needs = ("label_key",)
+
+    def open(self, adata: AnnData | MuData, model: CellModel, *, seed: int) -> OpenedCells:
+        """Read the cells, of two classes or more."""
+        opened = super().open(adata, model, seed=seed)
+        assert opened.labels is not None  # noqa: S101 - the column is needed
+        codes = set(opened.labels.codes[opened.train].tolist()) - {UNKNOWN}
+        if len(codes) < 2:
+            found = sorted(opened.labels.names[code] for code in codes)
+            raise ValueError(
+                f"Expected cells of two classes of {self.label_key!r} or more to train on, found only {found}."
+            )
+        return opened

@@ -1,0 +1,152 @@
+"""Learning expression after a perturbation from expression before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from scgpt_tools._validate import check_choice
+from scgpt_tools.data.opening import match_rows
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.models.config import ExpressionConfig
+from scgpt_tools.objectives.recipes import PERTURB
+from scgpt_tools.screens.batches import (
+    PerturbationBatches,
+    check_log_values,
+    paired_controls,
+    screen_parts,
+    without_unmapped,
+)
+from scgpt_tools.screens.conditions import read_conditions, read_direction
+from scgpt_tools.screens.tokens import ScreenTokens
+from scgpt_tools.tokens.names import column_names
+from scgpt_tools.tokens.perturbations import flag_of
+from scgpt_tools.tokens.tokenizer import Tokenizer
+from scgpt_tools.train.starting import perturbation_config, perturbation_model
+from scgpt_tools.train.tasks.base import Opened, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from anndata import AnnData
+    from mudata import MuData
+    from numpy.typing import NDArray
+
+    from scgpt_tools._types import GeneSampling, Include, Unknown
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.tokens.perturbations import Direction
+    from scgpt_tools.tokens.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedScreen(Opened):
+    """A screen with a control for each cell, and how genes take part."""
+
+    source: RowSource
+    tokens: ScreenTokens
+    conditions: NDArray[Any]
+    pairs: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Perturb(Task[OpenedScreen]):
+    """Squared error at every gene of a perturbed cell, from the control that it is paired with."""
+
+    name = "perturb"
+    recipe = PERTURB
+    # Of scGPT's tutorial, whose choice of the best epoch looks at mean profiles too, by their correlation.
+    fit = {"epochs": 15, "batch_size": 64, "lr": 1e-4, "patience": 10, "monitor": "validation_profile_error"}
+    defaults = {"validation": "split", "sampling": "random", "dropout": 0.0}
+    validates_on = "perturbed cells"
+
+    condition_key: str
+    within: str | Sequence[str] | None
+    pairs: str | None
+    controls: bool
+    include: Include
+    unknown: Unknown
+    unmeasured: Literal["error", "token", "drop"]
+    length: int | None
+    gene_sampling: GeneSampling
+    direction: Direction | None
+    adaptive_offset: bool
+    activation: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("unmeasured", self.unmeasured, ("error", "token", "drop"))
+        self._head()
+
+    def _head(self) -> ExpressionConfig | None:
+        """Head that was asked for; None for the family's own."""
+        if not self.adaptive_offset and self.activation is None:
+            return None
+        return ExpressionConfig(style="affine", adaptive_offset=self.adaptive_offset, activation=self.activation)
+
+    def _reading(self, tokenizer: TokenizerConfig) -> TokenizerConfig:
+        return replace(
+            tokenizer,
+            genes=self.include,
+            unknown=self.unknown,
+            unmeasured="token" if self.unmeasured == "token" else "error",
+            length=self.length,
+            overflow="shared" if self.gene_sampling == "original" else "sample",
+        )
+
+    def open(self, adata: AnnData | MuData, model: CellModel, *, seed: int) -> OpenedScreen:
+        """Read conditions and pairs, and divide the conditions."""
+        if isinstance(self.layer, Mapping):
+            raise TypeError(f"Expected `layer` to name one layer of a screen, found {dict(self.layer)!r}.")
+        source = RowSource(adata, layer=self.layer)
+        check_log_values(source)
+        conditions = read_conditions(source.adata, self.condition_key)
+        plain = perturbation_config(model)
+        flag = flag_of(
+            read_direction(source.adata, self.condition_key) if self.direction is None else self.direction,
+            rows=plain.embedder.perturbation_rows,
+            pad=plain.embedder.perturbation_pad,
+            training=True,
+        )
+        features = match_rows(source, model.vocabulary, plain.tokenizer, self.matching)
+        tokenizer = Tokenizer(self._reading(plain.tokenizer), model.vocabulary)
+        tokens = ScreenTokens.match(features, column_names(source.var, self.genes), tokenizer, flag=flag)
+        pairs = paired_controls(source.adata, conditions, pairs=self.pairs, within=self.within, seed=seed)
+        train, validation = screen_parts(source.adata, conditions, self.validation, controls=self.controls, seed=seed)
+        if self.unmeasured == "drop":
+            train, validation = (without_unmapped(tokens, conditions, part) for part in (train, validation))
+        return OpenedScreen(
+            terms=self.terms(model),
+            train=train,
+            validation=validation,
+            source=source,
+            tokens=tokens,
+            conditions=conditions,
+            pairs=pairs,
+        )
+
+    def adapt(self, model: CellModel, opened: OpenedScreen) -> CellModel:
+        """Make a model of perturbations of it."""
+        return perturbation_model(
+            model,
+            head=self._head(),
+            dropout=self.dropout,
+            flag=opened.tokens.flag,
+            tokenizer=opened.tokens.tokenizer.config,
+        )
+
+    def batches(self, model: CellModel, opened: OpenedScreen) -> PerturbationBatches:
+        """Controls as input and the cells that they are paired with as targets."""
+        return PerturbationBatches(
+            opened.source,
+            opened.tokens,
+            opened.conditions,
+            opened.pairs,
+            train=opened.train,
+            validation=opened.validation,
+        )
+
+    def asked(self, opened: OpenedScreen) -> dict[str, Any]:
+        """The flag of perturbed genes."""
+        return {"flag": opened.tokens.flag}
