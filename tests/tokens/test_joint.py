@@ -11,7 +11,7 @@ import pytest
 from mudatas import GENES, PEAKS, PROTEINS, make_base, make_mudata
 from scgpt_tools.data.modalities import ModalityRows
 from scgpt_tools.tokens import FeatureTable, ModalityConfig, Tokenizer, TokenizerConfig
-from scgpt_tools.tokens.joint import token_values, unscaled
+from scgpt_tools.tokens.joint import JointTokenizer, tokenizer_of, unscaled
 from scgpt_tools.tokens.joint_features import match_modalities
 from scgpt_tools.tokens.modalities import modality_names, resolve_modalities
 
@@ -24,12 +24,20 @@ def opened(mdata, given=None, **changes):
     features = match_modalities(mdata, make_base().vocabulary, parts, min_coverage=0)
     config = TokenizerConfig(modalities=modality_names(parts), parts=parts, length=None, **changes)
     rows = ModalityRows(mdata, modalities=[part.name for part in parts])
-    return rows.take(np.arange(len(rows))), features, Tokenizer(config, features.vocabulary), rows.keys
+    return rows.take(np.arange(len(rows))), features, JointTokenizer(config, features.vocabulary), rows.keys
 
 
 def of(batch, tokenizer, name):
     """Mask of the tokens of a modality."""
     return batch.mask & (batch.modality == tokenizer.config.modalities.index(name))
+
+
+def test_each_configuration_has_its_tokenizer():
+    _, features, tokenizer, _ = opened(make_mudata())
+    assert type(tokenizer_of(tokenizer.config, features.vocabulary)) is JointTokenizer
+    assert type(tokenizer_of(TokenizerConfig(), features.vocabulary)) is Tokenizer
+    with pytest.raises(ValueError, match="one modality, found several"):
+        Tokenizer(tokenizer.config, features.vocabulary)
 
 
 def test_names_do_not_collide_and_old_tokens_keep_their_ids():
@@ -85,7 +93,9 @@ def test_standard_values_have_one_mean_and_spread():
     part = tokenizer.config.parts[1]
     np.testing.assert_allclose(unscaled(found, part, [f"p_{name}" for name in PROTEINS]), ratios, atol=1e-4)
     with pytest.raises(ValueError, match="which training learns"):
-        tokenizer = Tokenizer(replace(tokenizer.config, parts=(replace(part, centers=None),)), tokenizer.vocabulary)
+        tokenizer = JointTokenizer(
+            replace(tokenizer.config, parts=(replace(part, centers=None),)), tokenizer.vocabulary
+        )
         only = ModalityRows(mdata, modalities=["prot"])
         features = match_modalities(mdata, tokenizer.vocabulary, [part])
         tokenizer(only.take([0]), features, keys[:1])
@@ -130,7 +140,7 @@ def test_kept_values_give_the_same_tokens():
     batch = tokenizer(X, features, keys, rng=2)
     blocks = X.tolil()
     for span, own, part in zip(features.spans, features.parts, tokenizer.config.parts, strict=True):
-        kept = token_values(tokenizer, part, X[:, span.start : span.stop], own, keys, seed=2)
+        kept = tokenizer.kept_values(part, X[:, span.start : span.stop], own, keys, seed=2)
         blocks[:, span.start : span.stop] = kept.toarray()
     again = tokenizer(blocks.tocsr(), features, keys, rng=2, prebinned=True)
     np.testing.assert_array_equal(batch.genes, again.genes)

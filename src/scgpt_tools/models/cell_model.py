@@ -43,7 +43,7 @@ from scgpt_tools.nn.heads import (
 from scgpt_tools.nn.output import CellOutput
 from scgpt_tools.nn.pooling import pool
 from scgpt_tools.nn.transformer import Transformer
-from scgpt_tools.tokens.tokenizer import Tokenizer
+from scgpt_tools.tokens.joint import tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools.models.config import ModelConfig
     from scgpt_tools.tokens.batch import TokenBatch
+    from scgpt_tools.tokens.tokenizer import Tokenizer
     from scgpt_tools.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class CellModel(nn.Module):
     @property
     def tokenizer(self) -> Tokenizer:
         """How cells become tokens for this model."""
-        return Tokenizer(self.config.tokenizer, self.vocabulary)
+        return tokenizer_of(self.config.tokenizer, self.vocabulary)
 
     @property
     def dim(self) -> int:

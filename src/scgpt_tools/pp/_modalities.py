@@ -12,9 +12,8 @@ from scgpt_tools._keys import TokenizeKeys
 from scgpt_tools.data.binned import BinnedSettings, write_binned
 from scgpt_tools.data.modalities import ModalityRows
 from scgpt_tools.data.opening import warn_about_empty, warn_about_rows
-from scgpt_tools.tokens.joint import token_values
+from scgpt_tools.tokens.joint import JointTokenizer
 from scgpt_tools.tokens.modalities import values_of
-from scgpt_tools.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -53,7 +52,7 @@ def tokenize_modalities(
     warn_about_rows(rows, config)
     vocabulary = features.vocabulary
     assert vocabulary is not None  # noqa: S101 - a table of several modalities has one
-    tokenizer = Tokenizer(config, vocabulary)
+    tokenizer = JointTokenizer(config, vocabulary)
     parts = {part.name: part for part in config.parts}
     done = [
         (parts[span.name], own, _values_of(rows.parts[span.name], tokenizer, parts[span.name], own, seed))
@@ -81,10 +80,9 @@ def tokenize_modalities(
 
 
 def _values_of(
-    source: RowSource, tokenizer: Tokenizer, part: ModalityConfig, features: FeatureTable, seed: int
+    source: RowSource, tokenizer: JointTokenizer, part: ModalityConfig, features: FeatureTable, seed: int
 ) -> sp.csr_matrix:
     blocks = [
-        token_values(tokenizer, part, block.X, features, source.keys[block.index], seed=seed)
-        for block in source.blocks()
+        tokenizer.kept_values(part, block.X, features, source.keys[block.index], seed=seed) for block in source.blocks()
     ]
     return sp.vstack(blocks, format="csr")

@@ -27,6 +27,7 @@ from scgpt_tools.models import CellModel
 from scgpt_tools.pp._modalities import tokenize_modalities
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.joint import tokenizer_of
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 from scgpt_tools.tokens.units import warn_about_units
 from scgpt_tools.tokens.values import bin_dtype
@@ -230,7 +231,7 @@ def _resolve(
     config = replace(
         config, values="binned", bins=bins or config.bins or TokenizerConfig.bins, ties=ties or config.ties
     )
-    return vocabulary, Tokenizer(config, vocabulary), name
+    return vocabulary, tokenizer_of(config, vocabulary), name
 
 
 def _bins_of(

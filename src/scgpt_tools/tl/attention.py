@@ -18,7 +18,7 @@ from scgpt_tools._validate import as_seed, check_choice, check_integer, check_ke
 from scgpt_tools.data.classes import read_classes
 from scgpt_tools.inference.cells import Cells, Request, open_cells
 from scgpt_tools.models.attention_maps import Normalization, attention_products, normalized
-from scgpt_tools.tokens.tokenizer import Tokenizer
+from scgpt_tools.tokens.joint import tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -256,7 +256,7 @@ def _groups(adata: AnnData, groupby: str | None) -> pd.Categorical[Any]:
 def _read_in_full(cells: Cells) -> Cells:
     """The same cells with a token for every gene, whether it is expressed or not."""
     config = replace(cells.plan.tokenizer.config, genes="all", length=None)
-    return replace(cells, plan=replace(cells.plan, tokenizer=Tokenizer(config, cells.model.vocabulary)))
+    return replace(cells, plan=replace(cells.plan, tokenizer=tokenizer_of(config, cells.model.vocabulary)))
 
 
 def _layer_number(layer: int, n_layers: int) -> int:

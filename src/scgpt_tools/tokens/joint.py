@@ -15,6 +15,7 @@ import torch
 
 from scgpt_tools._validate import as_seed
 from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.tokens.tokenizer import Tokenizer, one_per_row
 from scgpt_tools.tokens.values import canonical
 
 if TYPE_CHECKING:
@@ -25,77 +26,124 @@ if TYPE_CHECKING:
     from scgpt_tools._types import RngLike
     from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.tokens.modalities import ModalityConfig, Span
-    from scgpt_tools.tokens.tokenizer import Tokenizer
+    from scgpt_tools.tokens.tokenizer import TokenizerConfig
+    from scgpt_tools.vocabulary import Vocabulary
 
 # Where bins lie: a value at the mean of its feature, and what a standard deviation is worth.
 _MIDDLE, _SPREAD = 20.0, 8.0
 
 
-def joint_batch(
-    tokenizer: Tokenizer,
-    X: sp.csr_matrix,
-    features: FeatureTable,
-    keys: NDArray[np.uint64],
-    *,
-    rng: RngLike,
-    rows: ArrayLike | None,
-    index: ArrayLike | None,
-    prebinned: bool,
-) -> TokenBatch:
-    """What a tokenizer with several modalities returns; see :meth:`~scgpt_tools.tokens.Tokenizer.__call__`."""
-    chosen = np.arange(X.shape[0]) if rows is None else np.asarray(rows, dtype=np.int64)
-    index = np.arange(X.shape[0]) if index is None else np.asarray(index, dtype=np.int64)
-    X, keys, seed = X[chosen], keys[chosen], as_seed(rng)
-    parts = []
-    for span, own in zip(features.spans, features.parts, strict=True):
-        config = part_named(tokenizer, span.name)
-        single = part_tokenizer(tokenizer, config)
-        values = canonical(X[:, span.start : span.stop])
-        shown = values if prebinned else part_values(values, config, own)
-        part = single(shown, own, keys, rng=seed, prebinned=prebinned)
-        if not prebinned and (config.scale != 1 or config.standard):
-            scaled = _scaled(part.values.numpy(), part.genes.numpy(), config, tokenizer)
-            part = part.replace(values=torch.where(part.mask, torch.from_numpy(scaled), part.values))
-        there = torch.from_numpy(_measured(X, span))[:, None]
-        part = part.replace(mask=part.mask & there, expressed=part.require("expressed").masked_fill(~there, -1))
-        parts.append((tokenizer.config.modalities.index(span.name), part))
-    return _side_by_side(tokenizer, parts, torch.from_numpy(index[chosen]))
+class JointTokenizer(Tokenizer):
+    """Turns rows of a matrix of several modalities into a batch; its arguments are those of its base."""
+
+    def __call__(
+        self,
+        X: sp.csr_matrix,
+        features: FeatureTable,
+        keys: ArrayLike,
+        *,
+        rng: RngLike = 0,
+        rows: ArrayLike | None = None,
+        index: ArrayLike | None = None,
+        prebinned: bool = False,
+    ) -> TokenBatch:
+        """Tokenize some cells."""
+        X = canonical(X)
+        self._token_of(X, features)  # refuses another number of columns
+        keys = one_per_row("keys", keys, X, np.uint64)
+        chosen = np.arange(X.shape[0]) if rows is None else np.asarray(rows, dtype=np.int64)
+        index = np.arange(X.shape[0]) if index is None else np.asarray(index, dtype=np.int64)
+        X, keys, seed = X[chosen], keys[chosen], as_seed(rng)
+        parts = []
+        for span, own in zip(features.spans, features.parts, strict=True):
+            config = self.part(span.name)
+            values = canonical(X[:, span.start : span.stop])
+            shown = values if prebinned else part_values(values, config, own)
+            part = self.alone(config)(shown, own, keys, rng=seed, prebinned=prebinned)
+            if not prebinned and (config.scale != 1 or config.standard):
+                scaled = _scaled(part.values.numpy(), part.genes.numpy(), config, self.vocabulary)
+                part = part.replace(values=torch.where(part.mask, torch.from_numpy(scaled), part.values))
+            there = torch.from_numpy(_measured(X, span))[:, None]
+            part = part.replace(mask=part.mask & there, expressed=part.require("expressed").masked_fill(~there, -1))
+            parts.append((self.config.modalities.index(span.name), part))
+        return _side_by_side(self, parts, torch.from_numpy(index[chosen]))
+
+    def lengths(self, X: sp.csr_matrix, features: FeatureTable) -> NDArray[np.int64]:
+        """Count the tokens that each cell will have."""
+        X = canonical(X)
+        total = np.full(X.shape[0], int(self.config.cls), dtype=np.int64)
+        for span, own in zip(features.spans, features.parts, strict=True):
+            single = self.alone(self.part(span.name))
+            total += single.lengths(X[:, span.start : span.stop], own) * _measured(X, span)
+        return total
+
+    def part(self, name: str) -> ModalityConfig:
+        """How a modality is read."""
+        for config in self.config.parts:
+            if config.name == name:
+                return config
+        known = [config.name for config in self.config.parts]
+        raise ValueError(f"Expected a modality that the model reads, one of {known}, found {name!r}.")
+
+    def alone(self, part: ModalityConfig) -> Tokenizer:
+        """A tokenizer for one modality, without a cell token."""
+        config = replace(
+            self.config,
+            genes=part.genes,
+            values=part.values if part.values in ("binned", "log1p") else "raw",
+            bins=part.bins,
+            ties=part.ties,
+            length=part.length,
+            overflow=part.overflow,
+            cls=False,
+            modalities=(),
+            parts=(),
+        )
+        return Tokenizer(config, self.vocabulary)
+
+    def kept_values(
+        self, part: ModalityConfig, X: sp.csr_matrix, features: FeatureTable, keys: ArrayLike, *, seed: int
+    ) -> sp.csr_matrix:
+        """What a call makes of the values of a modality, in the shape of the matrix, to keep it.
+
+        Parameters
+        ----------
+        part
+            How the modality is read.
+        X
+            Its values.
+        features
+            Its columns.
+        keys
+            One hash per row.
+        seed
+            Seed of random ties.
+
+        Returns
+        -------
+        Small integers where values are binned, else float32; nothing in columns without a token.
+        """
+        X = canonical(X)
+        if part.values == "binned":
+            return self.alone(part).bin_rows(X, features, keys, rng=seed)
+        values = part_values(X, part, features)
+        data = np.log1p(values.data) if part.values == "log1p" else values.data
+        logs = sp.csr_matrix((data, values.indices, values.indptr), shape=X.shape)
+        if part.standard:
+            # A panel: zeros have a value too.
+            dense = np.zeros(X.shape, dtype=np.float32)
+            own = logs[:, features.columns].toarray().astype(np.float32)
+            dense[:, features.columns] = _scaled(own, np.broadcast_to(features.ids, own.shape), part, self.vocabulary)
+            return sp.csr_matrix(dense)
+        known = np.isin(values.indices, features.columns)
+        kept = sp.csr_matrix(((data * known * part.scale).astype(np.float32), values.indices, values.indptr), X.shape)
+        kept.eliminate_zeros()
+        return kept
 
 
-def joint_lengths(tokenizer: Tokenizer, X: sp.csr_matrix, features: FeatureTable) -> NDArray[np.int64]:
-    """Number of tokens of each cell, the cell token included."""
-    total = np.full(X.shape[0], int(tokenizer.config.cls), dtype=np.int64)
-    for span, own in zip(features.spans, features.parts, strict=True):
-        single = part_tokenizer(tokenizer, part_named(tokenizer, span.name))
-        total += single.lengths(X[:, span.start : span.stop], own) * _measured(X, span)
-    return total
-
-
-def part_named(tokenizer: Tokenizer, name: str) -> ModalityConfig:
-    """How a modality is read."""
-    for config in tokenizer.config.parts:
-        if config.name == name:
-            return config
-    known = [config.name for config in tokenizer.config.parts]
-    raise ValueError(f"Expected a modality that the model reads, one of {known}, found {name!r}.")
-
-
-def part_tokenizer(tokenizer: Tokenizer, part: ModalityConfig) -> Tokenizer:
-    """A tokenizer for one modality, without a cell token."""
-    values = part.values if part.values in ("binned", "log1p") else "raw"
-    config = replace(
-        tokenizer.config,
-        genes=part.genes,
-        values=values,
-        bins=part.bins,
-        ties=part.ties,
-        length=part.length,
-        overflow=part.overflow,
-        cls=False,
-        modalities=(),
-        parts=(),
-    )
-    return type(tokenizer)(config, tokenizer.vocabulary)
+def tokenizer_of(config: TokenizerConfig, vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer of a configuration, for one modality or several."""
+    return (JointTokenizer if config.parts else Tokenizer)(config, vocabulary)
 
 
 def part_values(X: sp.csr_matrix, part: ModalityConfig, features: FeatureTable) -> sp.csr_matrix:
@@ -124,48 +172,6 @@ def part_values(X: sp.csr_matrix, part: ModalityConfig, features: FeatureTable) 
     return sp.csr_matrix((ratios.astype(X.dtype), X.indices, X.indptr), shape=X.shape)
 
 
-def token_values(
-    tokenizer: Tokenizer, part: ModalityConfig, X: sp.csr_matrix, features: FeatureTable, keys: ArrayLike, *, seed: int
-) -> sp.csr_matrix:
-    """What a call makes of the values of a modality, in the shape of the matrix, to keep it.
-
-    Parameters
-    ----------
-    tokenizer
-        Of several modalities.
-    part
-        How this one is read.
-    X
-        Its values.
-    features
-        Its columns.
-    keys
-        One hash per row.
-    seed
-        Seed of random ties.
-
-    Returns
-    -------
-    Small integers where values are binned, else float32; nothing in columns without a token.
-    """
-    X = canonical(X)
-    if part.values == "binned":
-        return part_tokenizer(tokenizer, part).bin_rows(X, features, keys, rng=seed)
-    values = part_values(X, part, features)
-    data = np.log1p(values.data) if part.values == "log1p" else values.data
-    logs = sp.csr_matrix((data, values.indices, values.indptr), shape=X.shape)
-    if part.standard:
-        # A panel: zeros have a value too.
-        dense = np.zeros(X.shape, dtype=np.float32)
-        own = logs[:, features.columns].toarray().astype(np.float32)
-        dense[:, features.columns] = _scaled(own, np.broadcast_to(features.ids, own.shape), part, tokenizer)
-        return sp.csr_matrix(dense)
-    known = np.isin(values.indices, features.columns)
-    kept = sp.csr_matrix(((data * known * part.scale).astype(np.float32), values.indices, values.indptr), X.shape)
-    kept.eliminate_zeros()
-    return kept
-
-
 def unscaled(values: NDArray[np.float32], part: ModalityConfig, tokens: Sequence[str]) -> NDArray[np.float32]:
     """Turn token values back into what they were scaled from.
 
@@ -192,7 +198,7 @@ def unscaled(values: NDArray[np.float32], part: ModalityConfig, tokens: Sequence
 
 
 def _scaled(
-    values: NDArray[np.float32], ids: NDArray[np.int64], part: ModalityConfig, tokenizer: Tokenizer
+    values: NDArray[np.float32], ids: NDArray[np.int64], part: ModalityConfig, vocabulary: Vocabulary
 ) -> NDArray[np.float32]:
     """Values with the spread of bins; ids that are not of the modality get anything."""
     if not part.standard:
@@ -202,7 +208,7 @@ def _scaled(
             f"Expected `centers` and `spreads` of the features of {part.name!r}, which training learns, found none. "
             "Fine-tune a model, or pass `standard=False`."
         )
-    known = tokenizer.vocabulary.ids(part.keep, unknown=None)
+    known = vocabulary.ids(part.keep, unknown=None)
     order = np.argsort(known)
     place = order[np.minimum(np.searchsorted(known[order], ids), len(order) - 1)]
     centers, spreads = np.asarray(part.centers)[place], np.asarray(part.spreads)[place]

@@ -17,7 +17,6 @@ from scgpt_tools._types import Expects, Genes, Include, Overflow, Ties, Unknown,
 from scgpt_tools._validate import as_seed, check_choice, check_integer
 from scgpt_tools.tokens import kernels
 from scgpt_tools.tokens.batch import TokenBatch
-from scgpt_tools.tokens.joint import joint_batch, joint_lengths
 from scgpt_tools.tokens.modalities import ModalityConfig
 from scgpt_tools.tokens.values import bin_rows, bits_of, canonical, count_known, fractions_of
 
@@ -105,7 +104,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 class Tokenizer:
-    """Turns rows of a matrix into a :class:`TokenBatch`.
+    """Turns rows of a matrix of one modality into a :class:`TokenBatch`.
+
+    :func:`~scgpt_tools.tokens.joint.tokenizer_of` makes the right one for any configuration.
 
     Parameters
     ----------
@@ -116,6 +117,8 @@ class Tokenizer:
     """
 
     def __init__(self, config: TokenizerConfig, vocabulary: Vocabulary) -> None:
+        if config.parts and type(self) is Tokenizer:
+            raise ValueError("Expected a configuration of one modality, found several. Pass it to `tokenizer_of`.")
         self.config = config
         self.vocabulary = vocabulary
 
@@ -174,10 +177,8 @@ class Tokenizer:
         """
         X, features = canonical(X), self.completed(features)
         token_of = self._token_of(X, features)
-        keys = _one_per_row("keys", keys, X, np.uint64)
-        if self.config.parts:
-            return joint_batch(self, X, features, keys, rng=rng, rows=rows, index=index, prebinned=prebinned)
-        index = np.arange(X.shape[0]) if index is None else _one_per_row("index", index, X, np.int64)
+        keys = one_per_row("keys", keys, X, np.uint64)
+        index = np.arange(X.shape[0]) if index is None else one_per_row("index", index, X, np.int64)
         rows = np.arange(X.shape[0]) if rows is None else _rows_of(X, rows)
         expressed = count_known(X, rows, token_of)
         parts = self._padded(self._lengths(expressed, features), features)
@@ -215,8 +216,6 @@ class Tokenizer:
         One number per row, the cell token included.
         """
         X = canonical(X)
-        if self.config.parts:
-            return joint_lengths(self, X, features)
         features = self.completed(features)
         return self._lengths(count_known(X, np.arange(X.shape[0]), self._token_of(X, features)), features)
 
@@ -239,7 +238,7 @@ class Tokenizer:
         The bins that a call gives the same cells and seed, in the shape of ``X``: small integers, zero for zero, and
         nothing in columns without a token.
         """
-        keys = _one_per_row("keys", keys, X, np.uint64)
+        keys = one_per_row("keys", keys, X, np.uint64)
         bins, token_of = self.bins, self._token_of(X, self.completed(features))
         return bin_rows(X, bins, ties=self.config.ties, token_of=token_of, keys=keys, seed=as_seed(rng))
 
@@ -334,7 +333,8 @@ def _rows_of(X: sp.csr_matrix, rows: ArrayLike) -> NDArray[np.int64]:
     return array
 
 
-def _one_per_row(name: str, values: ArrayLike, X: sp.csr_matrix, dtype: type[Integer]) -> NDArray[Integer]:
+def one_per_row(name: str, values: ArrayLike, X: sp.csr_matrix, dtype: type[Integer]) -> NDArray[Integer]:
+    """Numbers of the rows of a matrix, or an error that says how many there should be."""
     array: NDArray[Integer] = np.ascontiguousarray(values, dtype=dtype)
     if array.shape != (X.shape[0],):
         raise ValueError(f"Expected `{name}` to hold one number for each of {X.shape[0]} rows, found {array.shape}.")
