@@ -127,11 +127,14 @@ def test_frozen_backbones_keep_their_weights_but_flags_are_learnt(cells):
         {"length": 10, "gene_sampling": "original", "include": "batch-wise"},
         {"adaptive_offset": True, "activation": "ReLU"},
         {"controls": False, "within": "batch"},
+        {"sampling": "balanced"},
+        {"sampling": "blocks"},
+        {"freeze": "backbone", "unfreeze_every": 1, "epochs": 3},
     ],
     ids=str,
 )
-def test_options_of_the_original(cells, options):
-    model = finetune(cells, pretrained(cells.var_names), **QUICK, **options)
+def test_options(cells, options):
+    model = finetune(cells, pretrained(cells.var_names), **QUICK | options)
     assert np.isfinite(model.history["train_loss"]).all()
     if "activation" in options:
         assert model.config.heads.expression.activation == "ReLU"
@@ -225,6 +228,8 @@ def test_bad_input_is_refused(cells):
         finetune(cells, base, **QUICK, validation=0.0, patience=3)
     with pytest.raises(ValueError, match="`unmeasured` to be one of"):
         finetune(cells, base, **QUICK, unmeasured="ignore")
+    with pytest.raises(ValueError, match="^Expected `sampling` to be one of 'random', 'balanced', 'blocks'"):
+        finetune(cells, base, **QUICK, sampling="one_batch")
 
 
 def test_held_out_cells_do_not_reach_the_weights(cells):

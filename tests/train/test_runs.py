@@ -154,9 +154,37 @@ def test_other_conditions_are_refused(tmp_path):
     how = QUICK | {"task": "perturb", "folder": str(tmp_path)}
     first = sct.train.finetune(cells, model, **how)
     assert same(state(first), state(sct.train.finetune(cells, model, resume=True, **how)))
-    for change, name in (({"validation": 0.2}, "training conditions"), ({"length": 5}, "genes of a cell.length")):
+    for change, name in (({"validation": 0.2}, "training conditions"), ({"length": 5}, "tokenizer.length")):
         with pytest.raises(ValueError, match=f"with what it was asked, {name}"):
             sct.train.finetune(cells, model, resume=True, **how | change)
+
+
+def test_screens_of_the_version_before_count(tmp_path):
+    """How their genes were read stood beside the tokenizer, which had fewer settings."""
+    from scgpt_tools.models import FAMILIES, CellModel
+    from scgpt_tools.vocabulary import Vocabulary
+
+    cells = screen(12)
+    pp.perturbation_split(cells, draw="stable")
+    vocabulary = Vocabulary.from_genes(cells.var_names)
+    model = CellModel(FAMILIES["scgpt"](vocabulary, dim=16, layers=1, heads=2, hidden=16), vocabulary)
+    how = QUICK | {"task": "perturb", "folder": tmp_path, "unknown": "pad", "gene_sampling": "original", "length": 9}
+    first = sct.train.finetune(cells, model, **how)
+    record = json.loads((tmp_path / RUN).read_text())
+    asked = record["asked"]
+    del asked["unfreeze_every"]
+    asked["settings"]["seed"] = asked["settings"].pop("rng")
+    for name in ("unknown", "unmeasured"):
+        del asked["tokenizer"][name]
+    asked["tokenizer"] |= {"genes": "all", "length": None, "overflow": "sample"}
+    asked["genes of a cell"] = {
+        "include": "all", "unknown": "pad", "unmeasured": "error", "length": 9, "sampling": "original",
+        "flag": asked.pop("flag of perturbed genes"),
+    }  # fmt: skip
+    (tmp_path / RUN).write_text(json.dumps(record))
+    assert same(state(first), state(sct.train.finetune(cells, model, resume=True, **how)))
+    with pytest.raises(ValueError, match="tokenizer.unknown 'pad', found 'drop'"):
+        sct.train.finetune(cells, model, resume=True, **how | {"unknown": "drop"})
 
 
 def test_what_may_change_when_a_run_goes_on(annotate, tmp_path):

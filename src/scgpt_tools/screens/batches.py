@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-    from scgpt_tools.data.epochs import Batches
+    from scgpt_tools.data.epochs import Batches, Sampling
     from scgpt_tools.data.module import Part
     from scgpt_tools.data.rows import RowSource
     from scgpt_tools.screens.tokens import ScreenTokens
@@ -57,6 +57,8 @@ class PerturbationBatches(CellDataModule):
         (N, n) rows of the controls of each cell; with several, every epoch draws one.
     train, validation
         Numbers of the cells of each part.
+    sampling
+        How training cells are drawn; ``"balanced"`` draws each condition as often.
     """
 
     def __init__(
@@ -68,8 +70,17 @@ class PerturbationBatches(CellDataModule):
         *,
         train: ArrayLike,
         validation: ArrayLike,
+        sampling: Sampling = "random",
     ) -> None:
-        super().__init__([CellTable(source, tokens.features)], tokens.tokenizer, train=train, validation=validation)
+        # Nothing else reads classes here.
+        label = np.unique(conditions, return_inverse=True)[1] if sampling == "balanced" else None
+        super().__init__(
+            [CellTable(source, tokens.features, label=label)],
+            tokens.tokenizer,
+            train=train,
+            validation=validation,
+            sampling=sampling,
+        )
         self.tokens, self.pairs, self.conditions = tokens, pairs, conditions
         self.perturbed = [condition_genes(condition) for condition in conditions]
         used = np.union1d(self.train, self.validation)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scgpt_tools._files import replace_file
-from scgpt_tools.config import Dataclass, to_dict
+from scgpt_tools.config import Dataclass, from_dict, to_dict
+from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +40,13 @@ OPEN = (
     *("nodes", "strategy", "precision", "gradient_checkpointing", "deterministic", "monitor"),
 )
 _SHOWN = 8
+# What corruptions were called by the version before: by their class.
+_CORRUPTIONS = {
+    "MaskValues": "mask_values",
+    "GenerateValues": "generate_values",
+    "HideModalities": "hide_modalities",
+    "GenerateExpression": "generate_expression",
+}
 _ADVICE = "Begin in another folder, ask what that run was asked, or leave out `resume` to replace it."
 
 
@@ -195,18 +203,20 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _current(asked: dict[str, Any]) -> dict[str, Any]:
-    """A question as this version asks it; the one before named the class of a corruption."""
-    hidden = asked.get("hidden")
-    if not isinstance(hidden, dict):
-        return asked
-    names = {
-        "MaskValues": "mask_values",
-        "GenerateValues": "generate_values",
-        "HideModalities": "hide_modalities",
-        "GenerateExpression": "generate_expression",
-    }
-    return asked | {"hidden": hidden | {"name": names.get(hidden.get("name", ""), hidden.get("name"))}}
+def _current(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run of the version before was asked, as this one asks it."""
+    asked = dict(asked)
+    if isinstance(hidden := asked.get("hidden"), dict):
+        asked["hidden"] = hidden | {"name": _CORRUPTIONS.get(hidden.get("name", ""), hidden.get("name"))}
+    if isinstance(tokenizer := asked.get("tokenizer"), dict):
+        # How a screen was read stood beside the tokenizer.
+        if isinstance(reading := asked.pop("genes of a cell", None), dict):
+            asked["flag of perturbed genes"] = reading.get("flag")
+            tokenizer |= {name: reading[name] for name in ("unknown", "unmeasured", "length") if name in reading}
+            tokenizer["genes"] = reading.get("include")
+            tokenizer["overflow"] = "shared" if reading.get("sampling") == "original" else "sample"
+        asked["tokenizer"] = to_dict(from_dict(TokenizerConfig, tokenizer, where=f"{RUN}.tokenizer"))
+    return asked
 
 
 def _alike(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, began_here: bool) -> bool:

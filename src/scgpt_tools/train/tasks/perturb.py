@@ -76,6 +76,8 @@ class Perturb(Task[OpenedScreen]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Pairs know no batch.
+        check_choice("sampling", self.sampling, ("random", "balanced", "blocks"))
         check_choice("unmeasured", self.unmeasured, ("error", "token", "drop"))
         self._head()
 
@@ -145,6 +147,7 @@ class Perturb(Task[OpenedScreen]):
             opened.pairs,
             train=opened.train,
             validation=opened.validation,
+            sampling=self.sampling,
         )
 
     def asked(self, opened: OpenedScreen) -> dict[str, Any]:
