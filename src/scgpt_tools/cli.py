@@ -42,7 +42,7 @@ _USER_ERRORS = (ArgumentError, ValueError, KeyError, TypeError, OSError, ImportE
 # Parameters whose types a shell cannot give, and what it gives instead.
 _FROM_SHELL: dict[str, type] = {
     "rng": int,
-    **dict.fromkeys(("model", "device", "symbols", "aliases", "config", "data", "output"), str),
+    **dict.fromkeys(("model", "device", "mask_var", "symbols", "aliases", "config", "data", "output"), str),
 }
 _HELP = {
     "model": "A released name (see `scgpt-tools models`), a repository of the Hugging Face Hub, or a folder.",

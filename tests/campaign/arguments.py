@@ -156,6 +156,7 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(["folder", "output", "save", "save_dir", "store"], "path"),
     "model": "model",
     "genes": "present",
+    "mask_var": "present",
     "symbols": "names",
     "aliases": "names",
     "figsize": "size of a figure",

@@ -251,3 +251,12 @@ def test_special_tokens_are_no_genes(adata):
     adata.var_names = ["<pad>", *adata.var_names[1:]]
     sct.pp.tokenize(adata, Vocabulary([*adata.var_names, "<cls>"]))
     assert (adata.var["X_binned_token_id"] < 0).tolist() == [True] + [False] * 29
+
+
+def test_a_mask_of_genes_stands_for_a_subset(adata, vocabulary):
+    mask = np.arange(adata.n_vars) % 3 > 0
+    expected = sct.pp.tokenize(adata[:, mask].copy(), vocabulary, copy=True)
+    sct.pp.tokenize(adata, vocabulary, mask_var=mask)
+    np.testing.assert_array_equal(adata[:, mask].layers["X_binned"].toarray(), expected.layers["X_binned"].toarray())
+    assert not adata[:, ~mask].layers["X_binned"].toarray().any()
+    assert (adata.var["X_binned_token_id"].to_numpy()[~mask] == -1).all()

@@ -223,3 +223,34 @@ def test_long_cells_are_drawn_by_seed(adata, model):
 
 def test_a_length_that_keeps_all_is_no_draw(adata, model):
     np.testing.assert_allclose(embed(adata.copy(), model, length=21, rng=5), embed(adata, model), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["column", "array", "list"])
+def test_a_mask_of_genes_stands_for_a_subset(adata, model, form):
+    mask = np.arange(adata.n_vars) % 2 == 0
+    expected = sct.tl.embed(adata[:, mask].copy(), model, show_progress=False, copy=True)
+    adata.var["mask"] = pd.array(mask, dtype="boolean")
+    given = {"column": "mask", "array": mask, "list": mask.tolist()}[form]
+    sct.tl.embed(adata, model, mask_var=given, show_progress=False)
+    np.testing.assert_array_equal(adata.obsm["X_scGPT"], expected.obsm["X_scGPT"])
+    record = adata.uns["X_scGPT"]
+    assert record["params"]["mask_var"] == ("mask" if form == "column" else f"{mask.sum()} genes of an array")
+    assert record["genes"]["n_features"] == mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("mask_var", "error", "message"),
+    [
+        ("absent", KeyError, "column of `var` named 'absent'"),
+        ("numbers", ValueError, "such a column of `var`, found int64"),
+        ([True], ValueError, "of shape \\(1,\\)"),
+        ("nothing", ValueError, "choose some genes"),
+    ],
+)
+def test_masks_that_choose_no_genes_are_refused(adata, model, mask_var, error, message, unchanged):
+    adata.var["numbers"], adata.var["nothing"] = 1, False
+    before = unchanged(adata)
+    for call in (sct.tl.embed, sct.pp.tokenize):
+        with pytest.raises(error, match=message):
+            call(adata, model, mask_var=mask_var, show_progress=False)
+    assert unchanged(adata) == before

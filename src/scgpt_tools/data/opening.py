@@ -43,6 +43,8 @@ class Matching:
     aliases: NameTable | None = None
     ignore_case: bool = False
     duplicates: Duplicates = "most_counts"
+    mask_var: NDArray[np.bool_] | str | None = None
+    """Of one modality."""
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of :meth:`~scgpt_tools.tokens.FeatureTable.from_var`."""
@@ -52,6 +54,7 @@ class Matching:
             "aliases": self.aliases,
             "ignore_case": self.ignore_case,
             "duplicates": self.duplicates,
+            **({} if self.mask_var is None else {"mask_var": self.mask_var}),
         }
 
 
@@ -139,6 +142,8 @@ def match_rows(
     Which columns are which tokens.
     """
     if isinstance(rows, ModalityRows):
+        if matching.mask_var is not None:
+            raise ValueError("Expected no `mask_var` for several modalities, found one. Name one with `modality`.")
         parts: list[ModalityConfig] = [part for part in config.parts if part.name in rows.parts]
         return match_modalities(
             rows.mdata,

@@ -62,6 +62,7 @@ class Request:
     aliases: NameTable | None = None
     ignore_case: bool = False
     duplicates: Duplicates = "most_counts"
+    mask_var: NDArray[np.bool_] | str | None = None
     modality: str | None = None
     modalities: tuple[str, ...] | None = None
     batch: str | None = None
@@ -88,7 +89,9 @@ class Request:
                 f"Expected `modality` or `modalities`, found both: {self.modality!r} and {self.modalities}."
             )
         # Bins come with the matching of genes that they were made with.
-        given = [name for name in ("layer", "genes", "symbols", "aliases") if getattr(self, name) is not None]
+        given = [
+            name for name in ("layer", "genes", "symbols", "aliases", "mask_var") if getattr(self, name) is not None
+        ]
         if self.tokens is not None and given:
             listing = ", ".join(f"`{name}`" for name in given)
             raise ValueError(f"Expected `tokens` without {listing}, found {self.tokens!r} too.")
@@ -214,6 +217,7 @@ class Cells:
                 "layer": _layer_text(request.layer),
                 "tokens": request.tokens or "",
                 "genes": request.genes or "var_names",
+                **({} if request.mask_var is None else {"mask_var": _mask_text(request.mask_var)}),
                 "batch_key": request.batch or "",
                 **({} if request.modalities is None else {"modalities": ", ".join(request.modalities)}),
                 **params,
@@ -298,12 +302,17 @@ def _features(
             aliases=request.aliases,
             ignore_case=request.ignore_case,
             duplicates=request.duplicates,
+            mask_var=request.mask_var,
         )
         return match_rows(source, model.vocabulary, tokenizer.config, matching, totals=totals)
     if isinstance(source, ModalityRows):
         return read_all_binned(source, model.vocabulary, tokenizer.config, key=request.tokens)
     assert isinstance(source, RowSource)  # noqa: S101 - there are no others
     return read_binned(source.adata, model.vocabulary, tokenizer.config, key=request.tokens).features
+
+
+def _mask_text(mask_var: NDArray[np.bool_] | str) -> str:
+    return mask_var if isinstance(mask_var, str) else f"{np.count_nonzero(mask_var)} genes of an array"
 
 
 def _batch_codes(

@@ -36,6 +36,7 @@ from scgpt_tools.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
+    from numpy.typing import NDArray
 
     from scgpt_tools._types import Layers, RngLike
     from scgpt_tools.tokens.modalities import Modalities
@@ -69,6 +70,7 @@ def tokenize(
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
+    mask_var: NDArray[np.bool_] | str | None = None,
     bins: int | None = None,
     ties: Ties | None = None,
     rng: RngLike = 0,
@@ -109,6 +111,9 @@ def tokenize(
         Current symbol of each outdated one.
     ignore_case
         Let names match in another case.
+    mask_var
+        Genes to read only, as the name of a boolean column of ``var``, such as ``"highly_variable"``, or as an array;
+        ``None`` for all.
     bins
         Number of bins, zero included; ``None`` takes the model's, 51 for scGPT.
     ties
@@ -167,6 +172,8 @@ def tokenize(
     seed = as_seed(rng)
     adata = adata.copy() if copy else adata
     if has_modalities(adata) and modality is None:
+        if mask_var is not None:
+            raise ValueError("Expected no `mask_var` for several modalities, found one. Name one with `modality`.")
         matching = Matching(genes=genes, symbols=symbols, aliases=aliases, ignore_case=ignore_case)
         changes = {key: value for key, value in (("bins", bins), ("ties", ties)) if value is not None}
         opened = open_to_learn(
@@ -194,6 +201,7 @@ def tokenize(
         symbols=symbols,
         aliases=aliases,
         ignore_case=ignore_case,
+        mask_var=mask_var,
         totals=source.totals,
     )
     warn_about_units(source.sample(), tokenizer.config.expects)

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    import numpy as np
     import torch
     from anndata import AnnData
     from mudata import MuData
+    from numpy.typing import NDArray
 
     from scgpt_tools._types import Attention, Layers, RngLike
     from scgpt_tools.models.cell_model import CellModel
@@ -46,6 +48,7 @@ def embed(
     aliases: NameTable | None = None,
     ignore_case: bool = False,
     duplicates: Duplicates = "most_counts",
+    mask_var: NDArray[np.bool_] | str | None = None,
     modality: str | None = None,
     modalities: Sequence[str] | None = None,
     batch_key: str | None = None,
@@ -79,6 +82,9 @@ def embed(
     {genes}
     symbols, aliases, ignore_case, duplicates
         How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
+    mask_var
+        Genes to read only, as the name of a boolean column of ``var``, such as ``"highly_variable"``, or as an array;
+        ``None`` for all.
     modality
         Which modality of a MuData to read and to write to, for models that read one.  A model that was fine-tuned on
         several reads all of them and writes to the MuData itself, whose cells need not have been measured in each.
@@ -158,6 +164,7 @@ def embed(
         aliases=aliases,
         ignore_case=ignore_case,
         duplicates=duplicates,
+        mask_var=mask_var,
         modality=modality,
         modalities=None if modalities is None else tuple(modalities),
         batch=batch_key,

@@ -17,7 +17,7 @@ import pandas as pd
 from scgpt_tools._validate import check_choice, check_flag, check_fraction, check_type
 from scgpt_tools.tokens.coverage import Coverage
 from scgpt_tools.tokens.matching import Duplicates, Matcher, Totals, matched, report
-from scgpt_tools.tokens.names import column_names
+from scgpt_tools.tokens.names import column_names, mask_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,6 +89,7 @@ class FeatureTable:
         duplicates: Duplicates = "most_counts",
         totals: Totals | None = None,
         modality: str | None = None,
+        mask_var: NDArray[np.bool_] | str | None = None,
     ) -> FeatureTable:
         """Match the genes of a data set to a vocabulary.
 
@@ -119,6 +120,8 @@ class FeatureTable:
             the same token only; without it ``"most_counts"`` is ``"first"``.
         modality
             What the genes are of, for messages.
+        mask_var
+            (columns,) True for columns that may be matched, or the name of such a column of ``var``; ``None`` for all.
 
         Returns
         -------
@@ -138,14 +141,19 @@ class FeatureTable:
         check_fraction("min_coverage", min_coverage)
         check_flag("ignore_case", ignore_case)
         check_choice("duplicates", duplicates, get_args(Duplicates))
+        n_columns, places = len(var), np.arange(len(var))
+        if mask_var is not None:
+            places = np.flatnonzero(mask_columns(var, mask_var))
+            var = var.iloc[places]
         names = column_names(var, column)
         if isinstance(symbols, str):
             symbols = pd.Series(column_names(var, symbols), index=pd.Index(names, dtype=object), dtype=object)
         matcher = Matcher(vocabulary, symbols=symbols, aliases=aliases, ignore_case=ignore_case)
         if totals is None and duplicates == "most_counts":
             duplicates = "first"
-        coverage = matched(names, matcher, duplicates, totals)
+        sums = None if totals is None else lambda columns: totals(places[columns])
+        coverage = matched(names, matcher, duplicates, sums)
         report(coverage, matcher, var, min_coverage=min_coverage, duplicates=duplicates, modality=modality)
         columns = np.flatnonzero(coverage.used)
         tokens = coverage.tokens[columns]
-        return cls(columns, vocabulary.ids(tokens, unknown=None), tokens, len(var), coverage)
+        return cls(places[columns], vocabulary.ids(tokens, unknown=None), tokens, n_columns, coverage)

@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from scgpt_tools._lookup import absent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
 
 NameTable: TypeAlias = "Mapping[str, str] | pd.Series[Any] | pd.DataFrame"
 """Old name to new name: a mapping, a series (index to value), or a frame of one (index to value) or two columns."""
@@ -42,13 +45,17 @@ def column_names(var: pd.DataFrame, column: str | None = None) -> list[str | Non
     KeyError
         If there is no such column.
     """
-    if column is not None and column not in var.columns:
-        raise KeyError(absent(column, var.columns, "column of `var` named"))
-    values = var.index if column is None else var[column]
-    if getattr(values, "ndim", 1) != 1:
-        raise ValueError(f"Expected one column of `var` named {column!r}, found {values.shape[1]}.")
+    values = var.index if column is None else _column(var, column)
     missing = pd.isna(values)
     return [None if gone or value == "" else str(value) for value, gone in zip(values, missing, strict=True)]
+
+
+def _column(var: pd.DataFrame, column: str) -> Any:
+    if column not in var.columns:
+        raise KeyError(absent(column, var.columns, "column of `var` named"))
+    if (values := var[column]).ndim != 1:
+        raise ValueError(f"Expected one column of `var` named {column!r}, found {values.shape[1]}.")
+    return values
 
 
 def name_pairs(table: NameTable, argument: str) -> dict[str, tuple[str, ...]]:
@@ -147,3 +154,17 @@ def _is_missing(name: Any) -> bool:
 
 def _most(part: Sequence[object], whole: Sequence[object]) -> bool:
     return 2 * len(part) > len(whole)
+
+
+def mask_columns(var: pd.DataFrame, mask_var: NDArray[np.bool_] | str) -> NDArray[np.bool_]:
+    """(columns,) whether each may be read, from the name of a boolean column of ``var`` or from the values themselves."""
+    values = _column(var, mask_var) if isinstance(mask_var, str) else mask_var
+    values = values if hasattr(values, "dtype") else np.asarray(values)
+    if not pd.api.types.is_bool_dtype(values.dtype) or np.shape(values) != (len(var),):
+        raise ValueError(
+            f"Expected `mask_var` to be True or False for each of {len(var):,} genes, or the name of such a column of `var`, "
+            f"found {values.dtype} of shape {np.shape(values)}."
+        )
+    if bool(pd.isna(values).any()) or not bool(values.any()):
+        raise ValueError("Expected `mask_var` to choose some genes and to leave none undecided, found none or NA.")
+    return np.asarray(values, dtype=bool)
