@@ -29,10 +29,10 @@ ODD = (
 )
 """What may stand behind an option."""
 OPTIONS = {
-    "embed": "layer genes symbols aliases ignore_case duplicates modality batch_key pooling normalize length batch_size device "
+    "embed": "layer genes symbols aliases ignore_case duplicates mask_var modality batch_key pooling normalize length batch_size device "
     "precision attention rng key_added chunk rank processes".split(),
     "embed-genes": "genes symbols aliases ignore_case duplicates modality key_added".split(),
-    "tokenize": "layer genes symbols aliases modality bins ties rng key_added".split(),
+    "tokenize": "layer genes symbols aliases mask_var modality bins ties rng key_added".split(),
 }
 CASES = [f"{command} --{option}={value}" for command, options in OPTIONS.items() for option in options for value in ODD]
 

@@ -84,7 +84,7 @@ def test_provenance(adata, model):
     embed(adata, model, rng=7, pooling="mean", length=9)
     told = adata.uns[KEY]
     assert told["params"] == {
-        "layer": "X", "tokens": "", "genes": "var_names", "batch": "", "pooling": "mean", "normalize": True, "rng": 7,
+        "layer": "X", "tokens": "", "genes": "var_names", "batch_key": "", "pooling": "mean", "normalize": True, "rng": 7,
         "precision": "fp32", "attention": "auto",
     }  # fmt: skip
     assert told["model"] == {"name": "tiny", "checksum": model.checksum, "family": "scgpt", "dim": 16} | {
