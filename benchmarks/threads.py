@@ -31,7 +31,7 @@ from training import Ours
 
 import scgpt_tools as sct
 from scgpt_tools.models import FAMILIES
-from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
+from scgpt_tools.models.config import ClassifierConfig, Named
 from scgpt_tools.train.starting import perturbation_model
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def tasks(size: str, arguments: argparse.Namespace, folder: Path) -> dict[str, C
         vocabulary = sct.Vocabulary.from_genes(adata.var_names)
         model = sct.CellModel(FAMILIES["scgpt"](vocabulary), vocabulary).eval()
         generator = sct.CellModel(FAMILIES["scgpt_perturbation"](vocabulary, **SIZE), vocabulary).eval()
-    annotator = model.adapt(heads=HeadsConfig(cell_type=ClassifierConfig(classes=8))).eval()
+    annotator = model.adapt(heads=Named(cell_type=ClassifierConfig(classes=8))).eval()
     perturbations = list(controls.var_names[:n_perturbations])
     checkpoint = model.save(folder / size)
     options = argparse.Namespace(checkpoint=checkpoint, length=1200, dropout=0.2, batch_size=batch_size, steps=steps)

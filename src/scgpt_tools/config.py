@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 import re
-import types
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, FrozenInstanceError, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import yaml
 
 from scgpt_tools._files import as_path, replace_file
-from scgpt_tools._lookup import absent
+from scgpt_tools._lookup import absent, lookup
 
 
 class Dataclass(Protocol):
@@ -32,6 +32,86 @@ class Dataclass(Protocol):
 
 
 Config = TypeVar("Config", bound=Dataclass)
+Entry = TypeVar("Entry")
+Kind = TypeVar("Kind")
+
+
+class OneOf:
+    """Base of configurations that stand for one another, told apart by ``kind`` in files.
+
+    The classes of a place share a base, which knows the table of them; a row that another package adds counts as well.
+    """
+
+    kinds: ClassVar[Mapping[str, type[Any]]]
+    """What there is, by the name that files have for it."""
+
+    @property
+    def kind(self) -> str:
+        """Name of this class in the table."""
+        for name, cls in self.kinds.items():
+            if cls is type(self):
+                return name
+        raise ValueError(
+            f"Expected a configuration of {list(self.kinds)}, found {type(self).__name__}, which has no row in that table."
+        )
+
+
+class Named(Mapping[str, Entry]):
+    """Configurations by names that a user gives them, never changed; ``named.name`` is short for ``named["name"]``.
+
+    Parameters
+    ----------
+    entries
+        Configurations by name.
+    **more
+        Further ones; ``None`` stands for none.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry | None] = MappingProxyType({}), /, **more: Entry | None) -> None:
+        found = {name: entry for name, entry in {**entries, **more}.items() if entry is not None}
+        if wrong := [name for name in found if not (isinstance(name, str) and name.isidentifier())]:
+            raise ValueError(f"Expected names of letters, digits and underscores, found {wrong[0]!r}.")
+        object.__setattr__(self, "_entries", found)
+
+    _entries: dict[str, Entry]
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getattr__(self, name: str) -> Entry:
+        if name.startswith("_") or name not in self._entries:
+            raise AttributeError(absent(name, vars(self).get("_entries", ()), "entry named"))
+        return self._entries[name]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"cannot assign to {name!r}; make another with `replace`")
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._entries.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and self._entries == dict(other)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._entries,)
+
+    def __repr__(self) -> str:
+        return f"Named({', '.join(f'{name}={entry!r}' for name, entry in self.items())})"
+
+    def find(self, name: str, kind: type[Kind]) -> Kind | None:
+        """Entry of a name if it is of a kind; ``None`` if there is none, or another."""
+        entry = self._entries.get(name)
+        return entry if isinstance(entry, kind) else None
+
+    def replace(self, **changes: Entry | None) -> Named[Entry]:
+        """Copy with some entries exchanged, added, or removed by ``None``."""
+        return Named(self._entries, **changes)
 
 
 def from_dict(cls: type[Config], mapping: Mapping[str, Any], *, where: str = "") -> Config:
@@ -40,7 +120,8 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], *, where: str = "")
     Parameters
     ----------
     cls
-        A dataclass; its fields may be dataclasses, optional, ``Literal``, ``tuple``, ``list`` and ``dict``.
+        A dataclass; its fields may be dataclasses, optional, ``Literal``, ``tuple``, ``list``, ``dict`` and
+        :class:`Named`.  For a base of several (:class:`OneOf`), ``mapping["kind"]`` says which.
     mapping
         Values by field name.
     where
@@ -59,6 +140,8 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], *, where: str = "")
     """
     if not isinstance(mapping, Mapping):
         raise TypeError(f"Expected `{where or cls.__name__}` to be a mapping, found {_shown(mapping)}.")
+    if issubclass(cls, OneOf):
+        cls, mapping = _kind(cls, mapping, where)
     known = {field.name: field for field in fields(cls) if field.init}
     for name in mapping:
         if name not in known:
@@ -101,9 +184,11 @@ def to_dict(config: Dataclass) -> dict[str, Any]:
 
     Returns
     -------
-    Values by field name; nested configurations are dictionaries, tuples are lists and paths are strings.
+    Values by field name; nested configurations are dictionaries, tuples are lists and paths are strings.  One of several
+    kinds says which as ``kind``.
     """
-    return {field.name: _plain(getattr(config, field.name)) for field in fields(config) if field.init}
+    kind = {"kind": config.kind} if isinstance(config, OneOf) else {}
+    return kind | {field.name: _plain(getattr(config, field.name)) for field in fields(config) if field.init}
 
 
 def from_yaml(cls: type[Config], path: str | Path) -> Config:
@@ -212,6 +297,20 @@ def _join(where: str, name: object) -> str:
     return f"{where}.{name}" if where else str(name)
 
 
+def _kind(cls: type[Any], mapping: Mapping[str, Any], where: str) -> tuple[type[Any], dict[str, Any]]:
+    """The class that a mapping is of, and its fields."""
+    rest = dict(mapping)
+    if "kind" not in rest and cls in cls.kinds.values():
+        return cls, rest
+    place = f"kind of {where or cls.__name__}"
+    if "kind" not in rest:
+        raise ValueError(f"Expected `{_join(where, 'kind')}`, one of {list(cls.kinds)}, found only {list(rest)}.")
+    found = lookup(cls.kinds, rest.pop("kind"), place)
+    if not issubclass(found, cls):
+        raise ValueError(f"Expected a {cls.__name__}, found the {place} {mapping['kind']!r}.")
+    return found, rest
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
@@ -241,6 +340,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _tuple(arguments, value, where)
     if origin is list:
         return [_convert(arguments[0], entry, f"{where}[{place}]") for place, entry in enumerate(value)]
+    if origin is Named:
+        return Named({key: _convert(arguments[0], entry, _join(where, key)) for key, entry in value.items()})
     if origin in (dict, Mapping):
         return {key: _convert(arguments[1], entry, _join(where, key)) for key, entry in value.items()}
     if hint is float:
@@ -284,21 +385,21 @@ def _tuple(arguments: tuple[Any, ...], value: Sequence[Any], where: str) -> tupl
 
 def _member(hint: Any, value: Any) -> Any:
     """The member of a union that takes the value; a type that is no union is its own only member."""
-    if get_origin(hint) not in (Union, types.UnionType):
+    if get_origin(hint) not in (Union, UnionType):
         return hint
     members = get_args(hint)
     fitting = [member for member in members if _fits(member, value)]
     if fitting:
         return fitting[0]
     # With one member besides None, its own message says best what was expected.
-    real = [member for member in members if member is not types.NoneType]
+    real = [member for member in members if member is not NoneType]
     return real[0] if len(real) == 1 else hint
 
 
 def _fits(hint: Any, value: Any) -> bool:
     """Whether a value looks like a type, without going into its entries."""
     origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
+    if origin in (Union, UnionType):
         return any(_fits(member, value) for member in get_args(hint))
     if origin is Literal:
         return value in get_args(hint)
@@ -315,6 +416,7 @@ def _fits(hint: Any, value: Any) -> bool:
         tuple: (list, tuple),
         list: (list, tuple),
         dict: Mapping,
+        Named: Mapping,
     }
     kind = origin or hint
     return isinstance(value, accepted.get(kind, kind))

@@ -89,7 +89,7 @@ def tiny_batch(model: CellModel, lengths: Sequence[int] = (6, 9, 3, 7), rng: int
         batch = batch.replace(batch=torch.arange(len(lengths)) % labels)
     if config.context.modalities:
         batch = batch.replace(modality=torch.from_numpy(random.integers(config.context.modalities, size=mask.shape)))
-    if config.embedder.perturbation_rows:
+    if config.perturbation is not None:
         batch = batch.replace(perturbed=torch.from_numpy(random.integers(2, size=mask.shape)))
     return batch.check().to(model.device)
 
@@ -192,7 +192,7 @@ def check_gradients(model: CellModel, batch: TokenBatch) -> None:
             raise AssertionError(f"No head trains {name}.")
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
             raise AssertionError(f"The gradient of {name} is not finite.")
-    pad = trained.embedder.genes.table.weight.grad
+    pad = trained.embedder.get_parameter("genes.table.weight").grad
     if pad is not None and bool(pad[model.config.pad_id].any()):
         raise AssertionError("The gene embedding of padding is trained.")
 
@@ -228,17 +228,16 @@ CONTRACTS: dict[str, Callable[[CellModel, TokenBatch], None]] = {
 
 
 def _random_values(model: CellModel, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    rows = model.config.embedder.value_rows
-    if rows is not None:
-        return random.integers(rows, size=shape).astype(np.float64)
+    if model.config.bins is not None:
+        return random.integers(model.config.bins.rows, size=shape).astype(np.float64)
     bins = model.config.tokenizer.bins
     return random.uniform(0.1, 5.0, size=shape) if bins is None else random.integers(1, bins, size=shape) * 1.0
 
 
 def _readable(model: CellModel, value: float) -> float:
     """A value that has a row, where values are looked up in a table."""
-    rows = model.config.embedder.value_rows
-    return value if rows is None else value % rows
+    bins = model.config.bins
+    return value if bins is None else value % bins.rows
 
 
 def _padded(batch: TokenBatch, more: int) -> TokenBatch:

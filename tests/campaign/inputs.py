@@ -144,7 +144,7 @@ def embedder() -> CellModel:
 def annotator() -> CellModel:
     """The same with a head for three classes."""
     plain = embedder().config
-    heads = replace(plain.heads, cell_type=ClassifierConfig(classes=3, names=TYPES))
+    heads = plain.heads.replace(cell_type=ClassifierConfig(classes=3, names=TYPES))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return CellModel(replace(plain, heads=heads), embedder().vocabulary, name="tiny annotator").eval()

@@ -13,12 +13,13 @@ from scgpt_tools import testing
 from scgpt_tools.models import FAMILIES, CellModel, ModelConfig
 from scgpt_tools.models.config import (
     AdversaryConfig,
+    AffineConfig,
     ClassifierConfig,
     ContextConfig,
-    EmbedderConfig,
     ExpressionConfig,
     FromCellConfig,
-    HeadsConfig,
+    Named,
+    scgpt_embedder,
 )
 
 VOCABULARY = testing.tiny_vocabulary()
@@ -35,20 +36,20 @@ def scgpt(**changes) -> ModelConfig:
 
 
 def with_heads(**heads) -> ModelConfig:
-    return scgpt(heads=replace(family("scgpt").heads, **heads))
+    return scgpt(heads=family("scgpt").heads.replace(**heads))
 
 
-BINNED = EmbedderConfig(values="binned", value_rows=54, value_pad=53)
+BINNED = scgpt_embedder(values="binned", value_rows=54, value_pad=53)
 CONTEXT = ContextConfig(batches=3, modalities=4)
 PERTURBATION = family("scgpt_perturbation")
 
 VARIANTS = {
     "binned values": scgpt(embedder=BINNED),
-    "scaled values": scgpt(embedder=EmbedderConfig(values="scale")),
+    "scaled values": scgpt(embedder=scgpt_embedder(values="scale")),
     "mean pooling": scgpt(pooling="mean"),
     "weighted pooling": scgpt(pooling="weighted"),
-    "batch norm": scgpt(embedder=EmbedderConfig(norm="batch")),
-    "norm by domain": scgpt(embedder=EmbedderConfig(norm="domain"), domains=3),
+    "batch norm": scgpt(embedder=scgpt_embedder(norm="batch")),
+    "norm by domain": scgpt(embedder=scgpt_embedder(norm="domain"), domains=3),
     "norm by domain of binned values": scgpt(embedder=replace(BINNED, norm="domain"), domains=2),
     "replaced stream": scgpt(encoder=replace(family("scgpt").encoder, norm="replace")),
     "told the batch": scgpt(context=ContextConfig(batches=3)),
@@ -56,7 +57,7 @@ VARIANTS = {
     "told both": scgpt(context=CONTEXT),
     "told both, in the query too": scgpt(
         context=CONTEXT,
-        heads=HeadsConfig(
+        heads=Named(
             expression=ExpressionConfig(nonzero=True),
             expression_from_cell=FromCellConfig(nonzero=True, context_in_query=True),
         ),
@@ -75,8 +76,8 @@ VARIANTS = {
     "shallow classifier": with_heads(cell_type=ClassifierConfig(classes=2, layers=1)),
     "affine with all options": replace(
         PERTURBATION,
-        heads=HeadsConfig(
-            expression=ExpressionConfig(style="affine", nonzero=True, activation="ELU", adaptive_offset=True),
+        heads=Named(
+            expression=AffineConfig(nonzero=True, activation="ELU", adaptive_offset=True),
             expression_from_cell=FromCellConfig(),
         ),
     ),
@@ -109,7 +110,7 @@ def test_contract(model, contract):
 
 @pytest.mark.parametrize("contract", testing.CONTRACTS)
 def test_contracts_leave_the_model_as_it_was(contract):
-    model = build(scgpt(embedder=EmbedderConfig(norm="batch")))
+    model = build(scgpt(embedder=scgpt_embedder(norm="batch")))
     before, mode = model.checksum, [part.training for part in model.modules()]
     testing.CONTRACTS[contract](model, testing.tiny_batch(model))
     assert model.checksum == before
@@ -180,14 +181,14 @@ def test_pooling_over_padding_is_noticed(contract):
 
 
 def test_the_norm_of_the_first_cell_is_noticed():
-    broken("batching", scgpt(embedder=EmbedderConfig(norm="domain_of_first"), domains=3))
+    broken("batching", scgpt(embedder=scgpt_embedder(norm="domain_of_first"), domains=3))
 
 
 def test_positions_are_noticed():
     def number_the_tokens(model):
         forward = model.encoder.forward
         model.encoder.forward = lambda x, *rest, **options: forward(
-            x + torch.arange(x.shape[-2])[:, None] / 10, *rest, **options
+            x._replace(tokens=x.tokens + torch.arange(x.tokens.shape[-2])[:, None] / 10), *rest, **options
         )
 
     broken("gene order", scgpt(), number_the_tokens)
@@ -255,4 +256,4 @@ def test_statistics_that_stand_still_are_noticed():
     def freeze(model):
         model.embedder.norm.train = lambda mode=True: model.embedder.norm
 
-    broken("modes", scgpt(embedder=EmbedderConfig(norm="batch")), freeze)
+    broken("modes", scgpt(embedder=scgpt_embedder(norm="batch")), freeze)

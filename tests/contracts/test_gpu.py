@@ -10,6 +10,7 @@ import torch
 import scgpt_tools as sct
 from scgpt_tools import testing
 from scgpt_tools.models import FAMILIES, CellModel
+from scgpt_tools.models.executor import _fastest_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -42,10 +43,10 @@ def test_half_precision_agrees_with_full(model, backend, precision, pooling):
 
 
 def test_the_packed_kernel_is_chosen_in_half_precision(model):
-    assert model._fastest_attention() == "sdpa"
+    assert _fastest_attention(model) == "sdpa"
     with torch.autocast("cuda", torch.bfloat16):
         capable = torch.cuda.get_device_capability() >= (8, 0) and find_spec("torch.nn.attention.varlen") is not None
-        assert model._fastest_attention() == ("varlen" if capable else "sdpa")
+        assert _fastest_attention(model) == ("varlen" if capable else "sdpa")
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "varlen"])
@@ -58,7 +59,7 @@ def test_heads_that_the_packed_kernel_does_not_take(backend):
     with torch.no_grad():
         expected = model.embed_cells(batch)
         with torch.autocast("cuda", torch.bfloat16):
-            assert model._fastest_attention() == "sdpa"
+            assert _fastest_attention(model) == "sdpa"
             found = model.embed_cells(batch, attention=backend).float()
     assert torch.cosine_similarity(found, expected).min() > 0.999
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from scgpt_tools import testing
-from scgpt_tools.models import FAMILIES, CellModel, ModelConfig
+from scgpt_tools.models import FAMILIES, CellModel, ModelConfig, executor
 from scgpt_tools.models.config import (
     ContextConfig,
-    EmbedderConfig,
+    scgpt_embedder,
 )
 from scgpt_tools.models.formats.scgpt import to_scgpt
 from scgpt_tools.tokens.batch import TokenBatch
@@ -155,10 +155,11 @@ def test_a_cell_without_tokens_is_zero_and_harms_no_other(model, batch, place, p
 def test_groups_of_cells_are_the_whole(n_tokens, pooling, attention, model, batch, monkeypatch):
     """How many cells go through the layers at once is a matter of speed."""
     expected = model.embed_cells(batch, pooling=pooling, attention=attention)
-    used, embed = [], model._embed_cells
-    monkeypatch.setattr("scgpt_tools.models.cell_model._TOKENS", n_tokens)
-    monkeypatch.setattr("scgpt_tools.models.cell_model._NUMBERS", 0)
-    monkeypatch.setattr(model, "_embed_cells", lambda part, **how: used.append(len(part)) or embed(part, **how))
+    used, embed = [], executor._embed
+    monkeypatch.setattr(executor, "_TOKENS", n_tokens)
+    monkeypatch.setattr(executor, "_NUMBERS", 0)
+    counted = lambda model, part, **how: used.append(len(part)) or embed(model, part, **how)
+    monkeypatch.setattr(executor, "_embed", counted)
     found = model.embed_cells(batch, pooling=pooling, attention=attention)
     assert len(used) > 1
     assert sum(used) == len(batch)
@@ -167,8 +168,8 @@ def test_groups_of_cells_are_the_whole(n_tokens, pooling, attention, model, batc
 
 def test_the_first_label_counts_for_all_cells_of_a_minibatch(batch, monkeypatch):
     """Also where cells go through the layers in groups."""
-    monkeypatch.setattr("scgpt_tools.models.cell_model._TOKENS", 1)
-    model = build(replace(SCGPT, embedder=EmbedderConfig(norm="domain_of_first"), domains=2))
+    monkeypatch.setattr(executor, "_TOKENS", 1)
+    model = build(replace(SCGPT, embedder=scgpt_embedder(norm="domain_of_first"), domains=2))
     with torch.no_grad():
         model.embedder.norm.domains[1].running_mean.add_(1)
     found = model.embed_cells(batch.replace(batch=torch.tensor([1, 0, 1, 0])))
@@ -185,7 +186,7 @@ def test_embed_cells_needs_no_labels_that_only_heads_read():
 
 
 def test_a_norm_by_domain_needs_its_labels():
-    model = build(replace(SCGPT, embedder=EmbedderConfig(norm="domain"), domains=2))
+    model = build(replace(SCGPT, embedder=scgpt_embedder(norm="domain"), domains=2))
     batch = testing.tiny_batch(model)
     for call in (model, model.embed_cells):
         with pytest.raises(ValueError, match="batch labels"):
@@ -213,13 +214,7 @@ def test_padding_is_left_out_where_there_is_some(lengths, expected, model, monke
     monkeypatch.setattr("scgpt_tools.nn.attention._LONG", 6)
     mask = torch.arange(6) < torch.tensor(lengths)[:, None]
     batch = TokenBatch(genes=torch.full((2, 6), 3), values=torch.ones(2, 6), mask=mask)
-    used = []
-    encode = model._encode
-    monkeypatch.setattr(
-        model, "_encode", lambda x, batch, attention, cell: used.append(attention) or encode(x, batch, attention, cell)
-    )
-    model(batch)
-    assert used == [expected]
+    assert executor.layout_of(model, batch, None).backend == expected
 
 
 @pytest.mark.parametrize(("long", "expected"), [(6, [6, 6]), (7, [])])
@@ -287,7 +282,7 @@ def test_checksum_is_of_the_content(model):
 
 
 def test_checksum_of_integers_and_half_precision():
-    model = build(replace(SCGPT, embedder=EmbedderConfig(norm="batch")))
+    model = build(replace(SCGPT, embedder=scgpt_embedder(norm="batch")))
     before = model.checksum
     model.embedder.norm.num_batches_tracked += 1
     assert model.checksum != before

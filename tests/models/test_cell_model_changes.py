@@ -16,7 +16,7 @@ from scgpt_tools.models.config import (
     ClassifierConfig,
     ContextConfig,
     ExpressionConfig,
-    HeadsConfig,
+    Named,
 )
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -44,7 +44,7 @@ def batch(model):
 
 def test_new_heads_leave_the_base_alone(model, batch, caplog):
     before = model.checksum
-    heads = replace(SCGPT.heads, cell_type=ClassifierConfig(classes=3, names=("B", "T", "NK")))
+    heads = SCGPT.heads.replace(cell_type=ClassifierConfig(classes=3, names=("B", "T", "NK")))
     with caplog.at_level(logging.INFO, logger="scgpt_tools"):
         adapted = model.adapt(heads=heads)
     assert "starting from scratch: heads.cell_type (10 tensors); left behind: nothing." in caplog.text
@@ -60,7 +60,7 @@ def test_new_heads_leave_the_base_alone(model, batch, caplog):
 
 
 def test_an_adapted_model_shares_no_memory(model):
-    adapted = model.adapt(heads=replace(SCGPT.heads, batch=AdversaryConfig(classes=2)))
+    adapted = model.adapt(heads=SCGPT.heads.replace(batch=AdversaryConfig(classes=2)))
     before = model.checksum
     with torch.no_grad():
         for parameter in adapted.parameters():
@@ -69,7 +69,7 @@ def test_an_adapted_model_shares_no_memory(model):
 
 
 def test_a_head_can_be_taken_away(model, batch):
-    assert set(model.adapt(heads=HeadsConfig(expression=ExpressionConfig()))(batch).predictions) == {"expression"}
+    assert set(model.adapt(heads=Named(expression=ExpressionConfig()))(batch).predictions) == {"expression"}
 
 
 def test_a_head_of_another_shape_starts_from_scratch(model, caplog):
@@ -119,7 +119,7 @@ def test_mode_and_device_are_kept(model):
 
 def test_fields_that_no_configuration_has_are_refused(model):
     with pytest.raises(TypeError, match="head"):
-        model.adapt(head=HeadsConfig())
+        model.adapt(head=Named())
 
 
 # Devices --------------------------------------------------------------------------------------------------------------

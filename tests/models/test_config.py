@@ -12,13 +12,15 @@ from scgpt_tools.config import from_dict, from_yaml, to_dict, to_yaml
 from scgpt_tools.models import FAMILIES, ModelConfig
 from scgpt_tools.models.config import (
     AdversaryConfig,
+    AffineConfig,
     ClassifierConfig,
     ContextConfig,
-    EmbedderConfig,
-    EncoderConfig,
     ExpressionConfig,
     FromCellConfig,
-    HeadsConfig,
+    GenesConfig,
+    Named,
+    TransformerConfig,
+    scgpt_embedder,
 )
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
@@ -28,11 +30,11 @@ FULL = ModelConfig(
     n_tokens=30,
     pad_id=3,
     dim=16,
-    embedder=EmbedderConfig(**BINNED, value_pad=53, perturbation_rows=3, perturbation_pad=2, norm="domain"),
-    encoder=EncoderConfig(layers=2, heads=4, hidden=8, dropout=0.1, norm="replace"),
+    embedder=scgpt_embedder(**BINNED, value_pad=53, perturbation_rows=3, perturbation_pad=2, norm="domain"),
+    encoder=TransformerConfig(layers=2, heads=4, hidden=8, dropout=0.1, norm="replace"),
     pooling="mean",
     context=ContextConfig(batches=2, modalities=3, modality_pad=0),
-    heads=HeadsConfig(
+    heads=Named(
         expression=ExpressionConfig(nonzero=True),
         expression_from_cell=FromCellConfig(style="inner_detached", nonzero=True, context_in_query=True),
         cell_type=ClassifierConfig(classes=2, layers=1, names=("B", "T")),
@@ -45,30 +47,29 @@ FULL = ModelConfig(
 
 
 def with_heads(**heads) -> dict:
-    return {"heads": HeadsConfig(**heads)}
+    return {"heads": Named(**heads)}
 
 
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (EmbedderConfig, {"values": "binned"}, "`value_rows` goes with values='binned' only"),
-        (EmbedderConfig, {"value_rows": 5}, "`value_rows` goes with values='binned' only"),
-        (EmbedderConfig, {**BINNED, "value_pad": 54}, "`value_pad` .* row of its table of 54, found 54"),
-        (EmbedderConfig, {**BINNED, "value_pad": -2}, "`value_pad`"),
-        (EmbedderConfig, {"perturbation_rows": -1}, "`perturbation_rows` to be at least 0"),
-        (EmbedderConfig, {"perturbation_rows": 3, "perturbation_pad": 3}, "`perturbation_pad`"),
-        (EmbedderConfig, {"perturbation_pad": 0}, "`perturbation_pad`"),
-        (EmbedderConfig, {"values": "scale", "generation": True}, "`generation`"),
-        (EncoderConfig, {"layers": 0}, "`layers` to be at least 1, found 0"),
-        (EncoderConfig, {"heads": 0}, "`heads` to be at least 1"),
-        (EncoderConfig, {"hidden": 0}, "`hidden` to be at least 1"),
-        (EncoderConfig, {"dropout": 1.0}, r"`dropout` to be in \[0, 1\), found 1.0"),
-        (EncoderConfig, {"dropout": -0.1}, "`dropout`"),
+        (scgpt_embedder, {"values": "binned"}, "`value_rows` goes with values='binned' only"),
+        (scgpt_embedder, {"value_rows": 5}, "`value_rows` goes with values='binned' only"),
+        (scgpt_embedder, {**BINNED, "value_pad": 54}, "`pad` .* row of its table of 54, found 54"),
+        (scgpt_embedder, {**BINNED, "value_pad": -2}, "`pad`"),
+        (scgpt_embedder, {"value_pad": 3}, "`value_pad` goes with"),
+        (scgpt_embedder, {"perturbation_rows": -1}, "`rows` to be at least 1"),
+        (scgpt_embedder, {"perturbation_rows": 3, "perturbation_pad": 3}, "`pad`|`rows`"),
+        (scgpt_embedder, {"perturbation_pad": 0}, "`pad`|`rows`"),
+        (scgpt_embedder, {"values": "scale", "generation": True}, "a part 'values' that is added"),
+        (TransformerConfig, {"layers": 0}, "`layers` to be at least 1, found 0"),
+        (TransformerConfig, {"heads": 0}, "`heads` to be at least 1"),
+        (TransformerConfig, {"hidden": 0}, "`hidden` to be at least 1"),
+        (TransformerConfig, {"dropout": 1.0}, r"`dropout` to be in \[0, 1\), found 1.0"),
+        (TransformerConfig, {"dropout": -0.1}, "`dropout`"),
         (ContextConfig, {"batches": -1}, "`batches`"),
         (ContextConfig, {"modalities": -1}, "`modalities`"),
         (ContextConfig, {"modalities": 2, "modality_pad": 2}, "`modality_pad`"),
-        (ExpressionConfig, {"activation": "ReLU"}, "style='affine' only"),
-        (ExpressionConfig, {"adaptive_offset": True}, "style='affine' only"),
         (FromCellConfig, {"style": "sum", "nonzero": True}, "`nonzero` needs an inner-product style"),
         (ClassifierConfig, {"classes": 0}, "`classes`"),
         (ClassifierConfig, {"layers": 0}, "`layers`"),
@@ -79,10 +80,10 @@ def with_heads(**heads) -> dict:
         (ModelConfig, {"pad_id": 30}, r"`pad_id` within 0 \.\. 29, found 30"),
         (ModelConfig, {"pad_id": -1}, "`pad_id`"),
         (ModelConfig, {"domains": 2}, "`domains` goes with embedder.norm='domain' only"),
-        (ModelConfig, {"embedder": EmbedderConfig(norm="domain")}, "`domains` goes with"),
+        (ModelConfig, {"embedder": scgpt_embedder(norm="domain")}, "`domains` goes with"),
         (
             ModelConfig,
-            {"context": ContextConfig(batches=2), **with_heads(expression=ExpressionConfig(style="affine"))},
+            {"context": ContextConfig(batches=2), **with_heads(expression=AffineConfig())},
             "affine expression head reads no context",
         ),
         (
@@ -120,9 +121,11 @@ def test_survives_files(tmp_path, config):
     ("change", "message"),
     [
         ({"dims": 3}, "dim"),
-        ({"encoder": {"layer": 3}}, "layers"),
+        ({"encoder": {"kind": "transformer", "layer": 3}}, "layers"),
+        ({"encoder": {"layers": 3}}, r"`encoder.kind`, one of \['transformer'\]"),
+        ({"encoder": {"kind": "classifier"}}, "no kind of encoder 'classifier'"),
         ({"pooling": "max"}, "pooling"),
-        ({"heads": {"expression": {"style": "afine"}}}, "heads.expression.style"),
+        ({"heads": {"expression": {"kind": "afine"}}}, "kind of heads.expression 'afine'. Did you mean 'affine'"),
     ],
 )
 def test_foreign_content_is_refused_by_place(change, message):
@@ -136,7 +139,7 @@ def test_families_take_their_sizes(family):
     needs = {"modalities": 2} if family == "scgpt_multiomic" else {}
     config = FAMILIES[family](vocabulary, dim=32, layers=3, heads=4, hidden=20, dropout=0.3, **needs)
     assert (config.family, config.dim, config.n_tokens, config.pad_id) == (family, 32, 27, vocabulary.pad_id)
-    assert config.encoder == EncoderConfig(layers=3, heads=4, hidden=20, dropout=0.3)
+    assert config.encoder == TransformerConfig(layers=3, heads=4, hidden=20, dropout=0.3)
 
 
 def test_scgpt_is_the_released_model():
@@ -145,17 +148,17 @@ def test_scgpt_is_the_released_model():
     tokenizer = config.tokenizer
     assert (config.dim, config.encoder.layers, config.encoder.heads, config.encoder.hidden) == (512, 12, 8, 512)
     assert (tokenizer.bins, tokenizer.length, tokenizer.cls_value, tokenizer.pad_value) == (51, 1200, -2.0, -2.0)
-    assert config.embedder.generation
+    assert "generation" in config.embedder.parts
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "error", "message"),
     [
         (TokenizerConfig, {"cls_value": float("nan")}, ValueError, "`cls_value` to be a finite number"),
-        (EncoderConfig, {"layers": "2"}, TypeError, "`layers` to be int, found '2'"),
-        (EncoderConfig, {"dropout": float("nan")}, ValueError, "`dropout` to be a finite number"),
-        (EncoderConfig, {"norm": "pre"}, ValueError, "`norm` to be one of"),
-        (EmbedderConfig, {"generation": 1}, TypeError, "`generation` to be bool"),
+        (TransformerConfig, {"layers": "2"}, TypeError, "`layers` to be int, found '2'"),
+        (TransformerConfig, {"dropout": float("nan")}, ValueError, "`dropout` to be a finite number"),
+        (TransformerConfig, {"norm": "pree"}, ValueError, "`norm` to be one of"),
+        (GenesConfig, {"norm": 1}, TypeError, "`norm` to be bool"),
         (ClassifierConfig, {"classes": 2, "names": "xy"}, TypeError, "`names` to be tuple"),
         (ModelConfig, {"n_tokens": 3, "pad_id": None}, TypeError, "`pad_id` to be int, found None"),
     ],

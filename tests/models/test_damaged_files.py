@@ -15,7 +15,9 @@ import torch
 import damage
 from scgpt_tools import scGPTModel, testing
 from scgpt_tools.models import FAMILIES, CellModel
-from scgpt_tools.models.config import ClassifierConfig
+from scgpt_tools.models.config import (
+    ClassifierConfig,
+)
 from scgpt_tools.models.reference import ReferenceIndex
 
 VOCABULARY = testing.tiny_vocabulary()
@@ -31,7 +33,7 @@ FOREIGN = re.compile(
 def build() -> CellModel:
     torch.manual_seed(0)
     config = FAMILIES["scgpt"](VOCABULARY, dim=16, layers=2, heads=2, hidden=24)
-    heads = replace(config.heads, cell_type=ClassifierConfig(classes=2, names=("B", "T")))
+    heads = config.heads.replace(cell_type=ClassifierConfig(classes=2, names=("B", "T")))
     return CellModel(replace(config, heads=heads, batch_names=("x", "y")), VOCABULARY).eval()
 
 

@@ -10,6 +10,7 @@ import torch
 
 from scgpt_tools import testing
 from scgpt_tools.models import CellModel, formats
+from scgpt_tools.models.config import ScaleConfig
 from scgpt_tools.models.formats.scgpt import ATTENTION_NAMES
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -38,9 +39,9 @@ def test_sizes_and_parts_are_read_off_the_tensors(expected):
     assert (config.family, config.n_tokens, config.dim, config.pooling) == ("scgpt", 27, 16, "cls")
     assert (config.encoder.layers, config.encoder.heads, config.encoder.hidden) == (2, 2, 24)
     assert config.encoder.norm == "post"
-    assert config.embedder.generation
-    assert config.heads.expression_from_cell is not None
-    assert config.heads.cell_type is None
+    assert "generation" in config.embedder.parts
+    assert "expression_from_cell" in config.heads
+    assert "cell_type" not in config.heads
     assert config.tokenizer.cls_value == -2.0
 
 
@@ -234,7 +235,7 @@ def test_scaling_has_to_be_said(original, tmp_path):
     lost = ("value_encoder", "flag_encoder")
     original.weights = {key: tensor for key, tensor in original.weights.items() if not key.startswith(lost)}
     original.args["input_emb_style"] = "scaling"
-    assert load(original.write(tmp_path / "said")).config.embedder.values == "scale"
+    assert load(original.write(tmp_path / "said")).config.embedder.parts["values"] == ScaleConfig()
     del original.args["input_emb_style"]
     refused(original.write(tmp_path / "silent"), "the tensors are those of 'scale' values")
 

@@ -16,12 +16,13 @@ from scgpt_tools.config import to_dict
 from scgpt_tools.models import FAMILIES, CellModel, ModelConfig, formats
 from scgpt_tools.models.config import (
     AdversaryConfig,
+    AffineConfig,
     ClassifierConfig,
     ContextConfig,
-    EmbedderConfig,
     ExpressionConfig,
     FromCellConfig,
-    HeadsConfig,
+    Named,
+    scgpt_embedder,
 )
 from scgpt_tools.models.formats.base import load_tensors
 from scgpt_tools.vocabulary import Vocabulary
@@ -34,7 +35,7 @@ MULTIOMIC = FAMILIES["scgpt_multiomic"](VOCABULARY, **TINY, modalities=4, modali
 
 
 def with_heads(config=SCGPT, **heads) -> ModelConfig:
-    return replace(config, heads=replace(config.heads, **heads))
+    return replace(config, heads=config.heads.replace(**heads))
 
 
 def with_tokenizer(config=SCGPT, **changes) -> ModelConfig:
@@ -47,13 +48,13 @@ CONFIGS = {
     "multiomic": MULTIOMIC,
     "multiomic told the batch": replace(MULTIOMIC, context=ContextConfig(batches=2)),
     "batch labels": replace(SCGPT, context=ContextConfig(batches=2), batch_names=("one", "two")),
-    "binned": replace(SCGPT, embedder=EmbedderConfig(values="binned", value_rows=54, value_pad=53)),
-    "binned without padding": replace(SCGPT, embedder=EmbedderConfig(values="binned", value_rows=54)),
-    "scale": replace(SCGPT, embedder=EmbedderConfig(values="scale")),
-    "batch norm": replace(SCGPT, embedder=EmbedderConfig(norm="batch")),
-    "domain norm": replace(SCGPT, embedder=EmbedderConfig(norm="domain"), domains=3),
-    "norm of the first domain": replace(SCGPT, embedder=EmbedderConfig(norm="domain_of_first"), domains=3),
-    "no heads": replace(SCGPT, heads=HeadsConfig()),
+    "binned": replace(SCGPT, embedder=scgpt_embedder(values="binned", value_rows=54, value_pad=53)),
+    "binned without padding": replace(SCGPT, embedder=scgpt_embedder(values="binned", value_rows=54)),
+    "scale": replace(SCGPT, embedder=scgpt_embedder(values="scale")),
+    "batch norm": replace(SCGPT, embedder=scgpt_embedder(norm="batch")),
+    "domain norm": replace(SCGPT, embedder=scgpt_embedder(norm="domain"), domains=3),
+    "norm of the first domain": replace(SCGPT, embedder=scgpt_embedder(norm="domain_of_first"), domains=3),
+    "no heads": replace(SCGPT, heads=Named()),
     "classes": with_heads(cell_type=ClassifierConfig(classes=2, names=("B", "T")), batch=AdversaryConfig(classes=3)),
     "one layer": with_heads(cell_type=ClassifierConfig(classes=5, layers=1), batch=AdversaryConfig(classes=2, layers=2)),
     "probabilities": with_heads(
@@ -66,11 +67,11 @@ CONFIGS = {
        for style in ("concat", "sum")},
     "affine": with_heads(
         PERTURBATION,
-        expression=ExpressionConfig(style="affine", nonzero=True, activation="ReLU", adaptive_offset=True),
+        expression=AffineConfig(nonzero=True, activation="ReLU", adaptive_offset=True),
         cell_type=ClassifierConfig(),
     ),
-    "flags that are all trained": replace(PERTURBATION, embedder=EmbedderConfig(perturbation_rows=3)),
-    "flags and a plain head": replace(SCGPT, embedder=EmbedderConfig(perturbation_rows=4, perturbation_pad=1)),
+    "flags that are all trained": replace(PERTURBATION, embedder=scgpt_embedder(perturbation_rows=3)),
+    "flags and a plain head": replace(SCGPT, embedder=scgpt_embedder(perturbation_rows=4, perturbation_pad=1)),
     **{f"pooling: {pooling}": replace(SCGPT, pooling=pooling) for pooling in ("mean", "mean_with_padding", "weighted")},
     "dropout": replace(SCGPT, encoder=replace(SCGPT.encoder, dropout=0.0)),
     "cell value of fine-tuning": with_tokenizer(cls_value=0.0),
@@ -288,14 +289,14 @@ def change_config(folder, **changes) -> None:
 
 def test_config_is_for_people_too(ours):
     content = json.loads((ours / "config.json").read_text())
-    assert (content["format"], content["version"]) == ("scgpt-tools", 1)
+    assert (content["format"], content["version"]) == ("scgpt-tools", 2)
     assert content["model"] == json.loads(json.dumps(to_dict(SCGPT)))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 1 or older .* found 2; update scgpt-tools"),
+        ({"version": 3}, "version 2 or older .* found 3; update scgpt-tools"),
         ({"format": "transformers"}, "written by scgpt-tools, found another file of that name"),
         ({"model": to_dict(SCGPT) | {"depth": 3}}, "depth"),
         ({"model": to_dict(SCGPT) | {"dim": 32}}, r"tensors of the checkpoint do not fit"),

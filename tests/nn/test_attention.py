@@ -142,6 +142,58 @@ def test_nothing_sees_a_generated_token_but_itself(attention, x):
     assert torch.nonzero(changed).tolist() == [[0, 5]]
 
 
+# Attention to other tokens --------------------------------------------------------------------------------------------
+
+
+def cross(attention: Attention, tokens: tuple[torch.Tensor, ...], mask: torch.Tensor) -> torch.Tensor:
+    """Queries, keys and values of three sets of tokens, head by head."""
+    q, k, v = (
+        part(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        for part, x in zip((attention.query, attention.key, attention.value), tokens, strict=True)
+    )
+    scores = (q @ k.mT / (DIM / HEADS) ** 0.5).masked_fill(~mask[:, None, None, :], float("-inf"))
+    return attention.out((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager", "varlen"])
+@pytest.mark.parametrize("same", ["keys and values", "queries and keys", "none"])
+def test_queries_keys_and_values_may_be_of_different_tokens(attention, x, backend, same):
+    genes, expression = x, torch.randn_like(x)
+    queries, keys, values = {
+        "keys and values": (expression, genes, genes),
+        "queries and keys": (genes, genes, expression),
+        "none": (genes, expression, torch.randn_like(x)),
+    }[same]
+    expected = cross(attention, (queries, keys, values), MASK)[MASK]
+    layout = PaddedLayout.from_mask(MASK, backend=backend)
+    if backend == "varlen":
+        queries, keys, values = (tokens[MASK] for tokens in (queries, keys, values))
+        layout = PackedLayout.from_lengths(tuple(MASK.sum(dim=1).tolist()), "cpu")
+    found = attention(queries, layout, keys=keys, values=values).context
+    torch.testing.assert_close(found if backend == "varlen" else found[MASK], expected)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_causal_attention(attention, x, backend):
+    context = attention(x, PaddedLayout.from_mask(MASK, backend=backend).causal()).context
+    for cell, length in enumerate(MASK.sum(dim=1).tolist()):
+        for token in range(length):
+            expected = attention.out(raw(attention, x[cell], token, list(range(token + 1))))
+            torch.testing.assert_close(context[cell, token], expected)
+    assert context.isfinite().all()
+
+
+def test_layouts_pack_and_unpack(x):
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    padded = PaddedLayout.from_mask(mask)
+    assert padded.pack(x) is x
+    around = PackedLayout.from_lengths(tuple(mask.sum(dim=1).tolist()), "cpu", mask=mask)
+    assert torch.equal(around.pack(x), x[mask])
+    assert torch.equal(around.unpack(around.pack(x)), padded.unpack(x))
+    inside = PackedLayout.from_lengths(around.lengths, "cpu")
+    assert inside.unpack(inside.pack(x[mask])).equal(x[mask])
+
+
 # Choices --------------------------------------------------------------------------------------------------------------
 
 

@@ -6,15 +6,42 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scgpt_tools.nn.embedders import BinnedValue, ContinuousValue, Embedder, NormedTable, ScaleValue, gene_table
+from scgpt_tools.config import Named
+from scgpt_tools.models.config import scgpt_embedder
+from scgpt_tools.nn.embedders import (
+    BinnedValue,
+    ContinuousConfig,
+    ContinuousValue,
+    Embedder,
+    EmbedderConfig,
+    GenerationConfig,
+    GenesConfig,
+    LinearConfig,
+    NormedTable,
+    PerturbationConfig,
+    ScaleConfig,
+    ScaleValue,
+    TableConfig,
+    gene_table,
+)
+from scgpt_tools.nn.sockets import Sizes
+from scgpt_tools.tokens.batch import TokenBatch
 
 GENES = torch.tensor([[3, 1, 5], [0, 2, 2]])
 VALUES = torch.tensor([[1.0, 2.5, 0.0], [-2.0, 7.0, 3.0]])
 
 
-def embedder(**options) -> Embedder:
+BATCH = TokenBatch(genes=GENES, values=VALUES, mask=torch.ones(2, 3, dtype=torch.bool))
+FLAGS = torch.tensor([[0, 1, 2], [1, 1, 0]])
+
+
+def build(config: EmbedderConfig, domains: int = 0) -> Embedder:
     torch.manual_seed(0)
-    return Embedder(**{"genes": 6, "pad": 2, "dim": 8, "dropout": 0.0, **options}).eval()
+    return Embedder(config, Sizes(dim=8, n_tokens=6, pad_id=2, domains=domains)).eval()
+
+
+def embedder(domains: int = 0, **options) -> Embedder:
+    return build(scgpt_embedder(**options), domains)
 
 
 def test_gene_table_starts_uniform_padding_included():
@@ -77,51 +104,114 @@ def test_scale_leaves_the_number():
     assert torch.equal(ScaleValue()(VALUES), VALUES[..., None])
 
 
-def test_parts_are_added():
+def test_parts_are_added_and_kept():
     part = embedder(perturbation_rows=3, perturbation_pad=0)
-    flags = torch.tensor([[0, 1, 2], [1, 1, 0]])
-    found = part(GENES, VALUES, perturbed=flags)
-    expected = part.genes(GENES) + part.values(VALUES) + part.perturbation(flags)
-    torch.testing.assert_close(found.tokens, expected)
-    torch.testing.assert_close(found.genes, part.genes(GENES))
+    found = part(BATCH.replace(perturbed=FLAGS))
+    expected = {"genes": part.genes(GENES), "values": part.values(VALUES), "perturbation": part.perturbation(FLAGS)}
+    torch.testing.assert_close(found.parts, expected)
+    torch.testing.assert_close(found.tokens, sum(expected.values()))
+    torch.testing.assert_close(found.total(["genes", "perturbation"]), expected["genes"] + expected["perturbation"])
+    assert found.genes is found.parts["genes"]
     assert not part.perturbation.weight[0].any()
+    assert part(BATCH).parts.keys() == {"genes", "values"}
+    with pytest.raises(ValueError, match=r"among \['genes', 'values'\], found \['text'\]"):
+        part(BATCH).total(["text"])
 
 
 def test_scale_multiplies():
     part = embedder(values="scale")
-    torch.testing.assert_close(part(GENES, VALUES).tokens, part.genes(GENES) * VALUES[..., None])
+    torch.testing.assert_close(part(BATCH).tokens, part.genes(GENES) * VALUES[..., None])
 
 
-def test_genes_alone():
-    part = embedder()
-    torch.testing.assert_close(part(GENES, None).tokens, part.genes(GENES))
+def test_fields_that_are_not_to_be_looked_at():
+    part = embedder(generation=True)
+    hidden = BATCH.replace(generated=torch.ones_like(BATCH.mask))
+    torch.testing.assert_close(part(hidden, without=("values", "generated")).tokens, part.genes(GENES))
+    torch.testing.assert_close(part(hidden, without=("generated",)).tokens, part(BATCH).tokens)
 
 
 def test_generated_tokens_have_the_flag_for_a_value():
     part = embedder(generation=True)
     generated = torch.tensor([[False, True, False], [True, False, True]])
-    found = part(GENES, VALUES, generated=generated).tokens
+    found = part(BATCH.replace(generated=generated))
     values = part.values(VALUES)
     values[generated] = part.generation.weight[1]
-    torch.testing.assert_close(found, part.genes(GENES) + values)
+    torch.testing.assert_close(found.tokens, part.genes(GENES) + values)
+    torch.testing.assert_close(found.parts["values"], values)
 
 
 def test_packed_and_padded_tokens_are_the_same():
     part = embedder(perturbation_rows=3, norm="domain", domains=2)
-    flags, domain = torch.zeros_like(GENES), torch.tensor([1, 0])
-    padded = part(GENES, VALUES, perturbed=flags, domain=domain).tokens
-    packed = part(
-        GENES.flatten(), VALUES.flatten(), perturbed=flags.flatten(), domain=domain.repeat_interleave(3)
-    ).tokens
-    torch.testing.assert_close(packed, padded.flatten(0, 1))
+    batch = BATCH.replace(perturbed=FLAGS, batch=torch.tensor([1, 0]))
+    torch.testing.assert_close(part(batch.packed()).tokens, part(batch).tokens.flatten(0, 1))
 
 
 def test_the_norm_comes_last():
     part = embedder(norm="batch")
     part.norm.running_mean.fill_(2.0)
     plain = part.genes(GENES) + part.values(VALUES)
-    torch.testing.assert_close(part(GENES, VALUES).tokens, (plain - 2) / (1 + 6.1e-5) ** 0.5)
-    torch.testing.assert_close(part(GENES, VALUES).genes, part.genes(GENES))
+    torch.testing.assert_close(part(BATCH).tokens, (plain - 2) / (1 + 6.1e-5) ** 0.5)
+    torch.testing.assert_close(part(BATCH).genes, part.genes(GENES))
+
+
+def test_layer_norm_and_dropout_of_the_sum():
+    part = build(EmbedderConfig(norm="layer", dropout=0.5))
+    plain = part.genes(GENES) + part.values(VALUES)
+    torch.nn.init.normal_(part.norm.weight)
+    expected = F.layer_norm(plain, (8,), part.norm.weight, part.norm.bias)
+    torch.testing.assert_close(part(BATCH).tokens, expected)
+    part.dropout.train()
+    dropped = part(BATCH).tokens
+    assert (dropped == 0).any()
+    torch.testing.assert_close(dropped[dropped != 0], 2 * expected[dropped != 0])
+
+
+def test_parts_of_any_field_with_and_without_norms():
+    parts = {
+        "genes": GenesConfig(norm=False),
+        "numbers": LinearConfig(),
+        "targets": TableConfig(rows=9, field="target", norm=False),
+    }
+    part = build(EmbedderConfig(parts=Named(parts)))
+    assert {name: config.reads for name, config in parts.items()} == {
+        "genes": ("genes",),
+        "numbers": ("values",),
+        "targets": ("target",),
+    }
+    target = VALUES.clamp(min=0)
+    expected = part.genes.table.weight[GENES] + VALUES[..., None] * part.numbers.weight[:, 0] + part.numbers.bias
+    expected = expected + part.targets.table.weight[target.long()]
+    torch.testing.assert_close(part(BATCH.replace(target=target)).tokens, expected)
+    with pytest.raises(ValueError, match="batch with `target`, which this model reads; found none"):
+        part(BATCH)
+
+
+def test_parts_by_name():
+    part = embedder(perturbation_rows=3)
+    assert part.part("genes") is part.genes
+    assert part.by_task == [part.perturbation]
+    with pytest.raises(ValueError, match="no part of the embedder 'gene'. Did you mean 'genes'"):
+        part.part("gene")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "`parts` to begin with one to add to"),
+        ({"values": ScaleConfig(), "genes": GenesConfig()}, "begin with one to add to"),
+        ({"genes": GenesConfig(), "norm": ContinuousConfig()}, "name of its own, found 'norm'"),
+        ({"genes": GenesConfig(), "forward": ContinuousConfig()}, "name of its own, found 'forward'"),
+        (
+            {"genes": GenesConfig(), "generation": GenerationConfig()},
+            "a part 'values' that is added, which 'generation' stands",
+        ),
+        ({"genes": GenesConfig(), "a b": ContinuousConfig()}, "names of letters, digits and underscores, found 'a b'"),
+        ({"genes": GenesConfig(), "flags": PerturbationConfig(rows=2)} | {"genes": 3}, "`parts.genes`"),
+    ],
+)
+def test_parts_that_make_no_embedder_are_refused(parts, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        EmbedderConfig(parts=Named(parts))
 
 
 @pytest.mark.parametrize("shape", [(600,), (4, 150)], ids=str)
@@ -160,7 +250,7 @@ def test_each_value_has_its_own_dropout():
 )
 def test_inputs_that_a_model_has_no_part_for_are_refused(options, inputs, message):
     with pytest.raises(ValueError, match=message):
-        embedder(**options)(GENES, VALUES, **inputs)
+        embedder(**options)(BATCH.replace(**inputs))
 
 
 @pytest.mark.parametrize(("option", "near"), [("values", "continous"), ("norm", "domian")])

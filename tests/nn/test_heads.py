@@ -15,10 +15,11 @@ from scgpt_tools.nn.heads import (
     ExpressionHead,
     FromCellHead,
     FromCellInContextHead,
-    HeadInput,
     sample_zeros,
 )
 from scgpt_tools.nn.output import CellOutput
+from scgpt_tools.nn.sockets import HeadInput
+from scgpt_tools.tokens.batch import TokenBatch
 
 DIM = 6
 
@@ -29,7 +30,9 @@ def inputs() -> HeadInput:
     draw = lambda *shape: torch.randn(*shape, generator=random)
     mask = torch.tensor([[True] * 4, [True, True, True, False]])
     values = torch.tensor([[0.0, 2.0, 1.0, 0.0], [3.0, 0.0, 0.0, 9.0]])
-    return HeadInput(tokens=draw(2, 4, DIM), genes=draw(2, 4, DIM), cell=draw(2, DIM), values=values, mask=mask)
+    batch = TokenBatch(genes=torch.zeros(2, 4, dtype=torch.int64), values=values, mask=mask)
+    tokens, genes = draw(2, 4, DIM), draw(2, 4, DIM)
+    return HeadInput(batch=batch, tokens=tokens, cell=draw(2, DIM), parts={"genes": genes})
 
 
 @pytest.fixture
@@ -49,15 +52,15 @@ def regress(x: torch.Tensor, stack) -> torch.Tensor:
 def test_expression(inputs):
     head = ExpressionHead(DIM, DIM, nonzero=True)
     found = head(inputs)
-    torch.testing.assert_close(found["expression"], regress(inputs.tokens, head.value))
-    torch.testing.assert_close(found["expression_nonzero"], regress(inputs.tokens, head.nonzero).sigmoid())
-    assert set(ExpressionHead(DIM, DIM)(inputs)) == {"expression"}
+    torch.testing.assert_close(found[""], regress(inputs.tokens, head.value))
+    torch.testing.assert_close(found["_nonzero"], regress(inputs.tokens, head.nonzero).sigmoid())
+    assert set(ExpressionHead(DIM, DIM)(inputs)) == {""}
 
 
 def test_expression_in_context_reads_token_then_context(in_context):
     head = ExpressionHead(DIM, 2 * DIM)
     joint = torch.cat((in_context.tokens, in_context.token_context), dim=-1)
-    torch.testing.assert_close(head(in_context)["expression"], regress(joint, head.value))
+    torch.testing.assert_close(head(in_context)[""], regress(joint, head.value))
 
 
 @pytest.mark.parametrize("activation", [None, "ReLU", "ELU"])
@@ -66,20 +69,20 @@ def test_affine_expression(inputs, activation):
     act = torch.nn.Identity() if activation is None else getattr(torch.nn, activation)()
     slope, offset = act(regress(inputs.tokens, head.slope)), act(regress(inputs.tokens, head.offset))
     found = head(inputs)
-    torch.testing.assert_close(found["expression"], slope * inputs.values + offset)
-    torch.testing.assert_close(found["expression_nonzero"], regress(inputs.tokens, head.nonzero).sigmoid())
+    torch.testing.assert_close(found[""], slope * inputs.values + offset)
+    torch.testing.assert_close(found["_nonzero"], regress(inputs.tokens, head.nonzero).sigmoid())
 
 
 def test_adaptive_offset_is_scaled_by_the_mean_nonzero_value_of_real_tokens(inputs):
     head = AffineExpressionHead(DIM, adaptive_offset=True)
     offset = regress(inputs.tokens, head.offset) * torch.tensor([[1.5], [3.0]])
-    found = head(inputs)["expression"]
+    found = head(inputs)[""]
     torch.testing.assert_close(found, regress(inputs.tokens, head.slope) * inputs.values + offset)
 
 
 def test_adaptive_offset_of_an_empty_cell_is_zero_not_nan(inputs):
     head = AffineExpressionHead(DIM, adaptive_offset=True)
-    assert not head(replace(inputs, values=torch.zeros(2, 4)))["expression"].any()
+    assert not head(replace(inputs, batch=inputs.batch.replace(values=torch.zeros(2, 4))))[""].any()
 
 
 @pytest.mark.parametrize("name", ["Relu", "functional", "no such thing"])
@@ -96,16 +99,16 @@ def test_from_cell_inner_product(inputs):
     head = FromCellHead(width=DIM, query=DIM, nonzero=True)
     found, q = head(inputs), queries(head, inputs.genes)
     product = torch.einsum("bld,wd,bw->bl", q, head.product.weight, inputs.cell)
-    torch.testing.assert_close(found["expression_from_cell"], product)
+    torch.testing.assert_close(found[""], product)
     logit = torch.einsum("blw,bw->bl", q @ head.nonzero.weight.T + head.nonzero.bias, inputs.cell)
-    torch.testing.assert_close(found["expression_from_cell_nonzero"], logit.sigmoid())
+    torch.testing.assert_close(found["_nonzero"], logit.sigmoid())
 
 
 def test_from_cell_in_context_of_the_cell_only(in_context):
     head = FromCellHead(width=2 * DIM, query=DIM)
     cell = torch.cat((in_context.cell, in_context.cell_context), dim=-1)
     expected = torch.einsum("bld,wd,bw->bl", queries(head, in_context.genes), head.product.weight, cell)
-    torch.testing.assert_close(head(in_context)["expression_from_cell"], expected)
+    torch.testing.assert_close(head(in_context)[""], expected)
 
 
 def test_from_cell_in_context_of_the_genes_too(in_context):
@@ -113,7 +116,7 @@ def test_from_cell_in_context_of_the_genes_too(in_context):
     cell = torch.cat((in_context.cell, in_context.cell_context), dim=-1)
     genes = torch.cat((in_context.genes, in_context.token_context), dim=-1)
     expected = torch.einsum("bld,wd,bw->bl", queries(head, genes), head.product.weight, cell)
-    torch.testing.assert_close(head(in_context)["expression_from_cell"], expected)
+    torch.testing.assert_close(head(in_context)[""], expected)
 
 
 @pytest.mark.parametrize("style", ["concat", "sum"])
@@ -123,7 +126,7 @@ def test_from_cell_by_a_small_network(inputs, style):
     joint = torch.cat((cell, q), dim=-1) if style == "concat" else cell + q
     hidden = F.prelu(joint @ head.expand.weight.T + head.expand.bias, head.activation.weight)
     expected = (hidden @ head.contract.weight.T + head.contract.bias)[..., 0]
-    torch.testing.assert_close(head(inputs)["expression_from_cell"], expected)
+    torch.testing.assert_close(head(inputs)[""], expected)
     assert head.query.out_features == (64 if style == "concat" else DIM)
 
 
@@ -132,7 +135,7 @@ def test_detached_queries_keep_the_gradient_from_the_genes(inputs, style, reache
     genes = inputs.genes.clone().requires_grad_()
     cell = inputs.cell.clone().requires_grad_()
     head = FromCellHead(width=DIM, query=DIM, style=style)
-    head(replace(inputs, genes=genes, cell=cell))["expression_from_cell"].sum().backward()
+    head(replace(inputs, parts={"genes": genes}, cell=cell))[""].sum().backward()
     assert (genes.grad is not None) == reaches
     assert cell.grad is not None
     assert head.query.weight.grad is not None
@@ -145,13 +148,13 @@ def test_classifier_is_linear_activation_norm(inputs, layers):
     for layer in range(layers - 1):
         linear, _, norm = head.hidden[3 * layer : 3 * layer + 3]
         x = F.layer_norm((x @ linear.weight.T + linear.bias).relu(), (DIM,), norm.weight, norm.bias)
-    torch.testing.assert_close(head(inputs)["cell_type"], x @ head.out.weight.T + head.out.bias)
+    torch.testing.assert_close(head(inputs)[""], x @ head.out.weight.T + head.out.bias)
 
 
 def test_adversary_turns_the_gradient_of_the_cell_but_not_its_own(inputs):
     head = AdversaryHead(DIM, 2)
     turned, straight = (inputs.cell.clone().requires_grad_() for _ in range(2))
-    head(replace(inputs, cell=turned))["batch"].square().sum().backward()
+    head(replace(inputs, cell=turned))[""].square().sum().backward()
     own = head.out.weight.grad.clone()
     head.zero_grad()
     head.out(head.hidden(straight)).square().sum().backward()
@@ -169,7 +172,8 @@ def test_sampled_zeros_follow_the_probability_and_the_generator():
 
 
 def test_output_names_what_there_is():
-    output = CellOutput(torch.zeros(1), torch.zeros(1), torch.zeros(1), {"expression": torch.ones(1)})
+    output = CellOutput(torch.zeros(1), torch.zeros(1), {"genes": torch.ones(2)}, {"expression": torch.ones(1)})
     assert output["expression"] == 1
+    assert output.genes.tolist() == [1, 1]
     with pytest.raises(KeyError, match=r"'cell_type', found \['expression'\]"):
         output["cell_type"]

@@ -10,12 +10,12 @@ from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import (
     AdversaryConfig,
     ClassifierConfig,
-    EmbedderConfig,
-    EncoderConfig,
     ExpressionConfig,
     FromCellConfig,
-    HeadsConfig,
     ModelConfig,
+    Named,
+    TransformerConfig,
+    scgpt_embedder,
 )
 from scgpt_tools.tokens.batch import TokenBatch
 from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
@@ -30,9 +30,9 @@ def model() -> CellModel:
         n_tokens=N_TOKENS,
         pad_id=0,
         dim=16,
-        embedder=EmbedderConfig(generation=True),
-        encoder=EncoderConfig(layers=2, heads=2, hidden=16, dropout=0.1),
-        heads=HeadsConfig(
+        embedder=scgpt_embedder(generation=True),
+        encoder=TransformerConfig(layers=2, heads=2, hidden=16, dropout=0.1),
+        heads=Named(
             expression=ExpressionConfig(nonzero=True),
             expression_from_cell=FromCellConfig(nonzero=True),
             cell_type=ClassifierConfig(classes=CLASSES),

@@ -11,14 +11,17 @@ import torch
 import scgpt_tools as sct
 from mudatas import without_pulling
 from scgpt_tools.models import CellModel
-from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
+from scgpt_tools.models.config import (
+    ClassifierConfig,
+    Named,
+)
 
 CLASSES = ("B", "NK/T", "T")
 
 
 @pytest.fixture
 def annotator(make_model) -> CellModel:
-    heads = HeadsConfig(cell_type=ClassifierConfig(classes=3, names=CLASSES))
+    heads = Named(cell_type=ClassifierConfig(classes=3, names=CLASSES))
     model = make_model(config={"heads": heads}).eval()
     with torch.no_grad():
         # Untrained heads say nearly the same of every cell.
@@ -66,7 +69,7 @@ def test_several_models_vote_by_their_probabilities(adata, make_model, annotator
 
 
 def test_models_that_vote_know_the_same_classes(adata, make_model, annotator, unchanged):
-    heads = HeadsConfig(cell_type=ClassifierConfig(classes=3, names=("B", "T", "NK/T")))
+    heads = Named(cell_type=ClassifierConfig(classes=3, names=("B", "T", "NK/T")))
     before = unchanged(adata)
     with pytest.raises(ValueError, match="the same classes in the same order, found .*'NK/T', 'T'.* and .*'T', 'NK/T'"):
         sct.tl.annotate(adata, [annotator, make_model(config={"heads": heads})])
@@ -139,7 +142,7 @@ def test_a_modality_of_a_mudata(adata, annotator):
 
 
 def test_a_model_of_several_batches_needs_to_know_them(adata, make_model, unchanged):
-    heads = HeadsConfig(cell_type=ClassifierConfig(classes=3, names=CLASSES))
+    heads = Named(cell_type=ClassifierConfig(classes=3, names=CLASSES))
     plain = make_model(config={"heads": heads})
     model = plain.adapt(
         embedder=replace(plain.config.embedder, norm="domain"), domains=2, batch_names=("a", "b")
@@ -175,5 +178,5 @@ def test_what_cannot_be_annotated_is_refused(adata, annotator, model, unchanged)
 
 
 def test_a_foreign_classifier_has_numbers_for_names(adata, make_model):
-    model = make_model(config={"heads": HeadsConfig(cell_type=ClassifierConfig(classes=4))}).eval()
+    model = make_model(config={"heads": Named(cell_type=ClassifierConfig(classes=4))}).eval()
     assert list(annotated(adata, model).obs["scgpt_cell_type"].cat.categories) == ["0", "1", "2", "3"]

@@ -10,7 +10,10 @@ import scipy.sparse as sp
 import torch
 
 import scgpt_tools as sct
-from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
+from scgpt_tools.models.config import (
+    ClassifierConfig,
+    Named,
+)
 
 ADVICE = "load the model anew"
 
@@ -23,9 +26,7 @@ def _without_bars():
 
 @pytest.fixture
 def classifier(make_model):
-    return make_model(
-        config={"heads": HeadsConfig(cell_type=ClassifierConfig(classes=3, names=("B", "NK", "T")))}
-    ).eval()
+    return make_model(config={"heads": Named(cell_type=ClassifierConfig(classes=3, names=("B", "NK", "T")))}).eval()
 
 
 def damaged(model):

@@ -13,7 +13,10 @@ import scgpt_tools as sct
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.inference import runner
 from scgpt_tools.models import CellModel
-from scgpt_tools.models.config import ContextConfig, EmbedderConfig
+from scgpt_tools.models.config import (
+    ContextConfig,
+    scgpt_embedder,
+)
 from scgpt_tools.tokens.features import FeatureTable
 
 KEY = "X_scGPT"
@@ -135,7 +138,7 @@ def test_a_cell_without_tokens_at_all_is_zero(adata, make_model):
 @pytest.fixture
 def by_domain(make_model) -> CellModel:
     """A model with statistics for two batches that differ much."""
-    model = make_model(config={"embedder": EmbedderConfig(norm="domain"), "domains": 2, "batch_names": ("a", "b")})
+    model = make_model(config={"embedder": scgpt_embedder(norm="domain"), "domains": 2, "batch_names": ("a", "b")})
     with torch.no_grad():
         for number, domain in enumerate(model.embedder.norm.domains):
             domain.running_mean.fill_(2.0 * number)

@@ -26,7 +26,9 @@ import scgpt_tools as sct
 from mudatas import without_pulling
 from scgpt_tools.data import chunked_result
 from scgpt_tools.data.chunked_result import ChunkedResult
-from scgpt_tools.models.config import EmbedderConfig
+from scgpt_tools.models.config import (
+    scgpt_embedder,
+)
 
 KEY = "X_scGPT"
 
@@ -94,7 +96,7 @@ def test_arguments_are_those_of_embed(adata, model, source, tmp_path):
 
 
 def test_each_cell_is_normalised_with_its_own_batch(adata, source, make_model, tmp_path):
-    model = make_model(config={"embedder": EmbedderConfig(norm="domain"), "domains": 2, "batch_names": ("a", "b")})
+    model = make_model(config={"embedder": scgpt_embedder(norm="domain"), "domains": 2, "batch_names": ("a", "b")})
     with torch.no_grad():
         for number, domain in enumerate(model.embedder.norm.domains):
             domain.running_mean.fill_(2.0 * number)

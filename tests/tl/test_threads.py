@@ -14,15 +14,18 @@ import scgpt_tools as sct
 from generators import generator
 from mudatas import make_base, make_mudata, without_pulling
 from scgpt_tools.data import threads
-from scgpt_tools.models import CellModel
-from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
+from scgpt_tools.models import CellModel, executor
+from scgpt_tools.models.config import (
+    ClassifierConfig,
+    Named,
+)
 from screen_tables import screen as screen_cells
 
 
 @pytest.fixture(autouse=True)
 def _many_small_parts(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr("scgpt_tools.models.cell_model._TOKENS", 40)
+    monkeypatch.setattr(executor, "_TOKENS", 40)
     monkeypatch.setattr(threads, "usable_cpus", lambda **_: 4)
     with sct.settings.override(show_progress=False):
         yield
@@ -31,7 +34,7 @@ def _many_small_parts(monkeypatch):
 
 @pytest.fixture
 def annotator(make_model) -> CellModel:
-    return make_model(config={"heads": HeadsConfig(cell_type=ClassifierConfig(classes=3, names=("B", "NK", "T")))})
+    return make_model(config={"heads": Named(cell_type=ClassifierConfig(classes=3, names=("B", "NK", "T")))})
 
 
 def embedded(adata, model, **how):
@@ -115,14 +118,14 @@ def test_nor_do_imputed_values():
 
 
 def test_cells_go_to_several_threads(adata, model, monkeypatch):
-    seen, embed = set(), model._embed_cells
+    seen, embed = set(), executor._embed
 
-    def slowly(part, **how):
+    def slowly(model, part, **how):
         time.sleep(0.01)
         seen.add(here())
-        return embed(part, **how)
+        return embed(model, part, **how)
 
-    monkeypatch.setattr(model, "_embed_cells", slowly)
+    monkeypatch.setattr(executor, "_embed", slowly)
     torch.set_num_threads(2)
     sct.tl.embed(adata, model, batch_size=2)
     assert len({name for name, _ in seen}) == 2
@@ -135,8 +138,8 @@ def here() -> tuple[str, int]:
 
 def test_it_does_not_matter_that_another_library_sets_the_number(adata, model, monkeypatch):
     """As UMAP does, by numba, before the second embedding of a notebook."""
-    seen, embed = set(), model._embed_cells
-    monkeypatch.setattr(model, "_embed_cells", lambda part, **how: seen.add(here()[1]) or embed(part, **how))
+    seen, embed = set(), executor._embed
+    monkeypatch.setattr(executor, "_embed", lambda *part, **how: seen.add(here()[1]) or embed(*part, **how))
     torch.set_num_threads(1)
     expected = embedded(adata, model)()
 
@@ -173,7 +176,7 @@ def test_an_error_leaves_torch_as_it_was(adata, model, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise KeyError("a part")
 
-    monkeypatch.setattr(model, "_embed_cells", fail)
+    monkeypatch.setattr(executor, "_embed", fail)
     torch.set_num_threads(2)
     with pytest.raises(KeyError, match="a part"):
         sct.tl.embed(adata, model)

@@ -12,7 +12,10 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from scgpt_tools.models.config import AdversaryConfig, HeadsConfig
+from scgpt_tools.models.config import (
+    AdversaryConfig,
+    Named,
+)
 from scgpt_tools.objectives import (
     BatchAdversary,
     CellType,
@@ -123,9 +126,9 @@ def test_terms_can_begin_later(make_model, make_data):
 
 
 def test_classes_are_learnt_and_measured(make_model, make_data):
-    from scgpt_tools.models.config import ClassifierConfig, HeadsConfig
+    from scgpt_tools.models.config import ClassifierConfig
 
-    model = make_model().adapt(heads=HeadsConfig(cell_type=ClassifierConfig(classes=2, names=("even", "odd"))))
+    model = make_model().adapt(heads=Named(cell_type=ClassifierConfig(classes=2, names=("even", "odd"))))
     history = History()
     config = FitConfig(**QUICK | {"epochs": 30, "lr": 5e-3}, monitor="validation_accuracy", mode="max")
     model = fit(model, make_data(corruption=None, sampling="balanced"), [CellType()], config, callbacks=[history])
@@ -532,7 +535,7 @@ def test_weights_that_are_no_numbers_are_not_returned(make_model, make_data):
 @pytest.mark.parametrize("factor", [0.0, 1.0, 3.0])
 def test_the_reversed_gradient_can_be_scaled(factor, make_model, make_data):
     """What the discriminator learns stays; what it teaches the encoder is multiplied."""
-    model = make_model(dropout=0.0).adapt(heads=HeadsConfig(batch=AdversaryConfig(classes=2)))
+    model = make_model(dropout=0.0).adapt(heads=Named(batch=AdversaryConfig(classes=2)))
     found = {}
 
     class Watch(lightning.Callback):

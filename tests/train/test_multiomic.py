@@ -44,7 +44,8 @@ def test_old_rows_are_kept_and_new_ones_appended():
     table = model.embedder.genes.table.weight
     torch.testing.assert_close(table[: len(base.vocabulary)], before["embedder.genes.table.weight"])
     assert table[len(base.vocabulary) :].abs().sum() > 0
-    assert (model.config.family, model.config.heads.batch) == ("scgpt_multiomic", None)
+    assert model.config.family == "scgpt_multiomic"
+    assert "batch" not in model.config.heads
     assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
 
 
@@ -61,7 +62,7 @@ def test_wider_heads_predict_what_narrow_ones_did():
     )  # fmt: skip
     for name in ("expression", "expression_from_cell"):
         torch.testing.assert_close(wide(batch)[name], base(batch)[name])
-    assert heads.expression is not None
+    assert "expression" in heads
 
 
 def test_the_recipe_goes_by_the_columns_that_are_named():

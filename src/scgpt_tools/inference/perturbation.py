@@ -144,7 +144,8 @@ def open_predictor(
     check_log_values(source)
     loaded = load_model(model, request.device)
     config = loaded.config
-    if not config.embedder.perturbation_rows or config.heads.expression is None:
+    flags = config.perturbation
+    if flags is None or "expression" not in config.heads:
         raise ValueError(
             f"Expected a model that was fine-tuned to predict perturbations, found {loaded.name!r}, which was not. Make "
             "one with `sct.train.finetune(adata, model, task='perturb')`."
@@ -152,8 +153,8 @@ def open_predictor(
     flag = flag_of(
         read_direction(source.adata, key) if direction is None else direction,
         shown=config.perturbation_flags,
-        rows=config.embedder.perturbation_rows,
-        pad=config.embedder.perturbation_pad,
+        rows=flags.rows,
+        pad=flags.pad,
     )
     changes: dict[str, Any] = {"genes": include, "unknown": unknown, "unmeasured": unmeasured}
     # Every gene is predicted, whether or not all of them fitted into a cell in training, and no perturbed one is lost.

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from scgpt_tools.data.prefetch import prefetched
 from scgpt_tools.data.samplers import length_buckets
 from scgpt_tools.data.threads import in_threads
+from scgpt_tools.models.executor import divided, divisible
 from scgpt_tools.models.precision import autocast
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def computed_rows(
     with (
         torch.inference_mode(),
         autocast(plan.precision, model.device),
-        in_threads(several=model.divisible) as run,
+        in_threads(several=divisible(model)) as run,
     ):
         pieces = _pieces(model, prefetched(_batches(source, plan)), compute, finish)
         for computed in run(_Piece.computed, pieces):
@@ -169,8 +170,8 @@ def predicted_expression(model: CellModel, batch: TokenBatch, *, attention: str 
         output = model(cells.to(model.device), ("expression",), attention=attention)
         return output["expression"].float().cpu()
 
-    with in_threads(several=model.divisible) as run:
-        return torch.cat(list(run(predict, model.parts(batch))))
+    with in_threads(several=divisible(model)) as run:
+        return torch.cat(list(run(predict, divided(model, batch))))
 
 
 def check_results(values: NDArray[np.float32], names: pd.Index, *, precision: str) -> None:
@@ -271,6 +272,6 @@ def _pieces(
     finish: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[_Piece]:
     for batch in batches:
-        parts = model.parts(batch)
+        parts = divided(model, batch)
         whole = _Minibatch(batch, len(parts), compute, finish)
         yield from (_Piece(whole, place, part) for place, part in enumerate(parts))

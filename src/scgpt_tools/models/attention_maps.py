@@ -5,18 +5,17 @@ Letters: B cells, H heads, L tokens a cell.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from scgpt_tools.models.formats.base import is_finite
-from scgpt_tools.nn.attention import PaddedLayout, query_key_products
+from scgpt_tools.nn.attention import PaddedLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.cell_model import CellModel
-    from scgpt_tools.nn.transformer import Block
     from scgpt_tools.tokens.batch import TokenBatch
 
 Normalization = Literal["rank", "softmax", "none"]
@@ -43,15 +42,8 @@ def attention_products(model: CellModel, batch: TokenBatch, *, layer: int) -> Te
     ValueError
         If a product is not finite.
     """
-    x = model.embedder(batch.genes, batch.values, perturbed=batch.perturbed, domain=batch.batch).tokens
-    layout = PaddedLayout.from_mask(batch.mask)
-    blocks = cast("list[Block]", list(model.encoder.blocks))
-    for block in blocks[:layer]:
-        x, _ = block(x, layout, "sdpa")
-    block = blocks[layer]
-    if block.norm_first:
-        x = block.attention_norm(x)
-    products = query_key_products(block.attention, x)
+    embedded = model.embedder(batch, without=("generated",))
+    products = model.encoder.products(embedded, PaddedLayout.from_mask(batch.mask), layer)
     if not is_finite(products):
         raise ValueError(
             "Expected finite products of queries and keys, found NaN or infinite numbers. The weights may be damaged, or "

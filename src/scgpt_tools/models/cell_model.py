@@ -9,44 +9,26 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import asdict, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from scgpt_tools.data.threads import in_threads
 from scgpt_tools.models import formats, zoo
+from scgpt_tools.models.executor import embed_cells, layout_of
 from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
 from scgpt_tools.models.transfer import Transfer, copy_weights
-from scgpt_tools.nn.attention import (
-    PACKED,
-    PackedLayout,
-    PaddedLayout,
-    has_packed_kernel,
-    packing_pays,
-    unpack,
-)
 from scgpt_tools.nn.context import Context
 from scgpt_tools.nn.embedders import Embedder
-from scgpt_tools.nn.heads import (
-    AdversaryHead,
-    AffineExpressionHead,
-    ClassifierHead,
-    ExpressionHead,
-    FromCellHead,
-    FromCellInContextHead,
-    HeadInput,
-)
 from scgpt_tools.nn.output import CellOutput
 from scgpt_tools.nn.pooling import pool
-from scgpt_tools.nn.transformer import Transformer
+from scgpt_tools.nn.sockets import HeadInput
 from scgpt_tools.tokens.joint import tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from os import PathLike
     from pathlib import Path
 
@@ -54,16 +36,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.config import ModelConfig
-    from scgpt_tools.tokens.batch import TokenBatch
+    from scgpt_tools.nn.attention import Layout
+    from scgpt_tools.nn.sockets import Embedded, Encoded
+    from scgpt_tools.tokens.batch import PackedTokens, TokenBatch
     from scgpt_tools.tokens.tokenizer import Tokenizer
     from scgpt_tools.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-# Tokens to compute at once in a thread of a CPU: enough for its products, and what lies between them stays in the caches.
-# Narrow models take more, so that threads seldom meet at Python's lock.
-_TOKENS = 2048
-_NUMBERS = 2**18
 
 
 class CellModel(nn.Module):
@@ -93,18 +72,10 @@ class CellModel(nn.Module):
         """Which weights came from the file or the model that this one was made of; ``None`` if it was made of neither."""
         self.history: pd.DataFrame | None = None
         """What the training that made these weights logged, one row per epoch; not saved with the model."""
-        dim, encoder = config.dim, config.encoder
-        self.embedder = Embedder(
-            genes=config.n_tokens,
-            pad=config.pad_id,
-            dim=dim,
-            dropout=encoder.dropout,
-            domains=config.domains,
-            **asdict(config.embedder),
-        )
-        self.encoder = Transformer(dim=dim, **asdict(encoder))
-        self.context = Context(dim, **asdict(config.context))
-        self.heads = _build_heads(config)
+        self.embedder = Embedder(config.embedder, config.sizes)
+        self.encoder = config.encoder.build(config.sizes)
+        self.context = Context(config.dim, **asdict(config.context))
+        self.heads = nn.ModuleDict({name: head.build(config.sizes) for name, head in config.heads.items()})
 
     # ------------------------------------------------------------------ what travels with the weights
 
@@ -128,7 +99,12 @@ class CellModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embedder.genes.table.weight.device
+        return next(self.embedder.parameters()).device
+
+    @property
+    def by_task(self) -> list[nn.Module]:
+        """What a task brings with it: heads, context, and parts of the embedder such as flags of perturbed genes."""
+        return [self.heads, self.context, *self.embedder.by_task]
 
     @property
     def checksum(self) -> str:
@@ -167,13 +143,7 @@ class CellModel(nn.Module):
         -------
         Token, gene and cell embeddings and the predictions of the heads.
         """
-        embedded = self.embedder(
-            batch.genes, batch.values, perturbed=batch.perturbed, generated=batch.generated, domain=batch.batch
-        )
-        if attention is None:
-            attention = "varlen" if self._packing_pays(batch) else "sdpa"
-        tokens, weights = self._encode(embedded.tokens, batch, attention, cell)
-        return self._predict(batch, tokens, embedded.genes, heads, weights)
+        return self._run(batch, heads, layout_of(self, batch, attention), cell=cell)
 
     def generate(self, cell: Tensor, batch: TokenBatch, *, values: bool = False) -> Tensor:
         """Predict expression (B, L) from cell embeddings (B, D) placed at position 0.
@@ -187,11 +157,9 @@ class CellModel(nn.Module):
         values
             Also embed the values of the batch.
         """
-        embedded = self.embedder(
-            batch.genes, batch.values if values else None, perturbed=batch.perturbed, domain=batch.batch
-        )
-        tokens, _ = self._encode(embedded.tokens, batch, "sdpa", cell)
-        return self._predict(batch, tokens, embedded.genes, ("expression",), None)["expression"]
+        unseen = ("generated",) if values else ("generated", "values")
+        layout = layout_of(self, batch, "sdpa")
+        return self._run(batch, ("expression",), layout, cell=cell, without=unseen)["expression"]
 
     def embed_cells(self, batch: TokenBatch, *, attention: str | None = None, pooling: str | None = None) -> Tensor:
         """Compute cell embeddings (B, D), doing only the work that they need.
@@ -207,99 +175,69 @@ class CellModel(nn.Module):
         pooling
             ``"cls"``, ``"mean"`` or ``"weighted"``; ``None`` takes the model's own.
         """
-        attention = attention or self._fastest_attention()
-        pooling = pooling or self.config.pooling
-        parts = self.parts(batch)
-        embed = partial(self._embed_cells, attention=attention, pooling=pooling)
-        with in_threads(several=self.divisible) as run:
-            return torch.cat(list(run(embed, parts)))
+        return embed_cells(self, batch, attention=attention, pooling=pooling or self.config.pooling)
 
-    def parts(self, batch: TokenBatch) -> list[TokenBatch]:
-        """Cut a minibatch into parts to compute one by one or beside each other: few cells on a CPU, else all."""
-        return list(batch.divided(max(_TOKENS, _NUMBERS // self.dim))) if self.divisible else [batch]
-
-    @property
-    def divisible(self) -> bool:
-        """Whether a minibatch is better computed in parts, and the same."""
-        # A norm that takes the label of the first cell for all has to see the minibatch as it is.
-        return not self.training and self.device.type == "cpu" and self.config.embedder.norm != "domain_of_first"
-
-    def _embed_cells(self, batch: TokenBatch, attention: str, pooling: str) -> Tensor:
-        first_only = pooling == "cls"
-        if batch.generated is not None:
-            # Nothing but themselves looks at generated tokens, so a cell is the same without them.
-            batch = batch.replace(mask=batch.mask & ~batch.generated, generated=None)
-        if attention in PACKED and not bool(batch.mask.any(dim=1).all()):
-            attention = "sdpa"  # a cell without tokens has no place among packed ones
-        if attention not in PACKED:
-            # Asked before the batch moves, so that no GPU has to be waited for.
-            full, batch = bool(batch.mask.all()), batch.to(self.device)
-            x = self.embedder(batch.genes, batch.values, perturbed=batch.perturbed, domain=batch.batch).tokens
-            x, _ = self.encoder(x, PaddedLayout.from_mask(batch.mask, full=full), attention, first_only=first_only)
-            x = x * batch.mask[:, : x.shape[1], None]
-            return pool(pooling, x, batch.mask, batch.values)
-        packed = batch.packed().to(self.device, non_blocking=True)
-        layout = PackedLayout.from_lengths(packed.lengths, self.device)
-        x = self.embedder(packed.genes, packed.values, perturbed=packed.perturbed, domain=packed.batch).tokens
-        x, _ = self.encoder(x, layout, attention, first_only=first_only)
-        if first_only:
-            return x
-        batch = batch.to(self.device)
-        return pool(pooling, unpack(x, batch.mask), batch.mask, batch.values)
-
-    def _packing_pays(self, batch: TokenBatch) -> bool:
-        """Whether to go cell by cell without padding, which generated tokens do not allow."""
-        dropout = self.training and self.config.encoder.dropout > 0
-        return batch.generated is None and packing_pays(batch.mask, dropout=dropout)
-
-    def _fastest_attention(self) -> str:
-        device, width = self.device, self.dim // self.config.encoder.heads
-        if device.type == "cuda":
-            return "varlen" if torch.is_autocast_enabled("cuda") and has_packed_kernel(device, width) else "sdpa"
-        return "varlen" if device.type == "cpu" else "sdpa"
-
-    def _encode(
-        self, x: Tensor, batch: TokenBatch, attention: str, cell: Tensor | None
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """(B, L, D) to (B, L, D), 0 at padding."""
-        if cell is not None:
-            x = torch.cat((cell.unsqueeze(1).to(x.dtype), x[:, 1:]), dim=1)
-        if attention not in PACKED:
-            x, weights = self.encoder(x, PaddedLayout.from_mask(batch.mask, batch.generated), attention)
-            return x * batch.mask.unsqueeze(-1), weights
-        if batch.generated is not None:
-            raise ValueError(f"Expected 'sdpa' or 'eager' attention for generated tokens, found {attention!r}.")
-        layout = PackedLayout.from_lengths(tuple(batch.mask.sum(dim=1).tolist()), x.device)
-        x, weights = self.encoder(x[batch.mask], layout, attention)
-        return unpack(x, batch.mask), weights
-
-    def _predict(
+    def _run(
         self,
         batch: TokenBatch,
-        tokens: Tensor,
-        genes: Tensor,
         heads: Sequence[str] | None,
-        weights: list[Tensor] | None,
+        layout: Layout,
+        *,
+        cell: Tensor | None = None,
+        without: Collection[str] = (),
     ) -> CellOutput:
-        pooling = self.config.pooling
+        """Embed, encode, pool, predict."""
+        embedded, encoded = self.encode(batch, layout, cell=cell, without=without)
+        pooled = self.pool(encoded.tokens, batch)
+        predictions = self._predict(batch, embedded, encoded, pooled, self.heads if heads is None else heads)
+        return CellOutput(
+            encoded.tokens, pooled, embedded.parts, predictions, attention=encoded.weights, streams=encoded.streams
+        )
+
+    def encode(
+        self,
+        batch: TokenBatch | PackedTokens,
+        layout: Layout,
+        *,
+        cell: Tensor | None = None,
+        without: Collection[str] = (),
+        first_only: bool = False,
+    ) -> tuple[Embedded, Encoded]:
+        """From tokens to what the embedder and the encoder make of them; see the sockets of both."""
+        embedded = self.embedder(batch, without=without)
+        if cell is not None:
+            embedded = embedded.with_first(cell)
+        packed = embedded.packed(layout.pack, self.encoder.parts)
+        return embedded, self.encoder(packed, batch, layout, first_only=first_only).unpacked(layout.unpack)
+
+    def pool(self, tokens: Tensor, batch: TokenBatch, pooling: str | None = None) -> Tensor:
+        """Cells (B, D) from tokens (B, L, D), 0 at padding, or (B, 1, D) with ``cls`` pooling."""
+        mask = batch.mask
+        if batch.generated is not None:
+            mask = mask & ~batch.generated
+            tokens = tokens * mask.unsqueeze(-1)
+        return pool(pooling or self.config.pooling, tokens, mask, batch.values)
+
+    def _predict(
+        self, batch: TokenBatch, embedded: Embedded, encoded: Encoded, cell: Tensor, heads: Iterable[str]
+    ) -> dict[str, Tensor]:
         seen = batch.mask if batch.generated is None else batch.mask & ~batch.generated
-        cell = pool(pooling, tokens * seen.unsqueeze(-1), seen, batch.values)
-        context = self.context(batch.batch, batch.modality, pooling=pooling, mask=seen, values=batch.values)
+        context = self.context(batch.batch, batch.modality, pooling=self.config.pooling, mask=seen, values=batch.values)
         inputs = HeadInput(
-            tokens=tokens,
-            genes=genes,
+            batch=batch,
+            tokens=encoded.tokens,
             cell=cell,
-            values=batch.values,
-            mask=batch.mask,
+            parts=embedded.parts,
+            streams=encoded.streams,
             token_context=None if context is None else context.tokens,
             cell_context=None if context is None else context.cell,
         )
-        output = CellOutput(tokens=tokens, cell=cell, genes=genes, attention=weights)
-        for name in self.heads if heads is None else heads:
+        predictions: dict[str, Tensor] = {}
+        for name in heads:
             if name not in self.heads:
                 raise ValueError(f"Expected a head among {list(self.heads)}, found {name!r}; add it with `adapt`.")
-            output.predictions.update(self.heads[name](inputs))
-        return output
+            predictions |= {f"{name}{end}": found for end, found in self.heads[name](inputs).items()}
+        return predictions
 
     # ------------------------------------------------------------------ changing
 
@@ -438,31 +376,6 @@ class CellModel(nn.Module):
         return formats.write(
             folder, self.config, self.vocabulary, self.state_dict(), "scgpt", attention_names=attention_names
         )
-
-
-def _build_heads(config: ModelConfig) -> nn.ModuleDict:
-    dim, heads = config.dim, config.heads
-    width = 2 * dim if config.context.batches or config.context.modalities else dim
-    built: dict[str, nn.Module] = {}
-    if (expression := heads.expression) is not None:
-        if expression.style == "affine":
-            built["expression"] = AffineExpressionHead(
-                dim,
-                nonzero=expression.nonzero,
-                activation=expression.activation,
-                adaptive_offset=expression.adaptive_offset,
-            )
-        else:
-            built["expression"] = ExpressionHead(dim, width, nonzero=expression.nonzero)
-    if (from_cell := heads.expression_from_cell) is not None:
-        kind = FromCellInContextHead if from_cell.context_in_query else FromCellHead
-        query = width if from_cell.context_in_query else dim
-        built["expression_from_cell"] = kind(width=width, query=query, style=from_cell.style, nonzero=from_cell.nonzero)
-    if (classifier := heads.cell_type) is not None:
-        built["cell_type"] = ClassifierHead(dim, classifier.classes, classifier.layers)
-    if (adversary := heads.batch) is not None:
-        built["batch"] = AdversaryHead(dim, adversary.classes, adversary.layers)
-    return nn.ModuleDict(built)
 
 
 def _check_vocabulary(config: ModelConfig, vocabulary: Vocabulary | None) -> None:

@@ -1,88 +1,120 @@
 """One description for every family: which parts a model has and how large they are.
 
 A family is a set of values for these fields (:mod:`scgpt_tools.models.families`); a foreign checkpoint is read into
-them (:mod:`scgpt_tools.models.formats`).  Nothing here knows of tensors.
+them (:mod:`scgpt_tools.models.formats`).  Parts are described where they are, in :mod:`scgpt_tools.nn`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from scgpt_tools.config import settle_fields
+from scgpt_tools._lookup import lookup
+from scgpt_tools.config import Named, settle_fields
+from scgpt_tools.nn.embedders import (
+    ContinuousConfig,
+    EmbedderConfig,
+    EmbedderNorm,
+    GenerationConfig,
+    GenesConfig,
+    PerturbationConfig,
+    ScaleConfig,
+    TableConfig,
+)
+from scgpt_tools.nn.heads import (
+    AdversaryConfig,
+    AffineConfig,
+    ClassifierConfig,
+    ExpressionConfig,
+    FromCellConfig,
+    FromCellStyle,
+)
+from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig, Sizes, check_least, check_row
+from scgpt_tools.nn.tables import ENCODERS, HEADS, PARTS
+from scgpt_tools.nn.transformer import TransformerConfig
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
-ValueStyle = Literal["continuous", "binned", "scale"]
-EmbedderNorm = Literal["none", "batch", "domain", "domain_of_first"]
-BlockNorm = Literal["post", "replace"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "ENCODERS",
+    "HEADS",
+    "PARTS",
+    "AdversaryConfig",
+    "AffineConfig",
+    "ClassifierConfig",
+    "ContextConfig",
+    "ContinuousConfig",
+    "EmbedderConfig",
+    "EmbedderNorm",
+    "EncoderConfig",
+    "ExpressionConfig",
+    "FromCellConfig",
+    "FromCellStyle",
+    "GenerationConfig",
+    "GenesConfig",
+    "HeadConfig",
+    "ModelConfig",
+    "Named",
+    "PartConfig",
+    "PerturbationConfig",
+    "Pooling",
+    "ScaleConfig",
+    "TableConfig",
+    "TransformerConfig",
+    "scgpt_embedder",
+]
+
 Pooling = Literal["cls", "mean", "mean_with_padding", "weighted"]
-ExpressionStyle = Literal["plain", "affine"]
-FromCellStyle = Literal["inner", "inner_detached", "concat", "sum"]
+ValueStyle = Literal["continuous", "binned", "scale"]
 
 
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"Expected `{name}` to be at least {least}, found {value}.")
+def scgpt_embedder(
+    *,
+    values: ValueStyle = "continuous",
+    value_rows: int | None = None,
+    value_pad: int | None = None,
+    perturbation_rows: int = 0,
+    perturbation_pad: int | None = None,
+    generation: bool = False,
+    norm: EmbedderNorm = "none",
+) -> EmbedderConfig:
+    """Describe the embedder of any of scGPT's models.
 
-
-def _check_row(name: str, row: int | None, rows: int) -> None:
-    if row is not None and not 0 <= row < rows:
-        raise ValueError(f"Expected `{name}` to be None or a row of its table of {rows}, found {row}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedderConfig:
-    """How a token becomes a vector: the sum (or product) of its parts, then an optional batch norm."""
-
-    values: ValueStyle = "continuous"
-    """An MLP of the value, a table of bins, or the value as a factor of the gene embedding."""
-    value_rows: int | None = None
-    """Rows of the table of bins, markers included; only with ``values="binned"``."""
-    value_pad: int | None = None
-    """Row of that table that padding reads and that is never trained."""
-    perturbation_rows: int = 0
-    """Rows of the table of perturbation flags; 0 for models that know no perturbations."""
-    perturbation_pad: int | None = None
-    """Row of the flag table that is never trained."""
-    generation: bool = False
-    """Keep the flag that marks tokens whose value is to be generated (scGPT's pre-training form)."""
-    norm: EmbedderNorm = "none"
-    """Batch norm over all cells, or one per batch label without affine parameters (DSBN).
-
-    ``"domain_of_first"`` takes the label of the first cell for the whole minibatch, as scGPT does."""
-
-    def __post_init__(self) -> None:
-        settle_fields(self)
-        if (self.values == "binned") != (self.value_rows is not None):
-            raise ValueError(
-                f"`value_rows` goes with values='binned' only, found {self.values=} and {self.value_rows=}."
-            )
-        _check_least("perturbation_rows", self.perturbation_rows, 0)
-        _check_row("value_pad", self.value_pad, self.value_rows or 0)
-        _check_row("perturbation_pad", self.perturbation_pad, self.perturbation_rows)
-        if self.generation and self.values == "scale":
-            raise ValueError("`generation` needs a value embedding to stand in for, found values='scale'.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """A stack of transformer blocks."""
-
-    layers: int = 12
-    heads: int = 8
-    hidden: int = 512
-    """Width between the two linear maps of the feed-forward part."""
-    dropout: float = 0.2
-    """Probability used in the value embedding, on attention weights and after each branch."""
-    norm: BlockNorm = "post"
-    """``"replace"`` normalises the residual stream itself, as scGPT's fused layers with ``pre_norm`` do."""
-
-    def __post_init__(self) -> None:
-        settle_fields(self)
-        for name in ("layers", "heads", "hidden"):
-            _check_least(name, getattr(self, name), 1)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"Expected `dropout` to be in [0, 1), found {self.dropout}.")
+    Parameters
+    ----------
+    values
+        An MLP of the value, a table of bins, or the value as a factor of the gene embedding.
+    value_rows, value_pad
+        Rows of the table of bins, markers included, and the one that padding reads; only with ``values="binned"``.
+    perturbation_rows, perturbation_pad
+        Rows of the table of perturbation flags, 0 for models that know none, and the one that is never trained.
+    generation
+        Have the vector that stands for a value to be generated (scGPT's pre-training form).
+    norm
+        See :class:`EmbedderConfig`.
+    """
+    if (values == "binned") != (value_rows is not None):
+        raise ValueError(f"`value_rows` goes with values='binned' only, found {values=} and {value_rows=}.")
+    if value_pad is not None and value_rows is None:
+        raise ValueError(f"`value_pad` goes with values='binned' only, found {values=} and {value_pad=}.")
+    styles: dict[str, Callable[[], PartConfig]] = {
+        "continuous": ContinuousConfig,
+        "binned": lambda: TableConfig(rows=value_rows or 0, pad=value_pad),
+        "scale": ScaleConfig,
+    }
+    return EmbedderConfig(
+        parts=Named(
+            genes=GenesConfig(),
+            values=lookup(styles, values, "value embedding")(),
+            perturbation=PerturbationConfig(rows=perturbation_rows, pad=perturbation_pad)
+            if perturbation_rows or perturbation_pad is not None
+            else None,
+            generation=GenerationConfig() if generation else None,
+        ),
+        norm=norm,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +122,7 @@ class ContextConfig:
     """Side information that the heads see beside the tokens: batch label and modality, as summed embeddings."""
 
     batches: int = 0
-    """Number of batch labels that the heads are told; 0 for none."""
+    """Number of batch labels that the heads are given; 0 for none."""
     modalities: int = 0
     """Rows of the modality table; 0 for models of one modality."""
     modality_pad: int | None = None
@@ -98,87 +130,9 @@ class ContextConfig:
 
     def __post_init__(self) -> None:
         settle_fields(self)
-        _check_least("batches", self.batches, 0)
-        _check_least("modalities", self.modalities, 0)
-        _check_row("modality_pad", self.modality_pad, self.modalities)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpressionConfig:
-    """Predict a token's expression from its contextual embedding (MLM, GEP)."""
-
-    style: ExpressionStyle = "plain"
-    """``"affine"`` predicts a slope and an offset for the input value, as scGPT does for perturbations."""
-    nonzero: bool = False
-    """Also predict the probability that the value is not zero."""
-    activation: str | None = None
-    """Name of a ``torch.nn`` activation on slope and offset; affine style only."""
-    adaptive_offset: bool = False
-    """Scale the offset by the mean non-zero input value of the cell; affine style only."""
-
-    def __post_init__(self) -> None:
-        settle_fields(self)
-        if self.style != "affine" and (self.activation is not None or self.adaptive_offset):
-            raise ValueError(f"`activation` and `adaptive_offset` go with style='affine' only, found {self.style=}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FromCellConfig:
-    """Predict expression from the cell embedding and a gene's embedding (MVC, GEPC)."""
-
-    style: FromCellStyle = "inner"
-    nonzero: bool = False
-    """Also predict the probability that the value is not zero; inner styles only."""
-    context_in_query: bool = False
-    """Give the gene query the context too; scGPT's multi-omic class does, its RNA class does not."""
-
-    def __post_init__(self) -> None:
-        settle_fields(self)
-        if self.nonzero and self.style in ("concat", "sum"):
-            raise ValueError(f"`nonzero` needs an inner-product style, found {self.style=}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
-    """Predict a class from the cell embedding (CLS)."""
-
-    classes: int = 1
-    layers: int = 3
-    names: tuple[str, ...] | None = None
-    """Names of the classes in the order of the logits; they travel with the model."""
-
-    def __post_init__(self) -> None:
-        settle_fields(self)
-        _check_least("classes", self.classes, 1)
-        _check_least("layers", self.layers, 1)
-        if self.names is not None and len(self.names) != self.classes:
-            raise ValueError(f"Expected {self.classes} class names, found {len(self.names)}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdversaryConfig:
-    """Predict the batch label from the cell embedding behind a gradient reversal (DAB)."""
-
-    classes: int
-    layers: int = 3
-
-    def __post_init__(self) -> None:
-        settle_fields(self)
-        _check_least("classes", self.classes, 1)
-        _check_least("layers", self.layers, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadsConfig:
-    """Which heads a model has; ``None`` for absent."""
-
-    expression: ExpressionConfig | None = None
-    expression_from_cell: FromCellConfig | None = None
-    cell_type: ClassifierConfig | None = None
-    batch: AdversaryConfig | None = None
-
-    def __post_init__(self) -> None:
-        settle_fields(self)
+        check_least("batches", self.batches, 0)
+        check_least("modalities", self.modalities, 0)
+        check_row("modality_pad", self.modality_pad, self.modalities)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +146,11 @@ class ModelConfig:
     """Token id of padding, whose row of the gene table is never trained."""
     dim: int = 512
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = field(default_factory=TransformerConfig)
     pooling: Pooling = "cls"
     context: ContextConfig = field(default_factory=ContextConfig)
-    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    heads: Named[HeadConfig] = field(default_factory=Named)
+    """What the model predicts, by the names that predictions get."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     domains: int = 0
     """Number of batch labels with statistics of their own; only with ``embedder.norm="domain"``."""
@@ -206,30 +161,34 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         settle_fields(self)
-        _check_least("dim", self.dim, 1)
-        if self.dim % self.encoder.heads:
-            raise ValueError(
-                f"Expected `dim` to be a multiple of the number of heads, found {self.dim} and {self.encoder.heads}."
-            )
+        check_least("dim", self.dim, 1)
         if not 0 <= self.pad_id < self.n_tokens:
             raise ValueError(f"Expected `pad_id` within 0 .. {self.n_tokens - 1}, found {self.pad_id}.")
-        if self.embedder.norm.startswith("domain") != (self.domains > 0):
-            raise ValueError(
-                f"`domains` goes with embedder.norm='domain' only, found {self.embedder.norm=} and {self.domains=}."
-            )
+        self.encoder.check(self.sizes)
+        self.embedder.check(self.sizes)
+        for head in self.heads.values():
+            head.check(self.sizes)
         for flag in self.perturbation_flags:
-            _check_row("perturbation_flags", flag, self.embedder.perturbation_rows)
-        self._check_context()
+            check_row("perturbation_flags", flag, self.perturbation.rows if self.perturbation else 0)
 
-    def _check_context(self) -> None:
-        """Refuse heads that would not see the context, or could not be computed with it."""
-        there = bool(self.context.batches or self.context.modalities)
-        expression, from_cell = self.heads.expression, self.heads.expression_from_cell
-        if there and expression is not None and expression.style == "affine":
-            raise ValueError("The affine expression head reads no context, found batches or modalities in `context`.")
-        if from_cell is None:
-            return
-        if from_cell.context_in_query and not there:
-            raise ValueError("`context_in_query` needs batches or modalities in `context`, found neither.")
-        if from_cell.style == "sum" and there and not from_cell.context_in_query:
-            raise ValueError("style='sum' adds cell and gene query: with a `context` it needs `context_in_query` too.")
+    @property
+    def sizes(self) -> Sizes:
+        """What all parts are built to."""
+        return Sizes(
+            dim=self.dim,
+            n_tokens=self.n_tokens,
+            pad_id=self.pad_id,
+            dropout=self.encoder.dropout,
+            domains=self.domains,
+            context=bool(self.context.batches or self.context.modalities),
+        )
+
+    @property
+    def bins(self) -> TableConfig | None:
+        """The embedder's table of values, if it looks them up."""
+        return self.embedder.parts.find("values", TableConfig)
+
+    @property
+    def perturbation(self) -> PerturbationConfig | None:
+        """The embedder's part for flags of perturbed genes, if there is one."""
+        return next((part for part in self.embedder.parts.values() if isinstance(part, PerturbationConfig)), None)

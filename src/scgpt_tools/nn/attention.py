@@ -1,6 +1,6 @@
 """Attention among the tokens of each cell, with exchangeable backends that share one set of weights.
 
-A *layout* says where the real tokens are.  Padded backends (``sdpa``, ``eager``) work on (B, L, D) with a mask; packed
+A *layout* says where the real tokens are and which backend computes.  Padded backends (``sdpa``, ``eager``) work on (B, L, D) with a mask; packed
 backends (``varlen``, ``flash``) on (N, D), the real tokens of all cells in a row, and never touch padding.
 
 Shape letters: B cells, L tokens (padded), N real tokens of all cells, H heads, D width, E = D / H.
@@ -8,9 +8,9 @@ Shape letters: B cells, L tokens (padded), N real tokens of all cells, H heads, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,6 @@ _SCORES = 2**25
 # Tokens of a cell below which a call of attention for each costs more than padding.
 _LONG = 128
 
-AttentionBackend = Literal["sdpa", "varlen", "flash", "eager"]
-
 
 @dataclass(frozen=True)
 class PaddedLayout:
@@ -46,9 +44,12 @@ class PaddedLayout:
     """(B, 1, 1 or L, L) True where a query may look at a key; None if everything is visible."""
     generated: Tensor | None = None
     """(B, L) True on tokens to be generated."""
+    backend: str = "sdpa"
 
     @classmethod
-    def from_mask(cls, mask: Tensor, generated: Tensor | None = None, *, full: bool | None = None) -> PaddedLayout:
+    def from_mask(
+        cls, mask: Tensor, generated: Tensor | None = None, *, full: bool | None = None, backend: str = "sdpa"
+    ) -> PaddedLayout:
         """Let every token see the real tokens; generated ones are seen by themselves only.
 
         ``full`` says whether all tokens are real; on a GPU, which would have to be waited for, who knows should say so.
@@ -57,10 +58,30 @@ class PaddedLayout:
         keys = mask | ~mask.any(dim=1, keepdim=True)
         if generated is None:
             full = bool(mask.all()) if full is None else full
-            return cls(mask, None if full else keys[:, None, None, :])
+            return cls(mask, None if full else keys[:, None, None, :], backend=backend)
         itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         visible = (keys & ~generated)[:, None, None, :] | itself[None, None]
-        return cls(mask, visible, generated)
+        return cls(mask, visible, generated, backend)
+
+    def causal(self) -> PaddedLayout:
+        """Let no token see those after it."""
+        length = self.mask.shape[1]
+        before = torch.ones(length, length, dtype=torch.bool, device=self.mask.device).tril()[None, None]
+        # Padding at the front of a cell would see nothing but what is hidden from it.
+        itself = torch.eye(length, dtype=torch.bool, device=self.mask.device)[None, None]
+        return replace(self, visible=before if self.visible is None else (self.visible & before) | itself)
+
+    def unmasked(self) -> PaddedLayout:
+        """Let every token see all others, padding included."""
+        return replace(self, visible=None)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Leave (B, L, D) as they are."""
+        return x
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Set (B, L or 1, D) to zero at padding."""
+        return x * self.mask[:, : x.shape[1], None]
 
     def first(self, x: Tensor) -> Tensor:
         """Keep the first token of each cell: (B, L, D) to (B, 1, D)."""
@@ -76,12 +97,30 @@ class PackedLayout:
     lengths: tuple[int, ...]
     """Number of tokens of each cell."""
     generated: None = None
+    backend: str = "varlen"
+    mask: Tensor | None = None
+    """(B, L) True on real tokens, for a batch that is padded around the encoder."""
 
     @classmethod
-    def from_lengths(cls, lengths: tuple[int, ...], device: torch.device | str) -> PackedLayout:
+    def from_lengths(
+        cls,
+        lengths: tuple[int, ...],
+        device: torch.device | str,
+        *,
+        backend: str = "varlen",
+        mask: Tensor | None = None,
+    ) -> PackedLayout:
         """Lay out cells of known lengths, each at least 1."""
         offsets = torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return cls(offsets.to(device, non_blocking=True), lengths)
+        return cls(offsets.to(device, non_blocking=True), lengths, backend=backend, mask=mask)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, L, ...) to (N, ...), unless the batch is packed already."""
+        return x if self.mask is None else x[self.mask]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Undo :meth:`pack`, with zeros at padding."""
+        return x if self.mask is None else unpack(x, self.mask)
 
     def first(self, x: Tensor) -> Tensor:
         """Keep the first token of each cell: (N, D) to (B, D)."""
@@ -233,7 +272,7 @@ BACKENDS = PADDED | PACKED
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with separate query, key and value maps.
+    """Multi-head attention with separate query, key and value maps: of tokens to themselves, or to others.
 
     Separate maps let the last layer compute queries for the rows that are read only, and let adapters reach each map.
     """
@@ -244,11 +283,37 @@ class Attention(nn.Module):
         self.query, self.key, self.value = (Linear(dim, dim) for _ in range(3))
         self.out = Linear(dim, dim)
 
-    def forward(self, x: Tensor, layout: Layout, backend: str, *, first_only: bool = False) -> Attended:
-        """Attend; ``first_only`` computes the first token of each cell alone."""
-        attend = lookup(BACKENDS, backend, "attention backend")
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        backend: str | None = None,
+        *,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+        first_only: bool = False,
+    ) -> Attended:
+        """Attend.
+
+        Parameters
+        ----------
+        x
+            Tokens that ask.
+        layout
+            Where tokens are, and which of them see which.
+        backend
+            ``None`` takes the layout's.
+        keys
+            As many tokens that are asked, ``None`` for ``x``.
+        values
+            As many tokens that are read, ``None`` for ``keys``.
+        first_only
+            Compute the first token of each cell alone.
+        """
+        attend = lookup(BACKENDS, backend or layout.backend, "attention backend")
         dropout = self.dropout if self.training else 0.0
-        q, k, v = self.project(x, layout.first(x) if first_only else x)
+        keys = x if keys is None else keys
+        q, k, v = self.project(layout.first(x) if first_only else x, keys, keys if values is None else values)
         context, weights = attend(q, k, v, layout, self.heads, dropout)
         projected = self.out(context)
         if layout.generated is not None:
@@ -256,12 +321,12 @@ class Attention(nn.Module):
             projected = torch.where(layout.generated.unsqueeze(-1), context, projected)
         return Attended(projected, weights)
 
-    def project(self, x: Tensor, seeking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the tokens ``seeking``, keys and values of all tokens ``x``."""
-        return self.query(seeking), self.key(x), self.value(x)
+    def project(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map tokens to queries, keys and values."""
+        return self.query(queries), self.key(keys), self.value(values)
 
 
 def query_key_products(attention: Attention, x: Tensor) -> Tensor:
     """Products of queries and keys, (B, L, D) to (B, H, L, L), unscaled."""
-    q, k = (_heads_first(part, attention.heads) for part in attention.project(x, x)[:2])
+    q, k = (_heads_first(part, attention.heads) for part in attention.project(x, x, x)[:2])
     return q @ k.transpose(-1, -2)

@@ -1,44 +1,71 @@
-"""From token ids and values to vectors.
+"""From token ids and values to vectors: named parts, added up.
 
 Every part works on tokens of any leading shape, (B, L) or packed (N,), and returns the same shape with D appended.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from scgpt_tools._lookup import lookup
+from scgpt_tools.config import Named, settle_fields
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.norms import DomainNorm, SharedNorm
+from scgpt_tools.nn.sockets import Embedded, PartConfig, Sizes, check_least, check_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from torch import Tensor
 
+    from scgpt_tools.tokens.batch import PackedTokens, TokenBatch
+
+EmbedderNorm = Literal["none", "layer", "batch", "domain", "domain_of_first"]
+
 
 class NormedTable(nn.Module):
-    """A table of embeddings followed by a layer norm: genes, batch labels, modalities."""
+    """A table of embeddings, most often followed by a layer norm: genes, batch labels, modalities."""
 
-    def __init__(self, rows: int, dim: int, pad: int | None = None) -> None:
+    def __init__(self, rows: int, dim: int, pad: int | None = None, *, norm: bool = True) -> None:
         super().__init__()
         self.table = nn.Embedding(rows, dim, padding_idx=pad)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up (...) ids."""
         return self.norm(self.table(ids))
 
 
-def gene_table(rows: int, dim: int, pad: int) -> NormedTable:
+def gene_table(rows: int, dim: int, pad: int | None, *, norm: bool = True) -> NormedTable:
     """Make the table of genes, drawn from U(-0.1, 0.1) as scGPT's, the row of padding included."""
-    genes = NormedTable(rows, dim, pad)
+    genes = NormedTable(rows, dim, pad, norm=norm)
     nn.init.uniform_(genes.table.weight, -0.1, 0.1)
     return genes
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenesConfig(PartConfig):
+    """A table of all tokens."""
+
+    norm: bool = True
+    """Layer norm after the table."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Token ids."""
+        return ("genes",)
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the table."""
+        return gene_table(sizes.n_tokens, sizes.dim, sizes.pad_id, norm=self.norm)
 
 
 class ContinuousValue(nn.Module):
@@ -70,6 +97,46 @@ class ContinuousValue(nn.Module):
         return self.dropout(self.norm(self.second(self.first(x).relu())))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ContinuousConfig(PartConfig):
+    """A small network on a number."""
+
+    field: str = "values"
+    """Of the batch."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """One field."""
+        return (self.field,)
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the network."""
+        return ContinuousValue(sizes.dim, sizes.dropout)
+
+
+class LinearValue(nn.Linear):
+    """Embed a number by a linear map."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(1, dim)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Embed (...) values."""
+        return super().forward(values.to(self.weight.dtype).unsqueeze(-1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig(ContinuousConfig):
+    """A linear map of a number."""
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the map."""
+        return LinearValue(sizes.dim)
+
+
 class BinnedValue(NormedTable):
     """Embed a bin by its row of a table; fractions are cut off."""
 
@@ -92,6 +159,34 @@ class BinnedValue(NormedTable):
         return super().forward(bins)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TableConfig(PartConfig):
+    """A table that is read by whole numbers: bins, positions."""
+
+    rows: int
+    """Markers included."""
+    pad: int | None = None
+    """Row that padding reads and that is never trained."""
+    field: str = "values"
+    """Of the batch."""
+    norm: bool = True
+    """Layer norm after the table."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+        check_least("rows", self.rows, 1)
+        check_row("pad", self.pad, self.rows)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """One field."""
+        return (self.field,)
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the table."""
+        return BinnedValue(self.rows, sizes.dim, self.pad, norm=self.norm)
+
+
 class ScaleValue(nn.Module):
     """Leave the value a number: it multiplies the gene embedding."""
 
@@ -100,107 +195,194 @@ class ScaleValue(nn.Module):
         return values.unsqueeze(-1)
 
 
-VALUES: dict[str, Callable[..., nn.Module]] = {
-    "continuous": lambda dim, dropout, rows, pad: ContinuousValue(dim, dropout),
-    "binned": lambda dim, dropout, rows, pad: BinnedValue(rows, dim, pad),
-    "scale": lambda dim, dropout, rows, pad: ScaleValue(),
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig(ContinuousConfig):
+    """A number by which the parts before are multiplied."""
+
+    operation: ClassVar[Literal["multiply"]] = "multiply"
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the part, which has no weights."""
+        return ScaleValue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbationConfig(PartConfig):
+    """A table of flags of perturbed genes; a batch without flags goes without."""
+
+    optional: ClassVar[bool] = True
+    by_task: ClassVar[bool] = True
+
+    rows: int = 3
+    pad: int | None = None
+    """Row that is never trained."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+        check_least("rows", self.rows, 1)
+        check_row("pad", self.pad, self.rows)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Flags."""
+        return ("perturbed",)
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the table."""
+        return nn.Embedding(self.rows, sizes.dim, padding_idx=self.pad)
+
+
+class Generation(nn.Embedding):
+    """One vector for tokens that are to be generated."""
+
+    def __init__(self, dim: int) -> None:
+        # Row 0 is never read, but released checkpoints hold it.
+        super().__init__(2, dim)
+
+    def forward(self, generated: Tensor) -> Tensor:
+        """Return the vector (D,), which goes to the tokens (...) where ``generated`` is True."""
+        return self.weight[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig(PartConfig):
+    """A vector that stands for a value to be generated (scGPT's pre-training form)."""
+
+    operation: ClassVar[Literal["replace"]] = "replace"
+    optional: ClassVar[bool] = True
+
+    of: str = "values"
+    """Name of the part that it stands for."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Which tokens are to be generated."""
+        return ("generated",)
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the vector."""
+        return Generation(sizes.dim)
+
+
+# The whole ------------------------------------------------------------------------------------------------------------
+
+NORMS: dict[str, Callable[[Sizes], nn.Module]] = {
+    "none": lambda sizes: nn.Identity(),
+    "layer": lambda sizes: nn.LayerNorm(sizes.dim),
+    "batch": lambda sizes: SharedNorm(sizes.dim),
+    "domain": lambda sizes: DomainNorm(sizes.dim, sizes.domains),
+    "domain_of_first": lambda sizes: DomainNorm(sizes.dim, sizes.domains, of_first=True),
 }
 
-NORMS: dict[str, Callable[..., nn.Module]] = {
-    "batch": lambda dim, domains: SharedNorm(dim),
-    "domain": DomainNorm,
-    "domain_of_first": lambda dim, domains: DomainNorm(dim, domains, of_first=True),
-}
 
+@dataclass(frozen=True, kw_only=True)
+class EmbedderConfig:
+    """How a token becomes a vector: its parts one after another, added or multiplied, then norm and dropout."""
 
-class Embedded(NamedTuple):
-    """Vectors of the tokens, before the encoder."""
+    parts: Named[PartConfig] = field(
+        default_factory=lambda: Named({"genes": GenesConfig(), "values": ContinuousConfig()})
+    )
+    norm: EmbedderNorm = "none"
+    """Layer norm of each token; batch norm over all cells; or one per batch label without affine parameters (DSBN).
 
-    tokens: Tensor
-    """(..., D) the encoder's input."""
-    genes: Tensor
-    """(..., D) the gene part alone."""
+    ``"domain_of_first"`` takes the label of the first cell for the whole minibatch, as scGPT does."""
+    dropout: float = 0.0
+    """After the norm."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"Expected `dropout` to be in [0, 1), found {self.dropout}.")
+        operations = [part.operation for part in self.parts.values()]
+        if not operations or operations[0] != "add":
+            raise ValueError(f"Expected `parts` to begin with one to add to, found {list(self.parts)}.")
+        for name, part in self.parts.items():
+            if hasattr(Embedder, name) or name in ("config", "norm", "dropout"):
+                raise ValueError(f"Expected a part of the embedder with a name of its own, found {name!r}.")
+            if isinstance(part, GenerationConfig):
+                other = self.parts.get(part.of)
+                if other is None or other.operation != "add":
+                    raise ValueError(
+                        f"Expected a part {part.of!r} that is added, which {name!r} stands in for, found "
+                        f"{list(self.parts)}."
+                    )
+
+    def check(self, sizes: Sizes) -> None:
+        """Refuse sizes that a part does not fit."""
+        if self.norm.startswith("domain") != (sizes.domains > 0):
+            raise ValueError(
+                f"`domains` goes with embedder.norm='domain' only, found norm={self.norm!r} and domains={sizes.domains}."
+            )
+        for part in self.parts.values():
+            part.check(sizes)
 
 
 class Embedder(nn.Module):
-    """Add up what is known of a token: its gene, its value, its perturbation flag.
+    """The parts as modules by their names, and what is done with their vectors."""
 
-    Parameters
-    ----------
-    genes
-        Rows of the gene table.
-    pad
-        Row that padding reads.
-    dim
-        Width of the vectors.
-    dropout
-        Probability in the value part.
-    values
-        A name in :data:`VALUES`; ``"scale"`` multiplies gene and value.
-    value_rows, value_pad
-        Size and padding row of the table of bins.
-    perturbation_rows, perturbation_pad
-        Size and padding row of the table of perturbation flags; 0 for none.
-    generation
-        Have a vector that stands for a value to be generated.
-    norm
-        A name in :data:`NORMS`, or ``"none"``.
-    domains
-        Number of batch labels with statistics of their own.
-    """
-
-    def __init__(
-        self,
-        *,
-        genes: int,
-        pad: int,
-        dim: int,
-        dropout: float,
-        values: str = "continuous",
-        value_rows: int | None = None,
-        value_pad: int | None = None,
-        perturbation_rows: int = 0,
-        perturbation_pad: int | None = None,
-        generation: bool = False,
-        norm: str = "none",
-        domains: int = 0,
-    ) -> None:
+    def __init__(self, config: EmbedderConfig, sizes: Sizes) -> None:
         super().__init__()
-        self.genes = gene_table(genes, dim, pad)
-        self.values = lookup(VALUES, values, "value embedding")(dim, dropout, value_rows, value_pad)
-        self.perturbation = (
-            nn.Embedding(perturbation_rows, dim, padding_idx=perturbation_pad) if perturbation_rows else None
-        )
-        # Row 1 marks a token to be generated; row 0 is never read, but released checkpoints hold it.
-        self.generation = nn.Embedding(2, dim) if generation else None
-        self.norm = None if norm == "none" else lookup(NORMS, norm, "embedder norm")(dim, domains)
+        self.config = config
+        for name, part in config.parts.items():
+            self.add_module(name, part.build(sizes))
+        self.norm = NORMS[config.norm](sizes)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        genes: Tensor,
-        values: Tensor | None,
-        *,
-        perturbed: Tensor | None = None,
-        generated: Tensor | None = None,
-        domain: Tensor | None = None,
-    ) -> Embedded:
-        """Embed tokens of any leading shape; ``values=None`` embeds the genes alone."""
-        gene_vectors = self.genes(genes)
-        tokens = gene_vectors if values is None else self._with_values(gene_vectors, values, generated)
-        if perturbed is not None:
-            if self.perturbation is None:
-                raise ValueError("Expected a model with perturbation flags, found one without; load or train such one.")
-            tokens = tokens + self.perturbation(perturbed)
-        if self.norm is not None:
-            tokens = self.norm(tokens, domain)
-        return Embedded(tokens, gene_vectors)
+    def forward(self, batch: TokenBatch | PackedTokens, *, without: Collection[str] = ()) -> Embedded:
+        """Embed tokens, padded or packed; fields of the batch in ``without`` are not looked at.
 
-    def _with_values(self, genes: Tensor, values: Tensor, generated: Tensor | None) -> Tensor:
-        if generated is not None and self.generation is None:
-            raise ValueError("Expected a model with the generation flag for generated tokens, found one without.")
-        value_vectors = self.values(values)
-        if isinstance(self.values, ScaleValue):
-            return genes * value_vectors.to(genes.dtype)
-        if generated is not None and self.generation is not None:
-            value_vectors = torch.where(generated.unsqueeze(-1), self.generation.weight[1], value_vectors)
-        return genes + value_vectors
+        Raises
+        ------
+        ValueError
+            If the batch has flags that no part reads, or lacks what one needs.
+        """
+        self._check(batch, without)
+        config = self.config.parts
+        vectors: dict[str, Tensor] = {}
+        for name, part in config.items():
+            found: list[Any] = [getattr(batch, read, None) for read in part.reads]
+            if any(read in without for read in part.reads) or (part.optional and None in found):
+                continue
+            vector = self.part(name)(*found)
+            if isinstance(part, GenerationConfig):
+                vectors[part.of] = torch.where(found[0].unsqueeze(-1), vector, vectors[part.of])
+            else:
+                vectors[name] = vector
+        tokens = None
+        for name, vector in vectors.items():
+            if tokens is None:
+                tokens = vector
+            elif config[name].operation == "multiply":
+                tokens = tokens * vector.to(tokens.dtype)
+            else:
+                tokens = tokens + vector
+        normed = self.norm(tokens, batch.batch) if isinstance(self.norm, SharedNorm | DomainNorm) else self.norm(tokens)
+        return Embedded(self.dropout(normed), vectors)
+
+    def _check(self, batch: TokenBatch | PackedTokens, without: Collection[str]) -> None:
+        parts = self.config.parts.values()
+        for name, what in _SPECIAL.items():
+            there = getattr(batch, name, None) is not None and name not in without
+            if there and not any(name in part.reads for part in parts):
+                raise ValueError(f"Expected a model with {what}, found one without; load or train such one.")
+        for part in parts:
+            for name in part.reads:
+                if not part.optional and name not in without and getattr(batch, name, None) is None:
+                    raise ValueError(f"Expected a token batch with `{name}`, which this model reads; found none.")
+
+    def part(self, name: str) -> nn.Module:
+        """Module of a part, which embeds the fields that its configuration reads."""
+        lookup(self.config.parts, name, "part of the embedder")
+        return self.get_submodule(name)
+
+    @property
+    def by_task(self) -> list[nn.Module]:
+        """Parts that a task brings with it."""
+        return [self.get_submodule(name) for name, part in self.config.parts.items() if part.by_task]
+
+
+# Fields whose presence says that a model was trained with them.
+_SPECIAL = {"perturbed": "perturbation flags", "generated": "the generation flag for generated tokens"}

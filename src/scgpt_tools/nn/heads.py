@@ -1,7 +1,7 @@
 """From token and cell embeddings to predictions.
 
-A head reads :class:`HeadInput` and returns named tensors; a name ending in ``_nonzero`` is the probability that a value
-is not zero.  ``context`` is what is known of a cell beside its expression (batch label, modality), as one embedding.
+A head reads :class:`~scgpt_tools.nn.sockets.HeadInput` and returns tensors by what to add to its name: nothing for the
+prediction itself, ``_nonzero`` for the probability that a value is not zero.
 
 Shape letters: B cells, L tokens, D width, C classes.
 """
@@ -9,50 +9,19 @@ Shape letters: B cells, L tokens, D width, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import nn
 
+from scgpt_tools.config import settle_fields
 from scgpt_tools.nn.reversal import reverse_gradient
+from scgpt_tools.nn.sockets import HeadConfig, HeadInput, Sizes, check_least
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class HeadInput:
-    """What heads may read."""
-
-    tokens: Tensor
-    """(B, L, D) encoder output."""
-    genes: Tensor
-    """(B, L, D) gene embeddings."""
-    cell: Tensor
-    """(B, D) pooled embedding."""
-    values: Tensor
-    """(B, L) input values."""
-    mask: Tensor
-    """(B, L) True on real tokens."""
-    token_context: Tensor | None = None
-    """(B, L, D)."""
-    cell_context: Tensor | None = None
-    """(B, D)."""
-
-    @property
-    def tokens_in_context(self) -> Tensor:
-        """(B, L, D or 2 D): token part first."""
-        return self.tokens if self.token_context is None else torch.cat((self.tokens, self.token_context), dim=-1)
-
-    @property
-    def cell_in_context(self) -> Tensor:
-        """(B, D or 2 D): cell part first."""
-        return self.cell if self.cell_context is None else torch.cat((self.cell, self.cell_context), dim=-1)
-
-    @property
-    def genes_in_context(self) -> Tensor:
-        """(B, L, D or 2 D): gene part first."""
-        return self.genes if self.token_context is None else torch.cat((self.genes, self.token_context), dim=-1)
+FromCellStyle = Literal["inner", "inner_detached", "concat", "sum"]
 
 
 class Predicted(NamedTuple):
@@ -63,9 +32,9 @@ class Predicted(NamedTuple):
     nonzero: Tensor | None = None
     """(B, L) probability that the value is not zero, of heads that have one."""
 
-
-def _named(name: str, value: Tensor, nonzero: Tensor | None) -> dict[str, Tensor]:
-    return {name: value} if nonzero is None else {name: value, f"{name}_nonzero": nonzero}
+    def named(self) -> dict[str, Tensor]:
+        """By what to add to the name of a head."""
+        return {"": self.value} if self.nonzero is None else {"": self.value, "_nonzero": self.nonzero}
 
 
 def regressor(width: int, dim: int) -> nn.Sequential:
@@ -76,19 +45,37 @@ def regressor(width: int, dim: int) -> nn.Sequential:
 class ExpressionHead(nn.Module):
     """Predict each token's expression from its embedding (MLM, GEP)."""
 
+    widened: ClassVar[tuple[str, ...]] = ("value.0.weight", "nonzero.0.weight")
+    """Tensors that have more room in a head with a context, which adds nothing at first."""
+
     def __init__(self, dim: int, width: int, *, nonzero: bool = False) -> None:
         super().__init__()
         self.value = regressor(width, dim)
         self.nonzero = regressor(width, dim) if nonzero else None
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
-        """Return ``expression`` (B, L) and perhaps ``expression_nonzero`` (B, L)."""
-        return _named("expression", *self.predict(inputs.tokens_in_context))
+        """Return the expression (B, L) and perhaps its ``_nonzero`` (B, L)."""
+        return self.predict(inputs.tokens_in_context).named()
 
     def predict(self, x: Tensor) -> Predicted:
         """From (B, L, width) to values (B, L), and the probability that they are not zero."""
         value = self.value(x).squeeze(-1)
         return Predicted(value, None if self.nonzero is None else self.nonzero(x).squeeze(-1).sigmoid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionConfig(HeadConfig):
+    """Predict a token's expression from its contextual embedding (MLM, GEP)."""
+
+    nonzero: bool = False
+    """Also predict the probability that the value is not zero."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the head."""
+        return ExpressionHead(sizes.dim, sizes.width, nonzero=self.nonzero)
 
 
 class AffineExpressionHead(nn.Module):
@@ -108,12 +95,11 @@ class AffineExpressionHead(nn.Module):
         self.adaptive_offset = adaptive_offset
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
-        """Return ``expression`` (B, L) in the unit of the input and perhaps ``expression_nonzero`` (B, L)."""
+        """Return the expression (B, L) in the unit of the input and perhaps its ``_nonzero`` (B, L)."""
         slope, offset = (part(inputs.tokens).squeeze(-1) for part in (self.slope, self.offset))
-        predictions = {"expression": self.affine(slope, offset, inputs.values, inputs.mask)}
-        if self.nonzero is not None:
-            predictions["expression_nonzero"] = self.nonzero(inputs.tokens).squeeze(-1).sigmoid()
-        return predictions
+        value = self.affine(slope, offset, inputs.values, inputs.mask)
+        nonzero = None if self.nonzero is None else self.nonzero(inputs.tokens).squeeze(-1).sigmoid()
+        return Predicted(value, nonzero).named()
 
     def affine(self, slope: Tensor, offset: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Expression (B, L) from slope, offset, the values before and where tokens are real."""
@@ -135,6 +121,27 @@ def _activation(name: str) -> nn.Module:
         raise ValueError(f"Expected `activation` to need no arguments, such as 'ReLU', found {name!r}.") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class AffineConfig(ExpressionConfig):
+    """Predict a slope and an offset for a token's input value, as scGPT does for perturbations."""
+
+    activation: str | None = None
+    """Name of a ``torch.nn`` activation on slope and offset."""
+    adaptive_offset: bool = False
+    """Scale the offset by the mean non-zero input value of the cell."""
+
+    def check(self, sizes: Sizes) -> None:
+        """Refuse a context, which the head would not see."""
+        if sizes.context:
+            raise ValueError("The affine expression head reads no context, found batches or modalities in `context`.")
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the head."""
+        return AffineExpressionHead(
+            sizes.dim, nonzero=self.nonzero, activation=self.activation, adaptive_offset=self.adaptive_offset
+        )
+
+
 class FromCellHead(nn.Module):
     r"""Predict expression from the cell embedding and each gene's embedding (MVC, GEPC).
 
@@ -143,6 +150,16 @@ class FromCellHead(nn.Module):
     """
 
     NARROW = 64
+    widened: ClassVar[tuple[str, ...]] = (
+        "product.weight",
+        "nonzero.weight",
+        "nonzero.bias",
+        "query.weight",
+        "query.bias",
+    )
+    """As for :class:`ExpressionHead`."""
+    drawn: ClassVar[tuple[str, ...]] = ("query.weight", "query.bias")
+    """Those whose new rows stay as they were drawn: nothing reads them yet, and they can learn."""
 
     def __init__(self, *, width: int, query: int, style: str = "inner", nonzero: bool = False) -> None:
         super().__init__()
@@ -157,9 +174,9 @@ class FromCellHead(nn.Module):
             self.activation, self.contract = nn.PReLU(), nn.Linear(self.NARROW, 1)
 
     def forward(self, inputs: HeadInput, *, genes: Tensor | None = None) -> dict[str, Tensor]:
-        """Return ``expression_from_cell`` (B, L) and perhaps its ``_nonzero`` (B, L)."""
+        """Return the expression (B, L) and perhaps its ``_nonzero`` (B, L)."""
         genes = inputs.genes if genes is None else genes
-        return _named("expression_from_cell", *self.predict(inputs.cell_in_context, genes))
+        return self.predict(inputs.cell_in_context, genes).named()
 
     def predict(self, cell: Tensor, genes: Tensor) -> Predicted:
         """From cells (B, width) and genes (B, L, query) to values (B, L), and the probability that they are not zero."""
@@ -186,8 +203,37 @@ class FromCellInContextHead(FromCellHead):
     """The same with the context in the gene query too, as in scGPT's multi-omic class."""
 
     def forward(self, inputs: HeadInput, *, genes: Tensor | None = None) -> dict[str, Tensor]:
-        """Return ``expression_from_cell`` (B, L) and perhaps its ``_nonzero`` (B, L)."""
+        """Return the expression (B, L) and perhaps its ``_nonzero`` (B, L)."""
         return super().forward(inputs, genes=inputs.genes_in_context if genes is None else genes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromCellConfig(HeadConfig):
+    """Predict expression from the cell embedding and a gene's embedding (MVC, GEPC)."""
+
+    style: FromCellStyle = "inner"
+    nonzero: bool = False
+    """Also predict the probability that the value is not zero; inner styles only."""
+    context_in_query: bool = False
+    """Give the gene query the context too; scGPT's multi-omic class does, its RNA class does not."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+        if self.nonzero and self.style in ("concat", "sum"):
+            raise ValueError(f"`nonzero` needs an inner-product style, found {self.style=}.")
+
+    def check(self, sizes: Sizes) -> None:
+        """Refuse what could not be computed with the context there is."""
+        if self.context_in_query and not sizes.context:
+            raise ValueError("`context_in_query` needs batches or modalities in `context`, found neither.")
+        if self.style == "sum" and sizes.context and not self.context_in_query:
+            raise ValueError("style='sum' adds cell and gene query: with a `context` it needs `context_in_query` too.")
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the head."""
+        make = FromCellInContextHead if self.context_in_query else FromCellHead
+        query = sizes.width if self.context_in_query else sizes.dim
+        return make(width=sizes.width, query=query, style=self.style, nonzero=self.nonzero)
 
 
 def inner(query: Tensor, cell: Tensor) -> Tensor:
@@ -198,26 +244,43 @@ def inner(query: Tensor, cell: Tensor) -> Tensor:
 class ClassifierHead(nn.Module):
     """Predict a class from the cell embedding (CLS): linear, activation, then norm, in that order, per layer."""
 
-    name = "cell_type"
-
     def __init__(self, dim: int, classes: int, layers: int = 3, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
         parts = [part for _ in range(layers - 1) for part in (nn.Linear(dim, dim), activation(), nn.LayerNorm(dim))]
         self.hidden, self.out = nn.Sequential(*parts), nn.Linear(dim, classes)
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
-        """Return logits (B, C) under the head's name."""
-        return {self.name: self.logits(inputs.cell)}
+        """Return logits (B, C)."""
+        return {"": self.logits(inputs.cell)}
 
     def logits(self, cell: Tensor) -> Tensor:
         """(B, D) cell embeddings to (B, C) logits."""
         return self.out(self.hidden(cell))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(HeadConfig):
+    """Predict a class from the cell embedding (CLS)."""
+
+    classes: int = 1
+    layers: int = 3
+    names: tuple[str, ...] | None = None
+    """Names of the classes in the order of the logits; they travel with the model."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+        check_least("classes", self.classes, 1)
+        check_least("layers", self.layers, 1)
+        if self.names is not None and len(self.names) != self.classes:
+            raise ValueError(f"Expected {self.classes} class names, found {len(self.names)}.")
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the head."""
+        return ClassifierHead(sizes.dim, self.classes, self.layers)
+
+
 class AdversaryHead(ClassifierHead):
     """Predict the batch label behind a gradient reversal, so that the encoder learns to hide it (DAB)."""
-
-    name = "batch"
 
     def __init__(self, dim: int, classes: int, layers: int = 3) -> None:
         super().__init__(dim, classes, layers, nn.LeakyReLU)
@@ -225,8 +288,25 @@ class AdversaryHead(ClassifierHead):
         """Factor of the reversed gradient; part of a training run, not of the model."""
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
-        """Return logits (B, C) under ``batch``."""
-        return {self.name: self.logits(reverse_gradient(inputs.cell, self.reversal))}
+        """Return logits (B, C)."""
+        return {"": self.logits(reverse_gradient(inputs.cell, self.reversal))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryConfig(HeadConfig):
+    """Predict the batch label from the cell embedding behind a gradient reversal (DAB)."""
+
+    classes: int
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+        check_least("classes", self.classes, 1)
+        check_least("layers", self.layers, 1)
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the head."""
+        return AdversaryHead(sizes.dim, self.classes, self.layers)
 
 
 def sample_zeros(prediction: Tensor, nonzero: Tensor, generator: torch.Generator | None = None) -> Tensor:

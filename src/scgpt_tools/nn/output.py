@@ -17,12 +17,19 @@ class CellOutput:
     """(B, L, D) contextual token embeddings, exactly 0 at padding."""
     cell: Tensor
     """(B, D) cell embedding, not normalised."""
-    genes: Tensor
-    """(B, L, D) gene embeddings before values are added."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """(B, L, D) parts of the embedder by name, such as ``genes``."""
     predictions: dict[str, Tensor] = field(default_factory=dict)
     """Results of the heads by name.  A name ending in ``_nonzero`` is the probability that a value is not zero."""
     attention: list[Tensor] | None = None
     """Attention weights (B, H, L, L) of every layer, with the ``eager`` backend only."""
+    streams: dict[str, Tensor] = field(default_factory=dict)
+    """(B, L, D) further streams of the encoder by name."""
+
+    @property
+    def genes(self) -> Tensor:
+        """(B, L, D) gene embeddings before values are added."""
+        return self.parts["genes"]
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a prediction by name, or say which ones there are."""

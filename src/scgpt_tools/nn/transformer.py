@@ -2,104 +2,181 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from scgpt_tools.nn.attention import Attention, Layout
+from scgpt_tools.nn.attention import Attention, Layout, PackedLayout, PaddedLayout, query_key_products
 from scgpt_tools.nn.linear import Linear
+from scgpt_tools.nn.sockets import Embedded, Encoded, Encoder, EncoderConfig, Sizes, check_least
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
+
+    from scgpt_tools.tokens.batch import PackedTokens, TokenBatch
+
+BlockNorm = Literal["post", "pre", "replace"]
+Activation = Literal["relu", "gelu", "silu"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(EncoderConfig):
+    """A stack of transformer blocks."""
+
+    hidden: int = 512
+    """Width between the two linear maps of the feed-forward part."""
+    activation: Activation = "relu"
+    """Between them."""
+    norm: BlockNorm = "post"
+    """Normalise the sum after each branch, or what goes into it (``"pre"``).  ``"replace"`` normalises the residual stream
+    itself, as scGPT's fused layers with ``pre_norm`` do."""
+    final_norm: bool = False
+    """Layer norm after the last block."""
+    causal: bool = False
+    """Let no token see those after it."""
+    padding_mask: bool = True
+    """Hide padding.  Without, a cell depends on how long its neighbours are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least("hidden", self.hidden, 1)
+
+    def build(self, sizes: Sizes) -> Transformer:
+        """Make the stack."""
+        return Transformer(self, sizes.dim)
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a ReLU between them."""
+    """Two linear maps with an activation between them."""
 
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+    def __init__(self, dim: int, hidden: int, dropout: float, activation: Activation = "relu") -> None:
         super().__init__()
         self.expand, self.contract = Linear(dim, hidden), Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token by itself."""
-        return self.contract(self.dropout(F.relu(self.expand(x))))
+        return self.contract(self.dropout(self.activation(self.expand(x))))
 
 
 class Block(nn.Module):
     r"""One transformer layer.
 
-    ``norm="post"`` computes :math:`x \leftarrow N_1(x + A(x))`, :math:`x \leftarrow N_2(x + F(x))`.  ``norm="replace"``
-    computes :math:`x \leftarrow N_1(x)`, :math:`x \leftarrow x + A(x)`, :math:`x \leftarrow N_2(x)`,
+    ``norm="post"`` computes :math:`x \leftarrow N_1(x + A(x))`, :math:`x \leftarrow N_2(x + F(x))`; ``norm="pre"``
+    computes :math:`x \leftarrow x + A(N_1(x))`, :math:`x \leftarrow x + F(N_2(x))`.  ``norm="replace"`` computes
+    :math:`x \leftarrow N_1(x)`, :math:`x \leftarrow x + A(x)`, :math:`x \leftarrow N_2(x)`,
     :math:`x \leftarrow x + F(x)`: the residual stream itself is normalised, not only the branch.  Unusual, but scGPT's
     fused layers with ``pre_norm`` were trained so.
     """
 
     def __init__(
-        self, dim: int, heads: int, hidden: int, dropout: float, norm: Literal["post", "replace"] = "post"
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        norm: BlockNorm = "post",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        self.norm_first = norm == "replace"
+        self.norm = norm
         self.attention = Attention(dim, heads, dropout)
-        self.feed_forward = FeedForward(dim, hidden, dropout)
+        self.feed_forward = FeedForward(dim, hidden, dropout, activation)
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, layout: Layout, backend: str, *, first_only: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, layout: Layout, *, first_only: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the new tokens and the attention weights, if the backend has any."""
-        if self.norm_first:
-            x = self.attention_norm(x)
-        attended, weights = self.attention(x, layout, backend, first_only=first_only)
+        seen = self.attended(x)
+        if self.norm == "replace":
+            x = seen
+        attended, weights = self.attention(seen, layout, first_only=first_only)
         x = (layout.first(x) if first_only else x) + self.dropout(attended)
-        if self.norm_first:
+        if self.norm == "pre":
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights
+        if self.norm == "replace":
             x = self.feed_forward_norm(x)
             return x + self.dropout(self.feed_forward(x)), weights
         x = self.attention_norm(x)
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x))), weights
 
+    def attended(self, x: Tensor) -> Tensor:
+        """What attention sees of the tokens."""
+        return x if self.norm == "post" else self.attention_norm(x)
 
-class Transformer(nn.Module):
-    """Blocks one after another, without a norm at the end."""
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        layers: int,
-        heads: int,
-        hidden: int,
-        dropout: float,
-        norm: Literal["post", "replace"] = "post",
-    ) -> None:
+class Transformer(Encoder):
+    """Blocks one after another, with a norm at the end if the configuration says so."""
+
+    adapted: ClassVar[dict[str, str]] = {
+        "query": "attention.query",
+        "key": "attention.key",
+        "value": "attention.value",
+        "out": "attention.out",
+        "expand": "feed_forward.expand",
+        "contract": "feed_forward.contract",
+    }
+
+    def __init__(self, config: TransformerConfig, dim: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout, norm) for _ in range(layers))
-        self.gradient_checkpointing = False
-        """Keep only what goes into each block and compute the rest again for the gradients."""
+        self.config = config
+        self.packs = config.padding_mask and not config.causal
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads, config.hidden, config.dropout, config.norm, config.activation)
+            for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(dim) if config.final_norm else nn.Identity()
 
     @property
     def layers(self) -> nn.ModuleList:
         """The blocks, by the name that scripts made for scGPT use."""
         return self.blocks
 
-    def forward(
-        self, x: Tensor, layout: Layout, backend: str, *, first_only: bool = False
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """Encode tokens in either layout.
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
 
-        ``first_only`` returns the first token of each cell and spares the last block the others.
-        """
+    def forward(
+        self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout, *, first_only: bool = False
+    ) -> Encoded:
+        """Encode tokens in either layout; ``first_only`` spares the last block all but the first token of each cell."""
+        x, layout = embedded.tokens, self._visible(layout)
         weights: list[Tensor] = []
         last = len(self.blocks) - 1
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if again else block
-            x, layer_weights = run(x, layout, backend, first_only=first_only and number == last)
+            x, layer_weights = run(x, layout, first_only=first_only and number == last)
             if layer_weights is not None:
                 weights.append(layer_weights)
-        return x, weights or None
+        return Encoded(self.norm(x), weights=weights or None)
+
+    def products(self, embedded: Embedded, layout: PaddedLayout, layer: int) -> Tensor:
+        """Products of queries and keys (B, H, L, L) in one layer, unscaled."""
+        x, visible = embedded.tokens, self._visible(layout)
+        for block in self.blocks[:layer]:
+            x, _ = block(x, visible)
+        block = cast("Block", self.blocks[layer])
+        return query_key_products(block.attention, block.attended(x))
+
+    def _visible(self, layout: Layout) -> Layout:
+        """Which tokens see which, as the configuration has it."""
+        if self.packs:
+            return layout
+        if isinstance(layout, PackedLayout):
+            raise ValueError(
+                f"Expected 'sdpa' or 'eager' attention for an encoder that sees padding or is causal, found "
+                f"{layout.backend!r}."
+            )
+        layout = layout if self.config.padding_mask else layout.unmasked()
+        return layout.causal() if self.config.causal else layout

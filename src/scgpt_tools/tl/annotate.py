@@ -17,6 +17,7 @@ from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request, open_cells
 from scgpt_tools.inference.committee import credit, load_models
 from scgpt_tools.inference.runner import class_probabilities
+from scgpt_tools.models.config import ClassifierConfig
 from scgpt_tools.tl._labels import check_unassigned, write_labels
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _probabilities(cells: Cells, n_classes: int, *, show_progress: bool | None) 
 
 
 def _classes(model: CellModel) -> tuple[str, ...]:
-    classifier = model.config.heads.cell_type
+    classifier = model.config.heads.find("cell_type", ClassifierConfig)
     if classifier is None or classifier.classes < 2:
         raise ValueError(
             f"Expected a model that was fine-tuned to tell cell types apart, found {model.name!r}, which was not. Make "

@@ -113,7 +113,7 @@ def attention(
     cells = _read_in_full(
         open_cells(table, model, Request(layer=use_layer, batch_size=1, device=device, rng=as_seed(rng)))
     )
-    number = _layer_number(layer, len(cells.model.encoder.blocks))
+    number = _layer_number(layer, cells.model.config.encoder.layers)
     chosen = _heads(heads, cells.model.config.encoder.heads)
     columns = cells.plan.features.columns
     if len(columns) < 2:

@@ -107,7 +107,7 @@ def embed_genes(
     vectors = np.full((features.n_columns, loaded.dim), np.nan, dtype=np.float32)
     with torch.inference_mode():
         ids = torch.from_numpy(features.ids).to(loaded.device)
-        vectors[features.columns] = loaded.embedder.genes(ids).float().cpu().numpy()
+        vectors[features.columns] = loaded.embedder.part("genes")(ids).float().cpu().numpy()
     check_finite(
         "the embedding of every known gene",
         vectors[features.columns],

@@ -184,7 +184,7 @@ def _part(model: CellModel, modality: str) -> ModalityConfig:
             "`sct.train.finetune(mdata, model, task='multiomic')`."
         )
     part = lookup(parts, modality, "modality")
-    if part.genes != "all" or not model.config.embedder.generation:
+    if part.genes != "all" or "generation" not in model.config.embedder.parts:
         raise ValueError(
             f"Expected a model that has learnt to predict all of {modality!r}, found one that reads what is above zero "
             f"of it only. Train with `modalities={{{modality!r}: {{'genes': 'all', 'most': 500}}}}`."

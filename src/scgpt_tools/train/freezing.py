@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from scgpt_tools.train.lora import LoraConfig
 
 Freeze: TypeAlias = Literal["nothing", "embedder", "backbone"]
-"""Parts that keep their weights: none; the gene and value embeddings, as scGPT's option; or all but :data:`NEW`."""
-
-NEW = ("heads.", "context.", "embedder.perturbation.")
-"""Where the parts are that a task brings with it: heads, context, and the flags of perturbed genes."""
+"""Parts that keep their weights: none; the gene and value embeddings, as scGPT's option; or all but what the task brings
+(:attr:`~scgpt_tools.CellModel.by_task`)."""
 
 
 def check_freezing(freeze: Freeze, lora: LoraConfig | None, unfreeze_every: int | None = None) -> None:
@@ -54,13 +52,12 @@ def frozen(model: CellModel, freeze: Freeze) -> Iterator[None]:
     freeze
         Which parts.
     """
-    for name, parameter in model.named_parameters():
-        held = {
-            "nothing": False,
-            "embedder": name.startswith("embedder.") and not name.startswith(NEW),
-            "backbone": not name.startswith(NEW),
-        }[freeze]
-        parameter.requires_grad = not held
+    held = {"nothing": None, "embedder": model.embedder, "backbone": model}[freeze]
+    model.requires_grad_()
+    if held is not None:
+        held.requires_grad_(requires_grad=False)
+        for part in model.by_task:
+            part.requires_grad_()
     try:
         yield
     finally:
@@ -68,21 +65,14 @@ def frozen(model: CellModel, freeze: Freeze) -> Iterator[None]:
             parameter.requires_grad = True
 
 
-def stages(model: CellModel) -> list[list[nn.Parameter]]:
-    """Parameters in the order in which gradual unfreezing releases them.
+def stages(model: CellModel) -> list[list[nn.Module]]:
+    """Parts in the order in which gradual unfreezing releases them.
 
-    Parameters
-    ----------
-    model
-        The model.
-
-    Returns
-    -------
-    Heads and context, then each layer of the encoder from the last to the first, then the embedder.
+    Heads and context with whatever no other stage holds, each stage of the encoder from the last to the first, and the
+    embedder.
     """
-    new = [*model.heads.parameters(), *model.context.parameters()]
-    layers = [list(block.parameters()) for block in reversed(list(model.encoder.blocks))]
-    return [new, *layers, list(model.embedder.parameters())]
+    layers = [[stage] for stage in reversed(model.encoder.stages)]
+    return [[model.heads, model.context, model.encoder], *layers, [model.embedder]]
 
 
 def release(model: CellModel, stage: int) -> None:
@@ -95,6 +85,6 @@ def release(model: CellModel, stage: int) -> None:
     stage
         Last stage to train, 0 for heads and context only.
     """
-    for number, parameters in enumerate(stages(model)):
-        for parameter in parameters:
-            parameter.requires_grad = number <= stage
+    for number, parts in enumerate(stages(model)):
+        for part in parts:
+            part.requires_grad_(requires_grad=number <= stage)

@@ -7,28 +7,16 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_fraction, check_integer, check_number
 from scgpt_tools.config import settle_fields
-from scgpt_tools.train.freezing import NEW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scgpt_tools.models.cell_model import CellModel
-
-Target = Literal["query", "key", "value", "out", "expand", "contract"]
-
-_PLACES: dict[Target, str] = {
-    "query": r"attention\.query",
-    "key": r"attention\.key",
-    "value": r"attention\.value",
-    "out": r"attention\.out",
-    "expand": r"feed_forward\.expand",
-    "contract": r"feed_forward\.contract",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +30,29 @@ class LoraConfig:
     alpha: float = 16.0
     dropout: float = 0.0
     """Probability on the input of the adapters."""
-    targets: tuple[Target, ...] = ("query", "key", "value", "out", "expand", "contract")
-    """Which maps of each layer: those of attention, and the two of the feed-forward part."""
+    targets: tuple[str, ...] | None = None
+    """Which maps of each layer, by the encoder's names; ``None`` takes all.  Those of a transformer are ``"query"``,
+    ``"key"``, ``"value"`` and ``"out"`` of attention, and ``"expand"`` and ``"contract"`` of the feed-forward part."""
 
     def __post_init__(self) -> None:
         settle_fields(self)
         check_integer("rank", self.rank)
         check_number("alpha", self.alpha, above=0)
         check_fraction("dropout", self.dropout, one=False)
-        if not self.targets:
+        if self.targets is not None and not self.targets:
             raise ValueError("Expected `targets` to name at least one linear map, found none.")
 
-    @property
-    def pattern(self) -> str:
-        """Regular expression that the names of the adapted maps match."""
-        return rf"encoder\.blocks\.\d+\.({'|'.join(_PLACES[target] for target in self.targets)})"
+
+def adapted_maps(model: CellModel, config: LoraConfig) -> list[str]:
+    """Names of the linear maps that get adapters.
+
+    Raises
+    ------
+    ValueError
+        If the encoder has no map of a name.
+    """
+    encoder = model.encoder
+    return [f"encoder.{name}" for name in encoder.maps(encoder.adapted if config.targets is None else config.targets)]
 
 
 @contextmanager
@@ -83,11 +79,13 @@ def adapters(model: CellModel, config: LoraConfig | None) -> Iterator[None]:
         return
     peft = optional("peft", extra="peft")
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.pattern
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=adapted_maps(model, config)
     )
     tuner = peft.LoraModel(model, settings, "default")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = ".lora_" in name or name.startswith(NEW)
+        parameter.requires_grad = ".lora_" in name
+    for part in model.by_task:
+        part.requires_grad_()
     yield
     tuner.merge_and_unload()
     # Some versions of peft leave their settings on the model.

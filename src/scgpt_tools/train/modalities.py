@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from scgpt_tools.models.config import FromCellConfig, GenerationConfig, ScaleConfig
 from scgpt_tools.objectives import BatchAdversary, MaskedExpression, MaskedExpressionFromCell
 from scgpt_tools.tokens.modality_masks import HideModalities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scgpt_tools.models.config import HeadsConfig, ModelConfig
+    from scgpt_tools.models.config import HeadConfig, ModelConfig, Named
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
@@ -37,9 +38,9 @@ def modality_parts(config: ModelConfig, tokenizer: TokenizerConfig) -> dict[str,
     """
     names = tokenizer.modalities
     embedder = config.embedder
-    if embedder.values != "scale":
+    if not isinstance(embedder.parts.get("values"), ScaleConfig):
         # What stands for the values of a modality that is not there.
-        embedder = replace(embedder, generation=True)
+        embedder = replace(embedder, parts=embedder.parts.replace(generation=GenerationConfig()))
     return {
         "family": "scgpt_multiomic",
         "embedder": embedder,
@@ -47,11 +48,12 @@ def modality_parts(config: ModelConfig, tokenizer: TokenizerConfig) -> dict[str,
     }
 
 
-def heads_in_context(heads: HeadsConfig) -> HeadsConfig:
-    """Heads of a model of several modalities, whose gene query is told the modality."""
-    if heads.expression_from_cell is None:
+def heads_in_context(heads: Named[HeadConfig]) -> Named[HeadConfig]:
+    """Heads of a model of several modalities, whose gene query is given the modality."""
+    from_cell = heads.find("expression_from_cell", FromCellConfig)
+    if from_cell is None:
         return heads
-    return replace(heads, expression_from_cell=replace(heads.expression_from_cell, context_in_query=True))
+    return heads.replace(expression_from_cell=replace(from_cell, context_in_query=True))
 
 
 def for_modalities(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> tuple[Objective, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,15 +12,15 @@ from torch import nn
 
 from scgpt_tools._validate import check_fraction, check_integer, check_number
 from scgpt_tools.config import settle_fields
-from scgpt_tools.train.freezing import NEW
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
 
+    from scgpt_tools.models.cell_model import CellModel
+
 # Norms and biases (vectors and numbers) are not pulled to zero: that would fight what they are there for.
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d)
-_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +69,13 @@ class OptimizerConfig:
         check_integer("step_epochs", self.step_epochs)
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: CellModel, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and decay.
 
     Parameters
     ----------
     model
-        A model with ``embedder``, ``encoder.blocks``, ``context`` and ``heads``.
+        The model; it says what a task brings with it and what the stages of its encoder are.
     config
         Rates and decay.
 
@@ -86,16 +85,17 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     parameters are left out.
     """
     decays = _decaying(model)
-    layers = len({found[1] for name, _ in model.named_parameters() if (found := _BLOCK.match(name))})
+    new = {id(parameter) for part in model.by_task for parameter in part.parameters()}
+    depths = _depths(model)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         part, lr = "backbone", config.lr
-        if name.startswith(NEW):
+        if id(parameter) in new:
             part, lr = "new", config.lr if config.head_lr is None else config.head_lr
         elif config.layer_decay < 1:
-            depth = _depth(name, layers)
+            depth = depths.get(id(parameter), 0)
             part, lr = f"backbone.{depth}", config.lr * config.layer_decay**depth
         decay = "decay" if name in decays else "no_decay"
         group = groups.setdefault(
@@ -114,7 +114,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     return sorted(groups.values(), key=lambda group: group["name"])
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+def make_optimizer(model: CellModel, config: OptimizerConfig) -> Optimizer:
     """Adam over the trainable parameters of a model."""
     return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps)
 
@@ -170,12 +170,12 @@ def rate_factor(step: int, config: OptimizerConfig, *, steps: int, steps_per_epo
     return 1.0
 
 
-def _depth(name: str, layers: int) -> int:
-    """Layers above a parameter of the backbone: none for the last and what follows it, all of them for the embedder."""
-    if name.startswith("embedder."):
-        return layers
-    found = _BLOCK.match(name)
-    return layers - 1 - int(found[1]) if found else 0
+def _depths(model: CellModel) -> dict[int, int]:
+    """Stages above each parameter of the embedder and of a stage of the encoder; none above the last stage."""
+    parts = [model.embedder, *model.encoder.stages]
+    return {
+        id(parameter): len(parts) - 1 - place for place, part in enumerate(parts) for parameter in part.parameters()
+    }
 
 
 def _decaying(model: nn.Module) -> set[str]:

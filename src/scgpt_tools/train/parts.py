@@ -10,8 +10,9 @@ from scgpt_tools.models.config import (
     ClassifierConfig,
     ExpressionConfig,
     FromCellConfig,
-    HeadsConfig,
+    HeadConfig,
     ModelConfig,
+    Named,
 )
 from scgpt_tools.train.modalities import heads_in_context, modality_parts
 
@@ -79,37 +80,38 @@ def parts_for(
     return changes
 
 
-def _without_untaught(heads: HeadsConfig, objectives: Sequence[Objective]) -> HeadsConfig:
+def _without_untaught(heads: Named[HeadConfig], objectives: Sequence[Objective]) -> Named[HeadConfig]:
     """Without the heads for expression that no term teaches the new modalities, of which they would say nothing."""
     taught = {head for objective in objectives if objective.weight > 0 for head in objective.heads}
     untaught = {"expression", "expression_from_cell"} - taught
-    return replace(heads, **dict.fromkeys(untaught))
+    return heads.replace(**dict.fromkeys(untaught))
 
 
 def _heads(
-    heads: HeadsConfig,
+    heads: Named[HeadConfig],
     objectives: Sequence[Objective],
     classes: tuple[str, ...] | None,
     batches: tuple[str, ...] | None,
-) -> HeadsConfig:
+) -> Named[HeadConfig]:
     """Heads that the model has, and those that objectives read."""
     names = {objective.name for objective in objectives}
     read = {head for objective in objectives for head in objective.heads}
     changes: dict[str, Any] = {}
     if "expression" in read:
-        expression = heads.expression or ExpressionConfig()
+        expression = heads.find("expression", ExpressionConfig) or ExpressionConfig()
         changes["expression"] = replace(expression, nonzero=expression.nonzero or "zero_likelihood" in names)
     if "expression_from_cell" in read:
-        from_cell = heads.expression_from_cell or FromCellConfig()
+        from_cell = heads.find("expression_from_cell", FromCellConfig) or FromCellConfig()
         nonzero = from_cell.nonzero or "zero_likelihood_from_cell" in names
         changes["expression_from_cell"] = replace(from_cell, nonzero=nonzero)
     if "cell_type" in read:
         if classes is None:
             raise ValueError("Expected `label_key`, the column of `obs` with the classes to learn, found None.")
-        layers = 3 if heads.cell_type is None else heads.cell_type.layers
+        classifier = heads.find("cell_type", ClassifierConfig)
+        layers = 3 if classifier is None else classifier.layers
         changes["cell_type"] = ClassifierConfig(classes=len(classes), layers=layers, names=classes)
     if "batch" in read:
         if batches is None:
             raise ValueError("Expected `batch_key`, the column of `obs` with the batches to hide, found None.")
         changes["batch"] = AdversaryConfig(classes=len(batches))
-    return replace(heads, **changes)
+    return heads.replace(**changes)

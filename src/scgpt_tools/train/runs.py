@@ -19,6 +19,8 @@ import torch
 
 from scgpt_tools._files import replace_file
 from scgpt_tools.config import Dataclass, from_dict, to_dict
+from scgpt_tools.models.config import ClassifierConfig
+from scgpt_tools.models.formats.version_1 import in_todays_words
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def asked_of(
     -------
     Values by what they are, the most telling first.
     """
-    classifier = model.config.heads.cell_type
+    classifier = model.config.heads.find("cell_type", ClassifierConfig)
     network = to_dict(model.config)
     # Named for themselves.
     network.pop("batch_names")
@@ -208,6 +210,9 @@ def _current(asked: Mapping[str, Any]) -> dict[str, Any]:
     asked = dict(asked)
     if isinstance(hidden := asked.get("hidden"), dict):
         asked["hidden"] = hidden | {"name": _CORRUPTIONS.get(hidden.get("name", ""), hidden.get("name"))}
+    network = asked.get("network")
+    if isinstance(network, dict) and "values" in network.get("embedder", {}):
+        asked["network"] = in_todays_words(network, where=f"{RUN}.network")
     if isinstance(tokenizer := asked.get("tokenizer"), dict):
         # How a screen was read stood beside the tokenizer.
         if isinstance(reading := asked.pop("genes of a cell", None), dict):

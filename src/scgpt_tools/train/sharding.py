@@ -60,8 +60,8 @@ class ShardedCellModule(CellModule):
         from torch.distributed.fsdp import fully_shard  # nor this
 
         mesh = init_device_mesh(self.trainer.strategy.root_device.type, (self.trainer.world_size,))
-        for block in self.model.encoder.blocks:
-            fully_shard(block, mesh=mesh)
+        for stage in self.model.encoder.stages:
+            fully_shard(stage, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
         self._cut = True
 

@@ -11,8 +11,9 @@ import torch
 
 from scgpt_tools.models import formats, zoo
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.models.config import ModelConfig
+from scgpt_tools.models.config import AdversaryConfig, ClassifierConfig, ModelConfig
 from scgpt_tools.models.formats.scgpt import WEIGHTS
+from scgpt_tools.models.formats.scgpt_config import transformer_of
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
 from scgpt_tools.models.transfer import Transfer
@@ -144,7 +145,7 @@ class Wrapper(ABC):
         """
         cells = self.cell_model
         # The original has no layers with that norm and torch's spelling.
-        spelling = "fused" if cells.config.encoder.norm == "replace" else "torch"
+        spelling = "fused" if transformer_of(cells.config).norm == "replace" else "torch"
         return formats.write(
             directory,
             cells.config,
@@ -269,13 +270,14 @@ class Wrapper(ABC):
 
 def _with_names(new: ModelConfig, old: ModelConfig) -> ModelConfig:
     """Names of classes and batches, which settings have no place for, from the checkpoint."""
-    classifier = new.heads.cell_type
-    if old.heads.cell_type is not None and classifier is not None:
-        same = old.heads.cell_type.classes == classifier.classes
-        classifier = replace(classifier, names=old.heads.cell_type.names if same else None)
-    batches = max(new.domains, new.context.batches, new.heads.batch.classes if new.heads.batch else 0)
+    before, classifier = (config.heads.find("cell_type", ClassifierConfig) for config in (old, new))
+    if before is not None and classifier is not None:
+        same = before.classes == classifier.classes
+        classifier = replace(classifier, names=before.names if same else None)
+    adversary = new.heads.find("batch", AdversaryConfig)
+    batches = max(new.domains, new.context.batches, adversary.classes if adversary else 0)
     known = old.batch_names if old.batch_names is not None and len(old.batch_names) == batches else None
-    return replace(new, heads=replace(new.heads, cell_type=classifier), batch_names=known)
+    return replace(new, heads=new.heads.replace(cell_type=classifier), batch_names=known)
 
 
 def _available(device: str | torch.device | None) -> torch.device:

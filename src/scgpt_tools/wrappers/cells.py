@@ -404,8 +404,9 @@ class scGPTModel(Wrapper):
     def _corruption(self, ratio: float, mask_value: float) -> MaskValues | None:
         if check_fraction("mask_ratio", ratio, one=False) == 0:
             return None
-        rows = self.cell_model.config.embedder.value_rows
-        if rows is not None and not 0 <= mask_value < rows:
+        bins = self.cell_model.config.bins
+        rows = 0 if bins is None else bins.rows
+        if bins is not None and not 0 <= mask_value < rows:
             raise ValueError(
                 f"Expected `mask_value` to be a row of the value table, 0 to {rows - 1}, with input_emb_style='category', "
                 f"found {mask_value}. The last row, {rows - 1}, is free for it."
@@ -432,11 +433,11 @@ class scGPTModel(Wrapper):
         if embedder.norm == "domain_of_first":  # wrong for minibatches of several batches
             embedder = replace(embedder, norm="domain")
         # The released form has none, and the seed of a classifier costs nothing.
-        classifier = heads.cell_type or ClassifierConfig(classes=config.n_cls, layers=config.nlayers_cls)
+        classifier = heads.get("cell_type") or ClassifierConfig(classes=config.n_cls, layers=config.nlayers_cls)
         return replace(
             described,
             embedder=embedder,
-            heads=replace(heads, cell_type=classifier),
+            heads=heads.replace(cell_type=classifier),
             # The original's mean runs over padding too, so a cell would depend on its neighbours.
             pooling="mean" if described.pooling == "mean_with_padding" else described.pooling,
             tokenizer=_tokenizer(config)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._validate import check_fraction, check_integer, check_number
 from scgpt_tools.config import from_dict, settle_fields, to_dict
-from scgpt_tools.models.formats.scgpt_config import FROM_CELL_STYLES, OWN, POOLINGS, VALUE_STYLES, Settings
+from scgpt_tools.models.config import AdversaryConfig, AffineConfig, ClassifierConfig, ExpressionConfig, FromCellConfig
+from scgpt_tools.models.formats.scgpt_config import (
+    FROM_CELL_STYLES,
+    OWN,
+    POOLINGS,
+    VALUE_STYLES,
+    Settings,
+    transformer_of,
+    value_style,
+)
 from scgpt_tools.vocabulary import PAD, Vocabulary
 
 if TYPE_CHECKING:
@@ -262,47 +271,47 @@ def _told(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """What the description of a network says; parts that are absent say nothing of their kind."""
     heads, embedder, tokenizer = model.heads, model.embedder, model.tokenizer
     domains = embedder.norm.startswith("domain")
-    batches = model.context.batches or model.domains or (heads.batch.classes if heads.batch else None)
-    pad = tokenizer.pad_value if embedder.value_pad is None else embedder.value_pad
-    replaced = model.encoder.norm == "replace"
+    bins = model.bins
+    pad = tokenizer.pad_value if bins is None or bins.pad is None else bins.pad
+    encoder = transformer_of(model)
+    replaced = encoder.norm == "replace"
+    classifier, expression = heads.find("cell_type", ClassifierConfig), heads.find("expression", ExpressionConfig)
+    from_cell, adversary = heads.find("expression_from_cell", FromCellConfig), heads.find("batch", AdversaryConfig)
+    batches = model.context.batches or model.domains or (adversary.classes if adversary else None)
     told: dict[str, Any] = {
         "ntoken": model.n_tokens,
         "d_model": model.dim,
-        "nhead": model.encoder.heads,
-        "d_hid": model.encoder.hidden,
-        "nlayers": model.encoder.layers,
-        "dropout": model.encoder.dropout,
+        "nhead": encoder.heads,
+        "d_hid": encoder.hidden,
+        "nlayers": encoder.layers,
+        "dropout": encoder.dropout,
         "pad_token": vocabulary.pad,
         "pad_value": int(pad),
-        "do_mvc": heads.expression_from_cell is not None,
-        "do_dab": heads.batch is not None,
+        "do_mvc": from_cell is not None,
+        "do_dab": adversary is not None,
         "use_batch_labels": model.context.batches > 0,
         "num_batch_labels": batches,
         "domain_spec_batchnorm": "dsbn" if domains else "batchnorm" if embedder.norm == "batch" else False,
-        "input_emb_style": _theirs(VALUE_STYLES, embedder.values),
-        "n_input_bins": tokenizer.bins if embedder.value_rows is None else embedder.value_rows,
+        "input_emb_style": _theirs(VALUE_STYLES, value_style(model)),
+        "n_input_bins": tokenizer.bins if bins is None else bins.rows,
         "cell_emb_style": _theirs(POOLINGS, "mean_with_padding" if model.pooling == "mean" else model.pooling),
-        "explicit_zero_prob": heads.expression is not None and heads.expression.nonzero,
+        "explicit_zero_prob": expression is not None and expression.nonzero,
         "pre_norm": replaced,
-        "use_generative_training": embedder.generation,
+        "use_generative_training": "generation" in embedder.parts,
         "max_seq_len": tokenizer.length,
     }
     if replaced:
         told["use_fast_transformer"] = True
-    if heads.cell_type is not None:
-        told |= {"n_cls": heads.cell_type.classes, "nlayers_cls": heads.cell_type.layers}
-        told["known_classes"] = heads.cell_type.names
+    if classifier is not None:
+        told |= {"n_cls": classifier.classes, "nlayers_cls": classifier.layers, "known_classes": classifier.names}
     if model.batch_names is not None and len(model.batch_names) == batches:
         told["known_batches"] = model.batch_names
-    if heads.expression_from_cell is not None:
-        told["mvc_decoder_style"] = _theirs(FROM_CELL_STYLES, heads.expression_from_cell.style)
-    if embedder.perturbation_pad is not None:
-        told["pert_pad_id"] = embedder.perturbation_pad
-    if heads.expression is not None and heads.expression.style == "affine":
-        told |= {
-            "decoder_activation": heads.expression.activation,
-            "decoder_adaptive_bias": heads.expression.adaptive_offset,
-        }
+    if from_cell is not None:
+        told["mvc_decoder_style"] = _theirs(FROM_CELL_STYLES, from_cell.style)
+    if model.perturbation is not None and model.perturbation.pad is not None:
+        told["pert_pad_id"] = model.perturbation.pad
+    if isinstance(expression, AffineConfig):
+        told |= {"decoder_activation": expression.activation, "decoder_adaptive_bias": expression.adaptive_offset}
     return told
 
 

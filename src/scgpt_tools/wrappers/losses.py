@@ -103,7 +103,7 @@ def losses_of(terms: Terms, output: Mapping[str, Tensor], batch: TokenBatch) -> 
     # No term reads the token embeddings, which scGPT's outputs do not hold.
     nothing = torch.empty(0)
     cell = output.get("cell_emb", nothing)
-    views: Views = {"first": CellOutput(tokens=nothing, cell=cell, genes=nothing, predictions=predictions)}
+    views: Views = {"first": CellOutput(tokens=nothing, cell=cell, predictions=predictions)}
     losses = {
         name: term.weight * (output[name] if name in output else term(views, batch)) for name, term in terms.items()
     }

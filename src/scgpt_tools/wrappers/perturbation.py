@@ -335,7 +335,7 @@ class scGPTPerturbationModel(Wrapper):
 
     def _described(self, described: ModelConfig, checkpoint: ModelConfig | None) -> ModelConfig:
         plain = scgpt_perturbation(needed(self.config.vocab), dim=described.dim, heads=described.encoder.heads)
-        trained = checkpoint is not None and checkpoint.embedder.perturbation_rows > 0
+        trained = checkpoint is not None and checkpoint.perturbation is not None
         return replace(
             described,
             pooling="mean" if described.pooling == "mean_with_padding" else described.pooling,

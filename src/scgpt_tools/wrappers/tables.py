@@ -62,12 +62,12 @@ def _batches(wrapper: Wrapper, adata: AnnData) -> Classes:
 
 def _classes(wrapper: Wrapper, adata: AnnData) -> Classes:
     cells, config = wrapper.cell_model, wrapper.config
-    classifier = cast("ClassifierConfig", cells.config.heads.cell_type)
+    classifier = cast("ClassifierConfig", cells.config.heads["cell_type"])
     known = classifier.names or config.known_classes or ()
     found = _numbered(adata, config.label_key, known, config.n_cls, "n_cls", allow_unknown=True)
     wrapper.config = replace(config, known_classes=found.names)
     if config.n_cls == len(found.names):
-        heads = replace(cells.config.heads, cell_type=replace(classifier, names=found.names))
+        heads = cells.config.heads.replace(cell_type=replace(classifier, names=found.names))
         cells.config = replace(cells.config, heads=heads)
     return found
 

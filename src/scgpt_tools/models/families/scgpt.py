@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scgpt_tools.models.config import (
+    AffineConfig,
     ContextConfig,
-    EmbedderConfig,
-    EncoderConfig,
     ExpressionConfig,
     FromCellConfig,
-    HeadsConfig,
     ModelConfig,
+    Named,
+    TransformerConfig,
+    scgpt_embedder,
 )
 from scgpt_tools.models.families.base import Family
 from scgpt_tools.tokens.modalities import default_modality, modality_names
@@ -55,9 +56,9 @@ def scgpt(
         n_tokens=len(vocabulary),
         pad_id=vocabulary.pad_id,
         dim=dim,
-        embedder=EmbedderConfig(generation=generation),
-        encoder=EncoderConfig(layers=layers, heads=heads, hidden=hidden, dropout=dropout),
-        heads=HeadsConfig(expression=ExpressionConfig(), expression_from_cell=FromCellConfig()),
+        embedder=scgpt_embedder(generation=generation),
+        encoder=TransformerConfig(layers=layers, heads=heads, hidden=hidden, dropout=dropout),
+        heads=Named(expression=ExpressionConfig(), expression_from_cell=FromCellConfig()),
         tokenizer=tokenizer or TokenizerConfig(),
     )
 
@@ -89,9 +90,9 @@ def scgpt_perturbation(
         n_tokens=len(vocabulary),
         pad_id=vocabulary.pad_id,
         dim=dim,
-        embedder=EmbedderConfig(perturbation_rows=flags, perturbation_pad=flag_pad),
-        encoder=EncoderConfig(layers=layers, heads=heads, hidden=hidden, dropout=dropout),
-        heads=HeadsConfig(expression=ExpressionConfig(style="affine")),
+        embedder=scgpt_embedder(perturbation_rows=flags, perturbation_pad=flag_pad),
+        encoder=TransformerConfig(layers=layers, heads=heads, hidden=hidden, dropout=dropout),
+        heads=Named(expression=AffineConfig()),
         tokenizer=TokenizerConfig(
             genes="all", values="raw", bins=None, length=None, cls=False, pad_value=0.0, expects="log1p"
         ),
@@ -140,9 +141,9 @@ def scgpt_multiomic(
         n_tokens=len(vocabulary),
         pad_id=vocabulary.pad_id,
         dim=dim,
-        encoder=EncoderConfig(layers=layers, heads=heads, hidden=hidden, dropout=dropout),
+        encoder=TransformerConfig(layers=layers, heads=heads, hidden=hidden, dropout=dropout),
         context=ContextConfig(batches=batches, modalities=modalities, modality_pad=modality_pad),
-        heads=HeadsConfig(expression=ExpressionConfig(), expression_from_cell=FromCellConfig(context_in_query=True)),
+        heads=Named(expression=ExpressionConfig(), expression_from_cell=FromCellConfig(context_in_query=True)),
         tokenizer=tokenizer or TokenizerConfig(),
     )
 
@@ -157,17 +158,17 @@ def as_perturbation(
 ) -> ModelConfig:
     """Describe scGPT's generator in the sizes of another model; one that is a generator already keeps its flags."""
     plain = scgpt_perturbation(vocabulary, dim=config.dim, heads=config.encoder.heads)
-    flags = config.embedder if config.embedder.perturbation_rows else plain.embedder
+    embedder = plain.embedder if config.perturbation is None else config.embedder
     # Generators that do not say which flags they were trained with come from the originals, which have one.
-    trained = config.perturbation_flags or ((PERTURBED,) if config.embedder.perturbation_rows else ())
+    trained = config.perturbation_flags or (() if config.perturbation is None else (PERTURBED,))
     return replace(
         config,
         family=plain.family,
-        embedder=flags,
+        embedder=embedder,
         encoder=config.encoder if dropout is None else replace(config.encoder, dropout=dropout),
         pooling="cls",
         context=ContextConfig(),
-        heads=HeadsConfig(expression=head or ExpressionConfig(style="affine")),
+        heads=Named(expression=head or AffineConfig()),
         tokenizer=plain.tokenizer,
         domains=0,
         batch_names=None,

@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError
 
 from scgpt_tools._files import checksum_of, placed, read_json
+from scgpt_tools.config import to_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -154,31 +155,28 @@ def check_content(path: Path, expected: Mapping[str, str], settings: str) -> Non
 
 def check_parts(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
     """Refuse a description of more parts, or larger ones, than the tensors of a file can fill, before any is built."""
-    heads, embedder = config.heads, config.embedder
-    numbers = {
-        "encoder.layers": config.encoder.layers,
-        "domains": config.domains,
-        "heads.cell_type.layers": heads.cell_type.layers if heads.cell_type else 0,
-        "heads.batch.layers": heads.batch.layers if heads.batch else 0,
-    }
-    sizes = {
-        "n_tokens": config.n_tokens,
-        "dim": config.dim,
-        "encoder.hidden": config.encoder.hidden,
-        "embedder.value_rows": embedder.value_rows or 0,
-        "embedder.perturbation_rows": embedder.perturbation_rows,
-        "context.batches": config.context.batches,
-        "context.modalities": config.context.modalities,
-        "heads.cell_type.classes": heads.cell_type.classes if heads.cell_type else 0,
-        "heads.batch.classes": heads.batch.classes if heads.batch else 0,
-    }
+    said = to_dict(config)
+    del said["tokenizer"]
     total = sum(tensor.numel() for tensor in weights.values())
-    for places, most, what in ((numbers, len(weights), "tensors"), (sizes, total, "numbers")):
-        for place, said in places.items():
-            if said > most:
-                raise ValueError(
-                    f"Expected `{place}` to be at most {most:,}, since the weights have so many {what}, found {said}."
-                )
+    for place, number in _whole_numbers(said):
+        counts = place.endswith(_COUNTS)
+        most, what = (len(weights), "tensors") if counts else (total, "numbers")
+        if number > most:
+            raise ValueError(
+                f"Expected `{place}` to be at most {most:,}, since the weights have so many {what}, found {number}."
+            )
+
+
+# Settings that say how many parts there are; other whole numbers say how large one is.
+_COUNTS = ("layers", "domains", "experts")
+
+
+def _whole_numbers(said: Any, place: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(said, dict):
+        for name, value in said.items():
+            yield from _whole_numbers(value, f"{place}.{name}" if place else name)
+    elif isinstance(said, int) and not isinstance(said, bool):
+        yield place, said
 
 
 def own_weights(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

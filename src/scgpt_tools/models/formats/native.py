@@ -26,6 +26,7 @@ from scgpt_tools.models.formats.base import (
     read_settings,
     save_tensors,
 )
+from scgpt_tools.models.formats.version_1 import in_todays_words
 from scgpt_tools.models.transfer import Transfer
 from scgpt_tools.vocabulary import CLS, PAD, Vocabulary
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, (WEIGHTS,) = OURS.config, OURS.weights
-FORMAT, VERSION = "scgpt-tools", 1
+FORMAT, VERSION = "scgpt-tools", 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,8 @@ def _read_content(path: Path) -> _Content:
         raise ValueError(
             f"Expected format version {VERSION} or older in {str(path)!r}, found {version}; update scgpt-tools."
         )
+    if version == 1 and isinstance(content.get("model"), dict):
+        content["model"] = in_todays_words(content["model"], where=f"{path.name}.model")
     return from_dict(_Content, content, where=path.name)
 
 

@@ -36,6 +36,7 @@ from scgpt_tools.models.formats.scgpt_config import (
     config_from,
     settings_of,
     special_tokens,
+    transformer_of,
 )
 from scgpt_tools.vocabulary import CLS, PAD, Vocabulary
 
@@ -233,7 +234,7 @@ def write(
     ValueError
         If the original's layers of that spelling compute something else than the model's.
     """
-    if config.encoder.norm == "replace" and attention_names == "torch":
+    if transformer_of(config).norm == "replace" and attention_names == "torch":
         raise ValueError(
             "Expected `attention_names` to be 'fused' or 'wrapped' for a model with encoder.norm='replace', found "
             "'torch': the original's layers of that spelling know no such norm and would compute other numbers."

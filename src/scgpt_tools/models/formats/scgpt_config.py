@@ -12,16 +12,17 @@ from scgpt_tools._validate import check_choice, check_flag, check_integer, check
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import (
     AdversaryConfig,
+    AffineConfig,
     ClassifierConfig,
     ContextConfig,
-    EmbedderConfig,
     EmbedderNorm,
-    EncoderConfig,
     ExpressionConfig,
     FromCellConfig,
-    HeadsConfig,
     ModelConfig,
+    Named,
     Pooling,
+    TransformerConfig,
+    scgpt_embedder,
 )
 from scgpt_tools.tokens.modalities import SPECIALS, default_modality
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools._types import Values
-    from scgpt_tools.models.config import FromCellStyle, ValueStyle
+    from scgpt_tools.models.config import EmbedderConfig, FromCellStyle, HeadConfig, ValueStyle
     from scgpt_tools.vocabulary import Vocabulary
 
     Weights = Mapping[str, Tensor]
@@ -187,7 +188,7 @@ def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabular
         pad_id=vocabulary.pad_id,
         dim=dim,
         embedder=_embedder(settings, weights, own.get("norm", partial(_one_of, get_args(EmbedderNorm)), norm)),
-        encoder=EncoderConfig(
+        encoder=TransformerConfig(
             layers=layers,
             heads=heads,
             hidden=hidden,
@@ -255,7 +256,7 @@ def _embedder(settings: Settings, weights: Weights, norm: EmbedderNorm) -> Embed
     flag_pad = settings.whole("pert_pad_id")
     # The flag of padding starts as zeros and is never trained; the file does not name it.
     silent = [] if flags is None else (~flags.any(dim=1)).nonzero().flatten().tolist()
-    return EmbedderConfig(
+    return scgpt_embedder(
         values=values,
         value_rows=_rows(weights, "embedder.values.table.weight") if binned else None,
         value_pad=_value_pad(settings, weights) if binned else None,
@@ -280,19 +281,19 @@ def _value_pad(settings: Settings, weights: Weights) -> int | None:
     return int(pad) if pad.is_integer() and 0 <= pad < _rows(weights, "embedder.values.table.weight") else None
 
 
-def _heads(settings: Settings, weights: Weights, dim: int) -> HeadsConfig:
-    expression = None
+def _heads(settings: Settings, weights: Weights, dim: int) -> Named[HeadConfig]:
+    expression: ExpressionConfig | None = None
     nonzero = "heads.expression.nonzero.0.weight" in weights
     if "heads.expression.slope.0.weight" in weights:
-        expression = ExpressionConfig(
-            style="affine",
+        expression = AffineConfig(
             nonzero=nonzero,
             activation=settings.maybe_text("decoder_activation"),
             adaptive_offset=settings.flag("decoder_adaptive_bias"),
         )
     elif "heads.expression.value.0.weight" in weights:
         expression = ExpressionConfig(nonzero=nonzero)
-    return HeadsConfig(
+    return Named(
+        {},
         expression=expression,
         expression_from_cell=_from_cell(settings, weights, dim),
         cell_type=_classifier(settings, weights),
@@ -394,48 +395,64 @@ def settings_of(config: ModelConfig, vocabulary: Vocabulary, *, fused: bool) -> 
     """Settings in scGPT's spelling; :func:`config_from` reads them back."""
     heads, tokenizer = config.heads, config.tokenizer
     theirs_of = {ours: theirs for theirs, ours in FROM_CELL_STYLES.items()}
-    affine = heads.expression is not None and heads.expression.style == "affine"
+    affine = heads.find("expression", AffineConfig)
+    classifier, from_cell = (
+        heads.find("cell_type", ClassifierConfig),
+        heads.find("expression_from_cell", FromCellConfig),
+    )
+    encoder = transformer_of(config)
     value_styles = {ours: theirs for theirs, ours in VALUE_STYLES.items()}
     input_styles = {ours: theirs for theirs, ours in _VALUES.items()}
-    value_pad = config.embedder.value_pad
+    value_pad = None if config.bins is None else config.bins.pad
     settings: dict[str, Any] = {
         "embsize": config.dim,
-        "nheads": config.encoder.heads,
-        "d_hid": config.encoder.hidden,
-        "nlayers": config.encoder.layers,
-        "n_layers_cls": heads.cell_type.layers if heads.cell_type else 3,
-        "dropout": config.encoder.dropout,
+        "nheads": encoder.heads,
+        "d_hid": encoder.hidden,
+        "nlayers": encoder.layers,
+        "n_layers_cls": classifier.layers if classifier else 3,
+        "dropout": encoder.dropout,
         "pad_token": vocabulary.pad,
         "pad_value": _number(tokenizer.pad_value) if value_pad is None else value_pad,
         "mask_value": _number(tokenizer.mask_value),
         "input_style": input_styles[tokenizer.values],
-        "input_emb_style": value_styles[config.embedder.values],
+        "input_emb_style": value_styles[value_style(config)],
         "n_bins": tokenizer.bins,
         "max_seq_len": tokenizer.length,
         "cell_emb_style": {ours: theirs for theirs, ours in POOLINGS.items()}.get(config.pooling, "avg-pool"),
         "fast_transformer": fused,
-        "pre_norm": config.encoder.norm == "replace",
-        "MVC": heads.expression_from_cell is not None,
-        "USE_GENERATIVE_TRAINING": config.embedder.generation,
+        "pre_norm": encoder.norm == "replace",
+        "MVC": from_cell is not None,
+        "USE_GENERATIVE_TRAINING": "generation" in config.embedder.parts,
     }
-    if heads.expression_from_cell is not None:
-        settings["mvc_decoder_style"] = theirs_of[heads.expression_from_cell.style]
-    if heads.cell_type is not None and heads.cell_type.names is not None:
-        settings["class_names"] = list(heads.cell_type.names)
+    if from_cell is not None:
+        settings["mvc_decoder_style"] = theirs_of[from_cell.style]
+    if classifier is not None and classifier.names is not None:
+        settings["class_names"] = list(classifier.names)
     if config.batch_names is not None:
         settings["batch_names"] = list(config.batch_names)
     if config.perturbation_flags:
         settings["perturbation_flags"] = list(config.perturbation_flags)
     if config.context.modality_pad is not None:
         settings["modality_pad"] = config.context.modality_pad
-    if config.embedder.perturbation_rows:
-        settings["pert_pad_id"] = config.embedder.perturbation_pad
-    if affine and heads.expression is not None:
-        settings |= {
-            "decoder_activation": heads.expression.activation,
-            "decoder_adaptive_bias": heads.expression.adaptive_offset,
-        }
-    return settings | {OWN: _in_our_words(config, vocabulary, settings, affine=affine)}
+    if config.perturbation is not None:
+        settings["pert_pad_id"] = config.perturbation.pad
+    if affine is not None:
+        settings |= {"decoder_activation": affine.activation, "decoder_adaptive_bias": affine.adaptive_offset}
+    return settings | {OWN: _in_our_words(config, vocabulary, settings, affine=affine is not None)}
+
+
+def value_style(config: ModelConfig) -> ValueStyle:
+    """Our name of how the model reads values."""
+    if config.bins is not None:
+        return "binned"
+    return "scale" if config.embedder.parts["values"].kind == "scale" else "continuous"
+
+
+def transformer_of(config: ModelConfig) -> TransformerConfig:
+    """The encoder, if scGPT has one like it."""
+    if not isinstance(config.encoder, TransformerConfig):
+        raise ValueError(f"Expected a model with a transformer to write it as scGPT, found {config.encoder.kind!r}.")
+    return config.encoder
 
 
 def _in_our_words(
@@ -451,8 +468,8 @@ def _in_our_words(
     }
     if config.pooling not in POOLINGS.values():
         words["pooling"] = config.pooling
-    if config.embedder.values == "binned":
-        words["value_pad"] = config.embedder.value_pad
+    if config.bins is not None:
+        words["value_pad"] = config.bins.pad
     return words
 
 

@@ -10,9 +10,18 @@ from torch import nn
 
 from scgpt_tools._lookup import lookup
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.models.config import EmbedderConfig, EncoderConfig, FromCellConfig
+from scgpt_tools.models.config import (
+    AdversaryConfig,
+    AffineConfig,
+    ClassifierConfig,
+    EmbedderConfig,
+    ExpressionConfig,
+    FromCellConfig,
+    TransformerConfig,
+    scgpt_embedder,
+)
 from scgpt_tools.models.formats.scgpt import to_scgpt
-from scgpt_tools.models.formats.scgpt_config import FROM_CELL_STYLES, VALUE_STYLES
+from scgpt_tools.models.formats.scgpt_config import FROM_CELL_STYLES, VALUE_STYLES, transformer_of, value_style
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.scgpt.joining import check_joined, join
 from scgpt_tools.models.scgpt.layers import TransformerEncoder
@@ -75,13 +84,13 @@ class ScGPTModule(nn.Module):
         """Make the parts, in the original's order."""
         self._modules.clear()
         self._config, self._cells, self._shared = config, None, {}
-        dim, embedder, encoder = config.dim, config.embedder, config.encoder
+        dim, embedder, encoder = config.dim, config.embedder, transformer_of(config)
         self.encoder = TableEncoder(config.n_tokens, dim, config.pad_id)
-        if embedder.generation:
+        if "generation" in embedder.parts:
             self.flag_encoder = nn.Embedding(2, dim)
         self.value_encoder = _value_encoder(config)
-        if embedder.perturbation_rows:
-            self.pert_encoder = nn.Embedding(embedder.perturbation_rows, dim, padding_idx=embedder.perturbation_pad)
+        if (flags := config.perturbation) is not None:
+            self.pert_encoder = nn.Embedding(flags.rows, dim, padding_idx=flags.pad)
         if config.context.batches:
             self.batch_encoder = TableEncoder(config.context.batches, dim)
         if config.context.modalities:
@@ -103,24 +112,19 @@ class ScGPTModule(nn.Module):
         self.init_weights()
 
     def _build_heads(self, config: ModelConfig) -> None:
-        dim, heads = config.dim, config.heads
-        width = 2 * dim if config.context.batches or config.context.modalities else dim
-        if (expression := heads.expression) is not None:
-            if expression.style == "affine":
-                self.decoder: nn.Module = AffineExprDecoder(
-                    dim,
-                    nonzero=expression.nonzero,
-                    activation=expression.activation,
-                    adaptive_offset=expression.adaptive_offset,
-                )
-            else:
-                self.decoder = ExprDecoder(dim, width, nonzero=expression.nonzero)
-        if (classifier := heads.cell_type) is not None:
+        dim, width, heads = config.dim, config.sizes.width, config.heads
+        if (affine := heads.find("expression", AffineConfig)) is not None:
+            self.decoder: nn.Module = AffineExprDecoder(
+                dim, nonzero=affine.nonzero, activation=affine.activation, adaptive_offset=affine.adaptive_offset
+            )
+        elif (expression := heads.find("expression", ExpressionConfig)) is not None:
+            self.decoder = ExprDecoder(dim, width, nonzero=expression.nonzero)
+        if (classifier := heads.find("cell_type", ClassifierConfig)) is not None:
             self.cls_decoder = ClsDecoder(dim, classifier.classes, classifier.layers)
-        if (from_cell := heads.expression_from_cell) is not None:
+        if (from_cell := heads.find("expression_from_cell", FromCellConfig)) is not None:
             query = width if from_cell.context_in_query else dim
             self.mvc_decoder = MVCDecoder(width=width, query=query, style=from_cell.style, nonzero=from_cell.nonzero)
-        if (adversary := heads.batch) is not None:
+        if (adversary := heads.find("batch", AdversaryConfig)) is not None:
             self.grad_reverse_discriminator = AdversarialDiscriminator(dim, adversary.classes, adversary.layers)
 
     def init_weights(self) -> None:
@@ -195,7 +199,7 @@ class ScGPTModule(nn.Module):
         genes = total = self.encoder(src)
         if values is not None:
             embedded = self.value_encoder(values)
-            scales = self._config.embedder.values == "scale"
+            scales = value_style(self._config) == "scale"
             total = genes * embedded.unsqueeze(2).to(genes.dtype) if scales else genes + embedded
         if more is not None:
             total = total + more
@@ -267,12 +271,11 @@ class ScGPTModule(nn.Module):
 
 
 def _value_encoder(config: ModelConfig) -> nn.Module:
-    embedder, dim = config.embedder, config.dim
-    if embedder.values == "continuous":
-        return ContinuousValueEncoder(dim, config.encoder.dropout)
-    if embedder.values == "scale":
+    if config.bins is not None:
+        return CategoryValueEncoder(config.bins.rows, config.dim, config.bins.pad)
+    if value_style(config) == "scale":
         return nn.Identity()
-    return CategoryValueEncoder(embedder.value_rows or 0, dim, embedder.value_pad)
+    return ContinuousValueEncoder(config.dim, config.encoder.dropout)
 
 
 def _read_every_spelling(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
@@ -315,7 +318,7 @@ def embedder_of(
     binned = values == "binned"
     if binned and not bins:
         raise ValueError(f"Expected `n_input_bins` to be at least 1 with input_emb_style='category', found {bins}.")
-    return EmbedderConfig(
+    return scgpt_embedder(
         # A negative row counts from the end, as in torch.
         value_pad=(pad_value if pad_value >= 0 else pad_value + (bins or 0)) if binned else None,
         values=values,
@@ -325,9 +328,9 @@ def embedder_of(
     )
 
 
-def encoder_of(nhead: int, d_hid: int, nlayers: int, dropout: float, *, replace: bool) -> EncoderConfig:
+def encoder_of(nhead: int, d_hid: int, nlayers: int, dropout: float, *, replace: bool) -> TransformerConfig:
     """Describe the stack of blocks."""
-    return EncoderConfig(
+    return TransformerConfig(
         layers=nlayers, heads=nhead, hidden=d_hid, dropout=dropout, norm="replace" if replace else "post"
     )
 

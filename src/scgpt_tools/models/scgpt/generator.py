@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from scgpt_tools._lookup import lookup
-from scgpt_tools.models.config import ClassifierConfig, EmbedderConfig, ExpressionConfig, HeadsConfig, ModelConfig
+from scgpt_tools.models.config import AffineConfig, ClassifierConfig, ModelConfig, Named, scgpt_embedder
 from scgpt_tools.models.formats.scgpt_config import POOLINGS
 from scgpt_tools.models.scgpt.base import ScGPTModule, check_backend, encoder_of, from_cell_of, pad_id_of
 from scgpt_tools.models.scgpt.parts import results_of
@@ -81,12 +81,12 @@ class TransformerGenerator(ScGPTModule):
             n_tokens=ntoken,
             pad_id=pad_id_of(vocab, pad_token),
             dim=d_model,
-            embedder=EmbedderConfig(perturbation_rows=3, perturbation_pad=pert_pad_id),
+            embedder=scgpt_embedder(perturbation_rows=3, perturbation_pad=pert_pad_id),
             encoder=encoder_of(nhead, d_hid, nlayers, dropout, replace=pre_norm and use_fast_transformer),
             pooling=lookup(POOLINGS, cell_emb_style, "cell_emb_style"),
-            heads=HeadsConfig(
-                expression=ExpressionConfig(
-                    style="affine",
+            heads=Named(
+                {},
+                expression=AffineConfig(
                     nonzero=explicit_zero_prob,
                     activation=decoder_activation,
                     adaptive_offset=decoder_adaptive_bias,

@@ -36,13 +36,13 @@ def join(cells: CellModel, tree: nn.Module) -> dict[str, nn.Module]:
         If a part of scGPT's is not what the configuration says.
     """
     names = module_names(name for name, part in cells.named_modules() if _tensors(part) and ".attention." not in name)
-    stacks = [f"transformer_encoder.layers.{number}.self_attn" for number in range(len(cells.encoder.blocks))]
+    stacks = [f"transformer_encoder.layers.{number}.self_attn" for number in range(len(cells.encoder.stages))]
     _refuse(
         [name for name in stacks if not isinstance(_part(tree, name), SelfAttention)]
         + [theirs for ours, theirs in names.items() if _tensors(_part(tree, theirs)) != _tensors(_part(cells, ours))]
     )
     shared = {name: tree.get_submodule(name) for name in (*stacks, *names.values())}
-    for block, name in zip(cells.encoder.blocks, stacks, strict=True):
+    for block, name in zip(cells.encoder.stages, stacks, strict=True):
         block.attention = SharedAttention(cast("SelfAttention", shared[name]))
     for ours, theirs in names.items():
         parent, _, name = ours.rpartition(".")

@@ -74,14 +74,14 @@ class SelfAttention(Renamed, Attention):
         found: nn.Module = vars(self)["_maps"] if maps is None else maps
         return found
 
-    def project(self, x: Tensor, seeking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the tokens ``seeking``, keys and values of all tokens ``x``."""
+    def project(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map tokens to queries, keys and values; keys and values are of the same tokens."""
         maps = self.Wqkv
         if touched(maps, StackedMaps):
-            q, k, v = maps(x).chunk(3, dim=-1)
-            return (q if seeking is x else maps(seeking).chunk(3, dim=-1)[0]), k, v
+            q, k, v = maps(keys).chunk(3, dim=-1)
+            return (q if queries is keys else maps(queries).chunk(3, dim=-1)[0]), k, v
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (linear(*each) for each in zip((seeking, x, x), weights, biases, strict=True))
+        q, k, v = (linear(*each) for each in zip((queries, keys, values), weights, biases, strict=True))
         return q, k, v
 
     def forward(  # type: ignore[override]
@@ -127,7 +127,7 @@ class SelfAttention(Renamed, Attention):
             weights = weights.mean(dim=1)
         return context, weights
 
-    def attend(self, x: Tensor, layout: Layout, backend: str, *, first_only: bool = False) -> Attended:
+    def attend(self, x: Tensor, layout: Layout, backend: str | None = None, *, first_only: bool = False) -> Attended:
         """Attend as our network does, see :class:`~scgpt_tools.nn.attention.Attention`."""
         return super().forward(x, layout, backend, first_only=first_only)
 
@@ -265,13 +265,15 @@ class SharedAttention(Attention):
         self.register_state_dict_post_hook(_split_names)
         self.register_load_state_dict_pre_hook(_stack_names)
 
-    def forward(self, x: Tensor, layout: Layout, backend: str, *, first_only: bool = False) -> Attended:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, layout: Layout, backend: str | None = None, *, first_only: bool = False
+    ) -> Attended:
         """Attend."""
         return self.theirs.attend(x, layout, backend, first_only=first_only)
 
-    def project(self, x: Tensor, seeking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the tokens ``seeking``, keys and values of all tokens ``x``."""
-        return self.theirs.project(x, seeking)
+    def project(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map tokens to queries, keys and values."""
+        return self.theirs.project(queries, keys, values)
 
 
 _OURS = ("query", "key", "value")

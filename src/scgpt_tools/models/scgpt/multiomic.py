@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from scgpt_tools.models.config import FromCellConfig
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.scgpt.base import pad_id_of
 from scgpt_tools.models.scgpt.transformer import TransformerModel
@@ -105,10 +106,10 @@ class MultiOmicTransformerModel(TransformerModel):
             modalities=ntokens_mod or 0 if use_mod else 0,
             modality_pad=pad_id_of(vocab_mod, pad_token) if use_mod else None,
         )
-        from_cell = config.heads.expression_from_cell
+        from_cell = config.heads.find("expression_from_cell", FromCellConfig)
         if from_cell is not None:
             from_cell = replace(from_cell, context_in_query=bool(context.batches or context.modalities))
-        heads = replace(config.heads, expression_from_cell=from_cell)
+        heads = config.heads.replace(expression_from_cell=from_cell)
         self._build(replace(config, family="scgpt_multiomic", context=context, heads=heads))
 
     def forward(

@@ -13,8 +13,9 @@ from scgpt_tools.models.config import (
     ClassifierConfig,
     ContextConfig,
     ExpressionConfig,
-    HeadsConfig,
+    FromCellConfig,
     ModelConfig,
+    Named,
 )
 from scgpt_tools.models.formats.scgpt_config import POOLINGS
 from scgpt_tools.models.scgpt.base import (
@@ -124,7 +125,8 @@ class TransformerModel(ScGPTModule):
             encoder=encoder_of(nhead, d_hid, nlayers, dropout, replace=pre_norm and use_fast_transformer),
             pooling=lookup(POOLINGS, cell_emb_style, "cell_emb_style"),
             context=ContextConfig(batches=labels if use_batch_labels else 0),
-            heads=HeadsConfig(
+            heads=Named(
+                {},
                 expression=ExpressionConfig(nonzero=explicit_zero_prob),
                 expression_from_cell=from_cell_of(mvc_decoder_style, explicit_zero_prob) if do_mvc else None,
                 # The released form has a classifier only where there are classes; the others always have one.
@@ -248,7 +250,10 @@ class TransformerModel(ScGPTModule):
 
     def _query(self, beside: Tensor | None) -> Tensor:
         """What the decoder from the cell asks for: (B, S, D) genes; a model of several modalities adds the context."""
-        genes, head = cast("Tensor", self.cur_gene_token_embs), self._config.heads.expression_from_cell
+        genes, head = (
+            cast("Tensor", self.cur_gene_token_embs),
+            self._config.heads.find("expression_from_cell", FromCellConfig),
+        )
         return _joint(genes, beside) if head is not None and head.context_in_query else genes
 
     def generative_forward(

@@ -148,7 +148,7 @@ class CellTask(Task[OpenedCells]):
         if self.corruption is not None or not needs_hidden_values(terms):
             return self.corruption
         if model.config.tokenizer.parts:
-            return hiding(model.config.tokenizer, generate=model.config.embedder.generation)
+            return hiding(model.config.tokenizer, generate="generation" in model.config.embedder.parts)
         # 0.4 as in scGPT's finetune_integration.py; its function default, 0.15, is not what they trained with there.
         return MaskValues(ratio=0.4, mask_value=model.config.tokenizer.mask_value)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scgpt_tools._validate import check_choice
 from scgpt_tools.data.opening import match_rows
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models.config import ExpressionConfig
+from scgpt_tools.models.config import AffineConfig
 from scgpt_tools.objectives.recipes import PERTURB
 from scgpt_tools.screens.batches import (
     PerturbationBatches,
@@ -81,11 +81,11 @@ class Perturb(Task[OpenedScreen]):
         check_choice("unmeasured", self.unmeasured, ("error", "token", "drop"))
         self._head()
 
-    def _head(self) -> ExpressionConfig | None:
+    def _head(self) -> AffineConfig | None:
         """Head that was asked for; None for the family's own."""
         if not self.adaptive_offset and self.activation is None:
             return None
-        return ExpressionConfig(style="affine", adaptive_offset=self.adaptive_offset, activation=self.activation)
+        return AffineConfig(adaptive_offset=self.adaptive_offset, activation=self.activation)
 
     def _reading(self, tokenizer: TokenizerConfig) -> TokenizerConfig:
         return replace(
@@ -105,10 +105,15 @@ class Perturb(Task[OpenedScreen]):
         check_log_values(source)
         conditions = read_conditions(source.adata, self.condition_key)
         plain = perturbation_config(model)
+        flags = plain.perturbation
+        if flags is None:
+            raise ValueError(
+                f"Expected a family whose models of perturbations have flags of perturbed genes, found {plain.family!r}."
+            )
         flag = flag_of(
             read_direction(source.adata, self.condition_key) if self.direction is None else self.direction,
-            rows=plain.embedder.perturbation_rows,
-            pad=plain.embedder.perturbation_pad,
+            rows=flags.rows,
+            pad=flags.pad,
             training=True,
         )
         features = match_rows(source, model.vocabulary, plain.tokenizer, self.matching)

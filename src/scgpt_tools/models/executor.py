@@ -1,0 +1,99 @@
+"""How cells go through a model fastest: which of them together, with or without padding, by which kernel of attention.
+
+Nothing here changes what is computed, but for rounding.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from scgpt_tools.data.threads import in_threads
+from scgpt_tools.nn.attention import PACKED, PackedLayout, PaddedLayout, has_packed_kernel, packing_pays, unpack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.nn.attention import Layout
+    from scgpt_tools.tokens.batch import TokenBatch
+
+# Tokens to compute at once in a thread of a CPU: enough for its products, and what lies between them stays in the caches.
+# Narrow models take more, so that threads seldom meet at Python's lock.
+_TOKENS = 2048
+_NUMBERS = 2**18
+
+
+def layout_of(model: CellModel, batch: TokenBatch, attention: str | None) -> Layout:
+    """Where the tokens of a padded batch are for the encoder; ``attention=None`` takes the backend that pays.
+
+    Raises
+    ------
+    ValueError
+        If the encoder, or generated tokens, need padding and the backend has none.
+    """
+    encoder = model.encoder
+    needs_padding = "generated tokens" if batch.generated is not None else None if encoder.packs else "this encoder"
+    if attention is None:
+        dropout = model.training and model.config.encoder.dropout > 0
+        attention = "varlen" if needs_padding is None and packing_pays(batch.mask, dropout=dropout) else "sdpa"
+    if attention not in PACKED:
+        return PaddedLayout.from_mask(batch.mask, batch.generated, backend=attention)
+    if needs_padding is not None:
+        raise ValueError(f"Expected 'sdpa' or 'eager' attention for {needs_padding}, found {attention!r}.")
+    lengths = tuple(batch.mask.sum(dim=1).tolist())
+    return PackedLayout.from_lengths(lengths, batch.mask.device, backend=attention, mask=batch.mask)
+
+
+def divisible(model: CellModel) -> bool:
+    """Whether a minibatch is better computed in parts, and the same."""
+    # A norm that takes the label of the first cell for all has to see the minibatch as it is.
+    return not model.training and model.device.type == "cpu" and model.config.embedder.norm != "domain_of_first"
+
+
+def divided(model: CellModel, batch: TokenBatch) -> list[TokenBatch]:
+    """Cut a minibatch into parts to compute one by one or beside each other: few cells on a CPU, else all."""
+    return list(batch.divided(max(_TOKENS, _NUMBERS // model.dim))) if divisible(model) else [batch]
+
+
+def embed_cells(model: CellModel, batch: TokenBatch, *, attention: str | None, pooling: str) -> Tensor:
+    """Cells (B, D) of a batch on any device.
+
+    Padding is dropped before the first layer and, with ``cls`` pooling, the last layer computes one row a cell.
+    """
+    attention = attention or _fastest_attention(model)
+    embed = partial(_embed, model, attention=attention, pooling=pooling)
+    with in_threads(several=divisible(model)) as run:
+        return torch.cat(list(run(embed, divided(model, batch))))
+
+
+def _embed(model: CellModel, batch: TokenBatch, *, attention: str, pooling: str) -> Tensor:
+    first_only = pooling == "cls"
+    if batch.generated is not None:
+        # Nothing but themselves looks at generated tokens, so a cell is the same without them.
+        batch = batch.replace(mask=batch.mask & ~batch.generated, generated=None)
+    if attention in PACKED and not bool(batch.mask.any(dim=1).all()):
+        attention = "sdpa"  # a cell without tokens has no place among packed ones
+    if attention not in PACKED:
+        # Asked before the batch moves, so that no GPU has to be waited for.
+        full, batch = bool(batch.mask.all()), batch.to(model.device)
+        layout: Layout = PaddedLayout.from_mask(batch.mask, full=full, backend=attention)
+        return model.pool(model.encode(batch, layout, first_only=first_only)[1].tokens, batch, pooling)
+    packed = batch.packed().to(model.device, non_blocking=True)
+    layout = PackedLayout.from_lengths(packed.lengths, model.device, backend=attention)
+    tokens = model.encode(packed, layout, first_only=first_only)[1].tokens
+    if first_only:
+        return tokens
+    batch = batch.to(model.device)
+    return model.pool(unpack(tokens, batch.mask), batch, pooling)
+
+
+def _fastest_attention(model: CellModel) -> str:
+    device, width = model.device, model.dim // model.config.encoder.heads
+    if not model.encoder.packs:
+        return "sdpa"
+    if device.type == "cuda":
+        return "varlen" if torch.is_autocast_enabled("cuda") and has_packed_kernel(device, width) else "sdpa"
+    return "varlen" if device.type == "cpu" else "sdpa"

@@ -1,0 +1,41 @@
+"""What the sockets of a model take, by the names that files have for it."""
+
+from __future__ import annotations
+
+from scgpt_tools.nn.embedders import (
+    ContinuousConfig,
+    GenerationConfig,
+    GenesConfig,
+    LinearConfig,
+    PerturbationConfig,
+    ScaleConfig,
+    TableConfig,
+)
+from scgpt_tools.nn.heads import AdversaryConfig, AffineConfig, ClassifierConfig, ExpressionConfig, FromCellConfig
+from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig
+from scgpt_tools.nn.transformer import TransformerConfig
+
+PARTS: dict[str, type[PartConfig]] = {
+    "genes": GenesConfig,
+    "continuous": ContinuousConfig,
+    "linear": LinearConfig,
+    "table": TableConfig,
+    "scale": ScaleConfig,
+    "perturbation": PerturbationConfig,
+    "generation": GenerationConfig,
+}
+"""Parts of the embedder."""
+
+ENCODERS: dict[str, type[EncoderConfig]] = {"transformer": TransformerConfig}
+"""Encoders."""
+
+HEADS: dict[str, type[HeadConfig]] = {
+    "expression": ExpressionConfig,
+    "affine": AffineConfig,
+    "from_cell": FromCellConfig,
+    "classifier": ClassifierConfig,
+    "adversary": AdversaryConfig,
+}
+"""Heads."""
+
+PartConfig.kinds, EncoderConfig.kinds, HeadConfig.kinds = PARTS, ENCODERS, HEADS
