@@ -239,7 +239,7 @@ def finetune(
         Give each batch a norm of its own, and tell the expression heads the batch; ``None`` does so to integrate.  Such
         a model needs ``batch_key`` wherever it is used, and knows these batches only.  Not for ``"perturb"``.
     adaptive_offset, activation
-        Of the affine head, see :class:`~scgpt_tools.models.config.ExpressionConfig`.  For ``"perturb"``.
+        Of the affine head, see :class:`~scgpt_tools.nn.heads.AffineConfig`.  For ``"perturb"``.
     freeze
         Parts that keep their weights: ``"nothing"``; ``"embedder"``, the gene and value embeddings; ``"backbone"``, all
         but what the task brings with it.
