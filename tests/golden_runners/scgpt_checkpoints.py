@@ -19,7 +19,7 @@ from golden_runners._compare import close, load
 from golden_runners.scgpt_models import build
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models import CellModel, load_pretrained
-from scgpt_tools.models.formats.base import load_tensors
+from scgpt_tools.models.formats.tensors import read_contents
 from scgpt_tools.tokens.features import FeatureTable
 
 if TYPE_CHECKING:
@@ -91,13 +91,13 @@ def check_tokens(folder: Path, model: CellModel, expected: dict) -> None:
 def check_round_trip(checkpoint: Path, model: CellModel) -> None:
     """Our export holds the same tensors under the same names, and reads back the same; so does our own format."""
     weights = next(checkpoint / name for name in ("best_model.pt", "model.pt") if (checkpoint / name).is_file())
-    original = load_tensors(weights)
+    original = read_contents(weights).weights
     spellings = {"_impl": "wrapped", "Wqkv": "fused"}
     layout = next((spellings[part] for part in spellings if any(part in key for key in original)), "torch")
     plain = {key.removeprefix("module."): tensor for key, tensor in original.items()}
     with tempfile.TemporaryDirectory() as written:
         exported = model.export(Path(written) / "scgpt", attention_names=layout)
-        tensors = load_tensors(exported / "best_model.pt")
+        tensors = read_contents(exported / "best_model.pt").weights
         assert tensors.keys() == plain.keys()
         assert all(torch.equal(tensors[key], plain[key].to(tensors[key].dtype)) for key in plain)
         for folder in (exported, model.save(Path(written) / "native")):

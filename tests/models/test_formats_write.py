@@ -24,7 +24,7 @@ from scgpt_tools.models.config import (
     Named,
     scgpt_embedder,
 )
-from scgpt_tools.models.formats.base import load_tensors
+from scgpt_tools.models.formats.tensors import read_contents
 from scgpt_tools.vocabulary import Vocabulary
 
 VOCABULARY = testing.tiny_vocabulary()
@@ -120,7 +120,7 @@ def test_export_there_and_back(tmp_path, name):
     again.export(tmp_path / "again")
     for file in ("args.json", "vocab.json"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
-    first, second = (load_tensors(tmp_path / folder / "best_model.pt") for folder in ("theirs", "again"))
+    first, second = (read_contents(tmp_path / folder / "best_model.pt").weights for folder in ("theirs", "again"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -130,7 +130,7 @@ def test_export_in_every_spelling(tmp_path, spelling):
     model = build(SCGPT)
     folder = model.export(tmp_path, attention_names=spelling)
     marker = {"torch": "self_attn.in_proj_weight", "fused": "self_attn.Wqkv.weight", "wrapped": "_impl.Wqkv.weight"}
-    assert any(key.endswith(marker[spelling]) for key in load_tensors(folder / "best_model.pt"))
+    assert any(key.endswith(marker[spelling]) for key in read_contents(folder / "best_model.pt").weights)
     assert json.loads((folder / "args.json").read_text())["fast_transformer"] == (spelling != "torch")
     same(load(folder), model)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scgpt_tools.models.formats.rename import Rule, read_names, strip_module, write_names
+from scgpt_tools.models.formats.rename import Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt import ALL_NAMES, ATTENTION_NAMES, OTHER_NAMES, from_scgpt, to_scgpt
 
 RULES = (
@@ -106,8 +106,8 @@ def test_module_prefix_of_parallel_training_is_taken_off(unknown):
 
 
 def test_names_with_and_without_module_are_refused():
-    with pytest.raises(ValueError, match="stem.b with and without 'module.' too"):
-        strip_module(weights("stem.b", "module.stem.b"))
+    with pytest.raises(ValueError, match="'stem.b' more than once, with and without 'module.'"):
+        read_names(weights("stem.b", "module.stem.b"), RULES)
 
 
 # scGPT's dialect ------------------------------------------------------------------------------------------------------

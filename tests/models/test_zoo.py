@@ -387,8 +387,9 @@ def test_a_missing_file_is_named_with_those_that_are_there(hub, fetch, gone):
     hub.add(REPO, files, large=LARGE)
     listing = ", ".join(sorted(files))
     expected = (
-        "Expected the repository 'lab/model' at 'main' to hold vocab.json, and config.json with model.safetensors "
-        "(this package's format), or args.json with best_model.pt or model.pt (scGPT's format); found " + listing
+        "Expected the repository 'lab/model' at 'main' to hold config.json, vocab.json and model.safetensors "
+        "(this package's format); or args.json, vocab.json and best_model.pt or model.pt (scGPT's format); found "
+        + listing
     )
     with pytest.raises(FileNotFoundError, match=re.escape(expected)):
         fetch()
@@ -480,7 +481,9 @@ def test_a_folder_is_taken_as_it_is(folder, monkeypatch):
 
 def test_an_incomplete_folder_says_what_is_missing(folder):
     (folder / "best_model.pt").unlink()
-    with pytest.raises(FileNotFoundError, match="or args.json with best_model.pt or .*; found args.json, vocab.json"):
+    with pytest.raises(
+        FileNotFoundError, match="or args.json, vocab.json and best_model.pt or .*; found args.json, vocab.json"
+    ):
         zoo.fetch(folder)
 
 
@@ -516,9 +519,28 @@ def test_a_path_is_no_name(model):
         zoo.fetch(model)
 
 
-def test_the_file_of_the_weights_is_not_the_folder(folder):
-    with pytest.raises(ValueError, match="Pass '.*my-model'"):
+def test_a_file_of_weights_is_taken_as_it_is(folder):
+    assert zoo.fetch(folder / "best_model.pt") == folder / "best_model.pt"
+    assert zoo.display_name(folder / "best_model.pt") == "best_model"
+    assert zoo.vocabulary_of(folder / "best_model.pt").tokens == ("A", "B", "<pad>")
+
+
+def test_another_file_of_a_checkpoint_is_not_its_weights(folder):
+    with pytest.raises(ValueError, match=r"file of weights \(\.safetensors, .*Pass '.*my-model'"):
+        zoo.fetch(folder / "args.json")
+
+
+def test_a_file_that_is_no_weights_is_refused(folder):
+    (folder / "best_model.pt").write_bytes(b"some text")
+    with pytest.raises(ValueError, match="to hold the weights of a model, found a file that torch.save did not write"):
         zoo.fetch(folder / "best_model.pt")
+
+
+def test_a_vocabulary_may_come_from_elsewhere(folder):
+    (folder / "vocab.json").unlink()
+    with pytest.raises(FileNotFoundError, match="to hold config.json, vocab.json"):
+        zoo.fetch(folder)
+    assert zoo.fetch(folder, vocabulary=False) == folder
 
 
 def test_a_folder_has_no_revisions(folder):

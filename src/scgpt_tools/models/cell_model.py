@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from scgpt_tools._files import as_path
 from scgpt_tools.models import formats, zoo
 from scgpt_tools.models.executor import embed_cells, layout_of
 from scgpt_tools.models.formats.base import check_parts, own_weights
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.config import ModelConfig
+    from scgpt_tools.models.zoo import VocabularySource
     from scgpt_tools.nn.attention import Layout
     from scgpt_tools.nn.sockets import Embedded, Encoded
     from scgpt_tools.tokens.batch import PackedTokens, TokenBatch
@@ -277,15 +280,19 @@ class CellModel(nn.Module):
         token: str | bool | None = None,
         device: str | torch.device | None = None,
         local_files_only: bool = False,
+        vocabulary: VocabularySource | None = None,
+        settings: Mapping[str, Any] | str | PathLike[str] | None = None,
     ) -> CellModel:
-        """Load a released model by name, a repository of the Hugging Face Hub, or a folder.
+        """Load a released model by name, a repository of the Hugging Face Hub, a folder, or a file of weights.
 
         Parameters
         ----------
         model
             A name in :func:`scgpt_tools.models.available` such as ``"scgpt-human"``, a repository id
             ``"organisation/name"``, or a folder: scGPT's (``args.json``, ``vocab.json``, ``best_model.pt`` or
-            ``model.pt``) or ours (``config.json``, ``vocab.json``, ``model.safetensors``).
+            ``model.pt``) or ours (``config.json``, ``vocab.json``, ``model.safetensors``).  Or a file of weights
+            (``.safetensors``, ``.pt``, ``.pth``, ``.ckpt``, ``.bin``) of any of these formats, a checkpoint of a training
+            loop included; which format it is, the names of its tensors tell.
         revision
             Branch, tag or commit of the repository.
         cache_dir
@@ -296,10 +303,16 @@ class CellModel(nn.Module):
             Where to put the weights; ``None`` for CUDA or MPS if there is one, else CPU.
         local_files_only
             Never use the network.
+        vocabulary
+            Genes and their ids, in place of the file beside the weights: a vocabulary, a model, a file, or what ``model``
+            takes.
+        settings
+            Settings in the words of the format, or a file of them, in place of the one beside the weights:
+            ``{"nheads": 8}`` for scGPT, say.  Sizes are read off the tensors.
 
         Returns
         -------
-        The model in eval mode.
+        The model in eval mode.  Its ``transfer`` says what became of every tensor of the file.
 
         Raises
         ------
@@ -309,10 +322,20 @@ class CellModel(nn.Module):
             If a tensor of the file has no place in the model or the model lacks one in the file, if weights are not
             finite, or if weights and vocabulary are not the ones that were saved together.
         """
-        folder = zoo.fetch(
-            model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+        place = zoo.fetch(
+            model,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            vocabulary=vocabulary is None,
         )
-        return cls._of_checkpoint(formats.read(folder), zoo.display_name(model)).to(resolve_device(device)).eval()
+        checkpoint = formats.read(
+            place,
+            vocabulary=None if vocabulary is None else zoo.vocabulary_file(vocabulary),
+            settings=settings if settings is None or isinstance(settings, Mapping) else as_path("settings", settings),
+        )
+        return cls._of_checkpoint(checkpoint, zoo.display_name(model)).to(resolve_device(device)).eval()
 
     @classmethod
     def _of_checkpoint(cls, checkpoint: formats.Checkpoint, name: str) -> CellModel:

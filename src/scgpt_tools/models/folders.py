@@ -9,7 +9,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from scgpt_tools._files import placed, read_steadily
 
@@ -17,83 +17,71 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-VOCABULARY = "vocab.json"
 # A tensor takes some hundred bytes of the header of a safetensors file.
 _MOST_HEADER = 10 << 20
 
 
 @dataclass(frozen=True)
 class Layout:
-    """File names of one kind of checkpoint, beside ``vocab.json``."""
+    """File names of one kind of checkpoint."""
 
     owner: str
     """Whose format it is, for messages."""
-    config: str
-    """File with the settings of the model."""
+    settings: str | None
+    """File with the settings of the model; ``None`` where there is none."""
     weights: tuple[str, ...]
     """Files that may hold the weights, the one to prefer first."""
+    vocabulary: str = "vocab.json"
+    """File with the genes and their ids."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all files that such a folder may have."""
+        return (*((self.settings,) if self.settings else ()), self.vocabulary, *self.weights)
+
+    def __str__(self) -> str:
+        weights = " or ".join(self.weights)
+        return (
+            f"{self.settings}, {self.vocabulary} and {weights}" if self.settings else f"{self.vocabulary} and {weights}"
+        )
+
+    def weights_in(self, get: Callable[[str], Path | None], *, vocabulary: bool = False) -> Path | None:
+        """Find the weights, if the files that belong to them are there too.
+
+        Parameters
+        ----------
+        get
+            Gives the file of a name, or ``None`` if there is none.  It is asked for weights last, so that it may as well
+            download.
+        vocabulary
+            Whether the vocabulary has to be there.
+        """
+        if vocabulary and get(self.vocabulary) is None:
+            return None
+        if self.settings is not None and get(self.settings) is None:
+            return None
+        return next((path for name in self.weights if (path := get(name)) is not None), None)
 
 
-OURS = Layout("this package's format", "config.json", ("model.safetensors",))
-SCGPTS = Layout("scGPT's format", "args.json", ("best_model.pt", "model.pt"))
-LAYOUTS = (OURS, SCGPTS)
-"""In the order of preference: safetensors can hold nothing but tensors."""
-
-
-class CheckpointFiles(NamedTuple):
-    """The three files of a checkpoint."""
-
-    config: Path
-    weights: Path
-    vocabulary: Path
-
-
-def collect(get: Callable[[str], Path | None]) -> CheckpointFiles | None:
-    """Find the files of a checkpoint of any layout.
-
-    Parameters
-    ----------
-    get
-        Gives the file of a name, or ``None`` if there is none.  It is asked for the vocabulary first and for weights
-        only when their settings are there, so that it may as well download.
-
-    Returns
-    -------
-    The files, or ``None`` if no layout is complete.
-    """
-    vocabulary = get(VOCABULARY)
-    if vocabulary is None:
-        return None
-    for layout in LAYOUTS:
-        config = get(layout.config)
-        if config is None:
-            continue
-        for name in layout.weights:
-            weights = get(name)
-            if weights is not None:
-                return CheckpointFiles(config, weights, vocabulary)
-    return None
-
-
-def incomplete(where: str, found: Iterable[str]) -> str:
+def incomplete(where: str, layouts: Iterable[Layout], found: Iterable[str]) -> str:
     """Message for a place that holds no complete checkpoint."""
-    layouts = ", or ".join(f"{layout.config} with {' or '.join(layout.weights)} ({layout.owner})" for layout in LAYOUTS)
+    kinds = "; or ".join(f"{layout} ({layout.owner})" for layout in layouts)
     names = sorted(found)
     listing = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "no files"
-    return f"Expected {where} to hold {VOCABULARY}, and {layouts}; found {listing}."
+    return f"Expected {where} to hold {kinds}; found {listing}."
 
 
-def check_folder(folder: Path) -> Path:
-    """Refuse a folder that is no complete checkpoint.
+def check_folder(folder: Path, layouts: Iterable[Layout], *, vocabulary: bool = True) -> Path:
+    """Refuse a folder that is no complete checkpoint; returns it.
 
     Parameters
     ----------
     folder
         Where the files are.
-
-    Returns
-    -------
-    The folder.
+    layouts
+        Kinds of checkpoints, the one to prefer first.
+    vocabulary
+        Whether it has to hold a vocabulary.
 
     Raises
     ------
@@ -104,21 +92,26 @@ def check_folder(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected a folder with a checkpoint at {str(folder)!r}, found none.")
+    layouts = tuple(layouts)
 
-    read_steadily(folder, _NAMES, partial(_check, folder))
+    def check() -> None:
+        found = (layout.weights_in(partial(placed, folder), vocabulary=vocabulary) for layout in layouts)
+        weights = next((path for path in found if path is not None), None)
+        if weights is None:
+            names = (path.name for path in folder.iterdir())
+            raise FileNotFoundError(incomplete(f"the folder {str(folder)!r}", layouts, names))
+        check_weights_file(weights)
+
+    read_steadily(folder, tuple(dict.fromkeys(name for layout in layouts for name in layout.names)), check)
     return folder
 
 
-def _check(folder: Path) -> None:
-    checkpoint = collect(partial(placed, folder))
-    if checkpoint is None:
-        raise FileNotFoundError(incomplete(f"the folder {str(folder)!r}", (path.name for path in folder.iterdir())))
-    fault = fault_of(checkpoint.weights)
+def check_weights_file(path: Path) -> Path:
+    """Refuse a file that cannot hold weights; returns it."""
+    fault = fault_of(path)
     if fault is not None:
-        raise ValueError(f"Expected {str(checkpoint.weights)!r} to hold the weights of a model, found {fault}.")
-
-
-_NAMES = tuple(dict.fromkeys((VOCABULARY, *(name for each in LAYOUTS for name in (each.config, *each.weights)))))
+        raise ValueError(f"Expected {str(path)!r} to hold the weights of a model, found {fault}.")
+    return path
 
 
 def fault_of(path: Path) -> str | None:
@@ -127,7 +120,7 @@ def fault_of(path: Path) -> str | None:
     Parameters
     ----------
     path
-        A file called ``*.safetensors`` or ``*.pt``.
+        A file of tensors; one that is not called ``*.safetensors`` is of ``torch.save``.
 
     Returns
     -------

@@ -29,12 +29,12 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from scgpt_tools._files import as_path
 from scgpt_tools._validate import check_text
-from scgpt_tools.models.folders import VOCABULARY, collect, fault_of, incomplete
+from scgpt_tools.models.folders import Layout, fault_of, incomplete
 from scgpt_tools.models.hub_guard import HostileAnswerError, NoAnswerError, guarded
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from os import PathLike
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class Repository:
         Where else the files are published, for messages.
     force_download
         Download what is in the cache too.
+    layouts
+        Kinds of checkpoints that it may hold, the one to prefer first.
     """
 
     def __init__(
@@ -88,8 +90,9 @@ class Repository:
         endpoint: str | None = None,
         origin: str | None = None,
         force_download: bool = False,
+        layouts: Sequence[Layout],
     ) -> None:
-        self.name = name
+        self.name, self.layouts = name, layouts
         self.revision = constants.DEFAULT_REVISION if revision is None else check_text("revision", revision)
         if {"", ".", ".."} & set(self.revision.split("/")):
             raise ValueError(f"Expected `revision` to be a branch, a tag or a commit, found {revision!r}.")
@@ -103,29 +106,36 @@ class Repository:
         # Once known, all files are of this commit, and those in the cache cost no request.
         self._commit = self.revision if _COMMIT.fullmatch(self.revision) else None
 
-    def checkpoint(self) -> Path:
+    def checkpoint(self, *, vocabulary: bool = True) -> Path:
         """Download the files of a checkpoint that are not in the cache.
+
+        Parameters
+        ----------
+        vocabulary
+            Whether it has to hold a vocabulary.
 
         Returns
         -------
         The folder that holds them.
         """
-        found = collect(self.get)
-        if found is None:
+        found = (layout.weights_in(self.get, vocabulary=vocabulary) for layout in self.layouts)
+        weights = next((path for path in found if path is not None), None)
+        if weights is None:
             raise FileNotFoundError(self._incomplete())
-        fault = fault_of(found.weights)
+        fault = fault_of(weights)
         if fault is not None:
-            self._refuse(found.weights, f"to hold the weights of a model, found {fault}")
-        return found.weights.parent
+            self._refuse(weights, f"to hold the weights of a model, found {fault}")
+        return weights.parent
 
     def vocabulary(self) -> Path:
-        """Download ``vocab.json`` alone.
+        """Download the vocabulary alone.
 
         Returns
         -------
         The file.
         """
-        found = self.get(VOCABULARY)
+        names = dict.fromkeys(layout.vocabulary for layout in self.layouts)
+        found = next((path for name in names if (path := self.get(name)) is not None), None)
         if found is None:
             raise FileNotFoundError(self._incomplete())
         return found
@@ -280,11 +290,11 @@ class Repository:
                 revision = self._commit or self.revision
                 ask = partial(api.list_repo_files, self.name, revision=revision)
                 names = guarded(ask, most=_MOST_TEXT, short=True)
-                return incomplete(str(self), names)
+                return incomplete(str(self), self.layouts, names)
         folders = sorted((self._folder / "snapshots").glob("*"))
         cached = (f"{folder.name[:8]}/{path.name}" for folder in folders for path in folder.iterdir())
         return (
-            incomplete(f"the cache in {str(self.cache_dir)!r}, for {self},", cached)
+            incomplete(f"the cache in {str(self.cache_dir)!r}, for {self},", self.layouts, cached)
             + " Nothing is downloaded, because `local_files_only`, `settings.offline` or HF_HUB_OFFLINE is on. Fetch "
             "the model once while online, into the same cache, or pass the folder of a copy."
         )

@@ -13,7 +13,9 @@ import pandas as pd
 
 from scgpt_tools._files import as_path, placed, read_steadily
 from scgpt_tools._lookup import absent
-from scgpt_tools.models.folders import VOCABULARY, check_folder
+from scgpt_tools.models import formats
+from scgpt_tools.models.folders import check_folder, check_weights_file
+from scgpt_tools.models.formats.tensors import SUFFIXES
 from scgpt_tools.models.hub import Repository
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -136,6 +138,7 @@ def fetch(
     local_files_only: bool = False,
     endpoint: str | None = None,
     force_download: bool = False,
+    vocabulary: bool = True,
 ) -> Path:
     """Find or download the files of a model.
 
@@ -145,7 +148,8 @@ def fetch(
     Parameters
     ----------
     model
-        A name in :func:`available`, a repository ``"organisation/name"``, or a folder, which is taken as it is.
+        A name in :func:`available`, a repository ``"organisation/name"``, or a folder or a file of weights, which is
+        taken as it is.
     revision
         Branch, tag or commit of the repository.
     cache_dir
@@ -158,10 +162,12 @@ def fetch(
         Address of another hub, such as a mirror.
     force_download
         Download files that are in the cache too; without effect where nothing may be downloaded.
+    vocabulary
+        Whether a folder or a repository has to hold a vocabulary.
 
     Returns
     -------
-    The folder with the files.
+    The folder with the files, or the file of weights.
 
     Raises
     ------
@@ -174,9 +180,11 @@ def fetch(
     PermissionError
         If the hub wants a login or permission.
     """
-    folder = _folder(model, revision)
-    if folder is not None:
-        return check_folder(folder)
+    place = _place(model, revision)
+    if place is not None and place.is_file():
+        return check_weights_file(place)
+    if place is not None:
+        return check_folder(place, formats.layouts(), vocabulary=vocabulary)
     repository, origin = _repository(fspath(model))
     return Repository(
         repository,
@@ -187,13 +195,23 @@ def fetch(
         endpoint=endpoint,
         origin=origin,
         force_download=force_download,
-    ).checkpoint()
+        layouts=formats.layouts(),
+    ).checkpoint(vocabulary=vocabulary)
 
 
 def display_name(model: str | PathLike[str]) -> str:
-    """What to call a model in reports: its released name, its repository, or the name of its folder."""
+    """What to call a model in reports: its released name, its repository, or the name of its folder or file."""
     path = as_path("model", model)
-    return path.resolve().name if path.is_dir() else fspath(model)
+    return path.resolve().name if path.is_dir() else path.stem if path.is_file() else fspath(model)
+
+
+def vocabulary_file(source: VocabularySource) -> Vocabulary | Path:
+    """A vocabulary, or the file of one, which a format has its own way to read."""
+    if isinstance(source, str | PathLike):
+        file = as_path("vocabulary", source)
+        if file.is_file() and file.suffix not in SUFFIXES:
+            return file
+    return vocabulary_of(source)
 
 
 def vocabulary_of(
@@ -223,27 +241,34 @@ def vocabulary_of(
         if not isinstance(found, Vocabulary):
             raise TypeError(f"Expected a vocabulary, a model, a name or a path, found {type(source).__name__}.")
         return found
-    if as_path("source", source).is_file():
-        return Vocabulary.from_file(source)
-    folder = _folder(source, None)
-    if folder is not None:
-        return read_steadily(folder, (VOCABULARY,), lambda: Vocabulary.from_file(_vocabulary_in(folder)))
+    if (file := as_path("source", source)).is_file() and file.suffix not in SUFFIXES:
+        return formats.read_vocabulary(file)
+    place = _place(source, None)
+    if place is not None:
+        folder = place.parent if place.is_file() else place
+        names = tuple(dict.fromkeys(layout.vocabulary for layout in formats.layouts()))
+        return read_steadily(folder, names, lambda: formats.read_vocabulary(_vocabulary_in(folder, names)))
     repository, origin = _repository(fspath(source))
     remote = Repository(
-        repository, cache_dir=cache_dir, local_files_only=local_files_only, endpoint=endpoint, origin=origin
+        repository,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        endpoint=endpoint,
+        origin=origin,
+        layouts=formats.layouts(),
     )
-    return Vocabulary.from_file(remote.vocabulary())
+    return formats.read_vocabulary(remote.vocabulary())
 
 
-def _vocabulary_in(folder: Path) -> Path:
-    path = placed(folder, VOCABULARY)
+def _vocabulary_in(folder: Path, names: tuple[str, ...]) -> Path:
+    path = next((path for name in names if (path := placed(folder, name)) is not None), None)
     if path is None:
-        raise FileNotFoundError(f"Expected {VOCABULARY} in the folder {str(folder)!r}, found none.")
+        raise FileNotFoundError(f"Expected {' or '.join(names)} in the folder {str(folder)!r}, found none.")
     return path
 
 
-def _folder(model: str | PathLike[str], revision: str | None) -> Path | None:
-    """The folder that is meant, if one is."""
+def _place(model: str | PathLike[str], revision: str | None) -> Path | None:
+    """The folder or the file of weights that is meant, if one is."""
     if model == "":
         return None
     path = as_path("model", model)
@@ -252,16 +277,21 @@ def _folder(model: str | PathLike[str], revision: str | None) -> Path | None:
         logger.info("Taking %s from the folder %s.", name, path.resolve())
         found: Path | None = path
     elif path.is_file():
-        raise ValueError(f"Expected the folder of a checkpoint, found the file {name!r}. Pass {str(path.parent)!r}.")
+        if path.suffix not in SUFFIXES:
+            raise ValueError(
+                f"Expected a file of weights ({', '.join(SUFFIXES)}) or the folder of a checkpoint, found the file {name!r}. "
+                f"Pass {str(path.parent)!r}."
+            )
+        found = path
     elif name in RELEASED and RELEASED[name].repository is None:
         found = DEMO_FOLDER
     elif not isinstance(model, str) or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
-        raise FileNotFoundError(f"Expected a folder with a checkpoint, found none at {name!r}.")
+        raise FileNotFoundError(f"Expected a folder with a checkpoint or a file of weights, found none at {name!r}.")
     else:
         found = None
     if found is not None and revision is not None:
         raise ValueError(
-            f"Expected `revision` with a repository only, found {revision!r} with a local folder, {name!r}."
+            f"Expected `revision` with a repository only, found {revision!r} with a local folder or file, {name!r}."
         )
     return found
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scgpt_tools._files import as_path
+from scgpt_tools._files import as_path, placed
 from scgpt_tools._lookup import lookup
 from scgpt_tools._outputs import check_place, check_room
 from scgpt_tools._validate import check_flag, check_fraction, check_integer, check_number, check_type
@@ -182,7 +183,12 @@ def _check_output(target: Path, run: Path, *, resume: bool, overwrite: bool) -> 
             raise FileExistsError(f"Expected a folder for the output, found the file '{place}'.")
         check_place(place)
     goes_on = resume and (run / "last.ckpt").is_file()
-    if formats.FORMATS["native"].recognise(target) and not overwrite and not goes_on and this_process()[0] == 0:
+    if (
+        formats.FORMATS["native"].layout.weights_in(partial(placed, target))
+        and not overwrite
+        and not goes_on
+        and this_process()[0] == 0
+    ):
         raise FileExistsError(
             f"Expected an output folder without a model, found one in '{target}'. Choose another, or allow overwriting it."
         )

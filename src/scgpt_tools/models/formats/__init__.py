@@ -1,16 +1,19 @@
-"""Checkpoint folders of every dialect: recognise, read, write."""
+"""Checkpoints of every dialect: recognise, read, write."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from scgpt_tools._files import as_path, read_steadily, settle
+from scgpt_tools._files import as_path, placed, read_steadily, settle
 from scgpt_tools._lookup import lookup
+from scgpt_tools._plugins import with_plugins
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.models.formats.base import Checkpoint, Format, check_weights
+from scgpt_tools.models.folders import incomplete
+from scgpt_tools.models.formats.base import Checkpoint, Format, Source, check_weights
 from scgpt_tools.models.formats.native import NATIVE
 from scgpt_tools.models.formats.scgpt import SCGPT
+from scgpt_tools.models.formats.tensors import some_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,34 +23,97 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.config import ModelConfig
+    from scgpt_tools.models.folders import Layout
+    from scgpt_tools.models.formats.tensors import Contents
     from scgpt_tools.vocabulary import Vocabulary
 
-__all__ = ["FORMATS", "Checkpoint", "Format", "check_target", "read", "write"]
+__all__ = ["FORMATS", "GROUP", "Checkpoint", "Format", "check_target", "layouts", "read", "read_vocabulary", "write"]
+
+GROUP = "scgpt_tools.formats"
+"""Entry points of other packages, each of which gives a :class:`Format` under its name."""
 
 FORMATS: dict[str, Format] = {"native": NATIVE, "scgpt": SCGPT}
 
 
-def read(folder: str | PathLike[str]) -> Checkpoint:
-    """Read a checkpoint folder of any known format.
+def known() -> dict[str, Format]:
+    """The formats by name, those of other packages included."""
+    return with_plugins(FORMATS, GROUP, Format)
+
+
+def layouts() -> tuple[Layout, ...]:
+    """Names of the files of every format, the one to prefer first."""
+    return tuple(kind.layout for kind in known().values())
+
+
+def read(
+    place: str | PathLike[str],
+    *,
+    vocabulary: Vocabulary | Path | None = None,
+    settings: Mapping[str, Any] | Path | None = None,
+) -> Checkpoint:
+    """Read a checkpoint of any known format, which is recognised by its files and the names of its tensors.
+
+    Parameters
+    ----------
+    place
+        A folder, or a file of weights.
+    vocabulary
+        Genes and their ids, or a file that holds them; ``None`` for the one beside the weights.
+    settings
+        What the file of settings would hold, or another file; ``None`` for the one beside the weights.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder, or none of the formats recognises it; the message lists what was found.
+        If there is no such place, or files are missing; the message lists what was found.
+    ValueError
+        If no format has words for most of the tensors, or the content is refused by the one that has.
     """
-    folder = as_path("folder", folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"Expected a folder with a checkpoint at {str(folder)!r}, found none.")
-    return read_steadily(folder, _NAMES, partial(_read, folder))
+    place = as_path("place", place)
+    if not place.exists():
+        raise FileNotFoundError(
+            f"Expected a folder with a checkpoint or a file of weights at {str(place)!r}, found none."
+        )
+    folder, file = (place, None) if place.is_dir() else (place.parent, place)
+    names = [name for layout in layouts() for name in layout.names]
+    content = partial(_read, folder, file, vocabulary, settings)
+    return read_steadily(folder, tuple(dict.fromkeys([*names, *([file.name] if file else [])])), content)
 
 
-def _read(folder: Path) -> Checkpoint:
-    for kind in FORMATS.values():
-        if kind.recognise(folder):
-            return kind.read(folder)
-    expected = "; or ".join(kind.files for kind in FORMATS.values())
-    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    raise FileNotFoundError(f"Expected {str(folder)!r} to hold {expected}. Found {found}.")
+def _read(
+    folder: Path,
+    file: Path | None,
+    vocabulary: Vocabulary | Path | None,
+    settings: Mapping[str, Any] | Path | None,
+) -> Checkpoint:
+    formats = known().values()
+    opened: dict[Path, Contents] = {}
+    sources = [(kind, Source(folder, kind.layout, file, vocabulary, settings, opened)) for kind in formats]
+    sources = [(kind, source) for kind, source in sources if source.weights is not None]
+    if not sources:
+        names = (path.name for path in folder.iterdir())
+        raise FileNotFoundError(incomplete(f"the folder {str(folder)!r}", layouts(), names))
+    best, share = sources[0], 0.0
+    for kind, source in sources:
+        if (known_to := kind.recognise(source)) > share:
+            best, share = (kind, source), known_to
+        if share == 1:
+            break
+    kind, source = best
+    if share < _LEAST_KNOWN:
+        looked_for = "; ".join(f"{kind.example} ({kind.layout.owner})" for kind in formats)
+        tensors = source.contents.weights
+        raise ValueError(
+            f"Expected {str(source.weights)!r} to be of a known format: {looked_for}. Found {len(tensors)} tensors: "
+            f"{some_names(tensors) or 'none'}. A package can add a format by an entry point of the group {GROUP!r}."
+        )
+    return kind.read(source)
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """Read the vocabulary of a checkpoint, by the format whose files of that name are."""
+    kinds = (kind for kind in known().values() if kind.layout.vocabulary == path.name)
+    return next(kinds, NATIVE).read_vocabulary(path)
 
 
 def write(
@@ -80,32 +146,37 @@ def write(
         check_weights(weights, f"the model to write to {str(place)!r}")
     except ValueError as error:
         warn_user(f"{error} Nothing will load what is written.")
-    FORMATS[format].write(place, config, vocabulary, weights, **options)
+    writer = known()[format].write
+    if writer is None:
+        raise ValueError(f"Expected a format that can be written, found {format!r}, which is only read.")
+    writer(place, config, vocabulary, weights, **options)
     return place
 
 
 def check_target(folder: str | PathLike[str], format: str = "native") -> Path:
     """Refuse a folder that :func:`write` would refuse, before any work begins; returns it."""
-    folder, kind = as_path("folder", folder), lookup(FORMATS, format, "checkpoint format")
+    folder, kind = as_path("folder", folder), lookup(known(), format, "checkpoint format")
     if folder.is_dir():
         settle(folder)
         before = True
-        for rival in FORMATS.values():
+        for rival in known().values():
             if rival is kind:
                 before = False
-            elif rival.recognise(folder):
+            # Of formats that call their settings alike, the content of these decides.
+            elif rival.layout.settings != kind.layout.settings and rival.layout.weights_in(partial(placed, folder)):
                 why = "which would be read first" if before else "whose vocabulary would be replaced"
                 raise ValueError(
-                    f"Expected a folder for {kind.files} alone, found {rival.files} in {str(folder)!r}, {why}. Choose "
+                    f"Expected a folder for {kind.layout} alone, found {rival.layout} in {str(folder)!r}, {why}. Choose "
                     "another folder, or remove those."
                 )
         if not kind.ours(folder):
-            there = ", ".join(name for name in kind.names if (folder / name).exists())
+            there = ", ".join(name for name in kind.layout.names if (folder / name).exists())
             raise FileExistsError(
-                f"Expected a folder for {kind.files}, found {there} of something else in {str(folder)!r}, which saving "
+                f"Expected a folder for {kind.layout}, found {there} of something else in {str(folder)!r}, which saving "
                 "would replace. Choose another folder, or remove those."
             )
     return folder
 
 
-_NAMES = tuple(dict.fromkeys(name for kind in FORMATS.values() for name in kind.names))
+# A format that has words for fewer of the tensors is not theirs.
+_LEAST_KNOWN = 0.5

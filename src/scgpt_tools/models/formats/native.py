@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from scgpt_tools._files import placed, written_together
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import ModelConfig
-from scgpt_tools.models.folders import OURS, VOCABULARY
+from scgpt_tools.models.folders import Layout
 from scgpt_tools.models.formats.base import (
     Checkpoint,
     Format,
+    Source,
     as_float,
-    check_content,
     checksums,
-    found,
     read_settings,
     save_tensors,
 )
@@ -32,11 +32,12 @@ from scgpt_tools.vocabulary import CLS, PAD, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
-CONFIG, (WEIGHTS,) = OURS.config, OURS.weights
+CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocab.json", "model.safetensors"
+LAYOUT = Layout("this package's format", CONFIG, (WEIGHTS,), VOCABULARY)
+_PARTS = ("embedder.", "encoder.", "context.", "heads.")
 FORMAT, VERSION = "scgpt-tools", 2
 
 
@@ -59,9 +60,12 @@ class _Content:
     checksums: dict[str, str] = field(default_factory=dict)
 
 
-def recognise(folder: Path) -> bool:
-    """Tell by the names of the files."""
-    return placed(folder, CONFIG) is not None and placed(folder, WEIGHTS) is not None
+def recognise(source: Source) -> float:
+    """Tell by what the settings say, and else by the names of the tensors."""
+    if source.settings is not None and source.settings.get("format") == FORMAT:
+        return 1.0
+    names = list(source.contents.weights)
+    return sum(name.startswith(_PARTS) for name in names) / max(len(names), 1)
 
 
 def ours(folder: Path) -> bool:
@@ -75,20 +79,14 @@ def ours(folder: Path) -> bool:
         return False
 
 
-def read(folder: Path) -> Checkpoint:
-    """Read a folder that :func:`write` wrote."""
-    config, vocabulary, weights = (found(folder, name) for name in (CONFIG, VOCABULARY, WEIGHTS))
-    content = _read_content(config)
-    for path in (vocabulary, weights):
-        check_content(path, content.checksums, CONFIG)
-    tokens = Vocabulary.from_file(vocabulary, pad=content.special_tokens.pad, cls=content.special_tokens.cls)
-    try:
-        tensors = as_float(load_file(weights))
-    except (SafetensorError, ValueError, RuntimeError):
-        raise ValueError(
-            f"Expected {str(weights)!r} to be a whole safetensors file, found a damaged one. Copy it again."
-        ) from None
-    return Checkpoint(content.model, tokens, tensors, Transfer(used={key: (key,) for key in tensors}))
+def read(source: Source) -> Checkpoint:
+    """Read what :func:`write` wrote."""
+    content = _read_content(source)
+    source.check_content(content.checksums)
+    named = partial(Vocabulary.from_file, pad=content.special_tokens.pad, cls=content.special_tokens.cls)
+    vocabulary = source.vocabulary(named)
+    tensors = as_float(source.contents.weights)
+    return Checkpoint(content.model, vocabulary, tensors, Transfer(used={key: (key,) for key in tensors}))
 
 
 def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> None:
@@ -107,18 +105,31 @@ def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Ma
         (aside / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_content(path: Path) -> _Content:
-    content: dict[str, Any] = read_settings(path)
+def _read_content(source: Source) -> _Content:
+    where = str(source.given_settings if isinstance(source.given_settings, Path) else source.folder / CONFIG)
+    if source.settings is None:
+        raise FileNotFoundError(
+            f"Expected {where!r}, which says what the tensors are parts of, found none. Copy it from the folder that the "
+            "model was saved to, or pass its path as `settings`."
+        )
+    content = dict(source.settings)
     if content.get("format") != FORMAT or "version" not in content:
-        raise ValueError(f"Expected {str(path)!r} to be written by scgpt-tools, found another file of that name.")
+        raise ValueError(f"Expected {where!r} to be written by scgpt-tools, found another file of that name.")
     version = content["version"]
     if isinstance(version, int) and version > VERSION:
         raise ValueError(
-            f"Expected format version {VERSION} or older in {str(path)!r}, found {version}; update scgpt-tools."
+            f"Expected format version {VERSION} or older in {where!r}, found {version}; update scgpt-tools."
         )
     if version == 1 and isinstance(content.get("model"), dict):
-        content["model"] = in_todays_words(content["model"], where=f"{path.name}.model")
-    return from_dict(_Content, content, where=path.name)
+        content["model"] = in_todays_words(content["model"], where=f"{CONFIG}.model")
+    return from_dict(_Content, content, where=CONFIG)
 
 
-NATIVE = Format(recognise, read, write, ours, (CONFIG, VOCABULARY, WEIGHTS), f"{CONFIG}, {VOCABULARY} and {WEIGHTS}")
+NATIVE = Format(
+    layout=LAYOUT,
+    recognise=recognise,
+    example=f'{CONFIG} with "format": "{FORMAT}", and tensors such as embedder.genes.table.weight',
+    read=read,
+    write=write,
+    ours=ours,
+)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scgpt_tools.models.formats.tensors import bare_names, some_names
 from scgpt_tools.models.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def read_names(
     Parameters
     ----------
     weights
-        Tensors by foreign name; a ``module.`` in front, as data-parallel training leaves it, is taken off.
+        Tensors by foreign name, with or without what :func:`~.tensors.bare_names` takes off.
     rules
         The dialect, first match wins.
     leave_unknown
@@ -91,7 +92,7 @@ def read_names(
     used: dict[str, tuple[str, ...]] = {}
     dropped: dict[str, str] = {}
     unknown = []
-    weights = strip_module(weights)
+    weights = bare_names(weights)
     for key, tensor in weights.items():
         for rule in rules:
             names = rule.read(key)
@@ -113,7 +114,7 @@ def read_names(
     elif unknown:
         raise ValueError(
             f"Expected tensors of a known model, found {len(unknown)} that none of its parts takes: "
-            f"{_shown(unknown)}. If they belong to a variant of the model, its weights cannot be used as they are."
+            f"{some_names(unknown)}. If they belong to a variant of the model, its weights cannot be used as they are."
         )
     return ours, Transfer(used=used, dropped=dropped)
 
@@ -140,23 +141,8 @@ def write_names(weights: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[st
         name, place = written
         theirs.setdefault(name, [None] * rule.parts)[place] = tensor
     if unknown:
-        raise ValueError(f"This format has no name for {len(unknown)} tensors: {_shown(unknown)}.")
+        raise ValueError(f"This format has no name for {len(unknown)} tensors: {some_names(unknown)}.")
     return {name: _stack(name, parts) for name, parts in theirs.items()}
-
-
-def strip_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the ``module.`` of data-parallel training off all names that carry it.
-
-    Raises
-    ------
-    ValueError
-        If a name is there with and without it.
-    """
-    stripped = {key.removeprefix("module."): tensor for key, tensor in weights.items()}
-    if len(stripped) < len(weights):
-        twice = [key for key in stripped if key in weights and f"module.{key}" in weights]
-        raise ValueError(f"Expected one tensor of each name, found {_shown(twice)} with and without 'module.' too.")
-    return stripped
 
 
 def _split(name: str, tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -182,7 +168,3 @@ def _pattern(template: str) -> re.Pattern[str]:
 def _fill(template: str, match: re.Match[str]) -> str:
     groups = match.groupdict()
     return template.replace("{i}", groups.get("i") or "") + (groups.get("rest") or "")
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(name[:120] for name in names[:6]) + (", ..." if len(names) > 6 else "")

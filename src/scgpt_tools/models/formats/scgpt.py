@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scgpt_tools._files import placed, written_together
 from scgpt_tools._lookup import lookup
-from scgpt_tools.models.folders import SCGPTS, VOCABULARY
+from scgpt_tools.models.folders import Layout
 from scgpt_tools.models.formats.base import (
     Checkpoint,
     Format,
+    Source,
     as_float,
-    check_content,
     checksums,
-    found,
-    load_tensors,
     read_settings,
     save_tensors,
+    share_known,
 )
 from scgpt_tools.models.formats.rename import Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt_config import (
@@ -51,7 +51,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ARGS, WEIGHTS = SCGPTS.config, SCGPTS.weights
+ARGS, VOCABULARY, WEIGHTS = "args.json", "vocab.json", ("best_model.pt", "model.pt")
+LAYOUT = Layout("scGPT's format", ARGS, WEIGHTS, VOCABULARY)
+# What no tensor tells, as all released models have it.
+_USUAL = {"nheads": 8}
 
 _LAYER, _BLOCK = "transformer_encoder.layers.{i}.", "encoder.blocks.{i}."
 _QKV = tuple(f"{_BLOCK}attention.{part}." for part in ("query", "key", "value"))
@@ -154,9 +157,9 @@ def _other_names(names: Iterable[str]) -> tuple[Rule, ...]:
     return (_TABLE_NORM if table else _MLP_NORM, *rules)
 
 
-def recognise(folder: Path) -> bool:
-    """Tell by ``args.json`` and a file of weights."""
-    return placed(folder, ARGS) is not None and any(placed(folder, name) for name in WEIGHTS)
+def recognise(source: Source) -> float:
+    """Tell by the names of the tensors."""
+    return share_known(source, ALL_NAMES)
 
 
 def ours(folder: Path) -> bool:
@@ -170,39 +173,31 @@ def ours(folder: Path) -> bool:
         return False
 
 
-def read(folder: Path) -> Checkpoint:
-    """Read a folder of scGPT or of the wrappers that use its layout.
+def read(source: Source) -> Checkpoint:
+    """Read a checkpoint of scGPT or of the wrappers that use its layout.
 
     Raises
     ------
     FileNotFoundError
-        If ``vocab.json`` is absent: without it the rows of the gene table have no names.
+        If there is no vocabulary: without it the rows of the gene table have no names.
     ValueError
-        If a tensor is unknown, or ``args.json`` contradicts the tensors.
+        If a tensor is unknown, or the settings contradict the tensors.
     """
-    names = placed(folder, VOCABULARY)
-    if names is None:
-        raise FileNotFoundError(
-            f"Expected {folder / VOCABULARY}, which says which gene each row of the model belongs to; found none. "
-            "Another vocabulary would give plausible but meaningless embeddings; get the file from where the weights "
-            "came from."
-        )
-    args = read_settings(found(folder, ARGS))
-    path = next(path for name in WEIGHTS if (path := placed(folder, name)) is not None)
-    expected = checksums_in(args)
-    for part in (names, path):
-        check_content(part, expected, ARGS)
-    weights, transfer = from_scgpt(load_tensors(path))
+    args = source.settings_or(_USUAL)
+    names = partial(Vocabulary.from_file, **special_tokens(args))
+    source.check_content(checksums_in(args))
+    theirs, where = source.contents.weights, str(source.weights)
+    weights, transfer = from_scgpt(theirs)
     weights = as_float(weights)
     check_matrices(weights)
-    vocabulary = Vocabulary.from_file(names, **special_tokens(args))
+    vocabulary = source.vocabulary(names)
     for said, usual in ((vocabulary.pad, PAD), (vocabulary.cls, CLS)):
         if said not in vocabulary and usual in vocabulary:
             raise ValueError(f"{ARGS} says that a special token is {said!r}, but {VOCABULARY} has {usual!r} instead.")
-    vocabulary = _fit(vocabulary, weights, str(path))
+    vocabulary = _fit(vocabulary, weights, where)
     fused = any("Wqkv" in key for key in transfer.used)
     for key, reason in transfer.dropped.items():
-        logger.info("Not used from %s: %s (%s).", path.name, key, reason)
+        logger.info("Not used from %s: %s (%s).", where, key, reason)
     return Checkpoint(config_from(args, weights, vocabulary, fused=fused), vocabulary, weights, transfer, args)
 
 
@@ -273,5 +268,10 @@ def _fit(vocabulary: Vocabulary, weights: dict[str, Tensor], source: str) -> Voc
 
 
 SCGPT = Format(
-    recognise, read, write, ours, (ARGS, VOCABULARY, *WEIGHTS), f"{ARGS}, {VOCABULARY} and {' or '.join(WEIGHTS)}"
+    layout=LAYOUT,
+    recognise=recognise,
+    example="tensors such as encoder.embedding.weight and transformer_encoder.layers.0.linear1.weight",
+    read=read,
+    write=write,
+    ours=ours,
 )

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import KeysView
 from typing import TYPE_CHECKING, Any
 
+from scgpt_tools.models.formats.tensors import bare_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -16,8 +18,8 @@ _STACKED = re.compile(r"\.(?:_impl\.)?Wqkv\.(weight|bias)$")
 
 
 def torch_spelling(key: str) -> str:
-    """Translate one name in any spelling, with or without the ``module.`` of data-parallel training."""
-    return _STACKED.sub(r".in_proj_\1", key.removeprefix("module.")).replace("self_attn._impl.", "self_attn.")
+    """Translate one name in any spelling, with or without what modules around the network put before it."""
+    return _STACKED.sub(r".in_proj_\1", bare_name(key)).replace("self_attn._impl.", "self_attn.")
 
 
 def in_torch_spelling(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
