@@ -254,3 +254,9 @@ def test_masks_that_choose_no_genes_are_refused(adata, model, mask_var, error, m
         with pytest.raises(error, match=message):
             call(adata, model, mask_var=mask_var, show_progress=False)
     assert unchanged(adata) == before
+
+
+def test_pooling_is_the_models_own_unless_another_is_asked_for(adata, make_model):
+    for own, pooling in {"cls": "cls", "weighted": "weighted", "mean_with_padding": "mean"}.items():
+        model = make_model(config={"pooling": own}).eval()
+        np.testing.assert_array_equal(embed(adata, model), embed(adata, model, pooling=pooling))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.models.config import ModelConfig
     from scgpt_tools.nn.heads import ClassifierHead
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.features import FeatureTable
@@ -98,6 +99,21 @@ def computed_rows(
                 rows, values = computed
                 check_results(values, source.names[rows], precision=plan.precision)
                 yield rows, values
+
+
+def pooling_of(config: ModelConfig, pooling: CellPooling | None) -> CellPooling:
+    """How the tokens of a cell become one vector; ``None`` takes the model's own way.
+
+    Raises
+    ------
+    ValueError
+        If the model has no cell token to take.
+    """
+    own = "mean" if config.pooling == "mean_with_padding" else config.pooling
+    chosen = own if pooling is None else pooling
+    if chosen == "cls" and not config.tokenizer.cls:
+        raise ValueError("Expected pooling 'mean' or 'weighted' for a model without a cell token, found 'cls'.")
+    return chosen
 
 
 def cell_embeddings(

@@ -13,7 +13,7 @@ from scgpt_tools._validate import as_seed, check_choice
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request, open_cells
-from scgpt_tools.inference.runner import CellPooling, cell_embeddings
+from scgpt_tools.inference.runner import CellPooling, cell_embeddings, pooling_of
 from scgpt_tools.models.families import embedding_key
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def embed(
     modality: str | None = None,
     modalities: Sequence[str] | None = None,
     batch_key: str | None = None,
-    pooling: CellPooling = "cls",
+    pooling: CellPooling | None = None,
     normalize: bool = True,
     length: int | None = None,
     batch_size: int = 64,
@@ -92,7 +92,8 @@ def embed(
         Modalities to embed cells by, of those that the model reads; ``None`` for all that are there.
     {batch_key}
     pooling
-        ``"cls"`` as scGPT's own function, ``"mean"`` over the tokens of a cell, or ``"weighted"`` by their values.
+        ``"cls"``, the cell token, ``"mean"`` over the tokens of a cell, or ``"weighted"`` by their values; ``None`` takes
+        the model's own way, which is ``"cls"`` for scGPT as released.
     normalize
         Scale each embedding to unit length, as scGPT's own function does.
     length
@@ -153,7 +154,8 @@ def embed(
     (700, 64)
     """
     check_arguments(embed, locals())
-    check_choice("pooling", pooling, get_args(CellPooling))
+    if pooling is not None:
+        check_choice("pooling", pooling, get_args(CellPooling))
     if key_added is not None:
         check_new_key(slots_of(adata, modality), "obsm", key_added, default=EmbedKeys.key)
     request = Request(
@@ -177,8 +179,7 @@ def embed(
         copy=copy,
     )
     cells = open_cells(adata, model, request)
-    if pooling == "cls" and not cells.plan.tokenizer.config.cls:
-        raise ValueError("Expected pooling 'mean' or 'weighted' for a model without a cell token, found 'cls'.")
+    pooling = pooling_of(cells.model.config, pooling)
     embed_batch = partial(cell_embeddings, cells.model, pooling=pooling, normalize=normalize, attention=cells.attention)
     embedding, expressed = cells.compute(embed_batch, width=cells.model.dim, show_progress=show_progress)
     cells.warn_about_empty(expressed, "Their embeddings say nothing about them: leave them out.")

@@ -24,7 +24,7 @@ from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.stored_cells import StoredCells
 from scgpt_tools.data.stores import open_group
 from scgpt_tools.inference.cells import Request, load_model, open_cells
-from scgpt_tools.inference.runner import BLOCK_ROWS, CellPooling, cell_embeddings
+from scgpt_tools.inference.runner import BLOCK_ROWS, CellPooling, cell_embeddings, pooling_of
 from scgpt_tools.models.families import embedding_key
 from scgpt_tools.settings import settings
 
@@ -65,7 +65,7 @@ def embed_store(
     duplicates: Duplicates = "most_counts",
     modality: str | None = None,
     batch_key: str | None = None,
-    pooling: CellPooling = "cls",
+    pooling: CellPooling | None = None,
     normalize: bool = True,
     length: int | None = None,
     batch_size: int = 64,
@@ -146,7 +146,8 @@ def embed_store(
     >>> ad.read_zarr("atlas_scGPT.zarr").obsm["X_scGPT"]  # doctest: +SKIP
     """
     check_arguments(embed_store, locals())
-    check_choice("pooling", pooling, get_args(CellPooling))
+    if pooling is not None:
+        check_choice("pooling", pooling, get_args(CellPooling))
     check_integer("chunk", chunk)
     rank, processes = check_process(rank, processes)
     request = Request(
@@ -169,7 +170,8 @@ def embed_store(
     check_result_path(output)
     with open_group(source, modality=modality) as group:
         stored = StoredCells(group, layer=request.one_layer, columns=() if batch_key is None else (batch_key,))
-        cells = _open(stored, model, request, pooling)
+        cells = _open(stored, model, request)
+        pooling = pooling_of(cells.model.config, pooling)
         keys = EmbedKeys(key_added or embedding_key(cells.model.config))
         about = cells.provenance(pooling=pooling, normalize=normalize)
         layout = Layout(
@@ -201,14 +203,12 @@ def embed_store(
     return whole
 
 
-def _open(stored: StoredCells, model: CellModel | str | PathLike[str], request: Request, pooling: CellPooling) -> Cells:
+def _open(stored: StoredCells, model: CellModel | str | PathLike[str], request: Request) -> Cells:
     """Load the model, match genes and look at the first cells."""
     loaded = load_model(model, request.device)
     if loaded.config.tokenizer.parts:
         names = [part.name for part in loaded.config.tokenizer.parts]
         raise ValueError(f"Expected a model of one modality, found one of {names}. Use `tl.embed`.")
-    if pooling == "cls" and not loaded.config.tokenizer.cls:
-        raise ValueError("Expected pooling 'mean' or 'weighted' for a model without a cell token, found 'cls'.")
     return open_cells(
         stored.read(0, min(_SHOWN, len(stored))), loaded, request, totals=partial(_totals, stored, request.one_layer)
     )
