@@ -7,7 +7,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scgpt_tools.datasets import pbmc_demo
-from scgpt_tools.tokens.units import warn_about_units
+from scgpt_tools.tokens.units import describe_values, warn_about_units
 
 
 def test_the_demo_data_are_log_values_with_symbols_and_types():
@@ -15,7 +15,7 @@ def test_the_demo_data_are_log_values_with_symbols_and_types():
     assert adata.shape == (700, 765)
     assert sp.isspmatrix_csr(adata.X)
     assert adata.X.dtype == np.float32
-    warn_about_units(adata.X, "log1p")
+    warn_about_units(describe_values(adata.X), "log1p")
     assert {"CD3D", "MS4A1", "NKG7", "LYZ"} <= set(adata.var_names)
     assert adata.obs["cell_type"].dtype == "category"
     assert adata.obs["cell_type"].value_counts().min() >= 8

@@ -10,7 +10,7 @@ from scgpt_tools import pp, tl
 from scgpt_tools.datasets import pbmc_demo, simulated_screen
 from scgpt_tools.datasets._simulated import DOUBLES, KNOCKOUTS, WITHOUT_EFFECT
 from scgpt_tools.screens.profiles import mean_profiles
-from scgpt_tools.tokens.units import warn_about_units
+from scgpt_tools.tokens.units import describe_values, warn_about_units
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def changes(cells) -> dict[str, np.ndarray]:
 def test_it_is_a_screen_of_log_values_that_says_it_is_simulated(cells):
     assert sp.isspmatrix_csr(cells.X)
     assert cells.X.dtype == np.float32
-    warn_about_units(cells.X, "log1p")
+    warn_about_units(describe_values(cells.X), "log1p")
     assert "nobody perturbed" in cells.uns["simulated"]
     assert cells.var_names.equals(pbmc_demo().var_names)
     assert cells.obs["condition"].nunique() == 1 + len(KNOCKOUTS) + len(WITHOUT_EFFECT) + len(DOUBLES)

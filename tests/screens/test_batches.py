@@ -11,9 +11,9 @@ import torch
 from scgpt_tools import pp
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models.families.scgpt import scgpt_perturbation
+from scgpt_tools.screens.annotations import check_log_values
 from scgpt_tools.screens.batches import (
     PerturbationBatches,
-    check_log_values,
     paired_controls,
     screen_parts,
     without_unmapped,

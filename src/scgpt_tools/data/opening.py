@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Layers
+    from scgpt_tools._types import Expects, Layers
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.tokens.matching import Duplicates, Totals
     from scgpt_tools.tokens.modalities import ModalityConfig
@@ -72,6 +72,7 @@ def open_rows(
     layer: Layers = None,
     modality: str | None = None,
     modalities: Sequence[str] | None = None,
+    opened: Rows | None = None,
 ) -> Rows:
     """Rows of a table as a tokenizer reads them.
 
@@ -87,6 +88,8 @@ def open_rows(
         The only modality to read.
     modalities
         Modalities to read of those that the tokenizer knows; ``None`` for all that are there.
+    opened
+        Rows of the same table and layers, which are taken if the tokenizer reads them so.
 
     Returns
     -------
@@ -104,7 +107,7 @@ def open_rows(
             raise TypeError(f"Expected `layer` to name one layer for a model of one modality, found {dict(layer)!r}.")
         if modalities is not None:
             raise ValueError(f"Expected no `modalities` for a model that reads one, found {list(modalities)}.")
-        return RowSource(data, layer=layer, modality=modality)
+        return opened if isinstance(opened, RowSource) else RowSource(data, layer=layer, modality=modality)
     names = [part.name for part in config.parts]
     if not has_modalities(data):
         raise TypeError(
@@ -116,6 +119,8 @@ def open_rows(
     there = [name for name in names if name in data.mod and name in asked]
     if not there:
         raise ValueError(f"Expected one of the modalities {asked} that the model reads, found {list(data.mod)}.")
+    if isinstance(opened, ModalityRows) and list(opened.parts) == there:
+        return opened
     return ModalityRows(data, modalities=there, layer=_of_these(layer, there))
 
 
@@ -158,12 +163,13 @@ def match_rows(
     return FeatureTable.from_var(rows.var, vocabulary, totals=totals or rows.totals, **matching.arguments())
 
 
-def warn_about_rows(rows: Rows, config: TokenizerConfig) -> None:
+def warn_about_rows(rows: Rows, expects: Expects) -> None:
     """Warn if values do not look like what a tokenizer was made for; see :func:`warn_about_units`."""
     parts = rows.parts.values() if isinstance(rows, ModalityRows) else [rows]
     for part in parts:
         assert isinstance(part, RowSource)  # noqa: S101 - there are no others
-        warn_about_units(part.sample(), config.expects)
+        if len(part):
+            warn_about_units(part.units, expects)
 
 
 def warn_about_empty(expressed: NDArray[np.int64], names: pd.Index, where: str, consequence: str) -> None:

@@ -17,6 +17,7 @@ from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import check_finite, check_integer, check_key
 from scgpt_tools.data.matrices import in_memory, is_sound, reader, take
 from scgpt_tools.tokens import kernels
+from scgpt_tools.tokens.units import describe_values
 from scgpt_tools.tokens.values import canonical
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from scgpt_tools.tokens.matching import Totals
+    from scgpt_tools.tokens.units import Units
 
 # Cells that show in which unit a matrix is: some runs of neighbours from all over the table.
 _RUNS, _RUN = 8, 32
@@ -224,6 +226,11 @@ class RowSource:
         for block in self.blocks(columns=chosen):
             total += np.asarray(block.X.sum(axis=0, dtype=np.float64)).ravel()
         return total
+
+    @cached_property
+    def units(self) -> Units:
+        """The unit that the values seem to be in, by a look at :meth:`sample`."""
+        return describe_values(self.sample())
 
     def sample(self) -> sp.csr_matrix:
         """A few hundred cells from all over the table, to see what kind of values it holds.

@@ -6,9 +6,10 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -22,10 +23,9 @@ from scgpt_tools.data.modalities import ModalityRows, has_modalities
 from scgpt_tools.data.opening import Matching, match_rows, open_rows, warn_about_empty, warn_about_rows
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.writing import check_writable
-from scgpt_tools.inference.runner import RowPlan, computed_rows
+from scgpt_tools.inference.runner import CellPooling, Computed, RowPlan, cell_embeddings, compute
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.formats.base import check_weights
-from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import Precision, resolve_device, resolve_precision
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.matching import Duplicates
@@ -104,15 +104,6 @@ class Request:
         return self.layer
 
 
-class Computed(NamedTuple):
-    """Results of a walk through a table."""
-
-    values: NDArray[np.float32]
-    """(cells, width) in the order of the table."""
-    expressed: NDArray[np.int64]
-    """(cells, modalities) known features above zero, -1 where a cell was not measured."""
-
-
 @dataclass(frozen=True, eq=False)
 class Cells:
     """A table opened for a model."""
@@ -130,8 +121,13 @@ class Cells:
 
     @property
     def attention(self) -> Attention | None:
-        """Attention backend: the one asked for, else the setting; ``None`` for the fastest."""
-        return self.request.attention or settings.attention
+        """Attention backend; ``None`` for the fastest."""
+        return self.plan.attention
+
+    def of(self, source: Rows) -> Cells:
+        """The same walk through other cells of the same columns."""
+        batch = batch_codes(source, self.model, self.request.batch, shows_batch=self.request.shows_batch)
+        return replace(self, source=source, plan=replace(self.plan, batch=batch))
 
     def compute(
         self,
@@ -141,41 +137,17 @@ class Cells:
         width: int,
         show_progress: bool | None,
     ) -> Computed:
-        """Run a function over all cells.
+        """Run a function over all cells; see :func:`~scgpt_tools.inference.runner.compute`."""
+        return compute(
+            self.model, self.source, self.plan, function, finish=finish, width=width, show_progress=show_progress
+        )
 
-        Parameters
-        ----------
-        function
-            From a batch to (b, width) results.
-        finish
-            What is left to do with the results of a minibatch.
-        width
-            Their width.
-        show_progress
-            Draw a progress bar; ``None`` follows the settings.
-
-        Returns
-        -------
-        Results in the order of the table, and what of each cell the model has seen.
-
-        Raises
-        ------
-        ValueError
-            If a result is not finite.
-        """
-        total = len(self.source)
-        results = np.empty((total, width), dtype=np.float32)
-        expressed = np.full((total, max(len(self.plan.features.spans), 1)), -1, dtype=np.int64)
-
-        def noted(batch: TokenBatch) -> Tensor:
-            expressed[batch.require("index").numpy()] = batch.require("expressed").numpy()
-            return function(batch)
-
-        with evaluating(self.model), settings.progress((), total=total, unit="cell", show=show_progress) as bar:
-            for rows, values in computed_rows(self.model, self.source, self.plan, noted, finish):
-                results[rows] = values
-                bar.update(len(rows))
-        return Computed(results, expressed)
+    def embed(self, *, pooling: CellPooling = "cls", normalize: bool = True, show_progress: bool | None) -> Computed:
+        """Embed all cells."""
+        embed = partial(
+            cell_embeddings, self.model, pooling=pooling, normalize=normalize, attention=self.plan.attention
+        )
+        return self.compute(embed, width=self.model.dim, show_progress=show_progress)
 
     def warn_about_empty(self, expressed: NDArray[np.int64], consequence: str) -> None:
         """Say how many cells have nothing that the model knows.
@@ -244,6 +216,7 @@ def open_cells(
     *,
     tokenizer: Tokenizer | None = None,
     totals: Totals | None = None,
+    opened: Rows | None = None,
 ) -> Cells:
     """Load the model, match genes and look at the values, before anything is computed or changed.
 
@@ -259,37 +232,55 @@ def open_cells(
         How cells are read; ``None`` for the model's way.
     totals
         Sums of columns, where the table holds only some of the cells that count.
+    opened
+        Rows of the table, if it was opened before with the same layers.
 
     Returns
     -------
     Everything that a walk needs.
     """
     layer = request.layer if request.tokens is None else request.tokens
-    if not has_modalities(adata) or request.modality is not None:
+    if opened is None and (not has_modalities(adata) or request.modality is not None):
         # What is wrong with one table is said before a model is looked for.
-        RowSource(adata, layer=layer if isinstance(layer, str) else None, modality=request.modality)
+        opened = RowSource(adata, layer=layer if isinstance(layer, str) else None, modality=request.modality)
     loaded = load_model(model, request.device)
     tokenizer = _with_length(tokenizer or loaded.tokenizer, request.length)
-    source = open_rows(adata, tokenizer.config, layer=layer, modality=request.modality, modalities=request.modalities)
+    source = open_rows(
+        adata, tokenizer.config, layer=layer, modality=request.modality, modalities=request.modalities, opened=opened
+    )
     check_writable(adata, source.adata if isinstance(source, RowSource) else adata, copy=request.copy)
     if request.tokens is not None:
         expect_bins(source, tokenizer.config)
     source.check_memory()
     features = _features(source, loaded, tokenizer, request, totals)
     logger.info("Genes: %s.", features.coverage.headline())
-    batch = _batch_codes(source, loaded, request.batch, shows_batch=request.shows_batch)
-    if request.tokens is None and len(source):
-        warn_about_rows(source, tokenizer.config)
+    batch = batch_codes(source, loaded, request.batch, shows_batch=request.shows_batch)
+    if request.tokens is None:
+        warn_about_rows(source, tokenizer.config.expects)
+    return planned(loaded, source, features, request, tokenizer=tokenizer, batch=batch)
+
+
+def planned(
+    model: CellModel,
+    source: Rows,
+    features: FeatureTable,
+    request: Request,
+    *,
+    tokenizer: Tokenizer | None = None,
+    batch: NDArray[np.int64] | None = None,
+) -> Cells:
+    """Rows whose columns are matched already as something to run a model over."""
     plan = RowPlan(
-        tokenizer=tokenizer,
+        tokenizer=tokenizer or model.tokenizer,
         features=features,
         batch_size=request.batch_size,
         seed=request.rng,
-        precision=resolve_precision(request.precision, loaded.device),
+        precision=resolve_precision(request.precision, model.device),
         prebinned=request.tokens is not None,
         batch=batch,
+        attention=request.attention or settings.attention,
     )
-    return Cells(loaded, source, plan, request)
+    return Cells(model, source, plan, request)
 
 
 def _features(
@@ -315,7 +306,7 @@ def _mask_text(mask_var: NDArray[np.bool_] | str) -> str:
     return mask_var if isinstance(mask_var, str) else f"{np.count_nonzero(mask_var)} genes of an array"
 
 
-def _batch_codes(
+def batch_codes(
     source: Rows, model: CellModel, key: str | None, *, shows_batch: bool = False
 ) -> NDArray[np.int64] | None:
     """Batch of each cell for a model that normalises each by itself, or tells its heads; others do not look."""

@@ -6,13 +6,17 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from scgpt_tools.inference.cells import load_model
+from scgpt_tools.inference.cells import load_model, open_cells
 from scgpt_tools.models.cell_model import CellModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scgpt_tools.inference.cells import Cells, Request
 
 AnyModel: TypeAlias = CellModel | str | PathLike[str]
 """A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes."""
@@ -48,6 +52,14 @@ def load_models(given: AnyModel | Sequence[AnyModel], device: str | torch.device
     if not several:
         raise ValueError("Expected one `model` or more, found an empty list.")
     return [load_model(one, device) for one in several]
+
+
+def open_for_all(adata: AnnData | MuData, models: Sequence[CellModel], requests: Sequence[Request]) -> list[Cells]:
+    """Open a table for several models, once where they read it alike."""
+    opened: list[Cells] = []
+    for model, request in zip(models, requests, strict=True):
+        opened.append(open_cells(adata, model, request, opened=opened[-1].source if opened else None))
+    return opened
 
 
 def credit(about: dict[str, Any], models: Sequence[CellModel]) -> dict[str, Any]:

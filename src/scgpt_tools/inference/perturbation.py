@@ -12,11 +12,11 @@ import torch
 from scgpt_tools._validate import check_texts, check_type
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.inference.cells import Cells, Request, load_model, open_cells
-from scgpt_tools.inference.runner import check_results, predicted_expression
+from scgpt_tools.inference.runner import check_results, expression_of
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
-from scgpt_tools.screens.batches import check_log_values
+from scgpt_tools.screens.annotations import check_log_values
 from scgpt_tools.screens.conditions import read_direction
 from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.tokens.names import column_names
@@ -78,16 +78,15 @@ class Predictor:
         ------
         Which of the n, and their expression over all columns (b, G); genes that take no part keep their value.
         """
-        plan = self.cells.plan
+        plan, predict = self.cells.plan, expression_of(self.model, attention=self.cells.attention)
         keys = self.source.keys[rows] if keys is None else keys
         for start in range(0, len(rows), plan.batch_size):
             part = slice(start, start + plan.batch_size)
             inputs = self.source.take(rows[part])
             batch, columns = self.tokens.batch(inputs, perturbed[part], keys[part], seed=plan.seed)
-            # Entered for each minibatch: a generator must not leave its modes on while it waits.
+            # Context managers are left before each yield, or they would hold for the caller too.
             with torch.inference_mode(), evaluating(self.model), autocast(plan.precision, self.model.device):
-                predicted = predicted_expression(self.model, batch, attention=self.cells.attention)
-                found = predicted.numpy()[:, : columns.shape[1]]
+                found = predict(batch).numpy()[:, : columns.shape[1]]
             check_results(found, self.source.names[rows[part]], precision=plan.precision)
             expression = inputs.toarray().astype(np.float32, copy=False)
             np.put_along_axis(expression, columns, found, axis=1)
@@ -104,6 +103,7 @@ def open_predictor(
     unmeasured: Unmeasured | None = None,
     direction: Direction | None = None,
     key: str | None = None,
+    opened: RowSource | None = None,
 ) -> Predictor:
     """Load a generator and match genes, before anything is computed or changed.
 
@@ -121,6 +121,8 @@ def open_predictor(
         What perturbations do; ``None`` for what the table says, and else for what the model was trained on.
     key
         Column of ``obs`` with the conditions.
+    opened
+        Rows of the table, if it was opened before.
 
     Returns
     -------
@@ -140,7 +142,7 @@ def open_predictor(
             "model=model."
         )
     check_type("model", model, (CellModel, str, PathLike))
-    source = RowSource(adata, layer=request.one_layer)
+    source = RowSource(adata, layer=request.one_layer) if opened is None else opened
     check_log_values(source)
     loaded = load_model(model, request.device)
     config = loaded.config
@@ -164,7 +166,7 @@ def open_predictor(
         overflow="sample",
         **{name: value for name, value in changes.items() if value is not None},
     )
-    cells = open_cells(adata, loaded, request, tokenizer=Tokenizer(reading, loaded.vocabulary))
+    cells = open_cells(adata, loaded, request, tokenizer=Tokenizer(reading, loaded.vocabulary), opened=source)
     names = column_names(source.var, request.genes)
     return Predictor(cells, ScreenTokens.match(cells.plan.features, names, cells.plan.tokenizer, flag=flag))
 

@@ -1,23 +1,27 @@
-"""Walk through the rows of a table with a model: blocks of rows, buckets of like length, one result a cell.
+"""Run a model over the rows of a table: blocks of rows, buckets of like length, one result a cell.
 
-Memory holds one block of rows and one minibatch, whatever the size of the table.
+Memory holds one block of rows and one minibatch, whatever the size of the table; where a device has no memory for a
+minibatch, it is computed in parts (:class:`Fitting`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.prefetch import prefetched
 from scgpt_tools.data.samplers import length_buckets
 from scgpt_tools.data.threads import in_threads
 from scgpt_tools.models.executor import divided, divisible
+from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
+from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from scgpt_tools._types import Attention
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.config import ModelConfig
@@ -53,6 +58,105 @@ class RowPlan:
     """Take values as :func:`scgpt_tools.pp.tokenize` wrote them."""
     batch: NDArray[np.int64] | None = None
     """(cells,) technical batch of each cell, for models that treat each by itself."""
+    attention: Attention | None = None
+    """Backend; ``None`` for the fastest."""
+
+
+class Computed(NamedTuple):
+    """Results of a walk through a table."""
+
+    values: NDArray[np.float32]
+    """(cells, width) in the order of the table."""
+    expressed: NDArray[np.int64]
+    """(cells, modalities) known features above zero, -1 where a cell was not measured."""
+
+
+class Fitting:
+    """A function of a batch that is given half of the cells, and half of those, where a device has no memory for more.
+
+    It remembers how many fitted, and says so once for each time that it had to take fewer.
+    """
+
+    def __init__(self, function: Callable[[TokenBatch], Tensor]) -> None:
+        self.function = function
+        self.most: int | None = None
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Results of all cells."""
+        n = len(batch)
+        if self.most is None or n <= self.most:
+            try:
+                return self.function(batch)
+            except RuntimeError as error:
+                if n == 1 or not _is_out_of_memory(error):
+                    raise
+            # Only now is free what the failed attempt held.
+            self.most = (n + 1) // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            warn_user(
+                f"Expected memory for {n} cells at once on the device, found too little; going on with {self.most}. Pass "
+                f"batch_size={self.most} to begin with as many."
+            )
+        most = self.most
+        return torch.cat([self(batch.select(slice(start, start + most))) for start in range(0, n, most)])
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "backend out of memory" in str(error)
+
+
+def compute(
+    model: CellModel,
+    source: Rows,
+    plan: RowPlan,
+    function: Callable[[TokenBatch], Tensor],
+    *,
+    finish: Callable[[Tensor], Tensor] | None = None,
+    width: int,
+    show_progress: bool | None = None,
+) -> Computed:
+    """Run a function over all cells.
+
+    Parameters
+    ----------
+    model
+        On its device.
+    source
+        The table.
+    plan
+        How to walk.
+    function
+        From a batch to (b, width) results.
+    finish
+        What is left to do with the results of a minibatch.
+    width
+        Their width.
+    show_progress
+        Draw a progress bar; ``None`` follows the settings.
+
+    Returns
+    -------
+    Results in the order of the table, and what of each cell the model has seen.
+
+    Raises
+    ------
+    ValueError
+        If a result is not finite.
+    """
+    total = len(source)
+    results = np.empty((total, width), dtype=np.float32)
+    expressed = np.full((total, max(len(plan.features.spans), 1)), -1, dtype=np.int64)
+
+    def noted(batch: TokenBatch) -> Tensor:
+        expressed[batch.require("index").numpy()] = batch.require("expressed").numpy()
+        return function(batch)
+
+    with evaluating(model), settings.progress((), total=total, unit="cell", show=show_progress) as bar:
+        for rows, values in computed_rows(model, source, plan, noted, finish):
+            results[rows] = values
+            bar.update(len(rows))
+    return Computed(results, expressed)
 
 
 def computed_rows(
@@ -93,7 +197,9 @@ def computed_rows(
         autocast(plan.precision, model.device),
         in_threads(several=divisible(model)) as run,
     ):
-        pieces = _pieces(model, prefetched(_batches(source, plan)), compute, finish)
+        # A norm that takes the label of the first cell for all has to see the minibatch as it is.
+        whole = model.config.embedder.norm == "domain_of_first"
+        pieces = _pieces(model, prefetched(_batches(source, plan)), compute if whole else Fitting(compute), finish)
         for computed in run(_Piece.computed, pieces):
             if computed is not None:
                 rows, values = computed
@@ -165,29 +271,28 @@ def class_probabilities(model: CellModel, cells: Tensor) -> Tensor:
     return head.logits(cells).float().softmax(dim=1)
 
 
-def predicted_expression(model: CellModel, batch: TokenBatch, *, attention: str | None = None) -> Tensor:
-    """Predict the expression of tokens, on a CPU in several threads.
+def expression_of(model: CellModel, *, attention: str | None = None) -> Callable[[TokenBatch], Tensor]:
+    """A function that predicts the expression of tokens, (B, L) float32 on the CPU; there it takes several threads.
 
     Parameters
     ----------
     model
-        In eval mode, with the head ``expression``.
-    batch
-        Cells.
+        With the head ``expression``; in eval mode when the function is called.
     attention
         Backend; ``None`` for the fastest.
-
-    Returns
-    -------
-    (B, L) float32 on the CPU.
     """
 
     def predict(cells: TokenBatch) -> Tensor:
         output = model(cells.to(model.device), ("expression",), attention=attention)
         return output["expression"].float().cpu()
 
-    with in_threads(several=divisible(model)) as run:
-        return torch.cat(list(run(predict, divided(model, batch))))
+    fitting = Fitting(predict)
+
+    def predict_all(batch: TokenBatch) -> Tensor:
+        with in_threads(several=divisible(model)) as run:
+            return torch.cat(list(run(fitting, divided(model, batch))))
+
+    return predict_all
 
 
 def check_results(values: NDArray[np.float32], names: pd.Index, *, precision: str) -> None:

@@ -49,7 +49,7 @@ def tokenize_modalities(
     """
     rows, features, config = opened
     assert isinstance(rows, ModalityRows)  # noqa: S101 - a MuData was opened
-    warn_about_rows(rows, config)
+    warn_about_rows(rows, config.expects)
     vocabulary = features.vocabulary
     assert vocabulary is not None  # noqa: S101 - a table of several modalities has one
     tokenizer = JointTokenizer(config, vocabulary)

@@ -204,7 +204,7 @@ def tokenize(
         mask_var=mask_var,
         totals=source.totals,
     )
-    warn_about_units(source.sample(), tokenizer.config.expects)
+    warn_about_units(source.units, tokenizer.config.expects)
     binned = _bins_of(source, tokenizer, features, seed, show_progress)
     warn_about_empty(np.diff(binned.indptr), source.names, "", "Their bins are all zero: leave them out.")
     how = BinnedSettings(

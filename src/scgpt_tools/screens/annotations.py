@@ -32,11 +32,11 @@ from scgpt_tools.screens.pairing import pair_controls, pair_controls_gears
 from scgpt_tools.screens.ranking import METHODS, gears_lists, gears_names, rank_genes
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS, PERTURBED, UNTOUCHED
-from scgpt_tools.tokens.units import describe_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import scipy.sparse as sp
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -257,7 +257,7 @@ def annotate_ranking(
     conditions = read_conditions(adata, key)
     contexts = context_labels(adata, within)
     columns = _gears_columns(adata, conditions, contexts) if gears and contexts is not None else {}
-    cells = log_values(adata, layer)
+    cells = log_values(RowSource(adata, layer=layer))
     ranking = rank_genes(cells, conditions, contexts=contexts, method=method)
     params = {"groupby": key, "reference": "ctrl", "method": method, "use_raw": False, "layer": layer}
     params |= {"corr_method": "benjamini-hochberg", "within": within}
@@ -273,33 +273,19 @@ def annotate_ranking(
         adata.uns[name] = value
 
 
-def log_values(adata: AnnData, layer: str | None = None) -> Any:
-    """Log-normalised expression as CSR in memory.
-
-    Parameters
-    ----------
-    adata
-        Cells; may be backed.
-    layer
-        Key of ``layers``; ``None`` takes ``X``.
-
-    Returns
-    -------
-    (N, G)
-
-    Raises
-    ------
-    ValueError
-        If the values look like counts.
-    """
-    source = RowSource(adata, layer=layer)
-    units = describe_values(source.sample())
-    if units.unit in ("counts", "normalised", "binned"):
-        place = "`X`" if layer is None else f"layers[{layer!r}]"
+def check_log_values(source: RowSource) -> None:
+    """Refuse values that look like counts, bins or normalised values without a logarithm."""
+    if source.units.unit not in ("log1p", "empty"):
+        place = "`X`" if source.layer is None else f"layers[{source.layer!r}]"
         raise ValueError(
-            f"Expected log-normalised expression in {place}, found {units}. Run scanpy.pp.normalize_total and "
+            f"Expected log-normalised expression in {place}, found {source.units}. Run scanpy.pp.normalize_total and "
             "scanpy.pp.log1p first, or pass the `layer` that holds log values."
         )
+
+
+def log_values(source: RowSource) -> sp.csr_matrix:
+    """(N, G) log-normalised expression in memory; see :func:`check_log_values`."""
+    check_log_values(source)
     return source.take(np.arange(len(source)))
 
 

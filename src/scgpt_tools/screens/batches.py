@@ -21,7 +21,6 @@ from scgpt_tools.screens.split_options import SplitOptions
 from scgpt_tools.screens.splits import split_conditions
 from scgpt_tools.tokens.orders import draws
 from scgpt_tools.tokens.perturbations import condition_genes, perturbed_genes
-from scgpt_tools.tokens.units import describe_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +106,6 @@ class PerturbationBatches(CellDataModule):
         trained, held_out = (np.unique(self.conditions[part]).tolist() for part in (self.train, self.validation))
         own = {"training conditions": trained, "validation conditions": held_out}
         kinds, codes = np.unique(self.conditions, return_inverse=True)
-        own["flag of perturbed genes"] = self.tokens.flag
         own |= {"condition of each cell": checksum([*kinds], codes), "paired controls": checksum(self.pairs)}
         return own | super().describe()
 
@@ -132,28 +130,6 @@ class PerturbationBatches(CellDataModule):
     def _controls(self, cells: NDArray[np.int64], keys: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
         lots = draws(seed, keys[:, None], np.zeros(1, dtype=np.int64), _CONTROL)[:, 0]
         return self.pairs[cells, (lots % np.uint64(self.pairs.shape[1])).astype(np.int64)]
-
-
-def check_log_values(source: RowSource) -> None:
-    """Refuse values that are not log-normalised, after a look at some cells from all over the table.
-
-    Parameters
-    ----------
-    source
-        The table.
-
-    Raises
-    ------
-    ValueError
-        If they look like counts, bins or normalised values without a logarithm.
-    """
-    units = describe_values(source.sample())
-    if units.unit not in ("log1p", "empty"):
-        place = "`X`" if source.layer is None else f"layers[{source.layer!r}]"
-        raise ValueError(
-            f"Expected log-normalised expression in {place}, found {units}. Run scanpy.pp.normalize_total and "
-            "scanpy.pp.log1p first, or pass the `layer` that holds log values."
-        )
 
 
 def paired_controls(

@@ -13,6 +13,7 @@ import pandas as pd
 
 from scgpt_tools._keys import SplitKeys
 from scgpt_tools.data.parts import PARTS, read_parts
+from scgpt_tools.data.rows import RowSource
 from scgpt_tools.metrics.baselines import TrainingEffects, additive, perturbed_mean, predict_baselines
 from scgpt_tools.metrics.evaluation import evaluation_table
 from scgpt_tools.metrics.panel import Truth
@@ -131,7 +132,7 @@ def prepare_evaluation(
     contexts = context_labels(adata, within)
     parts = read_part(adata, split, part)
     rows = _Rows(conditions, contexts, parts)
-    cells = log_values(adata, layer)
+    cells = log_values(RowSource(adata, layer=layer))
     train = rows.training_effects(cells, names)
     held = rows.held_out(part)
     truth, halves = rows.truth(cells, part, held, train, names, adata.obs_names, seed)

@@ -14,8 +14,8 @@ from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools._validate import as_seed
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
-from scgpt_tools.inference.cells import Request, open_cells
-from scgpt_tools.inference.committee import credit, load_models
+from scgpt_tools.inference.cells import Request
+from scgpt_tools.inference.committee import credit, load_models, open_for_all
 from scgpt_tools.inference.runner import class_probabilities
 from scgpt_tools.models.config import ClassifierConfig
 from scgpt_tools.tl._labels import check_unassigned, write_labels
@@ -154,7 +154,7 @@ def annotate(
     models = load_models(model, device)
     classes = _common_classes(models)
     check_unassigned(unassigned, classes)
-    opened = [open_cells(query, loaded, request) for loaded in models]
+    opened = open_for_all(query, models, [request] * len(models))
     computed = [_probabilities(cells, len(classes), show_progress=show_progress) for cells in opened]
     probabilities = np.mean([values for values, _ in computed], axis=0)
     # What one of the models has seen nothing of has no class.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from scgpt_tools._arguments import check_arguments, renamed
@@ -13,7 +12,7 @@ from scgpt_tools._validate import as_seed, check_choice
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request, open_cells
-from scgpt_tools.inference.runner import CellPooling, cell_embeddings, pooling_of
+from scgpt_tools.inference.runner import CellPooling, pooling_of
 from scgpt_tools.models.families import embedding_key
 
 if TYPE_CHECKING:
@@ -180,8 +179,7 @@ def embed(
     )
     cells = open_cells(adata, model, request)
     pooling = pooling_of(cells.model.config, pooling)
-    embed_batch = partial(cell_embeddings, cells.model, pooling=pooling, normalize=normalize, attention=cells.attention)
-    embedding, expressed = cells.compute(embed_batch, width=cells.model.dim, show_progress=show_progress)
+    embedding, expressed = cells.embed(pooling=pooling, normalize=normalize, show_progress=show_progress)
     cells.warn_about_empty(expressed, "Their embeddings say nothing about them: leave them out.")
     keys = EmbedKeys(key_added or embedding_key(cells.model.config))
     provenance = cells.provenance(pooling=pooling, normalize=normalize) | cells.names_of_empty(expressed)

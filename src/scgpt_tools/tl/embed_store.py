@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,19 +16,18 @@ from scgpt_tools._keys import EmbedKeys
 from scgpt_tools._outputs import check_room
 from scgpt_tools._validate import check_choice, check_integer, check_key_name
 from scgpt_tools.data.chunked_result import ChunkedResult, Layout, check_result_path
-from scgpt_tools.data.classes import read_classes
 from scgpt_tools.data.prefetch import prefetched
 from scgpt_tools.data.processes import check_process, device_of_process
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.stored_cells import StoredCells
 from scgpt_tools.data.stores import open_group
-from scgpt_tools.inference.cells import Request, load_model, open_cells
-from scgpt_tools.inference.runner import BLOCK_ROWS, CellPooling, cell_embeddings, pooling_of
+from scgpt_tools.inference.cells import Cells, Request, load_model, open_cells
+from scgpt_tools.inference.runner import BLOCK_ROWS, CellPooling, pooling_of
 from scgpt_tools.models.families import embedding_key
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from os import PathLike
 
     import torch
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools._types import Attention
     from scgpt_tools.data.whole import Trace
-    from scgpt_tools.inference.cells import Cells
+    from scgpt_tools.inference.runner import Computed
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.matching import Duplicates
@@ -188,8 +186,8 @@ def embed_store(
         missing = result.missing(rank, processes)
         check_room(result.path.parent, len(missing) * chunk * layout.width * 4)
         show = (rank == 0 and settings.show_progress) if show_progress is None else show_progress
-        compute = partial(cell_embeddings, cells.model, pooling=pooling, normalize=normalize, attention=cells.attention)
-        _write_chunks(result, stored, cells, compute, missing, trace=trace, show=show)
+        embed = partial(Cells.embed, pooling=pooling, normalize=normalize, show_progress=False)
+        _write_chunks(result, stored, cells, embed, missing, trace=trace, show=show)
         if stored.trace().text != trace.text:
             raise ValueError(
                 f"Expected '{source}' to stay as it is while it is embedded, but it has changed. Call again: chunks of cells "
@@ -253,7 +251,7 @@ def _write_chunks(
     result: ChunkedResult,
     stored: StoredCells,
     cells: Cells,
-    compute: Any,
+    embed: Callable[[Cells], Computed],
     numbers: list[int],
     *,
     trace: Trace,
@@ -269,8 +267,8 @@ def _write_chunks(
         for number, (table, content) in zip(numbers, tables, strict=True):
             with result.working_on(number) as wanted:
                 if wanted:
-                    rows = _rows(cells, table)
-                    values, expressed = rows.compute(compute, width=cells.model.dim, show_progress=False)
+                    rows = cells.of(RowSource(table, layer=cells.request.one_layer))
+                    values, expressed = embed(rows)
                     rows.warn_about_empty(expressed, "Their embeddings say nothing about them: leave them out.")
                     known = trace.text if trace.settled else ""
                     result.write(number, list(table.obs_names), values, content=content, trace=known)
@@ -280,21 +278,6 @@ def _write_chunks(
 def _with_content(stored: StoredCells, start: int, stop: int) -> tuple[AnnData, str]:
     table = stored.read(start, stop)
     return table, stored.content(table)
-
-
-def _rows(cells: Cells, table: AnnData) -> Cells:
-    """The same walk through other cells."""
-    source = RowSource(table, layer=cells.request.one_layer)
-    return replace(cells, source=source, plan=replace(cells.plan, batch=_batch_codes(cells, source)))
-
-
-def _batch_codes(cells: Cells, source: RowSource) -> NDArray[Any] | None:
-    """Technical batch of cells, for a model that normalises each by itself; read as for the first cells."""
-    config, key = cells.model.config, cells.request.batch
-    if cells.plan.batch is None or key is None:
-        return None
-    names = config.batch_names or tuple(str(place) for place in range(config.domains))
-    return read_classes(source.obs, key, names=names).codes
 
 
 def _request(about: dict[str, Any], stored: StoredCells, cells: Cells, keys: EmbedKeys, chunk: int) -> dict[str, str]:

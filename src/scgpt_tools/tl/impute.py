@@ -17,8 +17,8 @@ from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import as_seed, check_key_name
 from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.writing import check_new_key
-from scgpt_tools.inference.cells import Request, open_cells
-from scgpt_tools.inference.committee import credit, load_models
+from scgpt_tools.inference.cells import Request
+from scgpt_tools.inference.committee import credit, load_models, open_for_all
 from scgpt_tools.inference.imputing import HEADS, asked_values, in_unit_of_data, tokens_of, unit_of
 
 if TYPE_CHECKING:
@@ -157,10 +157,7 @@ def impute(
     models = load_models(model, device)
     asked = _common_questions(models, modality, features)
     others = [_others(loaded, mdata, modality) for loaded in models]
-    opened = [
-        open_cells(mdata, loaded, replace(request, modalities=given))
-        for loaded, given in zip(models, others, strict=True)
-    ]
+    opened = open_for_all(mdata, models, [replace(request, modalities=given) for given in others])
     answers = [_answers(cells, modality, asked, show_progress=show_progress) for cells in opened]
     values = np.mean([own for own, _ in answers], axis=0, dtype=np.float32)
     opened[0].warn_about_empty(answers[0][1], "What is imputed says nothing about them: leave them out.")

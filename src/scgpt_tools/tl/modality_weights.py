@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +13,7 @@ from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools._validate import as_seed
 from scgpt_tools.data.modalities import ModalityRows, has_modalities
 from scgpt_tools.data.writing import check_new_key
-from scgpt_tools.inference.cells import Cells, Computed, Request, load_model, open_cells
-from scgpt_tools.inference.runner import cell_embeddings
+from scgpt_tools.inference.cells import Cells, Request, load_model, open_cells
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -133,12 +131,13 @@ def modality_weights(
     whole = opened(names)
     rows = whole.source
     assert isinstance(rows, ModalityRows)  # noqa: S101 - a model of several modalities reads such
-    joint, expressed = _embedded(whole, show_progress)
+    joint, expressed = whole.embed(show_progress=show_progress)
     whole.warn_about_empty(expressed, "Their weights compare them with empty cells: leave them out.")
     distances = np.stack(
         [
             np.linalg.norm(
-                joint - _embedded(opened([other for other in names if other != name]), show_progress).values, axis=1
+                joint - opened([other for other in names if other != name]).embed(show_progress=show_progress).values,
+                axis=1,
             )
             for name in names
         ],
@@ -152,11 +151,6 @@ def modality_weights(
     result.uns[keys.uns] = about
     logger.info("Added `obs[%r]` and %d more.", keys.obs(names[0]), len(names) - 1)
     return result if copy else None
-
-
-def _embedded(cells: Cells, show_progress: bool | None) -> Computed:  # noqa: FBT001
-    embed_batch = partial(cell_embeddings, cells.model, attention=cells.attention)
-    return cells.compute(embed_batch, width=cells.model.dim, show_progress=show_progress)
 
 
 def _weights(distances: NDArray[np.floating], measured: NDArray[np.bool_]) -> NDArray[np.floating]:

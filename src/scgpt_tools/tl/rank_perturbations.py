@@ -18,7 +18,7 @@ from scgpt_tools._validate import check_choice, check_key, check_type
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.metrics.discrimination import pairwise
-from scgpt_tools.screens.batches import check_log_values
+from scgpt_tools.screens.annotations import check_log_values
 from scgpt_tools.screens.conditions import read_conditions, read_labels
 from scgpt_tools.tokens.perturbations import CONTROL, condition_genes, condition_key
 

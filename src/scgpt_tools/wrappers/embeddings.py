@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.inference.runner import CellPooling, RowPlan, cell_embeddings, computed_rows
+from scgpt_tools.inference.cells import Request, planned
 from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.modes import evaluating
-from scgpt_tools.models.precision import resolve_precision
-from scgpt_tools.settings import settings
 from scgpt_tools.wrappers.batches import match
 from scgpt_tools.wrappers.tables import open_table
 
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scgpt_tools.inference.runner import CellPooling
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.wrappers.base import Wrapper
 
@@ -37,22 +35,11 @@ def embed_cells(
     cells = wrapper.cell_model
     check_weights(cells.state_dict(), repr(cells.name))
     table = open_table(wrapper, adata, labels=False, batches=cells.config.domains > 0)
-    plan = RowPlan(
-        tokenizer=cells.tokenizer,
-        features=table.features,
-        batch_size=batch_size,
-        seed=seed,
-        precision=resolve_precision(precision, wrapper.device),
-        batch=table.batch,
-    )
-    pooling = cast("CellPooling", cells.config.pooling)
-    embed = partial(cell_embeddings, cells, pooling=pooling, normalize=normalize, attention=settings.attention)
-    found = np.empty((adata.n_obs, cells.dim), dtype=np.float32)
-    with evaluating(wrapper.model), settings.progress((), total=adata.n_obs, unit="cell") as bar:
-        for rows, values in computed_rows(cells, table.source, plan, embed):
-            found[rows] = values
-            bar.update(len(rows))
-    return found
+    request = Request(batch_size=batch_size, precision=precision, rng=seed)
+    opened = planned(cells, table.source, table.features, request, batch=table.batch)
+    return opened.embed(
+        pooling=cast("CellPooling", cells.config.pooling), normalize=normalize, show_progress=None
+    ).values
 
 
 def embed_genes(wrapper: Wrapper, adata: AnnData | None) -> NDArray[np.float32]:

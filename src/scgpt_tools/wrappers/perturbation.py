@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from scgpt_tools._arguments import check_arguments
-from scgpt_tools.inference.runner import check_results, predicted_expression
+from scgpt_tools.inference.cells import Request, planned
+from scgpt_tools.inference.perturbation import Predictor
 from scgpt_tools.models.families.scgpt import scgpt_perturbation
 from scgpt_tools.models.formats.base import check_weights
-from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.scgpt.generator import TransformerGenerator
 from scgpt_tools.objectives import PerturbedExpression
 from scgpt_tools.screens.batches import PerturbationBatches
 from scgpt_tools.settings import settings
+from scgpt_tools.tokens.perturbations import condition_genes
 from scgpt_tools.wrappers.base import Wrapper
 from scgpt_tools.wrappers.batches import BatchLoader, in_parts, training_parts
 from scgpt_tools.wrappers.genes import needed
@@ -306,22 +307,18 @@ class scGPTPerturbationModel(Wrapper):
         check_weights(self.cell_model.state_dict(), repr(self.cell_model.name))
         screen = Screen(self, dataset, length=None, seed=seed)
         rows = np.flatnonzero(screen.used)
-        screen.pairs = screen.pairs[:, :1]
-        data = screen.batches(rows)
-        data.shuffle = False
-        loader = BatchLoader(data, _as_dict, shuffle=data.shuffle, batch_size=batch_size, workers=0, seed=seed)
+        request = Request(batch_size=batch_size, precision="fp32", rng=seed)
+        cells = planned(
+            self.cell_model, screen.source, screen.tokens.features, request, tokenizer=screen.tokens.tokenizer
+        )
+        predictor = Predictor(cells, screen.tokens)
+        perturbed = [condition_genes(condition) for condition in screen.conditions[rows]]
+        predictor.check(perturbed)
         found = np.full((len(screen.source), screen.source.n_columns), np.nan, dtype=np.float32)
-        columns = screen.tokens.columns
         with settings.progress((), total=len(rows), unit="cell") as bar:
-            for batch in loader.tokens():
-                cells = batch.require("index").numpy()
-                found[cells] = screen.source.take(screen.pairs[cells, 0]).toarray()
-                # Entered for each minibatch, and the network itself: scGPT's class would draw zeros at random.
-                with torch.inference_mode(), evaluating(self.model):
-                    predicted = predicted_expression(self.cell_model, batch)
-                check_results(predicted.numpy(), screen.source.names[cells], precision="fp32")
-                found[np.ix_(cells, columns)] = predicted.numpy()
-                bar.update(len(cells))
+            for part, expression in predictor.predict(screen.pairs[rows, 0], perturbed, keys=screen.source.keys[rows]):
+                found[rows[part]] = expression
+                bar.update(len(expression))
         return found if return_numpy else torch.from_numpy(found)
 
     # ------------------------------------------------------------------ putting together

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scgpt_tools.data.opening import warn_about_rows
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.screens.batches import paired_controls, without_unmapped
 from scgpt_tools.screens.conditions import control_mask, read_texts
@@ -15,7 +16,6 @@ from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import ConditionStyle, canonical_labels, format_condition
 from scgpt_tools.tokens.tokenizer import Tokenizer
-from scgpt_tools.tokens.units import warn_about_units
 from scgpt_tools.wrappers.batches import PairsInParts, as_screen, match
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class Screen:
     def __init__(self, wrapper: Wrapper, dataset: Dataset, *, length: int | None, seed: int) -> None:
         screen, vocabulary = as_screen(dataset), wrapper.vocab
         self.source = RowSource(screen.adata)
-        if len(self.source):
-            warn_about_units(self.source.sample(), "log1p")
+        warn_about_rows(self.source, "log1p")
         features = match(self.source, vocabulary, wrapper.gene_list)
         tokenizer = wrapper.cell_model.tokenizer
         tokenizer = Tokenizer(replace(tokenizer.config, length=length), vocabulary)

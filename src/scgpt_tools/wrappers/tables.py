@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 from scgpt_tools.data.classes import read_classes
 from scgpt_tools.data.module import CellTable
+from scgpt_tools.data.opening import warn_about_rows
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.tokens.units import warn_about_units
 from scgpt_tools.wrappers.batches import match
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ def open_table(wrapper: Wrapper, adata: AnnData, *, labels: bool, batches: bool)
     """
     source = RowSource(adata)
     features = match(source, wrapper.vocab, wrapper.gene_list)
-    if len(source):
-        warn_about_units(source.sample(), wrapper.cell_model.config.tokenizer.expects)
+    warn_about_rows(source, wrapper.cell_model.config.tokenizer.expects)
     batch = _batches(wrapper, adata).codes if batches else None
     label = _classes(wrapper, adata).codes if labels else None
     return CellTable(source, features, batch, label)

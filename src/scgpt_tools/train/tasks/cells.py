@@ -94,7 +94,7 @@ class CellTask(Task[OpenedCells]):
             changes={**self.reads, **(self.tokenizer or {})},
             seed=seed,
         )
-        warn_about_rows(source, tokenizer)
+        warn_about_rows(source, tokenizer.expects)
         terms = self.terms(model)
         if self.objectives is None:
             terms = tuple(self.weighted(terms, tokenizer))

@@ -11,9 +11,9 @@ from scgpt_tools.data.opening import match_rows
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models.config import AffineConfig
 from scgpt_tools.objectives.recipes import PERTURB
+from scgpt_tools.screens.annotations import check_log_values
 from scgpt_tools.screens.batches import (
     PerturbationBatches,
-    check_log_values,
     paired_controls,
     screen_parts,
     without_unmapped,
