@@ -89,6 +89,8 @@ def open_to_learn(
             )
         rows = open_rows(data, config, layer=layer, modality=modality)
         return Learning(rows, match_rows(rows, vocabulary, config, matching), config)
+    if matching.mask_var is not None:
+        raise ValueError("Expected no `mask_var` for several modalities, found one. Name one with `modality`.")
     parts = resolve_modalities(data.mod, modalities, like={name: getattr(config, name) for name in _OF_PARTS})
     rows = ModalityRows(data, modalities=[part.name for part in parts], layer=layer)
     _refuse_strangers(rows)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
+    import numpy as np
     from anndata import AnnData
     from mudata import MuData
+    from numpy.typing import NDArray
 
     from scgpt_tools._types import GeneSampling, Include, Layers, RngLike, Unknown
     from scgpt_tools.data.epochs import Sampling
@@ -90,6 +92,7 @@ def finetune(
     aliases: NameTable | None = None,
     ignore_case: bool = False,
     duplicates: Duplicates = "most_counts",
+    mask_var: NDArray[np.bool_] | str | None = None,
     modality: str | None = None,
     modalities: Modalities = None,
     validation: float | str | None = None,
@@ -182,8 +185,8 @@ def finetune(
         Column of ``obs`` with conditions as :func:`scgpt_tools.pp.parse_conditions` writes them.  For ``"perturb"``.
     layer
         Key of ``layers`` to read, of a MuData also one for each modality; ``None`` takes ``X``.
-    genes, symbols, aliases, ignore_case, duplicates
-        How to match names to the vocabulary, as in :func:`scgpt_tools.tl.embed`.
+    genes, symbols, aliases, ignore_case, duplicates, mask_var
+        Which genes to read, and how to match names to the vocabulary, as in :func:`scgpt_tools.tl.embed`.
     modality
         The only modality of a MuData to read.  Not for ``"perturb"``.
     modalities

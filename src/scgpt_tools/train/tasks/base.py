@@ -66,6 +66,7 @@ class Task(ABC, Generic[Table]):
     aliases: NameTable | None
     ignore_case: bool
     duplicates: Duplicates
+    mask_var: NDArray[np.bool_] | str | None
     validation: float | str
     objectives: Sequence[Objective] | None
     sampling: Sampling
