@@ -37,13 +37,15 @@ Kind = TypeVar("Kind")
 
 
 class OneOf:
-    """Base of configurations that stand for one another, told apart by ``kind`` in files.
+    """Base of configurations that stand for one another, told apart by ``kind`` (or another ``tag``) in files.
 
     The classes of a place share a base, which knows the table of them; a row that another package adds counts as well.
     """
 
     kinds: ClassVar[Mapping[str, type[Any]]]
     """What there is, by the name that files have for it."""
+    tag: ClassVar[str] = "kind"
+    """Key of that name."""
 
     @property
     def kind(self) -> str:
@@ -187,7 +189,7 @@ def to_dict(config: Dataclass) -> dict[str, Any]:
     Values by field name; nested configurations are dictionaries, tuples are lists and paths are strings.  One of several
     kinds says which as ``kind``.
     """
-    kind = {"kind": config.kind} if isinstance(config, OneOf) else {}
+    kind = {config.tag: config.kind} if isinstance(config, OneOf) else {}
     return kind | {field.name: _plain(getattr(config, field.name)) for field in fields(config) if field.init}
 
 
@@ -300,14 +302,15 @@ def _join(where: str, name: object) -> str:
 def _kind(cls: type[Any], mapping: Mapping[str, Any], where: str) -> tuple[type[Any], dict[str, Any]]:
     """The class that a mapping is of, and its fields."""
     rest = dict(mapping)
-    if "kind" not in rest and cls in cls.kinds.values():
+    tag = cls.tag
+    if tag not in rest and cls in cls.kinds.values():
         return cls, rest
-    place = f"kind of {where or cls.__name__}"
-    if "kind" not in rest:
-        raise ValueError(f"Expected `{_join(where, 'kind')}`, one of {list(cls.kinds)}, found only {list(rest)}.")
-    found = lookup(cls.kinds, rest.pop("kind"), place)
+    place = f"{tag} of {where or cls.__name__}"
+    if tag not in rest:
+        raise ValueError(f"Expected `{_join(where, tag)}`, one of {list(cls.kinds)}, found only {list(rest)}.")
+    found = lookup(cls.kinds, rest.pop(tag), place)
     if not issubclass(found, cls):
-        raise ValueError(f"Expected a {cls.__name__}, found the {place} {mapping['kind']!r}.")
+        raise ValueError(f"Expected a {cls.__name__}, found the {place} {mapping[tag]!r}.")
     return found, rest
 
 

@@ -10,7 +10,7 @@ import pytest
 from scgpt_tools import _plugins, testing
 from scgpt_tools.models import FAMILIES, families
 from scgpt_tools.models.families import Family, embedding_key, family_named, gene_embedding_key
-from scgpt_tools.objectives import build_objectives
+from scgpt_tools.objectives import check_objectives
 
 TOY = Family(name="toy", config=FAMILIES["scgpt"].config, key="X_toy")
 
@@ -39,7 +39,8 @@ def test_rows_are_named_as_their_models(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_terms_can_be_built(name):
     for terms in FAMILIES[name].objectives.values():
-        assert [term.name for term in build_objectives(terms)] == [term["name"] for term in terms]
+        built = check_objectives(terms)
+        assert [term.name for term in built] == [term["name"] for term in terms]
 
 
 def test_an_unknown_family_is_refused_with_the_nearest():

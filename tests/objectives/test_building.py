@@ -6,19 +6,20 @@ import dataclasses
 
 import pytest
 
+from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.objectives import (
     OBJECTIVES,
     RECIPES,
     ContrastiveCells,
     ElasticSimilarity,
     MaskedExpression,
-    build_objectives,
+    Objective,
     check_objectives,
 )
 
 
 def test_specs_become_objectives():
-    built = build_objectives(
+    built = check_objectives(
         [{"name": "masked_expression"}, {"name": "elastic_similarity", "weight": 10, "threshold": 0.6}]
     )
     assert built == (MaskedExpression(), ElasticSimilarity(weight=10.0, threshold=0.6))
@@ -26,9 +27,10 @@ def test_specs_become_objectives():
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_is_found_by_its_name(name):
-    (objective,) = build_objectives([{"name": name, "weight": 2}])
+    (objective,) = check_objectives([{"name": name, "weight": 2}])
     assert objective.name == name
     assert objective.weight == 2
+    assert from_dict(Objective, to_dict(objective)) == objective
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,16 @@ def test_every_objective_is_found_by_its_name(name):
 )
 def test_wrong_specs_are_refused(specs, message):
     with pytest.raises(ValueError, match=message):
-        build_objectives(specs)
+        check_objectives(specs)
+
+
+def test_a_term_from_outside_is_found_by_its_name(monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Mine(MaskedExpression):
+        name = "mine"
+
+    monkeypatch.setitem(OBJECTIVES, "mine", Mine)
+    assert check_objectives([{"name": "mine"}]) == (Mine(),)
 
 
 def test_objectives_do_not_change():

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.tokens.batch import DECLARED, TokenBatch
-from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
+from scgpt_tools.tokens.corruptions import CORRUPTIONS as KINDS
+from scgpt_tools.tokens.corruptions import Corruption, GenerateValues, MaskValues
 
 LENGTHS = (13, 2, 9, 1, 12)
 PAD = 0
@@ -171,3 +173,13 @@ def test_every_channel_of_a_value_is_hidden(batch):
         MaskValues(mask_position=12)(batch, 0)
     with pytest.raises(ValueError, match="Expected `mask_position`"):
         GenerateValues(mask_bin=8)(batch, 0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_corruption_is_found_by_its_name(name):
+    corruption = from_dict(Corruption, {"name": name, "mask_value": -3})
+    assert type(corruption) is KINDS[name]
+    assert corruption.mask_value == -3
+    assert from_dict(Corruption, to_dict(corruption)) == corruption
+    with pytest.raises(ValueError, match="Did you mean 'mask_value'"):
+        from_dict(Corruption, {"name": name, "mask_values": 1})

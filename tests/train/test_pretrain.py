@@ -286,7 +286,7 @@ def test_defaults_are_the_originals(tiny_vocabulary):
     model = describe(config, tiny_vocabulary)
     assert (model.dim, model.encoder.layers, model.encoder.heads) == (512, 12, 8)
     assert (model.tokenizer.bins, model.tokenizer.length) == (51, 1200)
-    assert [term["name"] for term in config.terms] == ["masked_expression", "masked_expression_from_cell"]
+    assert [term.name for term in config.terms] == ["masked_expression", "masked_expression_from_cell"]
 
 
 def test_the_model_embeds_afterwards(folder, tmp_path):

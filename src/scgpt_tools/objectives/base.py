@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from scgpt_tools._validate import check_integer, check_number
-from scgpt_tools.config import settle_fields
+from scgpt_tools.config import OneOf, settle_fields
 from scgpt_tools.nn.output import CellOutput
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ Views: TypeAlias = Mapping[View, CellOutput]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(ABC):
-    """One weighted term of the loss.
+class Objective(OneOf, ABC):
+    """One weighted term of the loss; files say which by its ``name``.
 
     Calling it returns the term without its weight; a term of weight 0 is as if it were not in the list.
     """
@@ -39,6 +39,7 @@ class Objective(ABC):
     from_step: int = 0
     """Optimiser steps to leave the term out for."""
 
+    tag: ClassVar[str] = "name"
     name: ClassVar[str]
     """What the term is called in configurations, logs and tables."""
     heads: ClassVar[tuple[str, ...]] = ()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scgpt_tools._validate import as_generator, check_choice, check_fraction, check_integer
+from scgpt_tools.config import OneOf
 from scgpt_tools.tokens.batch import DECLARED
 from scgpt_tools.tokens.orders import draws
 
@@ -30,8 +31,8 @@ _HIDE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corruption(ABC):
-    """Anything that hides part of a batch."""
+class Corruption(OneOf, ABC):
+    """Anything that hides part of a batch; files say which by its ``name``."""
 
     mask_value: float = -1.0
     """What the network sees in place of a hidden value."""
@@ -40,8 +41,11 @@ class Corruption(ABC):
     mask_position: int | None = None
     """What it sees in place of its position, where tokens have positions."""
 
+    tag: ClassVar[str] = "name"
     name: ClassVar[str]
     """What the corruption is called in configurations."""
+    generates: ClassVar[bool] = False
+    """Whether it needs a model with the vector that stands for values to be generated."""
 
     @abstractmethod
     def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
@@ -129,6 +133,7 @@ class GenerateValues(Corruption):
     """
 
     name: ClassVar[str] = "generate_values"
+    generates: ClassVar[bool] = True
     ratio: float | tuple[float, ...] = (0.25, 0.5, 0.75)
     """Part of the genes to generate; of several, one is drawn for each batch."""
     keep_first: int = 1
@@ -179,6 +184,7 @@ class GenerateExpression(Corruption):
     """
 
     name: ClassVar[str] = "generate_expression"
+    generates: ClassVar[bool] = True
     shown: int = 256
     """Most expressed genes to show."""
     expressed: int = 64
@@ -249,11 +255,10 @@ class GenerateExpression(Corruption):
 
 # By name in files that describe pre-training, which reads one modality: `HideModalities`, which needs several, has no
 # row.
-CORRUPTIONS: dict[str, type[MaskValues | GenerateValues | GenerateExpression]] = {
-    "mask_values": MaskValues,
-    "generate_values": GenerateValues,
-    "generate_expression": GenerateExpression,
+CORRUPTIONS: dict[str, type[Corruption]] = {
+    corruption.name: corruption for corruption in (MaskValues, GenerateValues, GenerateExpression)
 }
+Corruption.kinds = CORRUPTIONS
 
 
 def _check_ratios(ratio: float | tuple[float, ...]) -> None:

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scgpt_tools._files import as_path, placed
-from scgpt_tools._lookup import lookup
 from scgpt_tools._outputs import check_place, check_room
-from scgpt_tools._validate import check_flag, check_fraction, check_integer, check_number, check_type
+from scgpt_tools._validate import check_flag, check_fraction, check_integer, check_number
 from scgpt_tools.config import from_dict, from_yaml, settle_fields
 from scgpt_tools.data.epochs import this_process
 from scgpt_tools.data.module import CellDataModule
 from scgpt_tools.models import formats
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.families import family_named
-from scgpt_tools.objectives import build_objectives
-from scgpt_tools.tokens.corruptions import CORRUPTIONS, GenerateExpression, MaskValues
+from scgpt_tools.objectives import Objective, check_objectives
+from scgpt_tools.tokens.corruptions import Corruption, GenerateExpression, MaskValues
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 from scgpt_tools.train.collection import (
     Collection,
@@ -36,13 +35,11 @@ from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from os import PathLike
 
     import pandas as pd
 
     from scgpt_tools.models.config import ModelConfig
-    from scgpt_tools.tokens.corruptions import Corruption
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +87,9 @@ class PretrainConfig:
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     tokenizer: TokenizerConfig | None = None
     """How cells become tokens, which travels with the model; ``None`` takes the family's own way."""
-    corruption: Mapping[str, Any] = field(default_factory=lambda: {"name": "mask_values", "ratio": 0.4})
+    corruption: Corruption = field(default_factory=MaskValues)
     """What is hidden: a ``name`` and its options."""
-    objectives: tuple[Mapping[str, Any], ...] | None = None
+    objectives: tuple[Objective, ...] | None = None
     """Loss terms: each a ``name``, a ``weight`` and its options; ``None`` takes the family's."""
     train: FitConfig = field(default_factory=FitConfig)
     output: Path = Path("model")
@@ -100,14 +97,15 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         settle_fields(self)
-        # Both are checked where they are read, which should not be after an hour of opening files.
-        build_objectives(self.terms)
-        build_corruption(self.corruption)
+        check_objectives(self.terms)
 
     @property
-    def terms(self) -> Sequence[Mapping[str, Any]]:
+    def terms(self) -> tuple[Objective, ...]:
         """Loss terms, the family's where none are named."""
-        return family_named(self.family.name).objectives["pretrain"] if self.objectives is None else self.objectives
+        if self.objectives is not None:
+            return self.objectives
+        own = family_named(self.family.name).objectives["pretrain"]
+        return check_objectives(own)
 
 
 def pretrain(
@@ -169,7 +167,7 @@ def pretrain(
         # Weights, the two moments of the optimiser and a copy that is being written; and the best weights and the model.
         check_room(run, 10 * sum(parameter.nbytes for parameter in model.parameters()))
         settings = replace(config.train, folder=run)
-        fit(model, cells, build_objectives(config.terms), settings, asked={"task": "pretrain"})
+        fit(model, cells, config.terms, settings, asked={"task": "pretrain"})
     if this_process()[0] == 0:
         model.save(target)
     return model
@@ -205,30 +203,13 @@ def read_config(config: PretrainConfig | Mapping[str, Any] | str | PathLike[str]
     )
 
 
-def build_corruption(spec: Mapping[str, Any]) -> Corruption:
-    """Build a corruption from its ``name`` and options.
-
-    Parameters
-    ----------
-    spec
-        As a configuration file holds it.
-
-    Returns
-    -------
-    The corruption.
-    """
-    check_type("corruption", spec, Mapping)
-    kind = lookup(CORRUPTIONS, spec.get("name", ""), "corruption")
-    return from_dict(kind, {key: value for key, value in spec.items() if key != "name"}, where="corruption")
-
-
 def describe(config: PretrainConfig, vocabulary: Vocabulary) -> ModelConfig:
     """Describe the model of a configuration, as its family does."""
     return family_named(config.family.name).config(
         vocabulary,
         **config.family.sizes,
         **config.family.options,
-        generation=not isinstance(build_corruption(config.corruption), MaskValues),
+        generation=config.corruption.generates,
         tokenizer=config.tokenizer,
     )
 
@@ -250,8 +231,7 @@ def _vocabulary(config: PretrainConfig, counts: pd.DataFrame, folder: Path) -> V
 
 
 def _cells(config: PretrainConfig, collection: Collection, counts: pd.DataFrame, model: CellModel) -> CellDataModule:
-    corruption = build_corruption(config.corruption)
-    tokenizer = model.tokenizer
+    corruption, tokenizer = config.corruption, model.tokenizer
     if isinstance(corruption, GenerateExpression):
         # It chooses among all genes itself; the model is to see expressed ones only.
         tokenizer = Tokenizer(replace(model.config.tokenizer, genes="all", length=None), model.vocabulary)

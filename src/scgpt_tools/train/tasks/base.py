@@ -11,7 +11,7 @@ from scgpt_tools._validate import check_fraction, check_text
 from scgpt_tools.data.epochs import check_sampling
 from scgpt_tools.data.opening import Matching
 from scgpt_tools.models.families import FAMILIES, GROUP, Family
-from scgpt_tools.objectives import build_objectives, check_objectives
+from scgpt_tools.objectives import check_objectives
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,7 +101,7 @@ class Task(ABC, Generic[Table]):
             return check_objectives(self.objectives)
         family = with_plugins(FAMILIES, GROUP, Family).get(model.config.family)
         if family is not None and self.name in family.objectives:
-            return build_objectives(family.objectives[self.name])
+            return check_objectives(family.objectives[self.name])
         return self.recipe.objectives
 
     @abstractmethod
