@@ -12,8 +12,8 @@ import pytest
 from scgpt_tools.models.zoo import RELEASED
 
 DOCS = Path(__file__).parents[1] / "docs" / "api"
-PACKAGES = ("datasets", "metrics", "models", "pl", "pp", "tl", "tokens", "train")
-VERBS = ("datasets", "pl", "pp", "tl")
+PACKAGES = ("datasets", "get", "metrics", "models", "pl", "pp", "tl", "tokens", "train")
+VERBS = ("datasets", "get", "pl", "pp", "tl")
 
 
 def public(package: str) -> list[str]:

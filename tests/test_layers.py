@@ -33,7 +33,7 @@ LAYERS = (
     ("nn", "data"),
     ("models", "objectives", "screens"),
     ("train", "inference"),
-    ("pp", "tl", "pl", "datasets", "wrappers"),
+    ("pp", "tl", "pl", "get", "datasets", "wrappers"),
     ("cli", "demo", "testing", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
-    from scgpt_tools import datasets, metrics, models, pl, pp, tl, tokens, train
+    from scgpt_tools import datasets, get, metrics, models, pl, pp, tl, tokens, train
     from scgpt_tools.models import CellModel
     from scgpt_tools.vocabulary import Vocabulary
     from scgpt_tools.wrappers import PerturbationData, scGPTConfig, scGPTModel, scGPTPerturbationModel
@@ -23,6 +23,7 @@ __all__ = [
     "PerturbationData",
     "Vocabulary",
     "datasets",
+    "get",
     "metrics",
     "models",
     "pl",
@@ -46,7 +47,7 @@ _HOMES = {
     "scGPTModel": "scgpt_tools.wrappers",
     "scGPTPerturbationModel": "scgpt_tools.wrappers",
 }
-_PACKAGES = ("datasets", "metrics", "models", "pl", "pp", "tl", "tokens", "train")
+_PACKAGES = ("datasets", "get", "metrics", "models", "pl", "pp", "tl", "tokens", "train")
 
 
 def __getattr__(name: str) -> Any:

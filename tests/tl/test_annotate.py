@@ -172,7 +172,7 @@ def test_what_cannot_be_annotated_is_refused(adata, annotator, model, unchanged)
         sct.tl.annotate(adata, annotator, unassigned="T")
     with pytest.raises(ValueError, match="`threshold` to lie in"):
         sct.tl.annotate(adata, annotator, threshold=1.5)
-    with pytest.raises(ValueError, match="no `batch` for a model that treats all batches alike"):
+    with pytest.raises(ValueError, match="no `batch_key` for a model that treats all batches alike"):
         sct.tl.annotate(adata, annotator, batch_key="batch")
     assert unchanged(adata) == before
 

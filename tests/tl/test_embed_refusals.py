@@ -162,7 +162,7 @@ def test_batches_that_a_model_does_not_know_are_refused(adata, by_domain, model,
         embed(adata, by_domain, batch_key="other")
     with pytest.raises(KeyError, match="batch"):
         embed(adata, by_domain, batch_key="batches")
-    with pytest.raises(ValueError, match="no `batch` for a model that treats all batches alike"):
+    with pytest.raises(ValueError, match="no `batch_key` for a model that treats all batches alike"):
         embed(adata, model, batch_key="batch")
     assert unchanged(adata) == before
 

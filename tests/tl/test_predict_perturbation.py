@@ -312,3 +312,33 @@ def test_names_of_layers_that_no_file_can_keep_are_refused(unchanged):
 def test_without_a_model_it_is_said_how_to_make_one(cells):
     with pytest.raises(TypeError, match=r"Expected `model`.*finetune\(.*task='perturb'\), and pass model=model"):
         sct.tl.predict_perturbation(cells, perts=["G0"])
+
+
+@pytest.mark.parametrize("perts", [None, "G0", ["G0", "G1+G2"]])
+def test_predictions_as_a_table_of_their_own(cells, perts, unchanged):
+    model = generator(cells.var_names)
+    before = unchanged(cells)
+    table = sct.tl.predict_perturbation(cells, perts, model, as_anndata=True)
+    assert unchanged(cells) == before
+    sct.tl.predict_perturbation(cells, perts, model)
+    layers = cells.uns["predicted"]["layers"]
+    expected = [cells.layers[name][~np.isnan(cells.layers[name]).any(axis=1)] for name in layers]
+    np.testing.assert_array_equal(table.X, np.concatenate(expected))
+    assert table.obs_names.is_unique
+    assert list(table.var_names) == list(cells.var_names)
+    assert list(table.uns["predicted"]["perturbations"]) == list(cells.uns["predicted"]["perturbations"])
+    start = cells.obs["condition"].astype(str)[table.obs["control_cell"]]
+    if perts is None:
+        assert table.obs["condition"].astype(str).tolist() == cells.obs["condition"].astype(str).tolist()
+        assert table.obs_names.equals(cells.obs_names)
+    else:
+        assert set(table.obs["condition"]) == ({"G0+ctrl"} if perts == "G0" else {"G0+ctrl", "G1+G2"})
+        assert set(table.obs_names) == {
+            f"{cell}_{name}" for cell in set(start.index) for name in ([perts] if isinstance(perts, str) else perts)
+        }
+    assert set(start) == {"ctrl"}
+
+
+def test_a_table_of_its_own_is_no_copy(cells):
+    with pytest.raises(ValueError, match="`copy` or `as_anndata`"):
+        sct.tl.predict_perturbation(cells, "G0", generator(cells.var_names), as_anndata=True, copy=True)

@@ -313,13 +313,13 @@ def batch_codes(
     config = model.config
     if not config.domains and not (shows_batch and config.context.batches):
         if key is not None and not config.context.batches:
-            raise ValueError(f"Expected no `batch` for a model that treats all batches alike, found {key!r}.")
+            raise ValueError(f"Expected no `batch_key` for a model that treats all batches alike, found {key!r}.")
         return None
     number, names = config.domains or config.context.batches, config.batch_names
     if key is None:
         listing = "" if names is None else f": {', '.join(names)}"
         raise ValueError(
-            f"Expected `batch`, the column of `obs` with the technical batch of each cell, found None. This model "
+            f"Expected `batch_key`, the column of `obs` with the technical batch of each cell, found None. This model "
             f"{'normalises each of' if config.domains else 'is told which of'} its {number} batches "
             f"{'by itself' if config.domains else 'a cell is of'}{listing}."
         )

@@ -231,7 +231,7 @@ def annotate_split(
     if missing:
         warn_user(
             f"Expected conditions to {' and to '.join(missing)}, found none: of the {len(kinds)} conditions the split "
-            f"{split.method!r} leaves none for that. Choose another seed, larger shares or another method."
+            f"{split.method!r} leaves none for that. Choose another `rng`, larger shares or another method."
         )
     adata.obs[keys.obs] = part
     adata.obs[keys.obs_subgroup] = group

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._keys import OWN_CONDITION, PredictionKeys
+from scgpt_tools._keys import OWN_CONDITION, ConditionKeys, PredictionKeys
 from scgpt_tools._validate import as_seed, check_key_name
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
@@ -17,14 +19,13 @@ from scgpt_tools.inference.perturbation import Predictor, open_predictor, read_p
 from scgpt_tools.screens.batches import paired_controls
 from scgpt_tools.screens.conditions import control_mask, read_conditions
 from scgpt_tools.settings import settings
-from scgpt_tools.tokens.perturbations import condition_genes
+from scgpt_tools.tokens.perturbations import condition_genes, format_condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
     import torch
-    from anndata import AnnData
     from numpy.typing import NDArray
     from tqdm.auto import tqdm
 
@@ -65,6 +66,7 @@ def predict_perturbation(
     rng: RngLike = 0,
     key_added: str = "predicted",
     show_progress: bool | None = None,
+    as_anndata: bool = False,
     copy: bool = False,
 ) -> AnnData | None:
     """Predict expression after perturbations, seen or unseen, single or combined :cite:p:`Cui2024`.
@@ -114,6 +116,9 @@ def predict_perturbation(
     key_added
         Layer of the result, and beginning of the names of several.
     {show_progress}
+    as_anndata
+        Return the predictions as a table of their own and leave the input alone: where a dense layer a perturbation, with
+        a row for each cell of the input, is too much.
     {copy}
 
     Returns
@@ -128,6 +133,18 @@ def predict_perturbation(
     ``uns[key_added]`` : :class:`dict`
         ``perturbations`` and ``layers``, their layers; ``params``, ``model``, ``tokenizer`` and ``genes`` as
         :func:`scgpt_tools.tl.embed` leaves them.
+
+    or, with ``as_anndata``, a new table with a row for each predicted cell, perturbation by perturbation:
+
+    ``X`` : float32, (predicted cells, genes)
+        Predictions in the unit of the input.
+    ``obs``
+        That of the cells, with the predicted condition in ``obs[condition_key]`` (``"condition"`` if that is ``None``) and
+        the control that the prediction started from in ``obs["control_cell"]``.
+    ``var``
+        That of the input.
+    ``uns[key_added]`` : :class:`dict`
+        As above, without ``layers``.
 
     Raises
     ------
@@ -163,8 +180,10 @@ def predict_perturbation(
     )
     wanted = None if perts is None else read_perturbations(perts)
     keys = PredictionKeys(check_key_name("key_added", key_added))
+    if as_anndata and copy:
+        raise ValueError("Expected `copy` or `as_anndata`, found both. The new table is all that `as_anndata` returns.")
     several = [keys.layer_of(name) for name in wanted or ()] if len(wanted or ()) > 1 else []
-    for layer_added in several or [keys.layer]:
+    for layer_added in () if as_anndata else several or [keys.layer]:
         check_key_name("the layer of a perturbation", layer_added)
         check_new_key(adata, "layers", keys.uns, default=PredictionKeys().uns, entry=layer_added)
     predictor = open_predictor(
@@ -181,23 +200,44 @@ def predict_perturbation(
     if wanted is None:
         rows = paired_controls(adata, conditions, pairs=pairs, within=within, seed=seed)[:, 0]
         own = [condition_genes(condition) for condition in conditions]
-        layers = {keys.layer: (np.arange(adata.n_obs), rows, own)}
+        parts = {OWN_CONDITION: _Part(np.arange(adata.n_obs), rows, own)}
     else:
         controls = np.flatnonzero(control_mask(conditions))
-        layers = {
-            keys.layer if len(wanted) == 1 else keys.layer_of(name): (controls, controls, [genes] * len(controls))
-            for name, genes in wanted.items()
-        }
-    found = _predicted(predictor, layers, show_progress=show_progress)
-    about = predictor.provenance(condition_key=condition_key or "")
+        parts = {name: _Part(controls, controls, [genes] * len(controls)) for name, genes in wanted.items()}
+    predictor.check(genes for part in parts.values() for genes in part.perturbed)
+    about = {"perturbations": np.array(list(parts), dtype=object)} | predictor.provenance(
+        condition_key=condition_key or ""
+    )
+    total = sum(len(part.cells) for part in parts.values())
+    bar: tqdm[Any]
+    with settings.progress((), total=total, unit="cell", show=show_progress) as bar:
+        if as_anndata:
+            values = np.empty((total, predictor.source.n_columns), dtype=np.float32)
+            starts = np.cumsum([0, *(len(part.cells) for part in parts.values())])
+            for start, part in zip(starts, parts.values(), strict=False):
+                _fill(values[start:], np.arange(len(part.cells)), predictor, part, bar)
+            return _table(adata, parts, conditions, values, condition_key or ConditionKeys.key, {keys.uns: about})
+        layers = dict(zip(several or [keys.layer], parts.values(), strict=True))
+        found = {}
+        for name, part in layers.items():
+            found[name] = np.full((len(predictor.source), predictor.source.n_columns), np.nan, dtype=np.float32)
+            _fill(found[name], part.cells, predictor, part, bar)
     result = adata.copy() if copy else adata
     for name, values in found.items():
         result.layers[name] = values
-    names = [OWN_CONDITION] if wanted is None else list(wanted)
-    listed = {"perturbations": np.array(names, dtype=object), "layers": np.array(list(found), dtype=object)}
-    result.uns[keys.uns] = listed | about
+    result.uns[keys.uns] = about | {"layers": np.array(list(found), dtype=object)}
     logger.info("Added %s and `uns[%r]`.", ", ".join(f"`layers[{name!r}]`" for name in found), keys.uns)
     return result if copy else None
+
+
+class _Part(NamedTuple):
+    """What one perturbation, or each cell's own condition, predicts."""
+
+    cells: NDArray[np.int64]
+    """Cells that get a prediction."""
+    rows: NDArray[np.int64]
+    """The control that each prediction starts from."""
+    perturbed: list[Genes]
 
 
 def _conditions(adata: AnnData, key: str | None) -> NDArray[Any]:
@@ -212,23 +252,31 @@ def _conditions(adata: AnnData, key: str | None) -> NDArray[Any]:
     return conditions
 
 
-def _predicted(
-    predictor: Predictor,
-    layers: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], list[Genes]]],
-    *,
-    show_progress: bool | None,
-) -> dict[str, NDArray[np.float32]]:
-    """One matrix for each layer: cells to fill, cells to start from, genes to perturb."""
-    predictor.check(genes for _, _, perturbed in layers.values() for genes in perturbed)
-    shape = (len(predictor.source), predictor.source.n_columns)
-    found = {}
-    total = sum(len(cells) for cells, _, _ in layers.values())
-    bar: tqdm[Any]
-    with settings.progress((), total=total, unit="cell", show=show_progress) as bar:
-        for name, (cells, rows, perturbed) in layers.items():
-            found[name] = np.full(shape, np.nan, dtype=np.float32)
-            keys = predictor.source.keys[cells]
-            for part, expression in predictor.predict(rows, perturbed, keys=keys):
-                found[name][cells[part]] = expression
-                bar.update(len(expression))
-    return found
+def _fill(
+    values: NDArray[np.float32], places: NDArray[np.int64], predictor: Predictor, part: _Part, bar: tqdm[Any]
+) -> None:
+    keys = predictor.source.keys[part.cells]
+    for own, expression in predictor.predict(part.rows, part.perturbed, keys=keys):
+        values[places[own]] = expression
+        bar.update(len(expression))
+
+
+def _table(
+    adata: AnnData,
+    parts: dict[str, _Part],
+    conditions: NDArray[Any],
+    values: NDArray[np.float32],
+    key: str,
+    uns: dict[str, Any],
+) -> AnnData:
+    cells, rows = (np.concatenate([getattr(part, name) for part in parts.values()]) for name in ("cells", "rows"))
+    obs = adata.obs.iloc[cells].copy()
+    names = adata.obs_names.to_numpy(dtype=object)
+    obs["control_cell"] = names[rows]
+    if OWN_CONDITION in parts:
+        obs[key] = pd.Categorical(conditions)
+    else:
+        obs[key] = pd.Categorical([format_condition(genes) for part in parts.values() for genes in part.perturbed])
+        labels = [name for name, part in parts.items() for _ in part.cells]
+        obs.index = pd.Index([f"{cell}_{name}" for cell, name in zip(names[cells], labels, strict=True)], dtype=object)
+    return AnnData(values, obs=obs, var=adata.var.copy(), uns=uns)
