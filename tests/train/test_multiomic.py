@@ -19,7 +19,8 @@ from scgpt_tools.models.growing import keep_narrow_heads
 from scgpt_tools.objectives import BatchAdversary, MaskedExpression, MaskedExpressionFromCell
 from scgpt_tools.objectives.recipes import MULTIOMIC
 from scgpt_tools.tokens import ModalityConfig, TokenBatch
-from scgpt_tools.train.modalities import for_modalities, modality_parts
+from scgpt_tools.train.modalities import for_modalities
+from scgpt_tools.train.starting import modality_config
 
 # A protein has the name of a gene on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:var_names are not unique")
@@ -53,7 +54,8 @@ def test_wider_heads_predict_what_narrow_ones_did():
     base = make_base()
     tokenizer = scgpt_multiomic(base.vocabulary, modalities=["rna", "prot"], dim=16, heads=2).tokenizer
     heads = base.config.heads
-    wide = base.adapt(tokenizer=tokenizer, **modality_parts(base.config, tokenizer))
+    described = modality_config(base.config, tokenizer)
+    wide = base.adapt(tokenizer=tokenizer, embedder=described.embedder, context=described.context)
     filled = keep_narrow_heads(base, wide)
     assert filled == ["heads.expression.value.0.weight", "heads.expression_from_cell.product.weight"]
     batch = TokenBatch(

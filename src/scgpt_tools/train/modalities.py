@@ -1,18 +1,16 @@
-"""What a model of one modality becomes to read a MuData: parts of its configuration, and what is hidden from it."""
+"""How a model learns several modalities: the weights of its loss terms, and what is hidden from it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from scgpt_tools.models.config import FromCellConfig, GenerationConfig, ScaleConfig
 from scgpt_tools.objectives import BatchAdversary, MaskedExpression, MaskedExpressionFromCell
 from scgpt_tools.tokens.modality_masks import HideModalities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scgpt_tools.models.config import HeadConfig, ModelConfig, Named
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
@@ -20,40 +18,6 @@ if TYPE_CHECKING:
 _NO_PANEL = 0.3
 _ADVERSARY = 100.0
 _WHOLE = 0.8
-
-
-def modality_parts(config: ModelConfig, tokenizer: TokenizerConfig) -> dict[str, Any]:
-    """Fields of a model's configuration that several modalities change, but for its heads.
-
-    Parameters
-    ----------
-    config
-        Of the model to start from.
-    tokenizer
-        Of several modalities.
-
-    Returns
-    -------
-    Arguments of :meth:`~scgpt_tools.CellModel.adapt`.
-    """
-    names = tokenizer.modalities
-    embedder = config.embedder
-    if not isinstance(embedder.parts.get("values"), ScaleConfig):
-        # What stands for the values of a modality that is not there.
-        embedder = replace(embedder, parts=embedder.parts.replace(generation=GenerationConfig()))
-    return {
-        "family": "scgpt_multiomic",
-        "embedder": embedder,
-        "context": replace(config.context, modalities=len(names), modality_pad=names.index("<pad>")),
-    }
-
-
-def heads_in_context(heads: Named[HeadConfig]) -> Named[HeadConfig]:
-    """Heads of a model of several modalities, whose gene query is given the modality."""
-    from_cell = heads.find("expression_from_cell", FromCellConfig)
-    if from_cell is None:
-        return heads
-    return heads.replace(expression_from_cell=replace(from_cell, context_in_query=True))
 
 
 def for_modalities(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> tuple[Objective, ...]:

@@ -14,7 +14,7 @@ from scgpt_tools.models.config import (
     ModelConfig,
     Named,
 )
-from scgpt_tools.train.modalities import heads_in_context, modality_parts
+from scgpt_tools.train.starting import modality_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,8 +67,8 @@ def parts_for(
         heads = _without_untaught(heads, objectives)
     changes: dict[str, Any] = {"heads": heads, "tokenizer": tokenizer}
     if tokenizer.parts:
-        changes |= modality_parts(config, tokenizer) | {"heads": heads_in_context(heads)}
-        config = replace(config, **{name: changes[name] for name in ("embedder", "context")})
+        config = modality_config(replace(config, heads=heads), tokenizer)
+        changes = {name: getattr(config, name) for name in ("family", "embedder", "context", "heads", "tokenizer")}
     if dropout is not None:
         changes["encoder"] = replace(config.encoder, dropout=dropout)
     if batches is not None:

@@ -91,6 +91,17 @@ def perturbation_config(
     return family.perturbation(model.config, model.vocabulary, head=head, dropout=dropout, flag=flag)
 
 
+def modality_config(config: ModelConfig, tokenizer: TokenizerConfig) -> ModelConfig:
+    """Describe the model of several modalities that a model becomes, as its family does."""
+    family = family_named(config.family)
+    if family.modalities is None:
+        raise ValueError(
+            f"Expected a model that can learn several modalities, found one of the family {family.name!r}, which has no "
+            "form for them. Name one by `modality`."
+        )
+    return family.modalities(config, tokenizer)
+
+
 def perturbation_model(
     model: CellModel,
     *,

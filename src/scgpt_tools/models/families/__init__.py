@@ -12,7 +12,7 @@ from scgpt_tools.models.families.scgpt import SCGPT, SCGPT_MULTIOMIC, SCGPT_PERT
 if TYPE_CHECKING:
     from scgpt_tools.models.config import ModelConfig
 
-__all__ = ["FAMILIES", "GROUP", "Family", "embedding_key", "family_named", "gene_embedding_key"]
+__all__ = ["FAMILIES", "GROUP", "Family", "embedding_key", "family_named", "find_family", "gene_embedding_key"]
 
 GROUP = "scgpt_tools.families"
 """Entry points of other packages, each of which gives a :class:`Family` under its name."""
@@ -31,9 +31,14 @@ def family_named(name: str) -> Family:
     return lookup(with_plugins(FAMILIES, GROUP, Family), name, "family of models")
 
 
+def find_family(config: ModelConfig) -> Family | None:
+    """The family of a model; ``None`` if it is of a package that is not installed."""
+    return with_plugins(FAMILIES, GROUP, Family).get(config.family)
+
+
 def embedding_key(config: ModelConfig) -> str:
     """Key of ``obsm`` for embeddings of a model, whose family need not be installed."""
-    family = with_plugins(FAMILIES, GROUP, Family).get(config.family)
+    family = find_family(config)
     return f"X_{config.family}" if family is None else family.key
 
 

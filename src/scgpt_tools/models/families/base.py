@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from scgpt_tools.models.config import ModelConfig
+    from scgpt_tools.tokens.tokenizer import TokenizerConfig
     from scgpt_tools.vocabulary import Vocabulary
 
 
@@ -34,6 +35,9 @@ class Family:
 
     Takes the configuration and the vocabulary of the model and, by name, ``head`` (of expression), ``dropout`` and
     ``flag`` (of perturbed genes), each ``None`` for the family's own or the model's."""
+    modalities: Callable[[ModelConfig, TokenizerConfig], ModelConfig] | None = None
+    """Describe the model of several modalities that a model becomes, from its configuration and the tokenizer of all of
+    them; ``None`` for a family without."""
     objectives: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Loss terms by task, each a ``name`` and its options, as a configuration file holds them.
 

@@ -10,8 +10,10 @@ from scgpt_tools.models.config import (
     ContextConfig,
     ExpressionConfig,
     FromCellConfig,
+    GenerationConfig,
     ModelConfig,
     Named,
+    ScaleConfig,
     TransformerConfig,
     scgpt_embedder,
 )
@@ -176,8 +178,30 @@ def as_perturbation(
     )
 
 
+def as_multiomic(config: ModelConfig, tokenizer: TokenizerConfig) -> ModelConfig:
+    """Describe a model with parts for modalities, whose gene query is given the modality too."""
+    names, embedder, heads = tokenizer.modalities, config.embedder, config.heads
+    if not isinstance(embedder.parts.get("values"), ScaleConfig):
+        # What stands for the values of a modality that is not there.
+        embedder = replace(embedder, parts=embedder.parts.replace(generation=GenerationConfig()))
+    if (from_cell := heads.find("expression_from_cell", FromCellConfig)) is not None:
+        heads = heads.replace(expression_from_cell=replace(from_cell, context_in_query=True))
+    return replace(
+        config,
+        family="scgpt_multiomic",
+        embedder=embedder,
+        context=replace(config.context, modalities=len(names), modality_pad=names.index("<pad>")),
+        heads=heads,
+        tokenizer=tokenizer,
+    )
+
+
 SCGPT_PERTURBATION = Family(
-    name="scgpt_perturbation", config=scgpt_perturbation, key="X_scGPT", perturbation=as_perturbation
+    name="scgpt_perturbation",
+    config=scgpt_perturbation,
+    key="X_scGPT",
+    perturbation=as_perturbation,
+    modalities=as_multiomic,
 )
 SCGPT_MULTIOMIC = replace(SCGPT_PERTURBATION, name="scgpt_multiomic", config=scgpt_multiomic)
 SCGPT = replace(

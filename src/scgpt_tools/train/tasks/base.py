@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from scgpt_tools._plugins import with_plugins
 from scgpt_tools._validate import check_fraction, check_text
 from scgpt_tools.data.epochs import check_sampling
 from scgpt_tools.data.opening import Matching
-from scgpt_tools.models.families import FAMILIES, GROUP, Family
+from scgpt_tools.models.families import find_family
 from scgpt_tools.objectives import check_objectives
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class Task(ABC, Generic[Table]):
         """Loss terms: those asked for, else the family's, else the recipe's."""
         if self.objectives is not None:
             return check_objectives(self.objectives)
-        family = with_plugins(FAMILIES, GROUP, Family).get(model.config.family)
+        family = find_family(model.config)
         if family is not None and self.name in family.objectives:
             return check_objectives(family.objectives[self.name])
         return self.recipe.objectives
