@@ -116,6 +116,58 @@ def test_imports_go_down_only():
     assert [str(found) for found in ALL if climbs(found)] == []
 
 
+def names_of(source: Path) -> dict[str, Path]:
+    """Our files by the name that imports have for them."""
+    paths = {path.relative_to(source.parent).with_suffix("").parts: path for path in source.rglob("*.py")}
+    return {".".join(parts).removesuffix(".__init__"): path for parts, path in paths.items()}
+
+
+def neighbours(source: Path) -> dict[str, set[str]]:
+    """Which files each file names, those that it imports in functions or for annotations only included."""
+    files = names_of(source)
+    found: dict[str, set[str]] = {}
+    for name, path in files.items():
+        statements = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        named = {f"{node.module}.{alias.name}" for node in statements if isinstance(node, ast.ImportFrom)
+                 for alias in node.names} | {alias.name for node in statements if isinstance(node, ast.Import)
+                 for alias in node.names}  # fmt: skip
+        found[name] = {target if target in files else target.rpartition(".")[0] for target in named} & files.keys()
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Files that reach themselves, together with those on their way."""
+    reached = {}
+    for start in graph:
+        seen: set[str] = set()
+        ahead = list(graph[start])
+        while ahead:
+            name = ahead.pop()
+            if name not in seen:
+                seen.add(name)
+                ahead += graph[name]
+        reached[start] = seen
+    found = {tuple(sorted(name for name in graph if name in reached[start] and start in reached[name]))
+             for start in graph if start in reached[start]}  # fmt: skip
+    return sorted(map(list, found))
+
+
+def test_no_file_reaches_itself():
+    """Not even for an annotation: who reads one file of a circle has to read all."""
+    assert circles(neighbours(SOURCE)) == []
+
+
+def test_circles_are_noticed(tmp_path):
+    source = tmp_path / "ours"
+    (source / "room").mkdir(parents=True)
+    (source / "__init__.py").write_text("")
+    (source / "room" / "__init__.py").write_text("from ours.room.first import f")
+    (source / "room" / "first.py").write_text("from typing import Any\ndef f():\n    from ours.room import second")
+    (source / "room" / "second.py").write_text("if True:\n    from ours.other import G")
+    (source / "other.py").write_text("from ours.room.first import f")
+    assert circles(neighbours(source)) == [["ours.other", "ours.room.first", "ours.room.second"]]
+
+
 def test_anndata_ends_where_data_ends():
     blind = [found for found in ALL if found.room in BLIND_TO_ANNDATA]
     assert [str(found) for found in blind if found.target.partition(".")[0] in TABLES] == []

@@ -6,7 +6,7 @@ Nothing here changes what is computed, but for rounding.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -16,9 +16,10 @@ from scgpt_tools.nn.attention import PACKED, PackedLayout, PaddedLayout, has_pac
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.models.config import ModelConfig
     from scgpt_tools.nn.attention import Layout
-    from scgpt_tools.tokens.batch import TokenBatch
+    from scgpt_tools.nn.sockets import Embedded, Encoded, Encoder
+    from scgpt_tools.tokens.batch import PackedTokens, TokenBatch
 
 # Tokens to compute at once in a thread of a CPU: enough for its products, and what lies between them stays in the caches.
 # Narrow models take more, so that threads seldom meet at Python's lock.
@@ -26,7 +27,31 @@ _TOKENS = 2048
 _NUMBERS = 2**18
 
 
-def layout_of(model: CellModel, batch: TokenBatch, attention: str | None) -> Layout:
+class Network(Protocol):
+    """What of a model is needed here."""
+
+    config: ModelConfig
+    encoder: Encoder
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+
+    def encode(
+        self, batch: TokenBatch | PackedTokens, layout: Layout, *, first_only: bool = False
+    ) -> tuple[Embedded, Encoded]:
+        """From tokens to what the embedder and the encoder make of them."""
+
+    def pool(self, tokens: Tensor, batch: TokenBatch, pooling: str | None = None) -> Tensor:
+        """Cells (B, D) from tokens."""
+
+
+def layout_of(model: Network, batch: TokenBatch, attention: str | None) -> Layout:
     """Where the tokens of a padded batch are for the encoder; ``attention=None`` takes the backend that pays.
 
     Raises
@@ -47,18 +72,18 @@ def layout_of(model: CellModel, batch: TokenBatch, attention: str | None) -> Lay
     return PackedLayout.from_lengths(lengths, batch.mask.device, backend=attention, mask=batch.mask)
 
 
-def divisible(model: CellModel) -> bool:
+def divisible(model: Network) -> bool:
     """Whether a minibatch is better computed in parts, and the same."""
     # A norm that takes the label of the first cell for all has to see the minibatch as it is.
     return not model.training and model.device.type == "cpu" and model.config.embedder.norm != "domain_of_first"
 
 
-def divided(model: CellModel, batch: TokenBatch) -> list[TokenBatch]:
+def divided(model: Network, batch: TokenBatch) -> list[TokenBatch]:
     """Cut a minibatch into parts to compute one by one or beside each other: few cells on a CPU, else all."""
     return list(batch.divided(max(_TOKENS, _NUMBERS // model.dim))) if divisible(model) else [batch]
 
 
-def embed_cells(model: CellModel, batch: TokenBatch, *, attention: str | None, pooling: str) -> Tensor:
+def embed_cells(model: Network, batch: TokenBatch, *, attention: str | None, pooling: str) -> Tensor:
     """Cells (B, D) of a batch on any device.
 
     Padding is dropped before the first layer and, with ``cls`` pooling, the last layer computes one row a cell.
@@ -69,7 +94,7 @@ def embed_cells(model: CellModel, batch: TokenBatch, *, attention: str | None, p
         return torch.cat(list(run(embed, divided(model, batch))))
 
 
-def _embed(model: CellModel, batch: TokenBatch, *, attention: str, pooling: str) -> Tensor:
+def _embed(model: Network, batch: TokenBatch, *, attention: str, pooling: str) -> Tensor:
     first_only = pooling == "cls"
     if batch.generated is not None:
         # Nothing but themselves looks at generated tokens, so a cell is the same without them.
@@ -90,7 +115,7 @@ def _embed(model: CellModel, batch: TokenBatch, *, attention: str, pooling: str)
     return model.pool(unpack(tokens, batch.mask), batch, pooling)
 
 
-def _fastest_attention(model: CellModel) -> str:
+def _fastest_attention(model: Network) -> str:
     device, width = model.device, model.dim // model.config.encoder.heads
     if not model.encoder.packs:
         return "sdpa"
