@@ -29,7 +29,7 @@ def run(folder: Path, case: dict[str, Any]) -> None:
 def term(objective: Objective, inputs: Tensors, **predictions: torch.Tensor) -> torch.Tensor:
     """The value of an objective whose batch hides the entries of the mask."""
     zeros = torch.zeros_like(inputs["input"])
-    output = CellOutput(tokens=zeros, cell=zeros, genes=zeros, predictions=predictions)
+    output = CellOutput(tokens=zeros, cell=zeros, predictions=predictions)
     everywhere = torch.ones_like(inputs["mask"])
     batch = TokenBatch(zeros.long(), zeros, everywhere, target=inputs["target"], hidden=inputs["mask"])
     return objective({"first": output}, batch)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from golden_runners._compare import close, load, same_gradient, updated_like_adam
 from scgpt_tools.models import MultiOmicTransformerModel, TransformerGenerator, TransformerModel
 from scgpt_tools.models.formats.scgpt import ATTENTION_NAMES, from_scgpt, to_scgpt
-from scgpt_tools.nn.heads import FromCellHead, HeadInput
+from scgpt_tools.nn.heads import FromCellHead
 from scgpt_tools.nn.losses import masked_mse, negative_log_bernoulli
 
 CLASSES = {
@@ -244,12 +244,11 @@ def run_mvc_decoder(folder: Path, case: dict) -> None:
         nonzero=constructor.get("explicit_zero_prob", False),
     )
     head.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in ours.items()}, strict=True)
-    names = {"pred": "expression_from_cell", "zero_probs": "expression_from_cell_nonzero"}
+    names = {"pred": "", "zero_probs": "_nonzero"}
     for call in case["calls"]:
         cell, genes = (inputs[call["tensors"][name]] for name in ("cell_emb", "gene_embs"))
-        nothing = torch.zeros(genes.shape[:2])
         with torch.no_grad():
-            results = head(HeadInput(tokens=genes, genes=genes, cell=cell, values=nothing, mask=nothing.bool()))
+            results = head.predict(cell, genes).named()
         for name, key in call["outputs"].items():
             close(results[names[name]], expected[key], case["tolerance"], key)
 

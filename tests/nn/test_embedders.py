@@ -194,6 +194,11 @@ def test_parts_by_name():
         part.part("gene")
 
 
+def test_fields_that_batches_lack_are_refused():
+    with pytest.raises(ValueError, match="no field of a token batch 'bin'. Did you mean 'bins'"):
+        TableConfig(rows=3, field="bin")
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [

@@ -27,6 +27,7 @@ from scgpt_tools.nn.embedders import Embedder
 from scgpt_tools.nn.output import CellOutput
 from scgpt_tools.nn.pooling import pool
 from scgpt_tools.nn.sockets import HeadInput
+from scgpt_tools.tokens.batch import CHANNELS
 from scgpt_tools.tokens.joint import tokenizer_of
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class CellModel(nn.Module):
         values
             Also embed the values of the batch.
         """
-        unseen = ("generated",) if values else ("generated", "values")
+        unseen = ("generated",) if values else ("generated", *CHANNELS)
         layout = layout_of(self, batch, "sdpa")
         return self._run(batch, ("expression",), layout, cell=cell, without=unseen)["expression"]
 

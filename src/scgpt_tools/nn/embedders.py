@@ -17,6 +17,7 @@ from scgpt_tools.config import Named, settle_fields
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.norms import DomainNorm, SharedNorm
 from scgpt_tools.nn.sockets import Embedded, PartConfig, Sizes, check_least, check_row
+from scgpt_tools.tokens.batch import DECLARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -106,6 +107,7 @@ class ContinuousConfig(PartConfig):
 
     def __post_init__(self) -> None:
         settle_fields(self)
+        lookup(DECLARED, self.field, "field of a token batch")
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -174,6 +176,7 @@ class TableConfig(PartConfig):
 
     def __post_init__(self) -> None:
         settle_fields(self)
+        lookup(DECLARED, self.field, "field of a token batch")
         check_least("rows", self.rows, 1)
         check_row("pad", self.pad, self.rows)
 

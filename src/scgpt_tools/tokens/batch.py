@@ -253,6 +253,9 @@ class PackedTokens(Tokens):
 DECLARED: dict[str, Declared] = {each.name: each.metadata["declared"] for each in fields(Tokens)}
 """What is known of each field by name."""
 
+CHANNELS = tuple(name for name, declared in DECLARED.items() if declared.marker is not None)
+"""Fields that tell the value of a token."""
+
 
 def _padding(name: str, padding: Mapping[str, float]) -> float:
     """What stands at padding of a field, by the tokenizer or by its declaration."""
