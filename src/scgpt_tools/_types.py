@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     import numpy as np
 
-Attention: TypeAlias = Literal["sdpa", "varlen", "flash", "eager"]
+AttentionBackend: TypeAlias = Literal["sdpa", "varlen", "flash", "eager"]
 """How attention is computed; all give the same numbers, and only ``eager`` returns its weights."""
 
-Genes: TypeAlias = Literal["expressed", "all"]
+GeneSelection: TypeAlias = Literal["expressed", "all"]
 """Which genes of a cell become tokens."""
 
 Include: TypeAlias = Literal["all", "batch-wise"]
@@ -26,7 +26,7 @@ GeneSampling: TypeAlias = Literal["keep_perturbed", "original"]
 Unmeasured: TypeAlias = Literal["error", "token"]
 """Refuse perturbed genes without a column, or add their token to the cells that they are perturbed in."""
 
-Values: TypeAlias = Literal["binned", "log1p", "raw"]
+TokenValues: TypeAlias = Literal["binned", "log1p", "raw"]
 """What stands for the expression of a gene."""
 
 Ties: TypeAlias = Literal["left", "random"]

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from scgpt_tools._files import as_path
 from scgpt_tools._lookup import absent
-from scgpt_tools._types import Attention
+from scgpt_tools._types import AttentionBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,7 +54,7 @@ class Settings:
     verbosity: Verbosity = "info"
     """Which messages are shown: ``error``, ``warning``, ``info``, ``hint`` or ``debug``, or 0 to 4, as in scanpy.  Programs
     that handle the logger ``scgpt_tools`` or all loggers themselves get the messages instead."""
-    attention: Attention | None = None
+    attention: AttentionBackend | None = None
     """Attention backend at inference; ``None`` takes the fastest that the device has."""
     device: str = "auto"
     """``auto`` (CUDA, else MPS, else CPU) or a name that torch knows, such as ``cuda:1``."""
@@ -118,8 +118,10 @@ def _checked(name: str, value: Any) -> Any:
         raise AttributeError(absent(name, _NAMES, "setting"))
     if name == "cache_dir":
         return None if value is None else as_path("settings.cache_dir", value)
-    if name == "attention" and value not in (None, *get_args(Attention)):
-        raise ValueError(f"Expected `settings.attention` to be None or one of {get_args(Attention)}, found {value!r}.")
+    if name == "attention" and value not in (None, *get_args(AttentionBackend)):
+        raise ValueError(
+            f"Expected `settings.attention` to be None or one of {get_args(AttentionBackend)}, found {value!r}."
+        )
     if name == "verbosity":
         words = get_args(Verbosity)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(words):

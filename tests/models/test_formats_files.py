@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from scgpt_tools import _plugins, testing
 from scgpt_tools.models import FAMILIES, CellModel, formats
-from scgpt_tools.models.folders import Layout
+from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.base import Checkpoint, Format, share_known
 from scgpt_tools.models.formats.rename import Rule, read_names
 from scgpt_tools.models.formats.tensors import read_contents
@@ -185,7 +185,7 @@ def read_toy(source) -> Checkpoint:
 
 
 TOY = Format(
-    layout=Layout("the toy's format", "config.json", ("model.safetensors",), "genes.json"),
+    layout=FolderLayout("the toy's format", "config.json", ("model.safetensors",), "genes.json"),
     recognise=lambda source: share_known(source, TOY_RULES),
     example="tensors such as genes.weight",
     read=read_toy,

@@ -52,7 +52,7 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ChunkLayout:
     """What a result is to hold, and which request it answers."""
 
     cells: int
@@ -96,7 +96,7 @@ class ChunkedResult:
         If the folder of the path does not exist.
     """
 
-    def __init__(self, path: str | PathLike[str], layout: Layout) -> None:
+    def __init__(self, path: str | PathLike[str], layout: ChunkLayout) -> None:
         self.path = check_result_path(path)
         self.layout = layout
         self._partial = self.path.with_name(f"{self.path.name}.partial")
@@ -354,7 +354,7 @@ def check_result_path(path: str | PathLike[str]) -> Path:
     return result
 
 
-def _write_layout(path: Path, layout: Layout) -> None:
+def _write_layout(path: Path, layout: ChunkLayout) -> None:
     """Everything but the cells, as AnnData writes it."""
     zarr = optional("zarr", extra="scale")
     root = zarr.open_group(path, mode="w", zarr_format=3)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from scgpt_tools._arguments import check_arguments
-from scgpt_tools._types import Attention
+from scgpt_tools._types import AttentionBackend
 from scgpt_tools._validate import check_choice
 from scgpt_tools.config import to_dict
 from scgpt_tools.data.binned import expect_bins, read_all_binned, read_binned
@@ -72,7 +72,7 @@ class Request:
     batch_size: int = 64
     device: str | torch.device | None = None
     precision: Precision = "auto"
-    attention: Attention | None = None
+    attention: AttentionBackend | None = None
     rng: int = 0
     copy: bool = False
 
@@ -83,7 +83,7 @@ class Request:
         if self.device is not None:
             resolve_device(self.device)
         if self.attention is not None:
-            check_choice("attention", self.attention, get_args(Attention))
+            check_choice("attention", self.attention, get_args(AttentionBackend))
         if self.modality is not None and self.modalities is not None:
             raise ValueError(
                 f"Expected `modality` or `modalities`, found both: {self.modality!r} and {self.modalities}."
@@ -120,7 +120,7 @@ class Cells:
         return self.source
 
     @property
-    def attention(self) -> Attention | None:
+    def attention(self) -> AttentionBackend | None:
         """Attention backend; ``None`` for the fastest."""
         return self.plan.attention
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools._types import Include, Unknown, Unmeasured
-    from scgpt_tools.tokens.perturbations import Direction, Genes
+    from scgpt_tools.tokens.perturbations import Direction, GeneSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +56,12 @@ class Predictor:
         read = {"include": config.genes, "unknown": config.unknown, "unmeasured": config.unmeasured}
         return self.cells.provenance(**read, **params, **({} if flag == PERTURBED else {"flag": flag}))
 
-    def check(self, perturbed: Iterable[Genes]) -> None:
+    def check(self, perturbed: Iterable[GeneSet]) -> None:
         """Refuse perturbations of genes that have no column or no token; all are named."""
         self.tokens.check(perturbed_genes("+".join(genes) for genes in set(perturbed) if genes))
 
     def predict(
-        self, rows: NDArray[np.int64], perturbed: Sequence[Genes], *, keys: NDArray[np.uint64] | None = None
+        self, rows: NDArray[np.int64], perturbed: Sequence[GeneSet], *, keys: NDArray[np.uint64] | None = None
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Predict what becomes of some cells.
 
@@ -171,7 +171,7 @@ def open_predictor(
     return Predictor(cells, ScreenTokens.match(cells.plan.features, names, cells.plan.tokenizer, flag=flag))
 
 
-def read_perturbations(perts: str | Iterable[str]) -> dict[str, Genes]:
+def read_perturbations(perts: str | Iterable[str]) -> dict[str, GeneSet]:
     """Genes of each perturbation by its short name: ``"KLF1"``, ``"SAMD1+ZBTB1"``.
 
     Parameters
@@ -191,7 +191,7 @@ def read_perturbations(perts: str | Iterable[str]) -> dict[str, Genes]:
         If there is none, or one names no gene.
     """
     names = check_texts("perts", [perts] if isinstance(perts, str) else perts)
-    found: dict[str, Genes] = {}
+    found: dict[str, GeneSet] = {}
     for name in names:
         genes = condition_genes(name)
         if not genes:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from scgpt_tools._types import Attention
+    from scgpt_tools._types import AttentionBackend
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.config import ModelConfig
@@ -58,7 +58,7 @@ class RowPlan:
     """Take values as :func:`scgpt_tools.pp.tokenize` wrote them."""
     batch: NDArray[np.int64] | None = None
     """(cells,) technical batch of each cell, for models that treat each by itself."""
-    attention: Attention | None = None
+    attention: AttentionBackend | None = None
     """Backend; ``None`` for the fastest."""
 
 

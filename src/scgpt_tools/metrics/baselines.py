@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Genes = tuple[str, ...]
+    GeneSet = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainingEffects:
     """Names of the G columns."""
     control: NDArray[np.float64]
     """(G,) mean of the training controls."""
-    perturbed: tuple[Genes, ...]
+    perturbed: tuple[GeneSet, ...]
     """Genes that each condition perturbs."""
     effects: NDArray[np.float64]
     """(Q, G) change of each condition against the control of its own context."""
@@ -68,12 +68,12 @@ class Prediction(NamedTuple):
     """(T,) False where the mean over training conditions stood in for a gene."""
 
 
-def no_change(train: TrainingEffects, targets: Sequence[Genes]) -> Prediction:
+def no_change(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
     """Predict the control."""
     return Prediction(np.zeros((len(targets), len(train.genes))), np.zeros(len(targets), dtype=bool))
 
 
-def perturbed_mean(train: TrainingEffects, targets: Sequence[Genes], *, by_cell: bool = False) -> Prediction:
+def perturbed_mean(train: TrainingEffects, targets: Sequence[GeneSet], *, by_cell: bool = False) -> Prediction:
     """Predict the mean training effect, whatever is perturbed.
 
     Parameters
@@ -93,19 +93,19 @@ def perturbed_mean(train: TrainingEffects, targets: Sequence[Genes], *, by_cell:
     return Prediction(np.tile(mean, (len(targets), 1)), np.zeros(len(targets), dtype=bool))
 
 
-def matching_mean(train: TrainingEffects, targets: Sequence[Genes]) -> Prediction:
+def matching_mean(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
     """Predict the mean of the single effects, with the perturbed mean for a gene that was not seen alone (Systema)."""
     return _from_singles(train, targets, np.mean)
 
 
-def additive(train: TrainingEffects, targets: Sequence[Genes]) -> Prediction:
+def additive(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
     """Predict the sum of the single effects, with the perturbed mean for a gene that was not seen alone."""
     return _from_singles(train, targets, np.sum)
 
 
 def linear(
     train: TrainingEffects,
-    targets: Sequence[Genes],
+    targets: Sequence[GeneSet],
     *,
     gene_embedding: NDArray[np.float64] | None = None,
     perturbation_embedding: Mapping[str, NDArray[np.float64]] | None = None,
@@ -171,7 +171,7 @@ def linear(
     return Prediction(effects, informed)
 
 
-BASELINES: dict[str, Callable[[TrainingEffects, Sequence[Genes]], Prediction]] = {
+BASELINES: dict[str, Callable[[TrainingEffects, Sequence[GeneSet]], Prediction]] = {
     "no_change": no_change,
     "perturbed_mean": perturbed_mean,
     "matching_mean": matching_mean,
@@ -182,7 +182,7 @@ BASELINES: dict[str, Callable[[TrainingEffects, Sequence[Genes]], Prediction]] =
 
 
 def predict_baselines(
-    train: TrainingEffects, targets: Sequence[Genes], control: NDArray[np.float64] | None = None
+    train: TrainingEffects, targets: Sequence[GeneSet], control: NDArray[np.float64] | None = None
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.bool_]]]:
     """Profiles of every baseline that the training conditions allow.
 
@@ -235,7 +235,7 @@ def _mean_effect(train: TrainingEffects, *, by_cell: bool = False) -> NDArray[np
     return np.average(train.effects, axis=0, weights=train.n_cells if by_cell else None)
 
 
-def _from_singles(train: TrainingEffects, targets: Sequence[Genes], combine: Callable[..., NDArray]) -> Prediction:
+def _from_singles(train: TrainingEffects, targets: Sequence[GeneSet], combine: Callable[..., NDArray]) -> Prediction:
     singles, stand_in = train.singles(), _mean_effect(train)
     effects = [combine([singles.get(gene, stand_in) for gene in genes], axis=0) for genes in targets]
     informed = [all(gene in singles for gene in genes) for genes in targets]

@@ -17,7 +17,7 @@ from scgpt_tools._validate import check_fits, check_integer, check_numbers
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-Values: TypeAlias = "NDArray[np.float64]"
+Scores: TypeAlias = "NDArray[np.float64]"
 
 # Standard deviation, relative to the mean, up to which a profile counts as constant.
 _CONSTANT = 1e-13
@@ -25,7 +25,7 @@ _CONSTANT = 1e-13
 
 def mse(
     predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None, weights: ArrayLike | None = None
-) -> Values:
+) -> Scores:
     """Mean squared error; with ``weights``, the weighted mean."""
     error, share = _error(predicted, true, where, weights)
     return (share * error**2).sum(axis=1)
@@ -33,18 +33,18 @@ def mse(
 
 def mae(
     predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None, weights: ArrayLike | None = None
-) -> Values:
+) -> Scores:
     """Mean absolute error; with ``weights``, the weighted mean."""
     error, share = _error(predicted, true, where, weights)
     return (share * np.abs(error)).sum(axis=1)
 
 
-def rmse(predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None) -> Values:
+def rmse(predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None) -> Scores:
     """Square root of the mean squared error."""
     return np.sqrt(mse(predicted, true, where=where))
 
 
-def l2(predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None) -> Values:
+def l2(predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None) -> Scores:
     """Euclidean distance, usually on the thousand most expressed genes of the controls (:func:`highest`)."""
     p, t, w = _prepare(predicted, true, None, where, None)
     return np.sqrt((w * (p - t) ** 2).sum(axis=1))
@@ -57,7 +57,7 @@ def pearson(
     reference: ArrayLike | None = None,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-) -> Values:
+) -> Scores:
     """Correlation over genes."""
     p, t, w = _prepare(predicted, true, reference, where, weights)
     return _cosine(_centred(p, w), _centred(t, w), w)
@@ -70,7 +70,7 @@ def cosine(
     reference: ArrayLike | None = None,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-) -> Values:
+) -> Scores:
     """Cosine of the angle over genes."""
     p, t, w = _prepare(predicted, true, reference, where, weights)
     return _cosine(p, t, w)
@@ -83,7 +83,7 @@ def r2(
     reference: ArrayLike | None = None,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-) -> Values:
+) -> Scores:
     """Share of the variance over genes that is explained; below 0 where the true mean over genes does better."""
     p, t, w = _prepare(predicted, true, reference, where, weights)
     residual, total = (w * (p - t) ** 2).sum(axis=1), (w * _centred(t, w) ** 2).sum(axis=1)
@@ -92,13 +92,13 @@ def r2(
 
 def direction_match(
     predicted: ArrayLike, true: ArrayLike, *, reference: ArrayLike, where: ArrayLike | None = None
-) -> Values:
+) -> Scores:
     """Share of genes that move the same way; a gene without change has a direction of its own."""
     p, t, w = _prepare(predicted, true, reference, where, None)
     return _ratio((w * (np.sign(p) == np.sign(t))).sum(axis=1), w.sum(axis=1))
 
 
-def spread_ratio(predicted: ArrayLike, true: ArrayLike) -> Values:
+def spread_ratio(predicted: ArrayLike, true: ArrayLike) -> Scores:
     """Standard deviation over conditions of the predictions, divided by that of the truth, for every gene.
 
     Far below 1 means that the predictions hardly differ between perturbations.
@@ -111,7 +111,7 @@ def spread_ratio(predicted: ArrayLike, true: ArrayLike) -> Values:
     return _ratio(np.std(sides[0], axis=0), np.std(sides[1], axis=0))
 
 
-def de_weights(scores: ArrayLike) -> Values:
+def de_weights(scores: ArrayLike) -> Scores:
     """Weights of genes from signed test scores: the squared share of the way from the smallest to the largest.
 
     Parameters
@@ -176,7 +176,7 @@ def mask_of(positions: ArrayLike, n_genes: int) -> NDArray[np.bool_]:
     return mask
 
 
-def log_fold_change(means: ArrayLike, control: ArrayLike, *, pseudocount: float = 0.1) -> Values:
+def log_fold_change(means: ArrayLike, control: ArrayLike, *, pseudocount: float = 0.1) -> Scores:
     """Difference of ``log2(mean + pseudocount)``, the effect that PerturBench compares."""
     profiles = _rows("means", means)
     base = check_fits("control", check_numbers("control", control), profiles.shape)
@@ -185,7 +185,7 @@ def log_fold_change(means: ArrayLike, control: ArrayLike, *, pseudocount: float 
 
 def _error(
     predicted: ArrayLike, true: ArrayLike, where: ArrayLike | None, weights: ArrayLike | None
-) -> tuple[Values, Values]:
+) -> tuple[Scores, Scores]:
     p, t, w = _prepare(predicted, true, None, where, weights)
     return p - t, _ratio(w, w.sum(axis=1, keepdims=True))
 
@@ -196,7 +196,7 @@ def _prepare(
     reference: ArrayLike | None,
     where: ArrayLike | None,
     weights: ArrayLike | None,
-) -> tuple[Values, Values, Values]:
+) -> tuple[Scores, Scores, Scores]:
     """Both sides less the reference, and the weight of every value."""
     p, t = _rows("predicted", predicted), _rows("true", true)
     if p.shape != t.shape:
@@ -212,12 +212,12 @@ def _prepare(
     return p, t, w if where is None else w * check_fits("where", np.asarray(where, dtype=bool), p.shape)
 
 
-def _rows(name: str, values: ArrayLike) -> Values:
+def _rows(name: str, values: ArrayLike) -> Scores:
     """Conditions by genes, finite."""
     return check_numbers(name, values, ndim=2)
 
 
-def _centred(values: Values, weights: Values) -> Values:
+def _centred(values: Scores, weights: Scores) -> Scores:
     """Values less their mean; exactly 0 in a row that is constant but for rounding."""
     total = weights.sum(axis=1, keepdims=True)
     mean = np.nan_to_num(_ratio((weights * values).sum(axis=1, keepdims=True), total))
@@ -226,12 +226,12 @@ def _centred(values: Values, weights: Values) -> Values:
     return np.where(np.sqrt(variance) <= _CONSTANT * np.abs(mean), 0, centred)
 
 
-def _cosine(first: Values, second: Values, weights: Values) -> Values:
+def _cosine(first: Scores, second: Scores, weights: Scores) -> Scores:
     product = (weights * first * second).sum(axis=1)
     norms = np.sqrt((weights * first**2).sum(axis=1)) * np.sqrt((weights * second**2).sum(axis=1))
     return _ratio(product, norms)
 
 
-def _ratio(above: Values, below: Values) -> Values:
+def _ratio(above: Scores, below: Scores) -> Scores:
     """Quotient, NaN where nothing is divided by."""
     return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below != 0)

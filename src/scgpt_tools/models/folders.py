@@ -22,7 +22,7 @@ _MOST_HEADER = 10 << 20
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """File names of one kind of checkpoint."""
 
     owner: str
@@ -63,7 +63,7 @@ class Layout:
         return next((path for name in self.weights if (path := get(name)) is not None), None)
 
 
-def incomplete(where: str, layouts: Iterable[Layout], found: Iterable[str]) -> str:
+def incomplete(where: str, layouts: Iterable[FolderLayout], found: Iterable[str]) -> str:
     """Message for a place that holds no complete checkpoint."""
     kinds = "; or ".join(f"{layout} ({layout.owner})" for layout in layouts)
     names = sorted(found)
@@ -71,7 +71,7 @@ def incomplete(where: str, layouts: Iterable[Layout], found: Iterable[str]) -> s
     return f"Expected {where} to hold {kinds}; found {listing}."
 
 
-def check_folder(folder: Path, layouts: Iterable[Layout], *, vocabulary: bool = True) -> Path:
+def check_folder(folder: Path, layouts: Iterable[FolderLayout], *, vocabulary: bool = True) -> Path:
     """Refuse a folder that is no complete checkpoint; returns it.
 
     Parameters

@@ -29,7 +29,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from scgpt_tools._files import as_path
 from scgpt_tools._validate import check_text
-from scgpt_tools.models.folders import Layout, fault_of, incomplete
+from scgpt_tools.models.folders import FolderLayout, fault_of, incomplete
 from scgpt_tools.models.hub_guard import HostileAnswerError, NoAnswerError, guarded
 from scgpt_tools.settings import settings
 
@@ -90,7 +90,7 @@ class Repository:
         endpoint: str | None = None,
         origin: str | None = None,
         force_download: bool = False,
-        layouts: Sequence[Layout],
+        layouts: Sequence[FolderLayout],
     ) -> None:
         self.name, self.layouts = name, layouts
         self.revision = constants.DEFAULT_REVISION if revision is None else check_text("revision", revision)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgpt_tools.tokens.perturbations import Direction, Genes, Labels, Missing
+    from scgpt_tools.tokens.perturbations import Direction, GeneSet, Labels, Missing
 
 # Labels of controls in public data sets, for a message; nothing is taken for a control because of it.
 _CONTROL = re.compile(
@@ -45,9 +45,9 @@ class Conditions:
 
     labels: NDArray[Any]
     """(N,) condition of each cell in GEARS' spelling."""
-    genes: Genes
+    genes: GeneSet
     """Genes that some condition perturbs, sorted."""
-    missing: Genes
+    missing: GeneSet
     """Those of them without a column."""
 
     @property

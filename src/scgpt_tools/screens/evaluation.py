@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgpt_tools.tokens.perturbations import Genes
+    from scgpt_tools.tokens.perturbations import GeneSet
 
 CEILING = "split_half"
 
@@ -50,7 +50,7 @@ class ScreenEvaluation:
     """(C, G) means of two halves of the true cells."""
 
     @property
-    def targets(self) -> tuple[Genes, ...]:
+    def targets(self) -> tuple[GeneSet, ...]:
         """Genes that each row perturbs."""
         return tuple(condition_genes(condition) for condition in self.conditions)
 
@@ -259,7 +259,7 @@ def _check_contexts(pairs: Sequence[tuple[str, str]], controls: Profiles) -> Non
 
 
 def _combinations_only(
-    profiles: NDArray[np.float64], targets: Sequence[Genes], informed: NDArray[np.bool_]
+    profiles: NDArray[np.float64], targets: Sequence[GeneSet], informed: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Additive profiles of conditions of several genes, all seen alone; NaN elsewhere."""
     several = np.array([len(genes) > 1 for genes in targets], dtype=bool) & informed

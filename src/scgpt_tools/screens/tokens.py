@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.features import FeatureTable
-    from scgpt_tools.tokens.perturbations import Genes
+    from scgpt_tools.tokens.perturbations import GeneSet
     from scgpt_tools.tokens.tokenizer import Tokenizer
 
 _SHOWN = 20
@@ -31,12 +31,12 @@ _SHOWN = 20
 class Unmapped(NamedTuple):
     """Perturbed genes that the network cannot be conditioned on."""
 
-    without_column: Genes
+    without_column: GeneSet
     """They have a token."""
-    without_token: Genes
+    without_token: GeneSet
 
     @property
-    def genes(self) -> Genes:
+    def genes(self) -> GeneSet:
         """All of them."""
         return (*self.without_column, *self.without_token)
 
@@ -111,7 +111,7 @@ class ScreenTokens:
     def batch(
         self,
         inputs: sp.csr_matrix,
-        perturbed: Sequence[Genes],
+        perturbed: Sequence[GeneSet],
         keys: NDArray[np.uint64],
         *,
         seed: int,
@@ -134,6 +134,6 @@ class ScreenTokens:
         )
 
 
-def _listing(genes: Genes) -> str:
+def _listing(genes: GeneSet) -> str:
     more = f" and {len(genes) - _SHOWN} more" if len(genes) > _SHOWN else ""
     return ", ".join(genes[:_SHOWN]) + more

@@ -15,7 +15,7 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedKeys
 from scgpt_tools._outputs import check_room
 from scgpt_tools._validate import check_choice, check_integer, check_key_name
-from scgpt_tools.data.chunked_result import ChunkedResult, Layout, check_result_path
+from scgpt_tools.data.chunked_result import ChunkedResult, ChunkLayout, check_result_path
 from scgpt_tools.data.prefetch import prefetched
 from scgpt_tools.data.processes import check_process, device_of_process
 from scgpt_tools.data.rows import RowSource
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Attention
+    from scgpt_tools._types import AttentionBackend
     from scgpt_tools.data.whole import Trace
     from scgpt_tools.inference.runner import Computed
     from scgpt_tools.models.cell_model import CellModel
@@ -72,7 +72,7 @@ def embed_store(
     processes: int | None = None,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
-    attention: Attention | None = None,
+    attention: AttentionBackend | None = None,
     rng: int = 0,
     key_added: str | None = None,
     show_progress: bool | None = None,
@@ -172,7 +172,7 @@ def embed_store(
         pooling = pooling_of(cells.model.config, pooling)
         keys = EmbedKeys(key_added or embedding_key(cells.model.config))
         about = cells.provenance(pooling=pooling, normalize=normalize)
-        layout = Layout(
+        layout = ChunkLayout(
             cells=len(stored),
             width=cells.model.dim,
             chunk=chunk,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Attention, Include, RngLike, Unknown, Unmeasured
+    from scgpt_tools._types import AttentionBackend, Include, RngLike, Unknown, Unmeasured
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.perturbations import Direction
 
@@ -71,7 +71,7 @@ def evaluate_perturbation(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
-    attention: Attention | None = None,
+    attention: AttentionBackend | None = None,
     rng: RngLike = 0,
     show_progress: bool | None = None,
 ) -> PerturbationScores:

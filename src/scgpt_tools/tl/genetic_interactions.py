@@ -20,7 +20,7 @@ from scgpt_tools.tokens.perturbations import condition_genes
 
 if TYPE_CHECKING:
     from scgpt_tools._types import RngLike
-    from scgpt_tools.tokens.perturbations import Genes
+    from scgpt_tools.tokens.perturbations import GeneSet
 
 logger = logging.getLogger(__name__)
 
@@ -115,21 +115,21 @@ def genetic_interactions(
     return pd.DataFrame(found, index=pd.Index(["+".join(genes) for genes in doubles], dtype=object))
 
 
-def _rows(conditions: list[Genes]) -> dict[Genes, int]:
+def _rows(conditions: list[GeneSet]) -> dict[GeneSet, int]:
     """Row of each single and double by its sorted genes; the order in which they are written does not matter."""
-    row_of: dict[Genes, int] = {}
+    row_of: dict[GeneSet, int] = {}
     for row, genes in enumerate(conditions):
-        key: Genes = tuple(sorted(genes))
+        key: GeneSet = tuple(sorted(genes))
         if key in row_of:
             raise ValueError(f"Expected one row for each condition, found {'+'.join(key) or 'ctrl'!r} in two.")
         row_of[key] = row
     return row_of
 
 
-def _doubles(conditions: list[Genes], row_of: dict[Genes, int]) -> list[Genes]:
+def _doubles(conditions: list[GeneSet], row_of: dict[GeneSet, int]) -> list[GeneSet]:
     """Doubles with both singles, in the order of the table."""
     doubles = [genes for genes in conditions if len(genes) == 2]
-    whole: list[Genes] = [genes for genes in doubles if all((gene,) in row_of for gene in genes)]
+    whole: list[GeneSet] = [genes for genes in doubles if all((gene,) in row_of for gene in genes)]
     if not whole:
         raise ValueError(
             f"Expected a double and both of its singles among the conditions, found {len(doubles)} doubles and none "

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from mudata import MuData
 
-    from scgpt_tools._types import Attention, Layers, RngLike
+    from scgpt_tools._types import AttentionBackend, Layers, RngLike
     from scgpt_tools.inference.cells import Cells, Computed
     from scgpt_tools.inference.committee import AnyModel
     from scgpt_tools.models.cell_model import CellModel
@@ -57,7 +57,7 @@ def impute(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
-    attention: Attention | None = None,
+    attention: AttentionBackend | None = None,
     rng: RngLike = 0,
     key_added: str | None = None,
     show_progress: bool | None = None,

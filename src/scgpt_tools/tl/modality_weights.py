@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Attention, Layers, RngLike
+    from scgpt_tools._types import AttentionBackend, Layers, RngLike
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
 
@@ -41,7 +41,7 @@ def modality_weights(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
-    attention: Attention | None = None,
+    attention: AttentionBackend | None = None,
     rng: RngLike = 0,
     key_added: str = "mod_weight",
     show_progress: bool | None = None,

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tqdm.auto import tqdm
 
-    from scgpt_tools._types import Attention, Include, RngLike, Unknown, Unmeasured
+    from scgpt_tools._types import AttentionBackend, Include, RngLike, Unknown, Unmeasured
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.features import Duplicates
     from scgpt_tools.tokens.names import NameTable
-    from scgpt_tools.tokens.perturbations import Direction, Genes
+    from scgpt_tools.tokens.perturbations import Direction, GeneSet
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def predict_perturbation(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
-    attention: Attention | None = None,
+    attention: AttentionBackend | None = None,
     rng: RngLike = 0,
     key_added: str = "predicted",
     show_progress: bool | None = None,
@@ -237,7 +237,7 @@ class _Part(NamedTuple):
     """Cells that get a prediction."""
     rows: NDArray[np.int64]
     """The control that each prediction starts from."""
-    perturbed: list[Genes]
+    perturbed: list[GeneSet]
 
 
 def _conditions(adata: AnnData, key: str | None) -> NDArray[Any]:

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Attention, Include, RngLike, Unknown, Unmeasured
+    from scgpt_tools._types import AttentionBackend, Include, RngLike, Unknown, Unmeasured
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.precision import Precision
-    from scgpt_tools.tokens.perturbations import Direction, Genes
+    from scgpt_tools.tokens.perturbations import Direction, GeneSet
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def screen(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
-    attention: Attention | None = None,
+    attention: AttentionBackend | None = None,
     rng: RngLike = 0,
     show_progress: bool | None = None,
 ) -> AnnData:
@@ -193,7 +193,7 @@ def _mean_of(predictor: Predictor, rows: NDArray[np.int64]) -> tuple[NDArray[np.
     return total / len(rows), found.hexdigest()
 
 
-def _moments(predictor: Predictor, rows: NDArray[np.int64], perturbed: Genes) -> NDArray[np.float32]:
+def _moments(predictor: Predictor, rows: NDArray[np.int64], perturbed: GeneSet) -> NDArray[np.float32]:
     """(2, G) mean and standard deviation of the predictions over cells, one minibatch at a time."""
     mean, squares, seen = np.zeros(predictor.source.n_columns), np.zeros(predictor.source.n_columns), 0
     for _, expression in predictor.predict(rows, [perturbed] * len(rows)):
@@ -208,7 +208,7 @@ def _moments(predictor: Predictor, rows: NDArray[np.int64], perturbed: Genes) ->
 
 def _table(
     adata: AnnData,
-    wanted: Mapping[str, Genes],
+    wanted: Mapping[str, GeneSet],
     results: NDArray[np.float32],
     control: NDArray[np.float64],
     predictor: Predictor,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from scgpt_tools._lookup import absent
-from scgpt_tools._types import Genes, Overflow, Ties
+from scgpt_tools._types import GeneSelection, Overflow, Ties
 from scgpt_tools._validate import check_choice, check_integer
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.tokens.values import fractions_of
@@ -51,7 +51,7 @@ class ModalityConfig:
     standard: bool = False
     """Give all features one mean and one spread over cells, so that a rare protein is no smaller than a frequent one;
     only with ``genes="all"`` and values that are not binned."""
-    genes: Genes = "expressed"
+    genes: GeneSelection = "expressed"
     """Which features become tokens: those above zero, or all of a cell that was measured."""
     prefix: str = ""
     """What the names of features begin with in the vocabulary, so that the protein CD4 is not the gene CD4."""
@@ -77,7 +77,13 @@ class ModalityConfig:
     def __post_init__(self) -> None:
         if not self.name or (self.name.startswith("<") and self.name.endswith(">")):
             raise ValueError(f"Expected the name of a modality, found {self.name!r}.")
-        choices = {"values": ModalityValues, "ties": Ties, "genes": Genes, "choose": Choice, "overflow": Overflow}
+        choices = {
+            "values": ModalityValues,
+            "ties": Ties,
+            "genes": GeneSelection,
+            "choose": Choice,
+            "overflow": Overflow,
+        }
         for name, known in choices.items():
             check_choice(name, getattr(self, name), get_args(known))
         if (self.values == "binned") != (self.bins is not None):

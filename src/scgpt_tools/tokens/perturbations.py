@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools.vocabulary import Vocabulary
 
-Genes: TypeAlias = tuple[str, ...]
+GeneSet: TypeAlias = tuple[str, ...]
 """Genes that one condition perturbs; empty for controls."""
 Labels: TypeAlias = "Sequence[str] | NDArray[Any]"
 """One text a cell."""
@@ -78,7 +78,7 @@ class ConditionStyle:
                     f"Expected `guide_pattern` to be a regular expression, found {self.guide_pattern!r}: {error}."
                 ) from error
 
-    def genes(self, label: str, known: Collection[str] = ()) -> Genes:
+    def genes(self, label: str, known: Collection[str] = ()) -> GeneSet:
         """Genes of one label, each once, in the order written.
 
         Parameters
@@ -141,7 +141,7 @@ class ConditionStyle:
 GEARS_STYLE = ConditionStyle()
 
 
-def condition_genes(condition: str) -> Genes:
+def condition_genes(condition: str) -> GeneSet:
     """Genes of a condition in GEARS' spelling; ``G+ctrl`` and ``ctrl+G`` are the same."""
     return GEARS_STYLE.genes(condition)
 
@@ -192,7 +192,7 @@ def canonical_labels(
     if known:
         for label, written in genes.items():
             _check_names(label, written, style, known)
-    spellings: dict[frozenset[str], set[Genes]] = {}
+    spellings: dict[frozenset[str], set[GeneSet]] = {}
     for written in genes.values():
         spellings.setdefault(frozenset(written), set()).add(written)
     return {
@@ -201,7 +201,7 @@ def canonical_labels(
     }
 
 
-def _check_names(label: str, genes: Genes, style: ConditionStyle, known: Collection[str]) -> None:
+def _check_names(label: str, genes: GeneSet, style: ConditionStyle, known: Collection[str]) -> None:
     """Refuse names that are no measured gene and look like something else."""
     for gene in genes:
         if gene in known:
@@ -222,7 +222,7 @@ def _check_names(label: str, genes: Genes, style: ConditionStyle, known: Collect
                 )
 
 
-def perturbed_genes(conditions: Iterable[str]) -> Genes:
+def perturbed_genes(conditions: Iterable[str]) -> GeneSet:
     """Sorted genes that occur in some condition."""
     return tuple(sorted({gene for condition in conditions for gene in condition_genes(condition)}))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 import torch
 
-from scgpt_tools._types import Expects, Genes, Include, Overflow, Ties, Unknown, Unmeasured, Values
+from scgpt_tools._types import Expects, GeneSelection, Include, Overflow, Ties, TokenValues, Unknown, Unmeasured
 from scgpt_tools._validate import as_seed, check_choice, check_integer
 from scgpt_tools.tokens import kernels
 from scgpt_tools.tokens.batch import TokenBatch
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class TokenizerConfig:
     """How a cell becomes tokens; travels with the model that was trained on it."""
 
-    genes: Genes | Include = "expressed"
+    genes: GeneSelection | Include = "expressed"
     """Which genes become tokens: those with a value above zero, all that the vocabulary knows, or ``"batch-wise"``, for
     models of perturbations, those that some control of the minibatch expresses.  Elsewhere a cell does not depend on its
     neighbours, and the last means all."""
@@ -43,7 +43,7 @@ class TokenizerConfig:
     """Columns without a token: leave them out, or let them take part under the token of padding."""
     unmeasured: Unmeasured = "error"
     """Perturbed genes without a column: refuse them, or add their token to the cells that they are perturbed in."""
-    values: Values = "binned"
+    values: TokenValues = "binned"
     """What stands for expression: quantile bins within the cell, ``log1p`` of the value, or the value itself."""
     bins: int | None = 51
     """Number of bins including zero; only with ``values="binned"``."""
@@ -93,10 +93,10 @@ class TokenizerConfig:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "genes": tuple(dict.fromkeys((*get_args(Genes), *get_args(Include)))),
+    "genes": tuple(dict.fromkeys((*get_args(GeneSelection), *get_args(Include)))),
     "unknown": get_args(Unknown),
     "unmeasured": get_args(Unmeasured),
-    "values": get_args(Values),
+    "values": get_args(TokenValues),
     "ties": get_args(Ties),
     "overflow": (*get_args(Overflow), "shared"),
     "expects": get_args(Expects),

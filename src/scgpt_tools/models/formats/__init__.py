@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.config import ModelConfig
-    from scgpt_tools.models.folders import Layout
+    from scgpt_tools.models.folders import FolderLayout
     from scgpt_tools.models.formats.tensors import Contents
     from scgpt_tools.vocabulary import Vocabulary
 
@@ -40,7 +40,7 @@ def known() -> dict[str, Format]:
     return with_plugins(FORMATS, GROUP, Format)
 
 
-def layouts() -> tuple[Layout, ...]:
+def layouts() -> tuple[FolderLayout, ...]:
     """Names of the files of every format, the one to prefer first."""
     return tuple(kind.layout for kind in known().values())
 

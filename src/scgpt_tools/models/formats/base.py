@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.config import ModelConfig
-    from scgpt_tools.models.folders import Layout
+    from scgpt_tools.models.folders import FolderLayout
     from scgpt_tools.models.formats.rename import Rule
     from scgpt_tools.models.formats.tensors import Contents
     from scgpt_tools.models.transfer import Transfer
@@ -48,7 +48,7 @@ class Source:
     """Where a checkpoint is, as one format looks at it, and what the caller adds to its files."""
 
     folder: Path
-    layout: Layout
+    layout: FolderLayout
     file: Path | None = None
     """The file of weights, where the caller named one."""
     given_vocabulary: Vocabulary | Path | None = None
@@ -125,7 +125,7 @@ class Source:
 class Format:
     """A dialect of checkpoints."""
 
-    layout: Layout
+    layout: FolderLayout
     """Names of its files."""
     recognise: Callable[[Source], float]
     """How much of a source this format has words for, from 0 to 1; of several formats, the one with most reads it."""

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from scgpt_tools._files import placed, written_together
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import ModelConfig
-from scgpt_tools.models.folders import Layout
+from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.base import (
     Checkpoint,
     Format,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocab.json", "model.safetensors"
-LAYOUT = Layout("this package's format", CONFIG, (WEIGHTS,), VOCABULARY)
+LAYOUT = FolderLayout("this package's format", CONFIG, (WEIGHTS,), VOCABULARY)
 _PARTS = ("embedder.", "encoder.", "context.", "heads.")
 FORMAT, VERSION = "scgpt-tools", 2
 

@@ -16,7 +16,7 @@ import torch
 
 from scgpt_tools._files import placed, written_together
 from scgpt_tools._lookup import lookup
-from scgpt_tools.models.folders import Layout
+from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.base import (
     Checkpoint,
     Format,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ARGS, VOCABULARY, WEIGHTS = "args.json", "vocab.json", ("best_model.pt", "model.pt")
-LAYOUT = Layout("scGPT's format", ARGS, WEIGHTS, VOCABULARY)
+LAYOUT = FolderLayout("scGPT's format", ARGS, WEIGHTS, VOCABULARY)
 # What no tensor tells, as all released models have it.
 _USUAL = {"nheads": 8}
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scgpt_tools._types import Values
+    from scgpt_tools._types import TokenValues
     from scgpt_tools.models.config import EmbedderConfig, FromCellStyle, HeadConfig, ValueStyle
     from scgpt_tools.vocabulary import Vocabulary
 
@@ -65,7 +65,7 @@ _MOST = 2**31 - 1
 _MATRICES = ("table.weight", "perturbation.weight", "out.weight", "query.weight", "expand.weight")
 OWN, CHECKSUMS = "scgpt_tools", "checksums"
 """Setting with what scGPT has no words for, and the one in it with the checksums of the other files."""
-_VALUES: dict[str, Values] = {"binned": "binned", "log1p": "log1p", "normed_raw": "raw"}
+_VALUES: dict[str, TokenValues] = {"binned": "binned", "log1p": "log1p", "normed_raw": "raw"}
 
 
 class Settings:
