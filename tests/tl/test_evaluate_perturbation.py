@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 import scgpt_tools as sct
 from generators import generator
-from scgpt_tools.screens.evaluation import prepare_evaluation
+from scgpt_tools.screens.held_out import HeldOutScreen
 from screen_tables import screen
 
 # Generators with random weights tell perturbations hardly apart, and are told off for it.
@@ -37,7 +37,7 @@ def cells():
 @pytest.fixture
 def truth(cells) -> pd.DataFrame:
     """Mean profiles of the held-out conditions."""
-    found = prepare_evaluation(cells).truth
+    found = HeldOutScreen.read(cells).truth
     return pd.DataFrame(found.true, index=list(found.conditions), columns=cells.var_names)
 
 
@@ -58,7 +58,7 @@ def test_the_table_holds_every_method_condition_and_metric(cells, model, unchang
     assert set(scores.table["group"]) == {"seen_single", "combo_seen2"}
     assert not scores.table.duplicated(["condition", "method", "metric"]).any()
     assert scores.test_hash == cells.uns["split"]["hash"]["test"]
-    expected = prepare_evaluation(cells).table({})
+    expected = HeldOutScreen.read(cells).table({})
     baseline = scores.table[scores.table["role"] != "model"].drop(columns="role").reset_index(drop=True)
     pd.testing.assert_frame_equal(baseline, expected)
 
@@ -103,7 +103,7 @@ def test_predictions_come_from_controls_only(cells, model):
 def test_layers_of_predictions_are_averaged(cells, model):
     sct.tl.predict_perturbation(cells, None, model)
     scores = sct.tl.evaluate_perturbation(cells, "predicted")
-    prepared = prepare_evaluation(cells)
+    prepared = HeldOutScreen.read(cells)
     means = [cells.layers["predicted"][(cells.obs["condition"] == name).to_numpy()].mean(axis=0) for name in HELD]
     frame = pd.DataFrame(np.stack(means), index=list(HELD), columns=cells.var_names)
     expected = prepared.table({"predicted": frame.loc[list(prepared.truth.conditions)].to_numpy(float)})

@@ -11,9 +11,9 @@ import pytest
 
 import scgpt_tools as sct
 from generators import generator
-from scgpt_tools.inference.predicted_cells import CellScores
 from scgpt_tools.metrics import de_agreement, differential_expression, energy_distance
 from scgpt_tools.metrics.panel import CELL_EVAL, CELL_METRICS
+from scgpt_tools.screens.predicted_cells import CellScores
 from screen_tables import screen
 
 # Generators with random weights tell perturbations hardly apart, and are told off for it.

@@ -19,6 +19,7 @@ from scgpt_tools.models.precision import autocast
 from scgpt_tools.screens.annotations import check_log_values
 from scgpt_tools.screens.conditions import read_direction
 from scgpt_tools.screens.tokens import ScreenTokens
+from scgpt_tools.settings import settings
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import PERTURBED, condition_genes, flag_of, perturbed_genes
 from scgpt_tools.tokens.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools._types import Include, Unknown, Unmeasured
+    from scgpt_tools.screens.held_out import HeldOutScreen
     from scgpt_tools.tokens.perturbations import Direction, GeneSet
 
 
@@ -198,3 +200,32 @@ def read_perturbations(perts: str | Iterable[str]) -> dict[str, GeneSet]:
             raise ValueError(f"Expected perturbations to name genes such as 'KLF1' or 'SAMD1+ZBTB1', found {name!r}.")
         found["+".join(genes)] = genes
     return found
+
+
+def held_out_means(
+    screen: HeldOutScreen, predictor: Predictor, *, n_controls: int, keep: bool, show_progress: bool | None
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
+    """Mean over predictions of each row of a screen from controls of the same context, and the predicted cells."""
+    targets = screen.targets
+    predictor.check(targets)
+    contexts = screen.row_contexts
+    controls = {
+        context: screen.controls(context, n_controls, seed=predictor.cells.plan.seed)
+        for context in dict.fromkeys(contexts)
+    }
+    means = np.zeros((len(targets), predictor.source.n_columns))
+    cells: dict[str, NDArray[np.float32]] = {}
+    total = sum(len(controls[context]) for context in contexts)
+    with settings.progress((), total=total, unit="cell", show=show_progress) as bar:
+        for row, (context, perturbed) in enumerate(zip(contexts, targets, strict=True)):
+            rows = controls[context]
+            kept = []
+            for _, expression in predictor.predict(rows, [perturbed] * len(rows)):
+                means[row] += expression.sum(axis=0, dtype=np.float64)
+                bar.update(len(expression))
+                if keep:
+                    kept.append(expression)
+            means[row] /= len(rows)
+            if keep:
+                cells[screen.rows[row]] = np.concatenate(kept)
+    return means, cells

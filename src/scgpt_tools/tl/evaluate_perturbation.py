@@ -14,16 +14,15 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import as_seed, check_choice, check_text
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.rows import RowSource
 from scgpt_tools.inference.cells import Request
-from scgpt_tools.inference.held_out import HeldOut, original_scores
-from scgpt_tools.inference.perturbation import open_predictor
-from scgpt_tools.inference.predicted_cells import CellScores, Samples, score_cells
+from scgpt_tools.inference.perturbation import held_out_means, open_predictor
 from scgpt_tools.metrics.baselines import BASELINES
 from scgpt_tools.metrics.panel import METRICS
 from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, collapsed, overall_spread
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.screens.evaluation import CEILING, ScreenEvaluation, prepare_evaluation
+from scgpt_tools.screens.held_out import CEILING, HeldOutScreen
+from scgpt_tools.screens.predicted_cells import CellScores, Samples, score_cells
+from scgpt_tools.screens.predictions import layer_means, original_scores, table_means
 from scgpt_tools.screens.splits import condition_hash
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS
@@ -165,17 +164,16 @@ def evaluate_perturbation(
     named = _named(predictions)
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
-    prepared = prepare_evaluation(
+    screen = HeldOutScreen.read(
         adata, key=condition_key, split=split, part=part, within=within, layer=layer, genes=names, seed=seed
     )
-    screen = HeldOut.read(adata, prepared, key=condition_key, split=split, part=part, within=within)
     profiles: dict[str, NDArray[np.float64]] = {}
     samples: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, prediction in named.items():
         if isinstance(prediction, str) and prediction in adata.layers:
-            profiles[name], samples[name] = screen.from_layer(prediction, keep=bool(wanted))
+            profiles[name], samples[name] = layer_means(screen, prediction, keep=bool(wanted))
         elif isinstance(prediction, AnnData | pd.DataFrame):
-            profiles[name] = screen.from_table(name, prediction)
+            profiles[name] = table_means(screen, name, prediction)
         else:
             predictor = open_predictor(
                 adata,
@@ -186,24 +184,24 @@ def evaluate_perturbation(
                 unmeasured=unmeasured,
                 direction=direction,
                 key=condition_key,
+                opened=screen.source,
             )
-            profiles[name], samples[name] = screen.from_model(
-                predictor, n_controls=n_controls, keep=bool(wanted), show_progress=show_progress
+            profiles[name], samples[name] = held_out_means(
+                screen, predictor, n_controls=n_controls, keep=bool(wanted), show_progress=show_progress
             )
     wanted.check(samples)
-    spread = {name: _spread(values, prepared) for name, values in profiles.items()}
+    spread = {name: _spread(values, screen) for name, values in profiles.items()}
     for name, share in collapsed(spread).items():
         warn_user(collapse_message(name, share))
-    table = prepared.table(profiles, metrics=metrics)
+    table = screen.table(profiles, metrics=metrics)
     if wanted:
-        source = RowSource(adata, layer=layer)
-        compared = Samples.read(screen, source, samples, n_controls=n_controls, seed=seed)
-        table = pd.concat([table, _with_groups(score_cells(compared, wanted), prepared)], ignore_index=True)
+        compared = Samples.read(screen, samples, n_controls=n_controls, seed=seed)
+        table = pd.concat([table, _with_groups(score_cells(compared, wanted), screen)], ignore_index=True)
     scores = PerturbationScores(
         table=_with_roles(table, profiles),
-        originals=original_scores(prepared, profiles),
+        originals=original_scores(screen, profiles),
         spread=pd.Series(spread, name="spread", dtype=float),
-        test_hash=condition_hash(prepared.conditions),
+        test_hash=condition_hash(screen.conditions),
         rng=seed,
     )
     logger.info("%s", scores)
@@ -229,8 +227,8 @@ def _name_of(prediction: Prediction) -> str:
     return str(prediction) if not isinstance(prediction, AnnData | pd.DataFrame) else "prediction"
 
 
-def _with_groups(table: pd.DataFrame, prepared: ScreenEvaluation) -> pd.DataFrame:
-    table.insert(1, "group", table["condition"].map(prepared.groups))
+def _with_groups(table: pd.DataFrame, screen: HeldOutScreen) -> pd.DataFrame:
+    table.insert(1, "group", table["condition"].map(screen.groups))
     return table
 
 
@@ -240,7 +238,7 @@ def _with_roles(table: pd.DataFrame, models: Mapping[str, Any]) -> pd.DataFrame:
     return table
 
 
-def _spread(profiles: NDArray[np.float64], prepared: ScreenEvaluation) -> float:
+def _spread(profiles: NDArray[np.float64], screen: HeldOutScreen) -> float:
     # What the perturbed genes themselves do is known beforehand and would hide that nothing else differs.
-    truth = prepared.truth
+    truth = screen.truth
     return overall_spread(profiles - truth.control, truth.true - truth.control, truth.scored)

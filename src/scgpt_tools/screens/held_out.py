@@ -23,6 +23,7 @@ from scgpt_tools.screens.conditions import context_labels, control_mask, read_co
 from scgpt_tools.screens.profiles import Profiles, mean_profiles, split_halves
 from scgpt_tools.screens.ranking import rank_genes
 from scgpt_tools.screens.splits import seen_groups
+from scgpt_tools.tokens.orders import sample
 from scgpt_tools.tokens.perturbations import column_flags, condition_genes
 
 if TYPE_CHECKING:
@@ -36,18 +37,118 @@ if TYPE_CHECKING:
 CEILING = "split_half"
 
 
-@dataclass(frozen=True)
-class ScreenEvaluation:
-    """Everything that a table of predictions needs but the predictions of models."""
+@dataclass(frozen=True, eq=False)
+class HeldOutScreen:
+    """Held-out cells of a screen, read once: what to predict from, to compare with and to score beside."""
 
+    source: RowSource
+    """The table."""
+    units: NDArray[Any]
+    """(N,) row of the truth that each cell belongs to, by name; empty for others."""
+    contexts: NDArray[Any]
+    """(N,) context of each cell; empty where all are compared together."""
+    is_control: NDArray[np.bool_]
+    """(N,) which cells are controls."""
     train: TrainingEffects
     truth: Truth
     conditions: tuple[str, ...]
     """(C,) condition of each row of the truth; its name there may carry the context."""
     groups: dict[str, str]
     """Name of a row to how much of its genes training saw."""
+    first_half: NDArray[np.bool_]
+    """(N,) cells of the first half of their row."""
     halves: tuple[NDArray[np.float64], NDArray[np.float64]]
     """(C, G) means of two halves of the true cells."""
+
+    @classmethod
+    def read(
+        cls,
+        adata: AnnData,
+        *,
+        key: str = "condition",
+        split: str = "split",
+        part: str = "test",
+        within: str | Sequence[str] | None = None,
+        layer: str | None = None,
+        genes: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> HeldOutScreen:
+        """Average training and held-out cells, rank genes, and divide the held-out cells into halves.
+
+        Parameters
+        ----------
+        adata
+            Log-normalised cells with conditions and a split.
+        key
+            Column of ``obs`` with the conditions.
+        split
+            Column of ``obs`` with the parts.
+        part
+            Which of them to score.
+        within
+            Columns of ``obs``: take effects against the controls of the same cell type, batch and so on.
+        layer
+            Key of ``layers``; ``None`` takes ``X``.
+        genes
+            Names of the genes as conditions spell them; ``None`` takes ``var_names``.
+        seed
+            Seed of the halves.
+
+        Raises
+        ------
+        KeyError
+            If a column or layer is absent.
+        ValueError
+            If values look like counts, a part has no perturbed cells, a held-out condition has fewer than two cells, or
+            a context has no controls.
+        """
+        names = list(adata.var_names if genes is None else genes)
+        conditions = read_conditions(adata, key)
+        contexts = context_labels(adata, within)
+        # The part that is asked for need not have a usual name.
+        parts = read_parts(adata.obs, SplitKeys(split).obs, also=() if part in PARTS else (part,), others=True)
+        rows = _Rows(conditions, contexts, parts)
+        source = RowSource(adata, layer=layer)
+        cells = log_values(source)
+        train = rows.training_effects(cells, names)
+        held = rows.held_out(part)
+        shown = [unit_name(*pair) for pair in held]
+        # Where cells are held out, a condition has cells in other parts too.
+        own = np.isin(rows.units, shown) & (parts == part)
+        first_half = np.zeros(adata.n_obs, dtype=bool)
+        first_half[own] = split_halves(rows.units[own], adata.obs_names.to_numpy()[own], seed=seed)
+        seen = seen_groups(sorted({condition for _, condition in held}), pd.unique(conditions[parts == PARTS[0]]))
+        group_of = {condition: group for group, members in seen.items() for condition in members}
+        return cls(
+            source=source,
+            units=np.where(own, rows.units, ""),
+            contexts=rows.contexts,
+            is_control=rows.is_control,
+            train=train,
+            truth=rows.truth(cells, own, held, train, names),
+            conditions=tuple(condition for _, condition in held),
+            groups={name: group_of[condition] for name, (_, condition) in zip(shown, held, strict=True)},
+            first_half=first_half,
+            halves=(
+                mean_profiles(cells[own & first_half], rows.units[own & first_half], names=shown).means,
+                mean_profiles(cells[own & ~first_half], rows.units[own & ~first_half], names=shown).means,
+            ),
+        )
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows of the truth."""
+        return self.truth.conditions
+
+    @property
+    def row_contexts(self) -> tuple[str, ...]:
+        """Context of each row."""
+        return self.truth.contexts or ("",) * len(self.rows)
+
+    def controls(self, context: str, n: int, *, seed: int) -> NDArray[np.int64]:
+        """Rows of the table with at most ``n`` controls of a context, drawn by seed and name."""
+        found = np.flatnonzero(self.is_control & (self.contexts == context))
+        return found[sample(seed, 0, self.source.keys[found], n)]
 
     @property
     def targets(self) -> tuple[GeneSet, ...]:
@@ -81,71 +182,6 @@ class ScreenEvaluation:
         half = replace(self.truth, true=second)
         ceiling = evaluation_table({CEILING: first}, half, groups=self.groups, metrics=metrics)
         return pd.concat([scored, ceiling], ignore_index=True)
-
-
-def prepare_evaluation(
-    adata: AnnData,
-    *,
-    key: str = "condition",
-    split: str = "split",
-    part: str = "test",
-    within: str | Sequence[str] | None = None,
-    layer: str | None = None,
-    genes: Sequence[str] | None = None,
-    seed: int = 0,
-) -> ScreenEvaluation:
-    """Average training and held-out cells, rank genes, and divide the held-out cells into halves.
-
-    Parameters
-    ----------
-    adata
-        Log-normalised cells with conditions and a split.
-    key
-        Column of ``obs`` with the conditions.
-    split
-        Column of ``obs`` with the parts.
-    part
-        Which of them to score.
-    within
-        Columns of ``obs``: take effects against the controls of the same cell type, batch and so on.
-    layer
-        Key of ``layers``; ``None`` takes ``X``.
-    genes
-        Names of the genes as conditions spell them; ``None`` takes ``var_names``.
-    seed
-        Seed of the halves.
-
-    Returns
-    -------
-    What predictions are scored with.
-
-    Raises
-    ------
-    KeyError
-        If a column or layer is absent.
-    ValueError
-        If values look like counts, a part has no perturbed cells, a held-out condition has fewer than two cells, or a
-        context has no controls.
-    """
-    names = list(adata.var_names if genes is None else genes)
-    conditions = read_conditions(adata, key)
-    contexts = context_labels(adata, within)
-    parts = read_part(adata, split, part)
-    rows = _Rows(conditions, contexts, parts)
-    cells = log_values(RowSource(adata, layer=layer))
-    train = rows.training_effects(cells, names)
-    held = rows.held_out(part)
-    truth, halves = rows.truth(cells, part, held, train, names, adata.obs_names, seed)
-    shown = [unit_name(*pair) for pair in held]
-    seen = seen_groups(sorted({condition for _, condition in held}), pd.unique(conditions[parts == PARTS[0]]))
-    group_of = {condition: group for group, members in seen.items() for condition in members}
-    groups = {name: group_of[condition] for name, (_, condition) in zip(shown, held, strict=True)}
-    return ScreenEvaluation(train, truth, tuple(condition for _, condition in held), groups, halves)
-
-
-def read_part(adata: AnnData, split: str, part: str) -> NDArray[Any]:
-    """Part of each cell, among them one that is asked for and need not have a usual name."""
-    return read_parts(adata.obs, SplitKeys(split).obs, also=() if part in PARTS else (part,), others=True)
 
 
 class _Rows:
@@ -196,18 +232,15 @@ class _Rows:
     def truth(
         self,
         cells: Any,
-        part: str,
+        mask: NDArray[np.bool_],
         held: list[tuple[str, str]],
         train: TrainingEffects,
         names: Sequence[str],
-        cell_names: Sequence[str],
-        seed: int,
-    ) -> tuple[Truth, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    ) -> Truth:
+        """What to compare predictions of the held-out cells in ``mask`` with."""
         shown = [unit_name(*pair) for pair in held]
         targets = [condition_genes(condition) for _, condition in held]
-        # Where cells are held out, a condition has cells in other parts too.
         own = np.isin(self.units, shown)
-        mask = own & (self.parts == part)
         # Controls are given to every method, so all of a context count, whatever part they are in.
         controls = self.controls(cells, np.ones(mask.size, dtype=bool))
         _check_contexts(held, controls)
@@ -216,12 +249,8 @@ class _Rows:
         mean = perturbed_mean(train, targets).effects
         added = additive(train, targets)
         rows = np.flatnonzero(mask)
-        first = split_halves(self.units[rows], np.asarray(cell_names)[rows], seed=seed)
-        halves = [
-            mean_profiles(cells[rows[half]], self.units[rows[half]], names=shown).means for half in (first, ~first)
-        ]
         flags = column_flags([condition for _, condition in held], names, missing="ignore")
-        truth = Truth(
+        return Truth(
             conditions=tuple(shown),
             true=mean_profiles(cells[rows], self.units[rows], names=shown).means,
             control=control,
@@ -232,7 +261,6 @@ class _Rows:
             additive=_combinations_only(control + added.effects, targets, added.informed),
             contexts=tuple(context for context, _ in held),
         )
-        return truth, (halves[0], halves[1])
 
     def _scores(
         self, cells: Any, shown: Sequence[str], take: NDArray[np.bool_]

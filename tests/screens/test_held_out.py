@@ -7,7 +7,7 @@ import pytest
 
 from scgpt_tools import pp
 from scgpt_tools.metrics.evaluation import summarise_scores
-from scgpt_tools.screens.evaluation import prepare_evaluation
+from scgpt_tools.screens.held_out import HeldOutScreen
 from screen_tables import effects, screen
 
 HELD = ("G0+ctrl", "G2+G3", "G0+G6", "G4+G5")
@@ -22,7 +22,7 @@ def split_screen():
 
 
 def test_training_and_truth_share_no_condition(split_screen):
-    found = prepare_evaluation(split_screen)
+    found = HeldOutScreen.read(split_screen)
     assert found.conditions == found.truth.conditions == tuple(sorted(HELD))
     assert not {frozenset(genes) for genes in found.train.perturbed} & {frozenset(genes) for genes in found.targets}
     assert found.groups == {
@@ -35,13 +35,13 @@ def test_training_and_truth_share_no_condition(split_screen):
 
 def test_held_out_cells_do_not_reach_the_baselines(split_screen):
     """Changing every held-out cell changes the truth and leaves baselines and controls alone."""
-    before = prepare_evaluation(split_screen)
+    before = HeldOutScreen.read(split_screen)
     changed = split_screen.copy()
     held = np.flatnonzero(changed.obs["split"] == "test")
     dense = changed.X.toarray()
     dense[held] = dense[held][:, ::-1]
     changed.X = dense
-    after = prepare_evaluation(changed)
+    after = HeldOutScreen.read(changed)
     assert not np.allclose(before.truth.true, after.truth.true)
     np.testing.assert_allclose(before.train.effects, after.train.effects, rtol=1e-6)
     np.testing.assert_allclose(before.truth.control, after.truth.control, rtol=1e-6)
@@ -49,19 +49,19 @@ def test_held_out_cells_do_not_reach_the_baselines(split_screen):
 
 
 def test_halves_average_to_the_truth(split_screen):
-    found = prepare_evaluation(split_screen)
+    found = HeldOutScreen.read(split_screen)
     np.testing.assert_allclose(np.mean(found.halves, axis=0), found.truth.true, rtol=1e-6)
 
 
 def test_perturbed_genes_do_not_count(split_screen):
-    found = prepare_evaluation(split_screen)
+    found = HeldOutScreen.read(split_screen)
     row = found.conditions.index("G2+G3")
     assert np.flatnonzero(found.truth.targets[row]).tolist() == [2, 3]
     assert not found.truth.top[row, [2, 3]].any()
 
 
 def test_the_additive_baseline_wins_where_effects_add_up(split_screen):
-    table = prepare_evaluation(split_screen).table({})
+    table = HeldOutScreen.read(split_screen).table({})
     assert set(table["method"]) == {
         "no_change", "perturbed_mean", "matching_mean", "additive", "linear", "split_half",
     }  # fmt: skip
@@ -76,7 +76,7 @@ def test_the_additive_baseline_wins_where_effects_add_up(split_screen):
 
 
 def test_effects_are_those_of_the_screen(split_screen):
-    found = prepare_evaluation(split_screen, within="batch")
+    found = HeldOutScreen.read(split_screen, within="batch")
     row = found.train.perturbed.index(("G3",))
     assert np.corrcoef(found.train.effects[row], effects()["G3"])[0, 1] > 0.8
     assert found.truth.contexts == tuple(name.split("_")[0] for name in found.truth.conditions)
@@ -84,7 +84,7 @@ def test_effects_are_those_of_the_screen(split_screen):
 
 
 def test_a_context_has_its_own_controls(split_screen):
-    found = prepare_evaluation(split_screen, within="batch")
+    found = HeldOutScreen.read(split_screen, within="batch")
     dense = split_screen.X.toarray()
     mine = (split_screen.obs["batch"] == "b") & (split_screen.obs["condition"] == "ctrl")
     row = found.truth.conditions.index("b_G0+ctrl")
@@ -94,7 +94,7 @@ def test_a_context_has_its_own_controls(split_screen):
 def test_groups_of_cells_can_be_held_out():
     adata = screen(30)
     pp.cell_split(adata, "batch", test=["b"])
-    found = prepare_evaluation(adata, within="batch")
+    found = HeldOutScreen.read(adata, within="batch")
     assert all(name.startswith("b_") for name in found.truth.conditions)
     assert set(found.groups.values()) == {"seen_single", "combo_seen2"}
 
@@ -109,13 +109,13 @@ def test_groups_of_cells_can_be_held_out():
 )
 def test_what_is_missing_is_named(split_screen, change, message):
     with pytest.raises((KeyError, ValueError), match=message):
-        prepare_evaluation(split_screen, **change)
+        HeldOutScreen.read(split_screen, **change)
 
 
 def test_counts_are_refused(split_screen):
     split_screen.layers["counts"] = np.expm1(split_screen.X.toarray()).round()
     with pytest.raises(ValueError, match="raw counts"):
-        prepare_evaluation(split_screen, layer="counts")
+        HeldOutScreen.read(split_screen, layer="counts")
 
 
 @pytest.mark.parametrize("within", [None, "batch"])
@@ -123,7 +123,7 @@ def test_the_truth_holds_no_training_cell(within):
     """Where cells are held out, their conditions have training cells too, which are no part of the truth."""
     adata = screen(30)
     pp.cell_split(adata, "batch", test=["b"])
-    before = prepare_evaluation(adata, within=within)
+    before = HeldOutScreen.read(adata, within=within)
     held = ((adata.obs["batch"] == "b") & (adata.obs["condition"] == "G3+ctrl")).to_numpy()
     row = before.conditions.index("G3+ctrl")
     np.testing.assert_allclose(before.truth.true[row], adata.X.toarray()[held].mean(axis=0), rtol=1e-5)
@@ -132,7 +132,7 @@ def test_the_truth_holds_no_training_cell(within):
     dense = changed.X.toarray()
     dense[trained] = dense[trained][:, ::-1]
     changed.X = dense
-    after = prepare_evaluation(changed, within=within)
+    after = HeldOutScreen.read(changed, within=within)
     np.testing.assert_array_equal(after.truth.scores[row], before.truth.scores[row])
     np.testing.assert_array_equal(after.truth.true, before.truth.true)
     np.testing.assert_array_equal(after.halves, before.halves)
@@ -146,12 +146,12 @@ def test_a_training_condition_of_one_cell_counts_in_the_rest(split_screen, withi
     keep = ~np.isin(conditions, rare)
     keep[[np.flatnonzero(conditions == name)[0] for name in rare]] = True
     few = split_screen[keep].copy()
-    found = prepare_evaluation(few, within=within)
+    found = HeldOutScreen.read(few, within=within)
     assert np.isfinite(found.truth.scores).all()
     merged = few.copy()
     merged.obs["condition"] = merged.obs["condition"].astype(str).replace(dict.fromkeys(rare, "G1+ctrl"))
     # What the cells of the rest are called makes no difference to the held-out conditions.
-    again = prepare_evaluation(merged, within=within)
+    again = HeldOutScreen.read(merged, within=within)
     np.testing.assert_allclose(found.truth.weights, again.truth.weights)
     np.testing.assert_allclose(found.truth.scores, again.truth.scores)
 
@@ -162,4 +162,4 @@ def test_a_held_out_condition_of_one_cell_is_refused(split_screen, within):
     keep = conditions != "G2+G3"
     keep[np.flatnonzero(~keep)[0]] = True
     with pytest.raises(ValueError, match=r"at least two cells of every condition, found one for 1 .*G2\+G3"):
-        prepare_evaluation(split_screen[keep].copy(), within=within)
+        HeldOutScreen.read(split_screen[keep].copy(), within=within)

@@ -20,8 +20,7 @@ from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice
 from scgpt_tools.metrics.distribution import energy_distance, mmd
 from scgpt_tools.metrics.panel import CELL_EVAL, PERTPY
-from scgpt_tools.screens.evaluation import CEILING
-from scgpt_tools.screens.profiles import split_halves
+from scgpt_tools.screens.held_out import CEILING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools.data.rows import RowSource
-    from scgpt_tools.inference.held_out import HeldOut
+    from scgpt_tools.screens.held_out import HeldOutScreen
 
     Cells = NDArray[np.float32]
     Distance = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
@@ -91,45 +90,21 @@ class Samples:
 
     @classmethod
     def read(
-        cls,
-        screen: HeldOut,
-        source: RowSource,
-        models: Mapping[str, Mapping[str, Cells]],
-        *,
-        n_controls: int,
-        seed: int,
+        cls, screen: HeldOutScreen, models: Mapping[str, Mapping[str, Cells]], *, n_controls: int, seed: int
     ) -> Samples:
-        """Collect the cells.
-
-        Parameters
-        ----------
-        screen
-            The held-out cells.
-        source
-            The table.
-        models
-            Predicted cells of each row by model; those without any are left out.
-        n_controls
-            Most controls of a context.
-        seed
-            Seed of the draw of controls and of the halves.
-        """
-        prepared = screen.prepared
-        contexts = prepared.truth.contexts or ("",) * len(screen.rows)
-        held = np.flatnonzero(screen.units != "")
-        first = split_halves(screen.units[held], screen.adata.obs_names.to_numpy()[held], seed=seed)
+        """Collect true cells and at most ``n_controls`` controls of each context; models without cells are left out."""
         true, halves = {}, {}
         for name in screen.rows:
-            own = screen.units[held] == name
-            true[name], halves[name] = _dense(source, held[own]), first[own]
+            own = np.flatnonzero(screen.units == name)
+            true[name], halves[name] = _dense(screen.source, own), screen.first_half[own]
         controls = {
-            context: _dense(source, screen.controls(source, context, n_controls, seed=seed))
-            for context in dict.fromkeys(contexts)
+            context: _dense(screen.source, screen.controls(context, n_controls, seed=seed))
+            for context in dict.fromkeys(screen.row_contexts)
         }
-        shifts = {name: values - prepared.truth.control for name, values in prepared.baselines().items()}
+        shifts = {name: values - screen.truth.control for name, values in screen.baselines().items()}
         cells = {name: own for name, own in models.items() if own}
-        genes = tuple(map(str, screen.adata.var_names))
-        return cls(screen.rows, contexts, genes, true, halves, controls, shifts, cells)
+        genes = tuple(map(str, screen.source.adata.var_names))
+        return cls(screen.rows, screen.row_contexts, genes, true, halves, controls, shifts, cells)
 
     @property
     def methods(self) -> tuple[str, ...]:

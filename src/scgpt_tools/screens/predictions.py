@@ -1,0 +1,107 @@
+"""Predictions of held-out cells that are in a layer or a table, and scores of them as the originals compute them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scgpt_tools.metrics.perturbation_gears import evaluation_metrics
+from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
+from scgpt_tools.screens.profiles import mean_profiles
+from scgpt_tools.tokens.perturbations import condition_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgpt_tools.screens.held_out import HeldOutScreen
+
+_TOP = 20
+
+
+def layer_means(
+    screen: HeldOutScreen, layer: str, *, keep: bool
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
+    """Mean over the predictions of the held-out cells in a layer, and these cells by row."""
+    chosen = np.flatnonzero(screen.units != "")
+    found = screen.source.adata.layers[layer][chosen]
+    values = np.asarray(found.toarray() if sparse.issparse(found) else found, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"Expected a prediction of every held-out cell in layers[{layer!r}], found NaN or infinite numbers. "
+            "Predict with perts=None."
+        )
+    profiles = mean_profiles(values, screen.units[chosen], names=screen.rows)
+    cells = {name: values[screen.units[chosen] == name].astype(np.float32) for name in screen.rows} if keep else {}
+    return profiles.means, cells
+
+
+def table_means(screen: HeldOutScreen, name: str, table: AnnData | pd.DataFrame) -> NDArray[np.float64]:
+    """Mean profiles from a table with a row for each condition, by its name."""
+    adata = screen.source.adata
+    frame = table if isinstance(table, pd.DataFrame) else table.to_df()
+    for axis, names in (("rows", frame.index), ("genes", frame.columns)):
+        if not names.is_unique:
+            raise ValueError(
+                f"Expected {axis} of the predictions of {name!r} with names of their own, found "
+                f"{str(names[names.duplicated()][0])!r} twice."
+            )
+    rows_of = _by_genes(frame.index)
+    contexts = screen.row_contexts
+    rows = []
+    for shown, condition in zip(screen.rows, screen.conditions, strict=True):
+        there = [shown] if shown in frame.index else [] if any(contexts) else rows_of.get(condition_key(condition), [])
+        if not there:
+            raise ValueError(f"Expected a row {shown!r} in the predictions of {name!r}, found none.")
+        if len(there) > 1:
+            raise ValueError(f"Expected one row for {shown!r} in the predictions of {name!r}, found {there}.")
+        rows.append(there[0])
+    absent = adata.var_names.difference(frame.columns)
+    if len(absent):
+        raise ValueError(
+            f"Expected all {adata.n_vars} genes in the predictions of {name!r}, found {len(absent)} missing, "
+            f"the first being {absent[0]!r}."
+        )
+    try:
+        profiles = frame.loc[rows, adata.var_names].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Expected numbers in the predictions of {name!r}, found other values.") from error
+    if not np.isfinite(profiles).all():
+        # Left to the metrics, conditions without a score would drop out of the mean of this method alone.
+        unknown = [row for row, values in zip(rows, profiles, strict=True) if not np.isfinite(values).all()]
+        raise ValueError(f"Expected finite predictions of {name!r}, found NaN or infinite values in {unknown}.")
+    return profiles
+
+
+def _by_genes(names: pd.Index) -> dict[str, list[str]]:
+    """Rows of each set of genes, in whatever order they are written."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        with suppress(ValueError, AttributeError):
+            found.setdefault(condition_key(name), []).append(name)
+    return found
+
+
+def original_scores(screen: HeldOutScreen, models: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
+    """Scores of GEARS and scGPT as they compute them, for mean profiles (C, G) by the name of the model."""
+    truth = screen.truth
+    scores = truth.scores
+    assert scores is not None  # noqa: S101 - screen with them
+    top = np.argsort(-np.abs(scores), axis=1, kind="stable")[:, :_TOP]
+    rows = []
+    for name, values in models.items():
+        gears = evaluation_metrics(values, truth.true, top)
+        scgpt = scgpt_metrics(values, truth.true, truth.control, top)
+        found = {f"gears_{metric}": own for metric, own in gears.items()}
+        found |= {f"scgpt_{metric}": own for metric, own in scgpt.items()}
+        for metric, own in found.items():
+            frame = pd.DataFrame({"condition": truth.conditions, "method": name, "metric": metric, "value": own})
+            frame.insert(1, "group", frame["condition"].map(screen.groups))
+            rows.append(frame)
+    return pd.concat(rows, ignore_index=True)
