@@ -13,12 +13,11 @@ from safetensors.torch import save_file
 from scgpt_tools import _plugins, testing
 from scgpt_tools.models import FAMILIES, CellModel, formats
 from scgpt_tools.models.folders import FolderLayout
-from scgpt_tools.models.formats.base import Checkpoint, Format, share_known
+from scgpt_tools.models.formats.format import Checkpoint, Format, share_known
 from scgpt_tools.models.formats.rename import Rule, read_names
+from scgpt_tools.models.formats.scgpt import ALL_NAMES
 from scgpt_tools.models.formats.tensors import read_contents
 from scgpt_tools.vocabulary import Vocabulary
-
-EIGHT = "8 attention heads|nheads = 8"
 
 
 def load(place, **options) -> CellModel:
@@ -221,6 +220,24 @@ def test_a_package_adds_a_format(toy):
     assert (found.checksum, found.config.family) == (model.checksum, "toy")
     assert found.transfer.dropped == {"counter": "a counter of steps"}
     assert load(folder / "model.safetensors", vocabulary=folder / "genes.json").checksum == model.checksum
+
+
+def test_the_format_that_knows_most_of_the_tensors_reads_them(toy, monkeypatch, original, tmp_path):
+    """A dialect may have all names of another and one more, such as the norm of scGenePT."""
+    read = []
+    more = replace(
+        TOY,
+        recognise=lambda source: share_known(source, (*ALL_NAMES, Rule("ln.", "norm."))),
+        read=lambda source: read.append(set(source.contents.weights)) or formats.FORMATS["scgpt"].read(source),
+    )
+    monkeypatch.setitem(formats.FORMATS, "more", more)
+    torch.save(original.weights, tmp_path / "plain.pt")
+    load(tmp_path / "plain.pt", vocabulary=original.vocabulary, settings=original.args)
+    assert not read
+    torch.save(original.weights | {"ln.weight": torch.zeros(16)}, tmp_path / "more.pt")
+    with pytest.raises(ValueError, match=r"1 that none of its parts takes: ln\.weight"):
+        load(tmp_path / "more.pt", vocabulary=original.vocabulary, settings=original.args)
+    assert read == [set(original.weights) | {"ln.weight"}]
 
 
 def test_saving_into_a_folder_of_another_format_is_refused(toy):

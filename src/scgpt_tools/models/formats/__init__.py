@@ -10,7 +10,8 @@ from scgpt_tools._lookup import lookup
 from scgpt_tools._plugins import with_plugins
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.models.folders import incomplete
-from scgpt_tools.models.formats.base import Checkpoint, Format, Source, check_weights
+from scgpt_tools.models.formats.base import check_weights
+from scgpt_tools.models.formats.format import Checkpoint, Format, Source
 from scgpt_tools.models.formats.native import NATIVE
 from scgpt_tools.models.formats.scgpt import SCGPT
 from scgpt_tools.models.formats.tensors import some_names

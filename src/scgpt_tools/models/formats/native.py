@@ -18,14 +18,12 @@ from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.base import (
-    Checkpoint,
-    Format,
-    Source,
     as_float,
     checksums,
     read_settings,
     save_tensors,
 )
+from scgpt_tools.models.formats.format import Checkpoint, Format, Source
 from scgpt_tools.models.formats.version_1 import in_todays_words
 from scgpt_tools.models.transfer import Transfer
 from scgpt_tools.vocabulary import CLS, PAD, Vocabulary

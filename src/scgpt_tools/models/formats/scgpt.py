@@ -18,15 +18,12 @@ from scgpt_tools._files import placed, written_together
 from scgpt_tools._lookup import lookup
 from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.base import (
-    Checkpoint,
-    Format,
-    Source,
     as_float,
     checksums,
     read_settings,
     save_tensors,
-    share_known,
 )
+from scgpt_tools.models.formats.format import Checkpoint, Format, Source, share_known
 from scgpt_tools.models.formats.rename import Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt_config import (
     CHECKSUMS,
