@@ -29,6 +29,7 @@ from scgpt_tools.nn.heads import (
     FromCellConfig,
     FromCellStyle,
 )
+from scgpt_tools.nn.language import LanguageConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig, Sizes, check_least, check_row
 from scgpt_tools.nn.tables import ENCODERS, HEADS, PARTS
 from scgpt_tools.nn.transformer import TransformerConfig
@@ -55,6 +56,7 @@ __all__ = [
     "GenerationConfig",
     "GenesConfig",
     "HeadConfig",
+    "LanguageConfig",
     "ModelConfig",
     "Named",
     "PartConfig",

@@ -362,6 +362,8 @@ class Embedder(nn.Module):
                 tokens = tokens * vector.to(tokens.dtype)
             else:
                 tokens = tokens + vector
+        if tokens is None:
+            raise ValueError(f"Expected a token batch with something that the parts {list(config)} read, found nothing.")
         normed = self.norm(tokens, batch.batch) if isinstance(self.norm, SharedNorm | DomainNorm) else self.norm(tokens)
         return Embedded(self.dropout(normed), vectors)
 

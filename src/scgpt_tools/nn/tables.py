@@ -12,6 +12,7 @@ from scgpt_tools.nn.embedders import (
     TableConfig,
 )
 from scgpt_tools.nn.heads import AdversaryConfig, AffineConfig, ClassifierConfig, ExpressionConfig, FromCellConfig
+from scgpt_tools.nn.language import LanguageConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig
 from scgpt_tools.nn.transformer import TransformerConfig
 
@@ -23,6 +24,7 @@ PARTS: dict[str, type[PartConfig]] = {
     "scale": ScaleConfig,
     "perturbation": PerturbationConfig,
     "generation": GenerationConfig,
+    "language": LanguageConfig,
 }
 """Parts of the embedder."""
 

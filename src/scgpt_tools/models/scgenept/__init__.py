@@ -1,0 +1,1 @@
+"""The names of scGenePT's model types, and how its models start from scGPT."""
