@@ -24,7 +24,10 @@ from scgpt_tools.models.config import (
 
 VOCABULARY = testing.tiny_vocabulary()
 TINY = {"dim": 16, "layers": 2, "heads": 2, "hidden": 24, "dropout": 0.1}
-NEEDS = {"scgpt_multiomic": {"modalities": 4, "modality_pad": 0, "batches": 2}}
+NEEDS = {
+    "scgenept": {"width": 6},
+    "scgpt_multiomic": {"modalities": 4, "modality_pad": 0, "batches": 2},
+}
 
 
 def family(name: str) -> ModelConfig:
@@ -74,6 +77,12 @@ VARIANTS = {
         cell_type=ClassifierConfig(classes=9, names=tuple("ABCDEFGHI")), batch=AdversaryConfig(classes=3)
     ),
     "shallow classifier": with_heads(cell_type=ClassifierConfig(classes=2, layers=1)),
+    "text and GO, of which genes may lack one": FAMILIES["scgenept"](
+        VOCABULARY, **TINY, model_type="scgenept_ncbi+uniprot_go_c", width={"text": 6, "go": 4}, masked=True
+    ),
+    "a corrected table of texts": FAMILIES["scgenept"](
+        VOCABULARY, **TINY, model_type="scgenept_go_all_gpt_avg", width=5, frozen=True, rank=2
+    ),
     "affine with all options": replace(
         PERTURBATION,
         heads=Named(

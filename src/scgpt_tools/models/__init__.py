@@ -6,6 +6,7 @@ from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.families import FAMILIES
 from scgpt_tools.models.reference import ReferenceIndex
+from scgpt_tools.models.scgenept.names import ModelType, parse_model_type
 from scgpt_tools.models.scgpt import (
     MultiOmicTransformerModel,
     TransformerGenerator,
@@ -18,10 +19,12 @@ __all__ = [
     "FAMILIES",
     "CellModel",
     "ModelConfig",
+    "ModelType",
     "MultiOmicTransformerModel",
     "ReferenceIndex",
     "TransformerGenerator",
     "TransformerModel",
     "available",
     "load_pretrained",
+    "parse_model_type",
 ]

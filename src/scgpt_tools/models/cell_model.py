@@ -18,6 +18,7 @@ from torch import nn
 from scgpt_tools._files import as_path
 from scgpt_tools.models import formats, zoo
 from scgpt_tools.models.executor import embed_cells, layout_of
+from scgpt_tools.models.families import original_format
 from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
@@ -373,7 +374,9 @@ class CellModel(nn.Module):
         return formats.write(folder, self.config, self.vocabulary, self.state_dict(), "native")
 
     def export(self, folder: str | PathLike[str], *, attention_names: str = "torch") -> Path:
-        """Write a folder that the original scGPT loads; all files take their place together, as for :meth:`save`.
+        """Write a folder that the original of the family loads, such as scGPT.
+
+        All files take their place together, as for :meth:`save`.
 
         Parameters
         ----------
@@ -397,8 +400,9 @@ class CellModel(nn.Module):
         FileExistsError
             If it holds files of these names that this package did not write, such as a release of the original.
         """
+        original = original_format(self.config)
         return formats.write(
-            folder, self.config, self.vocabulary, self.state_dict(), "scgpt", attention_names=attention_names
+            folder, self.config, self.vocabulary, self.state_dict(), original, attention_names=attention_names
         )
 
 

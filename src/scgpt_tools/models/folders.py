@@ -33,6 +33,8 @@ class FolderLayout:
     """Files that may hold the weights, the one to prefer first."""
     vocabulary: str = "vocab.json"
     """File with the genes and their ids."""
+    settings_needed: bool = True
+    """Whether there is no checkpoint without the settings."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,9 +43,8 @@ class FolderLayout:
 
     def __str__(self) -> str:
         weights = " or ".join(self.weights)
-        return (
-            f"{self.settings}, {self.vocabulary} and {weights}" if self.settings else f"{self.vocabulary} and {weights}"
-        )
+        settings = f"{self.settings}, " if self.settings and self.settings_needed else ""
+        return f"{settings}{self.vocabulary} and {weights}"
 
     def weights_in(self, get: Callable[[str], Path | None], *, vocabulary: bool = False) -> Path | None:
         """Find the weights, if the files that belong to them are there too.
@@ -58,7 +59,7 @@ class FolderLayout:
         """
         if vocabulary and get(self.vocabulary) is None:
             return None
-        if self.settings is not None and get(self.settings) is None:
+        if self.settings is not None and get(self.settings) is None and self.settings_needed:
             return None
         return next((path for name in self.weights if (path := get(name)) is not None), None)
 

@@ -363,7 +363,9 @@ class Embedder(nn.Module):
             else:
                 tokens = tokens + vector
         if tokens is None:
-            raise ValueError(f"Expected a token batch with something that the parts {list(config)} read, found nothing.")
+            raise ValueError(
+                f"Expected a token batch with something that the parts {list(config)} read, found nothing."
+            )
         normed = self.norm(tokens, batch.batch) if isinstance(self.norm, SharedNorm | DomainNorm) else self.norm(tokens)
         return Embedded(self.dropout(normed), vectors)
 

@@ -7,17 +7,27 @@ from typing import TYPE_CHECKING
 from scgpt_tools._lookup import lookup
 from scgpt_tools._plugins import with_plugins
 from scgpt_tools.models.families.base import Family
+from scgpt_tools.models.families.scgenept import SCGENEPT
 from scgpt_tools.models.families.scgpt import SCGPT, SCGPT_MULTIOMIC, SCGPT_PERTURBATION
 
 if TYPE_CHECKING:
     from scgpt_tools.models.config import ModelConfig
 
-__all__ = ["FAMILIES", "GROUP", "Family", "embedding_key", "family_named", "find_family", "gene_embedding_key"]
+__all__ = [
+    "FAMILIES",
+    "GROUP",
+    "Family",
+    "embedding_key",
+    "family_named",
+    "find_family",
+    "gene_embedding_key",
+    "original_format",
+]
 
 GROUP = "scgpt_tools.families"
 """Entry points of other packages, each of which gives a :class:`Family` under its name."""
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SCGPT, SCGPT_PERTURBATION, SCGPT_MULTIOMIC)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (SCGPT, SCGPT_PERTURBATION, SCGPT_MULTIOMIC, SCGENEPT)}
 
 
 def family_named(name: str) -> Family:
@@ -40,6 +50,12 @@ def embedding_key(config: ModelConfig) -> str:
     """Key of ``obsm`` for embeddings of a model, whose family need not be installed."""
     family = find_family(config)
     return f"X_{config.family}" if family is None else family.key
+
+
+def original_format(config: ModelConfig) -> str:
+    """Format of the original's checkpoints, scGPT's for a family that is not installed."""
+    family = find_family(config)
+    return "scgpt" if family is None else family.original
 
 
 def gene_embedding_key(config: ModelConfig) -> str:

@@ -38,6 +38,11 @@ class Family:
     modalities: Callable[[ModelConfig, TokenizerConfig], ModelConfig] | None = None
     """Describe the model of several modalities that a model becomes, from its configuration and the tokenizer of all of
     them; ``None`` for a family without."""
+    original: str = "scgpt"
+    """Format of the original's checkpoints, which :meth:`~scgpt_tools.CellModel.export` writes."""
+    finetuning: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Defaults by task that differ from the task's own: fields of :class:`~scgpt_tools.train.FitConfig` and arguments of
+    :func:`~scgpt_tools.train.finetune`."""
     objectives: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Loss terms by task, each a ``name`` and its options, as a configuration file holds them.
 

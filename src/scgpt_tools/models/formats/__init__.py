@@ -13,6 +13,7 @@ from scgpt_tools.models.folders import incomplete
 from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.models.formats.format import Checkpoint, Format, Source
 from scgpt_tools.models.formats.native import NATIVE
+from scgpt_tools.models.formats.scgenept import SCGENEPT
 from scgpt_tools.models.formats.scgpt import SCGPT
 from scgpt_tools.models.formats.tensors import some_names
 
@@ -33,7 +34,7 @@ __all__ = ["FORMATS", "GROUP", "Checkpoint", "Format", "check_target", "layouts"
 GROUP = "scgpt_tools.formats"
 """Entry points of other packages, each of which gives a :class:`Format` under its name."""
 
-FORMATS: dict[str, Format] = {"native": NATIVE, "scgpt": SCGPT}
+FORMATS: dict[str, Format] = {"native": NATIVE, "scgpt": SCGPT, "scgenept": SCGENEPT}
 
 
 def known() -> dict[str, Format]:

@@ -1,0 +1,309 @@
+"""scGenePT's checkpoints: a bare state dict, with scGPT's ``vocab.json`` beside it.
+
+Sizes and streams are read off the tensors.  They do not tell the number of attention heads, which is 8 in all released
+files and may stand in ``args.json``, nor where a text came from: all axes of GO together are stored under the name of
+molecular functions (``gopt_encoder_f``), and NCBI's summaries under that of NCBI's and UniProt's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scgpt_tools._files import placed, written_together
+from scgpt_tools.config import from_dict, to_dict
+from scgpt_tools.models.config import (
+    ClassifierConfig,
+    ContinuousConfig,
+    EmbedderConfig,
+    ExpressionConfig,
+    FromCellConfig,
+    GenesConfig,
+    LanguageConfig,
+    ModelConfig,
+    Named,
+    PerturbationConfig,
+    TransformerConfig,
+)
+from scgpt_tools.models.families.scgenept import NAME
+from scgpt_tools.models.families.scgpt import scgpt_perturbation
+from scgpt_tools.models.folders import FolderLayout
+from scgpt_tools.models.formats.base import (
+    Checkpoint,
+    Format,
+    Source,
+    as_float,
+    checksums,
+    read_settings,
+    save_tensors,
+    share_known,
+)
+from scgpt_tools.models.formats.rename import Rule, read_names, write_names
+from scgpt_tools.models.formats.scgpt import ARGS, ATTENTION_NAMES, OTHER_NAMES, VOCABULARY
+from scgpt_tools.models.formats.scgpt_config import CHECKSUMS, OWN, Settings, check_matrices, checksums_in
+from scgpt_tools.nn.heads import ClassifierHead
+from scgpt_tools.tokens.tokenizer import TokenizerConfig
+from scgpt_tools.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from scgpt_tools.models.config import HeadConfig, PartConfig
+
+logger = logging.getLogger(__name__)
+
+# The first is what its training writes, the others are the released ones.
+WEIGHTS = (
+    "best_model.pt",
+    "best_model_seed_42.pt",
+    "best_model_gpt3.5_ada_rnd_seed_42.pt",
+    "best_model_gpt3.5_ada_rnd_seed_42_concat.pt",
+)
+LAYOUT = FolderLayout("scGenePT's format", ARGS, WEIGHTS, VOCABULARY, settings_needed=False)
+HEADS, HEADS_AT_WIDTH = 8, 512
+
+_AXES = ("c", "f", "p")
+_GO = {axis: f"gopt_encoder_{axis}." for axis in _AXES}
+_TEXT_NAMES = (
+    Rule("genept_encoder.embedding.", "embedder.text.table."),
+    Rule("genept_encoder.proj_layer.", "embedder.text.projection."),
+    Rule("genept_encoder.enc_norm.", "embedder.text.norm."),
+)
+
+
+def _go_names(prefix: str) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{prefix}embedding.", "embedder.go.table."),
+        Rule(f"{prefix}fc.", "embedder.go.projection."),
+        Rule(f"{prefix}enc_norm.", "embedder.go.norm."),
+    )
+
+
+# The classifier is in every file and nothing reads it; it is no annotator.
+_OWN_NAMES = (
+    Rule("ln.", "embedder.norm."),
+    Rule("cls_decoder._decoder.", "heads.cls.hidden."),
+    Rule("cls_decoder.out_layer.", "heads.cls.out."),
+)
+_OF_SCGPT = (
+    "encoder.embedding.",
+    "encoder.enc_norm.",
+    "value_encoder.linear1.",
+    "value_encoder.linear2.",
+    "value_encoder.norm.",
+    "pert_encoder.",
+    "transformer_encoder.",
+    "decoder.fc.",
+    "decoder.zero_logit.",
+    "mvc_decoder.",
+)
+_SHARED_NAMES = tuple(rule for rule in OTHER_NAMES if rule.theirs.startswith(_OF_SCGPT))
+_NAMES = (*_OWN_NAMES, *_TEXT_NAMES, *_SHARED_NAMES)
+_ALL_NAMES = (
+    *(rule for rules in ATTENTION_NAMES.values() for rule in rules),
+    *(rule for prefix in _GO.values() for rule in _go_names(prefix)),
+    *_NAMES,
+)
+
+
+def recognise(source: Source) -> float:
+    """Tell by the norm of the sum, the flags and the plain decoder, without which it is another's."""
+    theirs = source.contents.weights
+    needed = ("ln.weight", "pert_encoder.weight", "decoder.fc.0.weight")
+    return share_known(source, _ALL_NAMES) if all(name in theirs for name in needed) else 0.0
+
+
+def ours(folder: Path) -> bool:
+    """Whether none of the files that :func:`write` replaces is somebody else's."""
+    args = placed(folder, ARGS)
+    if args is None:
+        return not any(placed(folder, name) for name in (VOCABULARY, *WEIGHTS))
+    try:
+        return OWN in read_settings(args)
+    except (OSError, ValueError):
+        return False
+
+
+def read(source: Source) -> Checkpoint:
+    """Read a checkpoint as it was released, or as training wrote it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no vocabulary.
+    ValueError
+        If a tensor is unknown, or the settings contradict the tensors.
+    """
+    theirs = source.contents.weights
+    args = source.settings
+    if args is None:
+        dim = theirs["ln.weight"].shape[0]
+        args = {"nheads": HEADS} if dim == HEADS_AT_WIDTH else source.settings_or({"nheads": HEADS})
+    source.check_content(checksums_in(args))
+    vocabulary = source.vocabulary(Vocabulary.from_file)
+    axes = [axis for axis, prefix in _GO.items() if any(name.startswith(prefix) for name in theirs)]
+    if len(axes) > 1:
+        raise ValueError(f"Expected one table of GO texts in {str(source.weights)!r}, found those of {axes}.")
+    weights, transfer = read_names(theirs, _ALL_NAMES)
+    weights = as_float(weights)
+    check_matrices(weights)
+    said = str(source.weights)
+    config = _config(Settings(args), weights, vocabulary, sources=_sources(axes, said))
+    rows = {key: len(tensor) for key, tensor in weights.items() if key.endswith(_TABLES)}
+    if wrong := {key: count for key, count in rows.items() if count != config.n_tokens}:
+        raise ValueError(
+            f"Expected {config.n_tokens} rows, one for each token of {VOCABULARY}, found {wrong}: the vocabulary does not "
+            "belong to these weights."
+        )
+    return Checkpoint(config, vocabulary, weights, transfer, args)
+
+
+_TABLES = ("genes.table.weight", "text.table.weight", "go.table.weight")
+
+
+def _sources(axes: list[str], path: str) -> dict[str, str]:
+    """What the texts were, as far as the tensors and the names of folders and files tell."""
+    last = "/".join(path.replace("\\", "/").split("/")[-3:]).lower()
+    found = {"text": "ncbi+uniprot" if "ncbi+uniprot" in last else "ncbi"}
+    if axes:
+        axis = "all" if axes == ["f"] and "go_all" in last else axes[0]
+        pooling = next((pooling for pooling in ("concat", "avg") if pooling in last), "")
+        found["go"] = f"go_{axis}" + (f"_{pooling}" if pooling else "")
+        if axes == ["f"] and not re.search(r"go_(f|all)", last):
+            logger.info("The file does not tell GO's molecular functions from all axes; taken for the first.")
+    return found
+
+
+def _config(
+    settings: Settings, weights: Mapping[str, Tensor], vocabulary: Vocabulary, *, sources: Mapping[str, str]
+) -> ModelConfig:
+    dim = weights["embedder.norm.weight"].shape[0]
+    blocks = [int(key.split(".")[2]) for key in weights if key.startswith("encoder.blocks.")]
+    expand = weights.get("encoder.blocks.0.feed_forward.expand.weight")
+    if expand is None:
+        raise ValueError(f"Expected the layers of a transformer, found {len(blocks)} tensors, none of the first layer.")
+    heads = settings.whole("nheads", least=1) or settings.whole("nhead", least=1) or HEADS
+    own = settings.within(OWN)
+    parts: dict[str, PartConfig | None] = {
+        "genes": GenesConfig() if "embedder.genes.table.weight" in weights else None,
+        "values": ContinuousConfig() if "embedder.values.first.weight" in weights else None,
+    }
+    for name in ("text", "go"):
+        table = weights.get(f"embedder.{name}.table.weight")
+        if table is not None:
+            said = own.within("languages").mapping(name)
+            plain = {"width": table.shape[1], "source": sources[name]}
+            parts[name] = from_dict(LanguageConfig, {**plain, **said}, where=f"{ARGS}: {OWN}.languages.{name}")
+    flags = weights["embedder.perturbation.weight"]
+    # The flag of padding starts as zeros and is never trained.
+    silent = (~flags.any(dim=1)).nonzero().flatten().tolist()
+    parts["perturbation"] = PerturbationConfig(rows=len(flags), pad=silent[-1] if silent else None)
+    plain_tokenizer = to_dict(scgpt_perturbation(vocabulary).tokenizer)
+    tokenizer = {**plain_tokenizer, **own.mapping("tokenizer")}
+    return ModelConfig(
+        family=NAME,
+        n_tokens=len(vocabulary),
+        pad_id=vocabulary.pad_id,
+        dim=dim,
+        embedder=EmbedderConfig(parts=Named(parts), norm="layer"),
+        encoder=TransformerConfig(
+            layers=1 + max(blocks), heads=heads, hidden=len(expand), dropout=settings.number("dropout", 0.0)
+        ),
+        pooling="mean",
+        heads=_heads(weights),
+        tokenizer=from_dict(TokenizerConfig, tokenizer, where=f"{ARGS}: {OWN}.tokenizer"),
+        perturbation_flags=settings.rows("perturbation_flags"),
+    )
+
+
+def _heads(weights: Mapping[str, Tensor]) -> Named[HeadConfig]:
+    out = weights.get("heads.cls.out.weight")
+    depth = 1 + sum(tensor.dim() == 2 for key, tensor in weights.items() if key.startswith("heads.cls.hidden."))
+    return Named(
+        expression=ExpressionConfig(nonzero="heads.expression.nonzero.0.weight" in weights),
+        expression_from_cell=FromCellConfig() if "heads.expression_from_cell.query.weight" in weights else None,
+        cls=None if out is None else ClassifierConfig(classes=len(out), layers=depth),
+    )
+
+
+def write(
+    folder: Path,
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    weights: Mapping[str, Tensor],
+    *,
+    attention_names: str = "torch",
+    file: str = WEIGHTS[0],
+) -> None:
+    """Write a folder whose state dict the original loads, text tables in float32.
+
+    Raises
+    ------
+    ValueError
+        If the model has what the original has no words for: a mask of genes without texts, other streams.
+    """
+    languages = {name: part for name, part in config.embedder.parts.items() if isinstance(part, LanguageConfig)}
+    if config.family != NAME or not set(languages) <= {"text", "go"}:
+        raise ValueError(
+            f"Expected a model of scGenePT to write in its format, found {config.family!r} with {list(languages)}."
+        )
+    if any(part.masked for part in languages.values()):
+        raise ValueError(
+            "Expected a model in which genes without a text have rows of their own, found one that masks them, which the "
+            "original cannot: it would predict other numbers. Train with missing='draw' to exchange models with it, or "
+            "keep this one with `save`."
+        )
+    tensors = _merged({key: tensor.detach().cpu() for key, tensor in weights.items()}, languages)
+    if "heads.cls.out.weight" not in tensors:
+        tensors |= {
+            f"heads.cls.{key}": value.detach() for key, value in ClassifierHead(config.dim, 1).state_dict().items()
+        }
+    go = languages.get("go")
+    axis = "c" if go is None else go.source.removeprefix("go_").split("_")[0]
+    prefix = _GO.get(axis, _GO["f"])
+    rules = (*ATTENTION_NAMES[attention_names], *_go_names(prefix), *_NAMES)
+    theirs = {key: tensor.contiguous() for key, tensor in write_names(tensors, rules).items()}
+    args: dict[str, Any] = {
+        "nheads": config.encoder.heads,
+        "dropout": config.encoder.dropout,
+        "perturbation_flags": list(config.perturbation_flags),
+        OWN: {
+            "family": NAME,
+            "languages": {name: to_dict(part) | {"rank": 0} for name, part in languages.items()},
+            "tokenizer": to_dict(config.tokenizer),
+        },
+    }
+    for said in args[OWN]["languages"].values():
+        said.pop("kind", None)
+    with written_together(folder, instead_of=WEIGHTS) as aside:
+        save_tensors(lambda: torch.save(theirs, aside / file), aside / file)
+        vocabulary.save(aside / VOCABULARY)
+        args[OWN][CHECKSUMS] = checksums(aside, (VOCABULARY, file))
+        (aside / ARGS).write_text(json.dumps(args, indent=2) + "\n", encoding="utf-8")
+
+
+def _merged(weights: dict[str, Tensor], languages: Mapping[str, LanguageConfig]) -> dict[str, Tensor]:
+    """Add low-rank corrections to the tables that they correct."""
+    for name, part in languages.items():
+        if part.rank:
+            prefix = f"embedder.{name}.table."
+            change, basis = (weights.pop(f"{prefix}{key}") for key in ("change", "basis"))
+            weights[f"{prefix}weight"] = weights[f"{prefix}weight"] + change @ basis
+    return weights
+
+
+SCGENEPT = Format(
+    layout=LAYOUT,
+    recognise=recognise,
+    example="tensors such as ln.weight, pert_encoder.weight and decoder.fc.0.weight",
+    read=read,
+    write=write,
+    ours=ours,
+)
