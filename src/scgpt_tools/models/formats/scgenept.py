@@ -32,16 +32,8 @@ from scgpt_tools.models.config import (
 from scgpt_tools.models.families.scgenept import NAME
 from scgpt_tools.models.families.scgpt import scgpt_perturbation
 from scgpt_tools.models.folders import FolderLayout
-from scgpt_tools.models.formats.base import (
-    Checkpoint,
-    Format,
-    Source,
-    as_float,
-    checksums,
-    read_settings,
-    save_tensors,
-    share_known,
-)
+from scgpt_tools.models.formats.base import as_float, checksums, read_settings, save_tensors
+from scgpt_tools.models.formats.format import Checkpoint, Format, Source, share_known
 from scgpt_tools.models.formats.rename import Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt import ARGS, ATTENTION_NAMES, OTHER_NAMES, VOCABULARY
 from scgpt_tools.models.formats.scgpt_config import CHECKSUMS, OWN, Settings, check_matrices, checksums_in
