@@ -150,15 +150,7 @@ class Cells:
         return self.compute(embed, width=self.model.dim, show_progress=show_progress)
 
     def warn_about_empty(self, expressed: NDArray[np.int64], consequence: str) -> None:
-        """Say how many cells have nothing that the model knows.
-
-        Parameters
-        ----------
-        expressed
-            As of :class:`Computed`.
-        consequence
-            What becomes of such cells, as a sentence.
-        """
+        """Say how many cells have nothing that the model knows, and what becomes of them, as a sentence."""
         parts = [f" of {span.name!r}" for span in self.plan.features.spans] or [""]
         for part, counts in zip(parts, expressed.T, strict=True):
             warn_about_empty(counts, self.source.names, part, consequence)
@@ -171,10 +163,7 @@ class Cells:
     def provenance(self, **params: Any) -> dict[str, Any]:
         """How a result was made: scalars and strings only, which every version of every file format keeps.
 
-        Parameters
-        ----------
-        **params
-            What the task was told beside the arguments that all share.
+        ``params`` are arguments of the task beside those that all share.
         """
         model, request = self.model, self.request
         config = self.plan.tokenizer.config
@@ -220,24 +209,8 @@ def open_cells(
 ) -> Cells:
     """Load the model, match genes and look at the values, before anything is computed or changed.
 
-    Parameters
-    ----------
-    adata
-        The table.
-    model
-        A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
-    request
-        The arguments that tasks share.
-    tokenizer
-        How cells are read; ``None`` for the model's way.
-    totals
-        Sums of columns, where the table holds only some of the cells that count.
-    opened
-        Rows of the table, if it was opened before with the same layers.
-
-    Returns
-    -------
-    Everything that a walk needs.
+    ``tokenizer`` reads cells in another way than the model's own, ``totals`` are sums of columns where the table holds only
+    some of the cells that count, and ``opened`` are rows of the table that were opened before with the same layers.
     """
     layer = request.layer if request.tokens is None else request.tokens
     if opened is None and (not has_modalities(adata) or request.modality is not None):
@@ -330,17 +303,6 @@ def batch_codes(
 
 def load_model(model: CellModel | str | PathLike[str], device: str | torch.device | None = None) -> CellModel:
     """A model as it is, or loaded by its name or from its folder.
-
-    Parameters
-    ----------
-    model
-        What a task was given.
-    device
-        Where to load to.
-
-    Returns
-    -------
-    The model.
 
     Raises
     ------

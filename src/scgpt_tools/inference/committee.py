@@ -23,18 +23,7 @@ AnyModel: TypeAlias = CellModel | str | PathLike[str]
 
 
 def load_models(given: AnyModel | Sequence[AnyModel], device: str | torch.device | None) -> list[CellModel]:
-    """Load one model or several.
-
-    Parameters
-    ----------
-    given
-        One or more.
-    device
-        Where to load to.
-
-    Returns
-    -------
-    At least one.
+    """Load one model or several; at least one.
 
     Raises
     ------
@@ -62,20 +51,8 @@ def open_for_all(adata: AnnData | MuData, models: Sequence[CellModel], requests:
     return opened
 
 
-def credit(about: dict[str, Any], models: Sequence[CellModel]) -> dict[str, Any]:
-    """Provenance that names all models and their checksums.
-
-    Parameters
-    ----------
-    about
-        Provenance of the first of them.
-    models
-        All of them.
-
-    Returns
-    -------
-    A changed copy.
-    """
+def provenance_of_all(about: dict[str, Any], models: Sequence[CellModel]) -> dict[str, Any]:
+    """The provenance of the first model with the names and checksums of all."""
     named = {
         "name": ", ".join(model.name for model in models),
         "checksum": ", ".join(model.checksum for model in models),

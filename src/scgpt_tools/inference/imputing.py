@@ -74,21 +74,7 @@ def tokens_of(vocabulary: Vocabulary, part: ModalityConfig) -> tuple[str, ...]:
 
 
 def in_unit_of_data(values: NDArray[np.float32], part: ModalityConfig, tokens: Sequence[str]) -> NDArray[np.float32]:
-    """Turn what a model predicts into the unit that :func:`unit_of` names.
-
-    Parameters
-    ----------
-    values
-        (cells, tokens) predicted values.
-    part
-        How the modality is read.
-    tokens
-        What they are of.
-
-    Returns
-    -------
-    As many values.
-    """
+    """Turn predicted values (cells, tokens) into the unit that :func:`unit_of` names."""
     if part.values == "binned":
         if part.levels is None:
             return values

@@ -109,26 +109,8 @@ def open_predictor(
 ) -> Predictor:
     """Load a generator and match genes, before anything is computed or changed.
 
-    Parameters
-    ----------
-    adata
-        The table.
-    model
-        A generator, or what :meth:`~scgpt_tools.CellModel.from_pretrained` takes.
-    request
-        The arguments that tasks share.
-    include, unknown, unmeasured
-        How cells are read, where it is not as in training.
-    direction
-        What perturbations do; ``None`` for what the table says, and else for what the model was trained on.
-    key
-        Column of ``obs`` with the conditions.
-    opened
-        Rows of the table, if it was opened before.
-
-    Returns
-    -------
-    What predicts.
+    ``include``, ``unknown`` and ``unmeasured`` say how cells are read where it is not as in training, ``direction`` what
+    perturbations do where it is not as the table or else training says, and ``opened`` are rows of the table.
 
     Raises
     ------
@@ -174,16 +156,7 @@ def open_predictor(
 
 
 def read_perturbations(perts: str | Iterable[str]) -> dict[str, GeneSet]:
-    """Genes of each perturbation by its short name: ``"KLF1"``, ``"SAMD1+ZBTB1"``.
-
-    Parameters
-    ----------
-    perts
-        Names, with or without ``+ctrl``.
-
-    Returns
-    -------
-    Each perturbation once, in the order given.
+    """Genes of each perturbation by its short name (``"KLF1"``, ``"SAMD1+ZBTB1"``), each once, in the order given.
 
     Raises
     ------

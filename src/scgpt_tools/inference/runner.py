@@ -118,26 +118,7 @@ def compute(
 ) -> Computed:
     """Run a function over all cells.
 
-    Parameters
-    ----------
-    model
-        On its device.
-    source
-        The table.
-    plan
-        How to walk.
-    function
-        From a batch to (b, width) results.
-    finish
-        What is left to do with the results of a minibatch.
-    width
-        Their width.
-    show_progress
-        Draw a progress bar; ``None`` follows the settings.
-
-    Returns
-    -------
-    Results in the order of the table, and what of each cell the model has seen.
+    ``function`` goes from a batch to (b, width) results, ``finish`` does what is left to do with those of a minibatch.
 
     Raises
     ------
@@ -230,57 +211,19 @@ def cell_embeddings(
     normalize: bool = True,
     attention: str | None = None,
 ) -> Tensor:
-    """Embed cells.
-
-    Parameters
-    ----------
-    model
-        In eval mode.
-    batch
-        Cells.
-    pooling
-        How the tokens of a cell become one vector.
-    normalize
-        Scale each embedding to unit length.
-    attention
-        Backend; ``None`` for the fastest.
-
-    Returns
-    -------
-    (B, D) float32.
-    """
+    """Embed cells, (B, D) float32, by a model in eval mode; of unit length if ``normalize``."""
     cells = model.embed_cells(batch, attention=attention, pooling=pooling).float()
     return F.normalize(cells, dim=1) if normalize else cells
 
 
 def class_probabilities(model: CellModel, cells: Tensor) -> Tensor:
-    """Classify cells with the head ``cell_type``, which reads their embedding alone.
-
-    Parameters
-    ----------
-    model
-        In eval mode, with that head.
-    cells
-        (B, D) embeddings of :meth:`~scgpt_tools.CellModel.embed_cells`.
-
-    Returns
-    -------
-    (B, C) float32 probabilities.
-    """
+    """(B, C) float32 probabilities from embeddings (B, D), by the head ``cell_type``, which reads these alone."""
     head = cast("ClassifierHead", model.heads["cell_type"])
     return head.logits(cells).float().softmax(dim=1)
 
 
 def expression_of(model: CellModel, *, attention: str | None = None) -> Callable[[TokenBatch], Tensor]:
-    """A function that predicts the expression of tokens, (B, L) float32 on the CPU; there it takes several threads.
-
-    Parameters
-    ----------
-    model
-        With the head ``expression``; in eval mode when the function is called.
-    attention
-        Backend; ``None`` for the fastest.
-    """
+    """A function that predicts the expression of tokens, (B, L) float32 on the CPU; there it takes several threads."""
 
     def predict(cells: TokenBatch) -> Tensor:
         output = model(cells.to(model.device), ("expression",), attention=attention)
@@ -296,16 +239,7 @@ def expression_of(model: CellModel, *, attention: str | None = None) -> Callable
 
 
 def check_results(values: NDArray[np.float32], names: pd.Index, *, precision: str) -> None:
-    """Refuse results that are not finite, whatever the task.
-
-    Parameters
-    ----------
-    values
-        (b, width) results of some cells.
-    names
-        (b,) names of these cells.
-    precision
-        What they were computed in.
+    """Refuse results (b, width) that are not finite, whatever the task; ``names`` (b,) are those of the cells.
 
     Raises
     ------

@@ -140,24 +140,10 @@ def paired_controls(
     within: str | Sequence[str] | None = None,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Controls that were paired before, or drawn now.
+    """Controls (N, n) that were paired before, or drawn now; controls are paired with themselves.
 
-    Parameters
-    ----------
-    adata
-        Cells.
-    conditions
-        (N,) condition of each cell.
-    pairs
-        Key of ``obsm``; ``None`` takes ``"ctrl_indices"`` if it is there, and else draws one control a cell.
-    within
-        Columns of ``obs`` that a cell and its control share, for that draw.
-    seed
-        Seed of that draw.
-
-    Returns
-    -------
-    (N, n) rows; controls are paired with themselves.
+    ``pairs`` is a key of ``obsm``; ``None`` takes ``"ctrl_indices"`` if it is there, and else draws one control a cell, which
+    shares the columns ``within`` of ``obs`` with it.
 
     Raises
     ------
@@ -179,24 +165,10 @@ def paired_controls(
 def screen_parts(
     adata: AnnData, conditions: NDArray[Any], validation: float | str, *, controls: bool, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cells to train and to validate on.
+    """Rows of the cells to train and to validate on.
 
-    Parameters
-    ----------
-    adata
-        Cells.
-    conditions
-        (N,) condition of each cell.
-    validation
-        Column of ``obs`` with the parts, or a share of the conditions, drawn by seed; 0 validates on nothing.
-    controls
-        Train on controls too, which are paired with themselves.
-    seed
-        Seed of the draw.
-
-    Returns
-    -------
-    Rows of both parts.
+    ``validation`` is a column of ``obs`` with the parts, or a share of the conditions, drawn by seed; 0 validates on nothing.
+    With ``controls``, these are trained on too, each paired with itself.
 
     Raises
     ------

@@ -163,19 +163,10 @@ class HeldOutScreen:
     def table(
         self, predictions: Mapping[str, NDArray[np.float64]], *, metrics: Sequence[str] | None = None
     ) -> pd.DataFrame:
-        """Score predictions beside every baseline and the ceiling.
+        """Score mean profiles (C, G) by the name of the model beside every baseline and the ceiling.
 
-        Parameters
-        ----------
-        predictions
-            (C, G) mean profiles by the name of the model.
-        metrics
-            Names in :data:`scgpt_tools.metrics.panel.METRICS`; ``None`` takes all that these data allow.
-
-        Returns
-        -------
-        See :func:`scgpt_tools.metrics.evaluation.evaluation_table`.  The ceiling, ``"split_half"``, is one half of the
-        true cells scored against the other half.
+        The ceiling, ``"split_half"``, is one half of the true cells scored against the other half; see
+        :func:`scgpt_tools.metrics.evaluation.evaluation_table`.
         """
         scored = evaluation_table({**predictions, **self.baselines()}, self.truth, groups=self.groups, metrics=metrics)
         first, second = self.halves

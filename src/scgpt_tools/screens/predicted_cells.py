@@ -123,19 +123,7 @@ class Samples:
 
 
 def score_cells(samples: Samples, wanted: CellScores) -> pd.DataFrame:
-    """Score the cells of every method.
-
-    Parameters
-    ----------
-    samples
-        The cells.
-    wanted
-        Which scores.
-
-    Returns
-    -------
-    One row per ``condition``, ``method`` and ``metric``: ``value``.
-    """
+    """Score the cells of every method: ``value`` by ``condition``, ``method`` and ``metric``."""
     found: list[tuple[str, str, str, float]] = []
     if wanted.own or wanted.distances:
         found += _distances(samples, wanted)

@@ -33,21 +33,7 @@ class Round:
 def divide(
     method: str, conditions: Sequence[str], options: SplitOptions
 ) -> tuple[list[str], list[str], list[str], dict[str, dict[str, list[str]]]]:
-    """Training, validation and test conditions, and no subgroups of its own.
-
-    Parameters
-    ----------
-    method
-        One of :data:`METHODS` but ``"no_split"``.
-    conditions
-        Conditions without controls.
-    options
-        Seed, shares and named genes or conditions.
-
-    Returns
-    -------
-    Three lists and an empty mapping.
-    """
+    """Training, validation and test conditions by one of :data:`METHODS` but ``"no_split"``, and no subgroups."""
     if method == "simulation_single" and any(len(condition_genes(c)) > 1 for c in conditions):
         raise ValueError("Expected single perturbations only for 'simulation_single'; use 'simulation'.")
     rest, test = list(conditions), []

@@ -15,7 +15,7 @@ from scgpt_tools._validate import as_seed
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
-from scgpt_tools.inference.committee import credit, load_models, open_for_all
+from scgpt_tools.inference.committee import load_models, open_for_all, provenance_of_all
 from scgpt_tools.inference.runner import class_probabilities
 from scgpt_tools.models.config import ClassifierConfig
 from scgpt_tools.tl._labels import check_unassigned, write_labels
@@ -164,7 +164,7 @@ def annotate(
         computed[least].expressed, f"Cells without any known feature get no class but {unassigned!r}."
     )
     keys = AnnotateKeys(key_added)
-    about = credit(opened[0].provenance(threshold=threshold, unassigned=unassigned), models)
+    about = provenance_of_all(opened[0].provenance(threshold=threshold, unassigned=unassigned), models)
     result = query.copy() if copy else query
     left_out = write_labels(
         slots_of(result, modality),

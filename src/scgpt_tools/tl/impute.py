@@ -18,7 +18,7 @@ from scgpt_tools._validate import as_seed, check_key_name
 from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
-from scgpt_tools.inference.committee import credit, load_models, open_for_all
+from scgpt_tools.inference.committee import load_models, open_for_all, provenance_of_all
 from scgpt_tools.inference.imputing import HEADS, asked_values, in_unit_of_data, tokens_of, unit_of
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def impute(
     values = np.mean([own for own, _ in answers], axis=0, dtype=np.float32)
     opened[0].warn_about_empty(answers[0][1], "What is imputed says nothing about them: leave them out.")
     about = opened[0].provenance(modality=modality, predicted_from=", ".join(others[0]))
-    about = credit(about, models) | {"unit": unit_of(_part(models[0], modality))}
+    about = provenance_of_all(about, models) | {"unit": unit_of(_part(models[0], modality))}
     result = mdata.copy() if copy else mdata
     result.obsm[keys.obsm] = pd.DataFrame(values, index=mdata.obs_names, columns=list(asked))
     result.uns[keys.uns] = about
