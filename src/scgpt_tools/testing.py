@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.nn.embedders import TableConfig
 from scgpt_tools.nn.pooling import pool
-from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.tokens.batch import DECLARED, TokenBatch
 from scgpt_tools.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -91,6 +92,12 @@ def tiny_batch(model: CellModel, lengths: Sequence[int] = (6, 9, 3, 7), rng: int
         batch = batch.replace(modality=torch.from_numpy(random.integers(config.context.modalities, size=mask.shape)))
     if config.perturbation is not None:
         batch = batch.replace(perturbed=torch.from_numpy(random.integers(2, size=mask.shape)))
+    for part in config.embedder.parts.values():
+        for name in () if part.optional else part.reads:
+            if getattr(batch, name) is None:
+                shape = mask.shape if DECLARED[name].per == "token" else mask.shape[:1]
+                entries = torch.from_numpy(random.integers(_rows(model, name) or 2, size=shape))
+                batch = batch.replace(**{name: entries.to(DECLARED[name].dtype)})
     return batch.check().to(model.device)
 
 
@@ -121,11 +128,12 @@ def check_gene_order(model: CellModel, batch: TokenBatch) -> None:
 
 
 def check_depends_on_cell(model: CellModel, batch: TokenBatch) -> None:
-    """Another value changes the embedding of its cell, and of no other."""
-    values = batch.values.clone()
-    values[0, 1] = _readable(model, float(values[0, 1]) + 1)
+    """Another value, in all of its channels, changes the embedding of its cell, and of no other."""
+    changed = {name: tensor.clone() for name, tensor in batch.present("token").items() if DECLARED[name].marker}
+    for name, tensor in changed.items():
+        tensor[0, 1] = _readable(model, float(tensor[0, 1]) + 1, name)
     with torch.no_grad():
-        before, after = model(batch).cell, model(batch.replace(values=values)).cell
+        before, after = model(batch).cell, model(batch.replace(**changed)).cell
     if torch.allclose(before[0], after[0], atol=1e-6):
         raise AssertionError("The embedding of a cell does not depend on the values of its genes.")
     _same(after[1:], before[1:], "embeddings of the other cells")
@@ -230,16 +238,22 @@ CONTRACTS: dict[str, Callable[[CellModel, TokenBatch], None]] = {
 
 
 def _random_values(model: CellModel, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    if model.config.bins is not None:
-        return random.integers(model.config.bins.rows, size=shape).astype(np.float64)
+    if (rows := _rows(model, "values")) is not None:
+        return random.integers(rows, size=shape).astype(np.float64)
     bins = model.config.tokenizer.bins
     return random.uniform(0.1, 5.0, size=shape) if bins is None else random.integers(1, bins, size=shape) * 1.0
 
 
-def _readable(model: CellModel, value: float) -> float:
-    """A value that has a row, where values are looked up in a table."""
-    bins = model.config.bins
-    return value if bins is None else value % bins.rows
+def _rows(model: CellModel, field: str) -> int | None:
+    """Rows of the table that a field is looked up in, if it is."""
+    parts = model.config.embedder.parts.values()
+    return next((part.rows for part in parts if isinstance(part, TableConfig) and part.field == field), None)
+
+
+def _readable(model: CellModel, value: float, field: str = "values") -> float:
+    """A value that has a row, where the field is looked up in a table."""
+    rows = _rows(model, field)
+    return value if rows is None else value % rows
 
 
 def _padded(batch: TokenBatch, more: int) -> TokenBatch:

@@ -16,11 +16,15 @@ from scgpt_tools.models.config import (
     AffineConfig,
     ClassifierConfig,
     ContextConfig,
+    EmbedderConfig,
     ExpressionConfig,
     FromCellConfig,
+    GenesConfig,
     Named,
+    TableConfig,
     scgpt_embedder,
 )
+from scgpt_tools.nn.embedders import LinearConfig
 
 VOCABULARY = testing.tiny_vocabulary()
 TINY = {"dim": 16, "layers": 2, "heads": 2, "hidden": 24, "dropout": 0.1}
@@ -43,12 +47,17 @@ def with_heads(**heads) -> ModelConfig:
 
 
 BINNED = scgpt_embedder(values="binned", value_rows=54, value_pad=53)
+BINS = TableConfig(rows=8, field="bins", norm=False)
+RANKS = TableConfig(rows=30, field="positions")
+CHANNELS = EmbedderConfig(parts=Named(genes=GenesConfig(), values=LinearConfig(), bins=BINS, ranks=RANKS))
 CONTEXT = ContextConfig(batches=3, modalities=4)
 PERTURBATION = family("scgpt_perturbation")
 
 VARIANTS = {
     "binned values": scgpt(embedder=BINNED),
     "scaled values": scgpt(embedder=scgpt_embedder(values="scale")),
+    "a bin and a rank beside the value": scgpt(embedder=CHANNELS),
+    "a bin and no value": scgpt(embedder=EmbedderConfig(parts=Named(genes=GenesConfig(), bins=BINS))),
     "mean pooling": scgpt(pooling="mean"),
     "weighted pooling": scgpt(pooling="weighted"),
     "batch norm": scgpt(embedder=scgpt_embedder(norm="batch")),

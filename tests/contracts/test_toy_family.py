@@ -30,7 +30,7 @@ from scgpt_tools.models.config import (
 )
 from scgpt_tools.models.families import Family
 from scgpt_tools.models.folders import FolderLayout
-from scgpt_tools.models.formats.base import Checkpoint, Format, Source, share_known
+from scgpt_tools.models.formats.format import Checkpoint, Format, Source, share_known
 from scgpt_tools.models.formats.rename import Rule, read_names, write_names
 from scgpt_tools.tokens import TokenizerConfig
 from scgpt_tools.vocabulary import Vocabulary
