@@ -166,7 +166,7 @@ WRONG = {
     "accumulate": [0, 1.5],
     "gradient_checkpointing": ["False", 1, None],
     "clip": [0, -1.0, math.nan, math.inf, "1"],
-    "precision": ["16", "fp32", 32, None],
+    "precision": ["16", "float32", 32, None],
     "monitor": ["", 3],
     "mode": ["minimum", None],
     "patience": [0, -1, 1.5],

@@ -140,6 +140,23 @@ def test_options(cells, options):
         assert model.config.heads.expression.activation == "ReLU"
 
 
+def test_gradual_unfreezing_begins_with_the_flags_and_the_head(cells):
+    base = pretrained(cells.var_names)
+    with own_random_numbers(0):
+        start = perturbation_model(base)
+    model = finetune(cells, base, **QUICK, freeze="backbone", unfreeze_every=1)
+    changed = {
+        name.split(".")[0]
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, start.state_dict()[name])
+    }
+    assert changed == {"heads", "embedder"}
+    assert not torch.equal(flags_of(model), flags_of(start))
+    assert torch.equal(
+        model.state_dict()["embedder.genes.table.weight"], start.state_dict()["embedder.genes.table.weight"]
+    )
+
+
 def test_genes_without_token_are_dropped_or_padding(cells):
     known = [name for name in cells.var_names if name not in ("G38", "G39")]
     dropped, padded = (finetune(cells, pretrained(known), **QUICK, unknown=unknown) for unknown in ("drop", "pad"))

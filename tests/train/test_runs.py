@@ -179,7 +179,7 @@ def test_screens_of_the_version_before_count(tmp_path):
     asked["tokenizer"] |= {"genes": "all", "length": None, "overflow": "sample"}
     asked["genes of a cell"] = {
         "include": "all", "unknown": "pad", "unmeasured": "error", "length": 9, "sampling": "original",
-        "flag": asked.pop("flag of perturbed genes"),
+        "flag": asked["flag"],
     }  # fmt: skip
     (tmp_path / RUN).write_text(json.dumps(record))
     assert same(state(first), state(sct.train.finetune(cells, model, resume=True, **how)))

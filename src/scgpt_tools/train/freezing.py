@@ -67,14 +67,16 @@ def frozen(model: CellModel, freeze: Freeze) -> Iterator[None]:
 def stages(model: CellModel) -> list[list[nn.Parameter]]:
     """Parameters in the order in which gradual unfreezing releases them.
 
-    Those of heads and context and of the encoder beside its stages, then each stage of the encoder from the last to the
-    first, then the embedder.
+    What the task brings and what the encoder has beside its stages, then each stage of the encoder from the last to the
+    first, then the rest of the embedder.
     """
     layers = [list(stage.parameters()) for stage in reversed(model.encoder.stages)]
     staged = {id(parameter) for layer in layers for parameter in layer}
+    brought = [parameter for part in model.by_task for parameter in part.parameters()]
     beside = [parameter for parameter in model.encoder.parameters() if id(parameter) not in staged]
-    first = [*model.heads.parameters(), *model.context.parameters(), *beside]
-    return [first, *layers, list(model.embedder.parameters())]
+    new = {id(parameter) for parameter in brought}
+    rest = [parameter for parameter in model.embedder.parameters() if id(parameter) not in new]
+    return [[*brought, *beside], *layers, rest]
 
 
 def release(model: CellModel, stage: int) -> None:
@@ -85,7 +87,7 @@ def release(model: CellModel, stage: int) -> None:
     model
         The model; changed in place.
     stage
-        Last stage to train, 0 for heads and context only.
+        Last stage to train, 0 for what the task brings only.
     """
     for number, parameters in enumerate(stages(model)):
         for parameter in parameters:

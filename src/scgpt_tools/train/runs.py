@@ -199,24 +199,22 @@ def _read(folder: Path) -> dict[str, Any]:
             f"Expected {folder / RUN} to describe a run of this package, found another or a damaged file. Begin in another "
             "folder."
         )
-    settings = record["asked"].get("settings")
-    if isinstance(settings, dict) and "seed" in settings:  # as it was called before
-        settings["rng"] = settings.pop("seed")
     return record
 
 
 def _current(asked: Mapping[str, Any]) -> dict[str, Any]:
     """What a run of the version before was asked, as this one asks it."""
     asked = dict(asked)
+    if isinstance(settings := asked.get("settings"), dict) and "seed" in settings:
+        asked["settings"] = {"rng" if name == "seed" else name: value for name, value in settings.items()}
     if isinstance(hidden := asked.get("hidden"), dict):
         asked["hidden"] = hidden | {"name": _CORRUPTIONS.get(hidden.get("name", ""), hidden.get("name"))}
     network = asked.get("network")
     if isinstance(network, dict) and "values" in network.get("embedder", {}):
         asked["network"] = in_todays_words(network, where=f"{RUN}.network")
     if isinstance(tokenizer := asked.get("tokenizer"), dict):
-        # How a screen was read stood beside the tokenizer.
+        # How a screen was read stood beside the tokenizer, with the flag that the task names itself.
         if isinstance(reading := asked.pop("genes of a cell", None), dict):
-            asked["flag of perturbed genes"] = reading.get("flag")
             tokenizer |= {name: reading[name] for name in ("unknown", "unmeasured", "length") if name in reading}
             tokenizer["genes"] = reading.get("include")
             tokenizer["overflow"] = "shared" if reading.get("sampling") == "original" else "sample"
