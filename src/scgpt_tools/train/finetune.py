@@ -207,8 +207,8 @@ def finetune(
         Train on controls too, each paired with itself, as GEARS and scGPT do.  For ``"perturb"``.
     direction
         What the perturbations do, ``"up"`` (flag 1) or ``"down"`` (flag 2); ``None`` takes what
-        :func:`scgpt_tools.pp.parse_conditions` was told, and else flags by 1 as the originals do.  The model keeps
-        which flags it was shown.  For ``"perturb"``.
+        :func:`scgpt_tools.pp.parse_conditions` recorded, and else flags by 1 as the originals do.  The model keeps
+        which flags it was trained with.  For ``"perturb"``.
     include
         ``"all"`` genes, or ``"batch-wise"`` those that some control of the minibatch expresses.  For ``"perturb"``.
     unknown

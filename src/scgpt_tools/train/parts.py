@@ -39,28 +39,9 @@ def parts_for(
     tokenizer: TokenizerConfig,
     dropout: float | None = None,
 ) -> dict[str, Any]:
-    """Fields of a model's configuration that a task changes.
+    """Fields of a model's configuration that a task changes, as arguments of :meth:`~scgpt_tools.CellModel.adapt`.
 
-    Parameters
-    ----------
-    config
-        Of the model to start from.
-    objectives
-        Loss terms, whose heads are added.
-    classes, batches
-        Names of classes and technical batches, which are kept in the configuration.
-    batch_parts
-        Add an embedding of each batch for the expression heads.
-    batch_norm
-        Add a norm for each batch as well.
-    tokenizer
-        How cells become tokens.
-    dropout
-        Probability in the encoder; ``None`` keeps it.
-
-    Returns
-    -------
-    Arguments of :meth:`~scgpt_tools.CellModel.adapt`.
+    ``batch_parts`` add an embedding of each batch for the expression heads, and with ``batch_norm`` a norm for each.
     """
     heads = _heads(config.heads, objectives, classes, batches)
     if tokenizer.parts and not config.tokenizer.parts:
