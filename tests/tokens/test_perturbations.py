@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from scgpt_tools.tokens.perturbations import (
     ConditionStyle,
@@ -16,10 +15,7 @@ from scgpt_tools.tokens.perturbations import (
     format_condition,
     locate_genes,
     perturbed_genes,
-    perturbed_ids,
-    token_flags,
 )
-from scgpt_tools.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize(
@@ -115,27 +111,3 @@ def test_absent_genes_are_named():
 def test_column_flags():
     flags = column_flags(["ctrl", "B+ctrl", "C+A", "A+B+C"], ["A", "B", "C", "B"])
     np.testing.assert_array_equal(flags, [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0]])
-
-
-def test_token_flags_agree_with_column_flags():
-    names = ["A", "B", "C", "D"]
-    vocabulary = Vocabulary(["<pad>", "<cls>", *reversed(names)])
-    conditions = ["ctrl", "B+ctrl", "C+A", "A+B+D"]
-    tokens = torch.tensor(vocabulary.ids(names)).repeat(len(conditions), 1)
-    flags = token_flags(tokens, perturbed_ids(conditions, vocabulary))
-    np.testing.assert_array_equal(flags, column_flags(conditions, names))
-    assert flags.dtype == torch.int64
-
-
-def test_special_tokens_are_never_flagged():
-    vocabulary = Vocabulary(["<pad>", "<cls>", "A"])
-    tokens = torch.tensor([[1, 2, 0, 0]])
-    assert token_flags(tokens, perturbed_ids(["A+ctrl"], vocabulary)).tolist() == [[0, 1, 0, 0]]
-    assert token_flags(tokens, perturbed_ids(["ctrl"], vocabulary)).tolist() == [[0, 0, 0, 0]]
-
-
-def test_a_gene_without_token_is_named():
-    vocabulary = Vocabulary(["<pad>", "<cls>", "A"])
-    with pytest.warns(UserWarning, match="a token .* none for X"):
-        ids = perturbed_ids(["A+X"], vocabulary)
-    assert ids.tolist() == [[2]]

@@ -1,4 +1,4 @@
-"""Perturbation labels: ``A+B`` conditions to gene sets, and gene sets to flags on columns or tokens.
+"""Perturbation labels: ``A+B`` conditions to gene sets, and gene sets to flags on columns.
 
 The canonical spelling is that of GEARS: ``ctrl`` for controls, ``G+ctrl`` for one gene, ``A+B`` for several.  Other
 spellings are described by a :class:`ConditionStyle`; nothing is guessed.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 
 from scgpt_tools._validate import check_choice
 from scgpt_tools._warnings import warn_user
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from scgpt_tools.vocabulary import Vocabulary
 
 GeneSet: TypeAlias = tuple[str, ...]
 """Genes that one condition perturbs; empty for controls."""
@@ -295,50 +292,6 @@ def column_flags(conditions: Sequence[str], names: Sequence[str], *, missing: Mi
     for row, condition in enumerate(conditions):
         flags[row, [columns[gene] for gene in condition_genes(condition) if gene in columns]] = PERTURBED
     return flags
-
-
-def perturbed_ids(conditions: Sequence[str], vocabulary: Vocabulary, *, missing: Missing = "warn") -> Tensor:
-    """Token ids of the genes that each condition perturbs.
-
-    Parameters
-    ----------
-    conditions
-        B conditions in GEARS' spelling.
-    vocabulary
-        Gene to token id.
-    missing
-        See :func:`locate_genes`.
-
-    Returns
-    -------
-    (B, P) int64, filled up with -1.
-    """
-    genes = perturbed_genes(conditions)
-    found = {gene: int(token) for gene, token in zip(genes, vocabulary.ids(genes), strict=True) if token >= 0}
-    locate_genes(genes, found, missing=missing, where="a token")
-    rows = [[found[gene] for gene in condition_genes(condition) if gene in found] for condition in conditions]
-    ids = torch.full((len(rows), max(map(len, rows), default=0)), -1, dtype=torch.int64)
-    for row, tokens in zip(ids, rows, strict=True):
-        row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
-    return ids
-
-
-def token_flags(genes: Tensor, perturbed: Tensor) -> Tensor:
-    """Flag the perturbed tokens of every cell.
-
-    Parameters
-    ----------
-    genes
-        (B, L) token ids.
-    perturbed
-        (B, P) perturbed token ids of each cell, filled up with -1.
-
-    Returns
-    -------
-    (B, L) int64, :data:`PERTURBED` or :data:`UNTOUCHED`.
-    """
-    hit = (genes.unsqueeze(-1) == perturbed.unsqueeze(1)).any(dim=-1)
-    return torch.where(hit, PERTURBED, UNTOUCHED)
 
 
 def flag_of(
