@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
 from scgpt_tools.models.cell_model import CellModel
@@ -200,9 +201,11 @@ def check_gradients(model: CellModel, batch: TokenBatch) -> None:
             raise AssertionError(f"No head trains {name}.")
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
             raise AssertionError(f"The gradient of {name} is not finite.")
-    pad = trained.embedder.get_parameter("genes.table.weight").grad
-    if pad is not None and bool(pad[model.config.pad_id].any()):
-        raise AssertionError("The gene embedding of padding is trained.")
+    for name, part in trained.config.embedder.parts.items():
+        tables = [table for table in trained.embedder.part(name).modules() if isinstance(table, nn.Embedding)]
+        grads = [table.weight.grad for table in tables if part.reads == ("genes",)]
+        if any(grad is not None and bool(grad[model.config.pad_id].any()) for grad in grads):
+            raise AssertionError(f"The row of padding is trained in the part {name!r} of the embedder.")
 
 
 def check_modes(model: CellModel, batch: TokenBatch) -> None:

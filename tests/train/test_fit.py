@@ -12,10 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from scgpt_tools.models.config import (
-    AdversaryConfig,
-    Named,
-)
+from scgpt_tools.models.config import AdversaryConfig, ClassifierConfig, Named
 from scgpt_tools.objectives import (
     BatchAdversary,
     CellType,
@@ -530,6 +527,14 @@ def test_weights_that_are_no_numbers_are_not_returned(make_model, make_data):
 
     with pytest.raises(LossNotFiniteError, match="finite weights after training, found NaN or infinity in 1 tensors"):
         fit(make_model(), make_data(validation=[]), BOTH, FitConfig(**QUICK | {"epochs": 1}), callbacks=[Ruin()])
+
+
+def test_an_adversary_that_is_none_is_refused(make_model, make_data):
+    model = make_model().adapt(heads=Named(batch=ClassifierConfig(classes=2)))
+    with pytest.raises(
+        ValueError, match="head 'batch' to be an adversary, whose gradient is reversed, found Classifier"
+    ):
+        fit(model, make_data(corruption=None), [BatchAdversary()], FitConfig(**QUICK))
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.0, 3.0])

@@ -9,12 +9,13 @@ Shape letters: B cells, L tokens, D width.  ``...`` is (B, L), or (N,) where tok
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from scgpt_tools._lookup import absent
+from scgpt_tools._lookup import lookup
 from scgpt_tools.config import OneOf, settle_fields
 
 if TYPE_CHECKING:
@@ -98,9 +99,7 @@ class Embedded(NamedTuple):
     @property
     def genes(self) -> Tensor:
         """(..., D) the part ``genes`` alone."""
-        if "genes" not in self.parts:
-            raise ValueError(f"Expected an embedder with the part 'genes', found {list(self.parts)}.")
-        return self.parts["genes"]
+        return lookup(self.parts, "genes", "part of the embedder")
 
     def total(self, names: Iterable[str]) -> Tensor:
         """(..., D) sum of the parts of these names that are there: one stream of several."""
@@ -174,7 +173,7 @@ class Encoder(nn.Module):
     parts: tuple[str, ...] = ()
     """Names of the embedder's parts that it reads beside their sum."""
     gradient_checkpointing: bool = False
-    """Keep only what goes into each stage and compute the rest again for the gradients."""
+    """Keep only what goes into each stage and compute the rest again for the gradients; see :meth:`run`."""
     adapted: ClassVar[dict[str, str]] = {}
     """Linear maps that can be given adapters: what to call them, and the ends of their names within a stage."""
 
@@ -192,6 +191,12 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def run(self, stage: nn.Module, *inputs: Any, **options: Any) -> Any:
+        """Compute a stage; every encoder calls its stages by this."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(stage, *inputs, use_reentrant=False, **options)
+        return stage(*inputs, **options)
+
     def products(self, embedded: Embedded, layout: PaddedLayout, layer: int) -> Tensor:
         """Products of queries and keys (B, H, L, L) in one layer, unscaled."""
         raise NotImplementedError(f"{type(self).__name__} does not show its attention.")
@@ -204,10 +209,7 @@ class Encoder(nn.Module):
         ValueError
             If the encoder has no such map.
         """
-        for target in targets:
-            if target not in self.adapted:
-                raise ValueError(absent(target, self.adapted, "linear map of the encoder"))
-        ends = tuple(f".{self.adapted[target]}" for target in targets)
+        ends = tuple(f".{lookup(self.adapted, target, 'linear map of the encoder')}" for target in targets)
         staged = {id(part) for stage in self.stages for part in stage.modules()}
         return [name for name, part in self.named_modules() if id(part) in staged and f".{name}".endswith(ends)]
 
@@ -249,7 +251,7 @@ class HeadInput:
     @property
     def genes(self) -> Tensor:
         """(B, L, D) gene embeddings."""
-        return self.parts["genes"]
+        return lookup(self.parts, "genes", "part of the embedder")
 
     @property
     def values(self) -> Tensor:

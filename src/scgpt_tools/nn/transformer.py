@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from scgpt_tools.nn.attention import Attention, Layout, PackedLayout, PaddedLayout, query_key_products
 from scgpt_tools.nn.linear import Linear
@@ -153,10 +150,8 @@ class Transformer(Encoder):
         x, layout = embedded.tokens, self._visible(layout)
         weights: list[Tensor] = []
         last = len(self.blocks) - 1
-        again = self.gradient_checkpointing and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks):
-            run = partial(checkpoint, block, use_reentrant=False) if again else block
-            x, layer_weights = run(x, layout, first_only=first_only and number == last)
+            x, layer_weights = self.run(block, x, layout, first_only=first_only and number == last)
             if layer_weights is not None:
                 weights.append(layer_weights)
         return Encoded(self.norm(x), weights=weights or None)

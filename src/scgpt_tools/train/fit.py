@@ -385,8 +385,13 @@ def _reversing(model: CellModel, objectives: Sequence[Objective]) -> Iterator[No
     if not factors:
         yield
         return
-    head = model.heads["batch"]
-    assert isinstance(head, AdversaryHead)  # noqa: S101 - there are no others of that name
+    (name,) = BatchAdversary.heads
+    head = model.heads[name]
+    if not isinstance(head, AdversaryHead):
+        raise ValueError(
+            f"Expected the head {name!r} to be an adversary, whose gradient is reversed, found {type(head).__name__}. Give "
+            "the model an `AdversaryConfig` of that name."
+        )
     before, head.reversal = head.reversal, factors[0]
     try:
         yield

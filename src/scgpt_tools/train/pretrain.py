@@ -218,9 +218,9 @@ def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:
     """Untrained model of a configuration; its weights depend on ``train.rng`` and the vocabulary only."""
     with own_random_numbers(config.train.seed), torch.no_grad():
         model = CellModel(describe(config, vocabulary), vocabulary)
-        for name, parameter in model.encoder.named_parameters():
-            if name.endswith(("attention.value.weight", "attention.out.weight")):
-                parameter.mul_(config.family.gain)
+        encoder = model.encoder
+        for name in encoder.maps(target for target in ("value", "out") if target in encoder.adapted):
+            encoder.get_parameter(f"{name}.weight").mul_(config.family.gain)
     return model
 
 
