@@ -257,7 +257,7 @@ def test_huber_by_modality(model, masked):
         (MaskedExpression, {"delta": 1.0}), (MaskedExpression, {"by_modality": "yes"}),
         (MaskedExpression, {"modality_weights": (1.0,)}),
         (MaskedExpression, {"by_modality": True, "modality_weights": (0.0, 0.0)}),
-        (MaskedExpressionFromCell, {"shown": 1}), (CellType, {"weight": "1"}), (CellType, {"weight": math.nan}),
+        (MaskedExpressionFromCell, {"visible": 1}), (CellType, {"weight": "1"}), (CellType, {"weight": math.nan}),
         (CellType, {"weight": -1.0}), (CellType, {"from_step": -1}), (CellType, {"from_step": 1.5}),
         (ContrastiveCells, {"temperature": 0.0}), (ContrastiveCells, {"temperature": math.nan}),
         (ElasticSimilarity, {"threshold": 1.5}), (BatchAdversary, {"reversal": -1.0}),

@@ -147,7 +147,7 @@ def test_units():
         ({"modality": "rna"}, ValueError, "has learnt to predict all of 'rna'"),
         ({"modality": "prot", "features": ["CD8"]}, KeyError, "no feature of 'prot' named 'CD8'"),
         ({"modality": "prot", "layer": "counts"}, KeyError, "'counts'"),
-        ({"modality": "prot", "batch_key": None}, ValueError, "is told which of its 2 batches a cell is of: a, b"),
+        ({"modality": "prot", "batch_key": None}, ValueError, "is conditioned on its 2 batches: a, b"),
         ({"modality": "prot", "batch_key": "kind"}, ValueError, "no class of obs"),
     ],
 )

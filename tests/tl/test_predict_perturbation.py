@@ -213,7 +213,7 @@ def test_the_setting_for_attention_counts(cells, model, monkeypatch):
     assert cells.uns["predicted"]["params"]["attention"] == "eager"
 
 
-def shown(model, *flags):
+def trained_with(model, *flags):
     model.config = replace(model.config, perturbation_flags=flags)
     return model
 
@@ -222,12 +222,12 @@ def test_directions_are_flags_of_their_own(cells, model):
     layers = {}
     for direction in ("up", "down"):
         adata = cells.copy()
-        sct.tl.predict_perturbation(adata, "G0", shown(model, 1, 2), direction=direction)
+        sct.tl.predict_perturbation(adata, "G0", trained_with(model, 1, 2), direction=direction)
         layers[direction] = adata.layers["predicted"]
     assert adata.uns["predicted"]["params"]["flag"] == 2
     for name, flags in (("one", (1,)), ("other", (2,)), ("unknown", ())):
         adata = cells.copy()
-        sct.tl.predict_perturbation(adata, "G0", shown(model, *flags))
+        sct.tl.predict_perturbation(adata, "G0", trained_with(model, *flags))
         layers[name] = adata.layers["predicted"]
     np.testing.assert_array_equal(layers["one"], layers["up"])
     np.testing.assert_array_equal(layers["unknown"], layers["up"])
@@ -237,7 +237,7 @@ def test_directions_are_flags_of_their_own(cells, model):
 
 def test_the_direction_of_the_labels_counts(cells, model):
     sct.pp.parse_conditions(cells, direction="down")
-    sct.tl.predict_perturbation(cells, "G0", shown(model, 1, 2))
+    sct.tl.predict_perturbation(cells, "G0", trained_with(model, 1, 2))
     assert cells.uns["predicted"]["params"]["flag"] == 2
 
 
@@ -252,7 +252,7 @@ def test_the_direction_of_the_labels_counts(cells, model):
 def test_directions_that_the_model_was_not_shown_are_refused(cells, model, unchanged, flags, direction, message):
     before = unchanged(cells)
     with pytest.raises(ValueError, match=message):
-        sct.tl.predict_perturbation(cells, "G0", shown(model, *flags), direction=direction)
+        sct.tl.predict_perturbation(cells, "G0", trained_with(model, *flags), direction=direction)
     assert unchanged(cells) == before
 
 

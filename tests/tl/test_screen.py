@@ -148,7 +148,7 @@ def test_damaged_files_of_a_store_are_computed_again(cells, model, tmp_path, dam
 def test_a_store_whose_request_is_damaged_is_named(cells, model, tmp_path):
     sct.tl.screen(cells, "G0", model, store=tmp_path)
     (tmp_path / "request.json").write_text("{")
-    with pytest.raises(ValueError, match=r"request.json to say what the store was asked for"):
+    with pytest.raises(ValueError, match=r"request.json to describe the store"):
         sct.tl.screen(cells, "G0", model, store=tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What is hidden is hidden, is scored, and is as much as was asked for."""
+"""What is hidden is hidden, is scored, and is as much as was wished."""
 
 from __future__ import annotations
 

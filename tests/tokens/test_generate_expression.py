@@ -1,4 +1,4 @@
-"""Genes that are shown and genes that are asked for, expressed or silent."""
+"""Visible genes and query genes, expressed or not."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ def tokens(seen: TokenBatch, cell: int, which: torch.Tensor) -> dict[int, float]
 
 
 def test_shown_genes_are_expressed_and_asked_ones_are_hidden(batch):
-    seen = GenerateExpression(shown=6, expressed=5, silent=4)(batch, 0)
+    seen = GenerateExpression(visible=6, expressed=5, unexpressed=4)(batch, 0)
     for cell in range(8):
         truth = dict(zip(batch.genes[cell].tolist(), batch.values[cell].tolist(), strict=True))
         expressed = {gene for gene, value in truth.items() if value > 0}
-        shown = tokens(seen, cell, seen.mask & ~seen.hidden)
-        asked = tokens(seen, cell, seen.hidden)
-        assert shown.pop(1) == -2
-        assert set(shown) <= expressed
-        assert not set(shown) & set(asked)
-        assert all(truth[gene] == value for gene, value in (shown | asked).items())
-        assert len(set(asked) & expressed) == min(5, len(expressed) // 3)
-        assert len(shown) == min(6, len(expressed) - len(expressed) // 3 if len(expressed) < 15 else len(expressed) - 5)
-        assert len(set(asked) - expressed) == 4
+        visible = tokens(seen, cell, seen.mask & ~seen.hidden)
+        queries = tokens(seen, cell, seen.hidden)
+        assert visible.pop(1) == -2
+        assert set(visible) <= expressed
+        assert not set(visible) & set(queries)
+        assert all(truth[gene] == value for gene, value in (visible | queries).items())
+        assert len(set(queries) & expressed) == min(5, len(expressed) // 3)
+        assert len(visible) == min(
+            6, len(expressed) - len(expressed) // 3 if len(expressed) < 15 else len(expressed) - 5
+        )
+        assert len(set(queries) - expressed) == 4
 
 
 def test_hidden_values_are_not_among_the_inputs(batch):
-    seen = GenerateExpression(shown=6, expressed=5, silent=4)(batch, 0)
+    seen = GenerateExpression(visible=6, expressed=5, unexpressed=4)(batch, 0)
     assert (seen.values[seen.hidden] == -1).all()
     assert torch.equal(seen.hidden, seen.generated)
     assert not (seen.hidden & ~seen.mask).any()
@@ -54,7 +56,7 @@ def test_hidden_values_are_not_among_the_inputs(batch):
 
 
 def test_tokens_that_are_seen_come_first_and_padding_last(batch):
-    seen = GenerateExpression(shown=6, expressed=5, silent=4)(batch, 0)
+    seen = GenerateExpression(visible=6, expressed=5, unexpressed=4)(batch, 0)
     kind = torch.where(seen.hidden, 1, torch.where(seen.mask, 0, 2))
     assert (kind.diff(dim=1) >= 0).all()
     assert seen.mask.any(dim=0).all()
@@ -63,7 +65,7 @@ def test_tokens_that_are_seen_come_first_and_padding_last(batch):
 
 def test_draws_belong_to_the_cell(batch):
     """A cell is treated alike among other cells, and another seed treats it in another way."""
-    corruption = GenerateExpression(shown=6, expressed=5, silent=4)
+    corruption = GenerateExpression(visible=6, expressed=5, unexpressed=4)
     whole = corruption(batch, np.random.default_rng(3))
     part = corruption(batch.select(slice(4, 7)), np.random.default_rng(3))
     for place, cell in enumerate(range(4, 7)):
@@ -73,7 +75,7 @@ def test_draws_belong_to_the_cell(batch):
     assert any(tokens(whole, cell, whole.hidden) != tokens(other, cell, other.hidden) for cell in range(8))
 
 
-@pytest.mark.parametrize("options", [{"shown": 0}, {"expressed": 0}, {"silent": -1}, {"keep_first": -1}])
+@pytest.mark.parametrize("options", [{"visible": 0}, {"expressed": 0}, {"unexpressed": -1}, {"keep_first": -1}])
 def test_wrong_options_are_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=name):
@@ -91,11 +93,11 @@ def test_genes_are_asked_for_as_often_in_cells_that_express_them(rng):
 
     def share_expressed(corruption: GenerateExpression) -> np.ndarray:
         seen = corruption(batch, 0)
-        asked = np.bincount(seen.genes[seen.hidden], minlength=N_GENES + 2)[2:]
+        queries = np.bincount(seen.genes[seen.hidden], minlength=N_GENES + 2)[2:]
         found = np.bincount(seen.genes[seen.hidden & (seen.target > 0)], minlength=N_GENES + 2)[2:]
-        return found / asked
+        return found / queries
 
-    plain = GenerateExpression(shown=4, expressed=2, silent=2)
+    plain = GenerateExpression(visible=4, expressed=2, unexpressed=2)
     assert np.ptp(share_expressed(plain)) > 0.7
     assert np.abs(share_expressed(plain.knowing(known)) - 0.5).max() < 0.12
     assert plain.knowing(known) == plain

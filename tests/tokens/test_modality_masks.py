@@ -1,4 +1,4 @@
-"""Whole modalities are asked for, and nothing of what is asked for is shown."""
+"""Whole modalities are queried, and nothing of a query is visible."""
 
 from __future__ import annotations
 

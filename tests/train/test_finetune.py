@@ -41,7 +41,7 @@ def base(make_model) -> CellModel:
 # --- annotation ---------------------------------------------------------------------------------------------------
 
 
-def test_annotation_is_learnt_and_told(base, cells, make_cells, tmp_path):
+def test_annotation_is_learnt(base, cells, make_cells, tmp_path):
     query = make_cells(40, seed=5, prefix="query")
     model = sct.train.finetune(cells, base, task="annotate", label_key="kind", **QUICK | {"epochs": 15, "lr": 1e-2})
     folder = model.save(tmp_path / "annotator")
@@ -188,7 +188,7 @@ def test_minibatches_of_one_batch_or_of_all(base, cells):
 
 
 def test_integration_takes_over_what_fits(base, cells):
-    """The expression heads are told the batch, so their first maps are new; all behind them is not."""
+    """The expression heads are conditioned on the batch, so their first maps are new; all behind them is not."""
     model = sct.train.finetune(
         cells, base, task="integrate", batch_key="batch", validation=0, **QUICK | {"lr": 1e-12, "epochs": 1}
     )

@@ -180,17 +180,17 @@ def test_modalities_may_weigh_differently():
 
 
 @pytest.mark.parametrize("by_modality", [False, True])
-def test_what_was_shown_is_asked_of_the_cell(by_modality):
+def test_visible_values_are_predicted_from_the_cell_as_well(by_modality):
     batch, _ = _two_modalities()
     batch = batch.replace(hidden=torch.tensor([[False, True, False, False]]))
     views = {"first": {"expression_from_cell": torch.tensor([[9.0, 1.0, 1.0, 0.0]])}}
     hidden = MaskedExpressionFromCell(by_modality=by_modality)
-    shown = MaskedExpressionFromCell(by_modality=by_modality, shown=True)
+    visible = MaskedExpressionFromCell(by_modality=by_modality, visible=True)
     assert hidden(views, batch) == 0
     # The cell token, the first one, has no value to ask for.
-    assert shown(views, batch) == (4.5 if by_modality else 3)
+    assert visible(views, batch) == (4.5 if by_modality else 3)
     padded = batch.replace(mask=torch.tensor([[True, True, True, False]]))
-    assert shown(views, padded) == 0
+    assert visible(views, padded) == 0
 
 
 @pytest.mark.parametrize(
@@ -202,14 +202,14 @@ def test_weights_that_cannot_be_are_refused(term, weights, arguments):
         term(modality_weights=weights, **arguments)
 
 
-def test_panels_weigh_more_than_what_is_not_asked_for_whole():
+def test_panels_weigh_more_than_what_is_not_queried_whole():
     terms = MULTIOMIC.objectives
     both = scgpt_multiomic(make_base().vocabulary.extended(["p_CD4"]), modalities=["rna", "prot"]).tokenizer
     found = {term.name: term for term in for_modalities(terms, both)}
     # Modalities are numbered by name.
     assert found["masked_expression"].modality_weights[:2] == (1.0, 0.3)
     assert found["masked_expression_from_cell"].modality_weights[:2] == (1.0, 0.3)
-    assert found["masked_expression_from_cell"].shown
+    assert found["masked_expression_from_cell"].visible
     assert found["batch_adversary"] == BatchAdversary(weight=100.0)
     small = replace(both, parts=tuple(replace(part, values="log1p", bins=None, standard=False) for part in both.parts))
     assert {term.name: term for term in for_modalities(terms, small)}["batch_adversary"] == BatchAdversary(weight=1.0)

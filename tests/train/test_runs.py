@@ -79,7 +79,7 @@ def moved_columns(table):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (renamed, r"with what it was asked, classes \['even', 'odd'\], found \['crooked', 'straight'\]"),
+        (renamed, r"as it began, with classes \['even', 'odd'\], found \['crooked', 'straight'\]"),
         (third, r"classes \['even', 'odd'\], found \['even', 'odd', 'third'\]"),
         (swapped, "label of each cell"),
         (normalised, "values"),
@@ -155,7 +155,7 @@ def test_other_conditions_are_refused(tmp_path):
     first = sct.train.finetune(cells, model, **how)
     assert same(state(first), state(sct.train.finetune(cells, model, resume=True, **how)))
     for change, name in (({"validation": 0.2}, "training conditions"), ({"length": 5}, "tokenizer.length")):
-        with pytest.raises(ValueError, match=f"with what it was asked, {name}"):
+        with pytest.raises(ValueError, match=f"as it began, with {name}"):
             sct.train.finetune(cells, model, resume=True, **how | change)
 
 
@@ -222,15 +222,15 @@ def test_the_question_can_be_read(annotate, tmp_path):
 
 def test_a_caller_of_fit_can_add_to_the_question(make_model, make_data, tmp_path):
     how = FitConfig(**QUICK, folder=tmp_path)
-    fit(make_model(), make_data(), BOTH, how, asked={"project": "liver"})
+    fit(make_model(), make_data(), BOTH, how, description={"project": "liver"})
     with pytest.raises(ValueError, match="project 'liver', found 'lung'"):
-        fit(make_model(), make_data(), BOTH, replace(how, resume=True), asked={"project": "lung"})
+        fit(make_model(), make_data(), BOTH, replace(how, resume=True), description={"project": "lung"})
     with pytest.raises(ValueError, match="hidden.ratio 0.4, found 0.2"):
         data = make_data(corruption=replace(make_data().corruption, ratio=0.2))
-        fit(make_model(), data, BOTH, replace(how, resume=True), asked={"project": "liver"})
+        fit(make_model(), data, BOTH, replace(how, resume=True), description={"project": "liver"})
     with pytest.raises(ValueError, match="hidden.name 'generate_values', found 'mask_values'"):
         data = make_data(corruption=MaskValues(ratio=0.4))
-        fit(make_model(), data, BOTH, replace(how, resume=True), asked={"project": "liver"})
+        fit(make_model(), data, BOTH, replace(how, resume=True), description={"project": "liver"})
 
 
 def test_records_of_the_version_before_count(make_model, make_data, tmp_path):

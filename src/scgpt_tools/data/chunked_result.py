@@ -391,7 +391,7 @@ def _attributes(store: Path) -> Mapping[str, Any]:
 
 
 def _request_of(store: Path) -> Mapping[str, str] | None:
-    """What a store of ours was asked for, finished or not."""
+    """Description of a store of ours, finished or not."""
     request = _attributes(store).get(_REQUEST)
     return request if isinstance(request, dict) else None
 

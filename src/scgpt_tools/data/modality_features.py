@@ -49,9 +49,9 @@ def choose_features(rows: ModalityRows, features: FeatureTable, part: ModalityCo
     if part.most is None or part.keep is not None or len(features) <= part.most:
         return part
     scores = _scores(rows.parts[part.name], features, part)
-    luck = draws(seed, 0, features.ids, _CHOOSE)
+    noise = draws(seed, 0, features.ids, _CHOOSE)
     # Equal scores go by draw, not by the order of the columns.
-    best = np.lexsort((luck, -scores))[: part.most]
+    best = np.lexsort((noise, -scores))[: part.most]
     return replace(part, keep=tuple(str(name) for name in features.names[np.sort(best)]))
 
 

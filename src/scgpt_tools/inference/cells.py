@@ -66,8 +66,8 @@ class Request:
     modality: str | None = None
     modalities: tuple[str, ...] | None = None
     batch: str | None = None
-    shows_batch: bool = False
-    """Whether heads are run that may be told the batch; the encoder never is, unless it normalises each by itself."""
+    conditioned: bool = False
+    """Whether heads are run that may be conditioned on the batch; the encoder is not, unless it normalises each by itself."""
     length: int | None = None
     batch_size: int = 64
     device: str | torch.device | None = None
@@ -126,7 +126,7 @@ class Cells:
 
     def of(self, source: Rows) -> Cells:
         """The same walk through other cells of the same columns."""
-        batch = batch_codes(source, self.model, self.request.batch, shows_batch=self.request.shows_batch)
+        batch = batch_codes(source, self.model, self.request.batch, conditioned=self.request.conditioned)
         return replace(self, source=source, plan=replace(self.plan, batch=batch))
 
     def compute(
@@ -227,7 +227,7 @@ def open_cells(
     source.check_memory()
     features = _features(source, loaded, tokenizer, request, totals)
     logger.info("Genes: %s.", features.coverage.headline())
-    batch = batch_codes(source, loaded, request.batch, shows_batch=request.shows_batch)
+    batch = batch_codes(source, loaded, request.batch, conditioned=request.conditioned)
     if request.tokens is None:
         warn_about_rows(source, tokenizer.config.expects)
     return planned(loaded, source, features, request, tokenizer=tokenizer, batch=batch)
@@ -280,11 +280,11 @@ def _mask_text(mask_var: NDArray[np.bool_] | str) -> str:
 
 
 def batch_codes(
-    source: Rows, model: CellModel, key: str | None, *, shows_batch: bool = False
+    source: Rows, model: CellModel, key: str | None, *, conditioned: bool = False
 ) -> NDArray[np.int64] | None:
     """Batch of each cell for a model that normalises each by itself, or tells its heads; others do not look."""
     config = model.config
-    if not config.domains and not (shows_batch and config.context.batches):
+    if not config.domains and not (conditioned and config.context.batches):
         if key is not None and not config.context.batches:
             raise ValueError(f"Expected no `batch_key` for a model that treats all batches alike, found {key!r}.")
         return None
@@ -293,8 +293,8 @@ def batch_codes(
         listing = "" if names is None else f": {', '.join(names)}"
         raise ValueError(
             f"Expected `batch_key`, the column of `obs` with the technical batch of each cell, found None. This model "
-            f"{'normalises each of' if config.domains else 'is told which of'} its {number} batches "
-            f"{'by itself' if config.domains else 'a cell is of'}{listing}."
+            f"{'normalises each of' if config.domains else 'is conditioned on'} its {number} batches"
+            f"{' by itself' if config.domains else ''}{listing}."
         )
     # A foreign checkpoint keeps no names; its numbers are used as they are.
     known = names or tuple(str(place) for place in range(number))

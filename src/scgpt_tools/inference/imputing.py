@@ -1,7 +1,7 @@
-"""Ask a model for the values of tokens that a cell does not have.
+"""Predict the values of tokens that a cell does not have.
 
-The asked tokens are generated: each sees the tokens of the cell and itself, nothing sees it, so the answer does not
-depend on what else is asked.  B cells, L tokens a cell, Q asked tokens.
+The query tokens are generated: each sees the tokens of the cell and itself, nothing sees it, so a prediction does not
+depend on the other queries.  B cells, L tokens a cell, Q query tokens.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 HEADS = ("expression", "expression_from_cell")
 """Heads that predict values."""
-# Tokens that are asked for at once; more are asked for in several passes, with the same result.
+# Queries of one pass; more take several passes, with the same result.
 _AT_ONCE = 512
 
 
-def asked_values(
+def query_values(
     model: CellModel, batch: TokenBatch, *, ids: NDArray[np.int64], modality: int, attention: str | None = None
 ) -> Tensor:
     """Predict the values of some tokens: the mean of what their tokens and the cell embedding say.
@@ -55,9 +55,9 @@ def asked_values(
     (B, Q) values in the unit of the tokenizer.
     """
     pieces = torch.from_numpy(ids).split(_AT_ONCE)
-    asked = (_with_questions(model, batch, piece, modality).to(model.device) for piece in pieces)
+    queries = (_with_queries(model, batch, piece, modality).to(model.device) for piece in pieces)
     heads = tuple(name for name in HEADS if name in model.heads)
-    outputs = (model(question, heads, attention=attention or "sdpa") for question in asked)
+    outputs = (model(query, heads, attention=attention or "sdpa") for query in queries)
     width = batch.genes.shape[1]
     return torch.cat(
         [torch.stack([output[name][:, width:].float() for name in heads]).mean(dim=0) for output in outputs], dim=1
@@ -101,7 +101,7 @@ def unit_of(part: ModalityConfig) -> str:
     return "probability" if part.values == "binary" else part.values
 
 
-def _with_questions(model: CellModel, batch: TokenBatch, ids: Tensor, modality: int) -> TokenBatch:
+def _with_queries(model: CellModel, batch: TokenBatch, ids: Tensor, modality: int) -> TokenBatch:
     """The cells with tokens to be generated behind their own, padding included."""
     return batch.appended(
         len(ids),

@@ -138,7 +138,7 @@ def open_predictor(
         )
     flag = flag_of(
         read_direction(source.adata, key) if direction is None else direction,
-        shown=config.perturbation_flags,
+        trained=config.perturbation_flags,
         rows=flags.rows,
         pad=flags.pad,
     )

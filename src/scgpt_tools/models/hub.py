@@ -1,7 +1,7 @@
 """Checkpoints from a Hugging Face hub, with huggingface_hub's client and cache.
 
 The client resumes interrupted transfers and checks sizes; here the content is compared with the checksum that the hub
-announced, and every failure is told in terms of what the user can do.
+announced, and every failure names what the user can do.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Repository:
         return f"the repository {self.name!r} at {self.revision!r}"
 
     def _download(self, name: str, revision: str) -> Path:
-        with _progress_bars(), self._told(name):
+        with _progress_bars(), self._explained(name):
             download = partial(
                 hf_hub_download,
                 self.name,
@@ -199,7 +199,7 @@ class Repository:
             return Path(guarded(download, growing=self._folder / "blobs", most=most))
 
     @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _explained(self, name: str) -> Iterator[None]:
         """Say what a failure of the client means for the user."""
         try:
             yield
@@ -285,7 +285,7 @@ class Repository:
 
     def _incomplete(self) -> str:
         if not self.offline:
-            with self._told("the list of files"):
+            with self._explained("the list of files"):
                 api = HfApi(endpoint=self.endpoint, token=self.token)
                 revision = self._commit or self.revision
                 ask = partial(api.list_repo_files, self.name, revision=revision)
@@ -305,7 +305,7 @@ class Repository:
         if not self._is_checksum(expected):  # where the file system has no links
             url = hf_hub_url(self.name, name, revision=self._commit, endpoint=self.endpoint)
             ask = partial(get_hf_file_metadata, url, token=self.token, endpoint=self.endpoint)
-            with self._told(name):
+            with self._explained(name):
                 expected = guarded(ask, short=True).etag or ""
         if not self._is_checksum(expected):
             logger.debug("No checksum is known for %s of %s.", name, self)

@@ -1,6 +1,6 @@
 """What every loss term is: a name, a weight, the heads it reads and the views of the batch it needs.
 
-An objective sees outputs and the batch, never the model.  What it is asked for comes from ``batch.target`` at the
+An objective sees outputs and the batch, never the model.  What it predicts comes from ``batch.target`` at the
 places of ``batch.hidden``, so nothing that the network saw can leak into its score by accident.
 """
 

@@ -118,16 +118,16 @@ class MaskedExpressionFromCell(ExpressionErrorByModality):
 
     name: ClassVar[str] = "masked_expression_from_cell"
     heads: ClassVar[tuple[str, ...]] = ("expression_from_cell",)
-    shown: bool = False
+    visible: bool = False
     """Ask for the values that the network saw as well, so that the cell embedding has to hold all of them."""
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean error over hidden values, or over all."""
-        asked = batch.require("hidden")
-        if self.shown:
+        queries = batch.require("hidden")
+        if self.visible:
             # Position 0 is the cell token, which has no value.
-            asked = asked | (batch.mask & (torch.arange(batch.mask.shape[1], device=asked.device) > 0))
-        return self._error(views["first"]["expression_from_cell"], batch, asked)
+            queries = queries | (batch.mask & (torch.arange(batch.mask.shape[1], device=queries.device) > 0))
+        return self._error(views["first"]["expression_from_cell"], batch, queries)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ def parse_conditions(
     genes
         Column of ``var`` with the gene names that the labels use; ``None`` takes ``var_names``.
     missing
-        What to do with a perturbed gene that is not measured, and of which a model therefore cannot be told: refuse
+        What to do with a perturbed gene that is not measured, and for which a model therefore has no token to flag: refuse
         it, name it in a warning, or ignore it.
     direction
         What the perturbations do: ``"up"`` for activation (CRISPRa, over-expression), ``"down"`` for repression and

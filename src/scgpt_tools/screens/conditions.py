@@ -147,7 +147,7 @@ def read_conditions(adata: AnnData, key: str) -> NDArray[Any]:
 
 
 def read_direction(adata: AnnData, key: str | None) -> Direction | None:
-    """What :func:`scgpt_tools.pp.parse_conditions` was told that the perturbations of a column do, if it was told."""
+    """Direction of the perturbations of a column, if :func:`scgpt_tools.pp.parse_conditions` recorded one."""
     record = {} if key is None else adata.uns.get(ConditionKeys(key).uns, {})
     flag = record.get("flags", {}).get("perturbed") if isinstance(record, Mapping) and "direction" in record else None
     return "up" if flag == FLAGS["up"] else "down" if flag == FLAGS["down"] else None

@@ -117,7 +117,7 @@ def evaluate_perturbation(
         Most control cells of a context that a generator predicts each condition from and that cells are compared
         with, drawn by seed.
     include, unknown, unmeasured, direction
-        Which genes a generator is shown and how they are flagged, as in :func:`scgpt_tools.tl.predict_perturbation`.
+        Which genes a generator reads and how they are flagged, as in :func:`scgpt_tools.tl.predict_perturbation`.
     batch_size
         Cells computed at once.
     device, precision, attention

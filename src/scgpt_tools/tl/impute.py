@@ -19,7 +19,7 @@ from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.committee import load_models, open_for_all, provenance_of_all
-from scgpt_tools.inference.imputing import HEADS, asked_values, in_unit_of_data, tokens_of, unit_of
+from scgpt_tools.inference.imputing import HEADS, in_unit_of_data, query_values, tokens_of, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,7 +144,7 @@ def impute(
         ignore_case=ignore_case,
         duplicates=duplicates,
         batch=batch_key,
-        shows_batch=True,
+        conditioned=True,
         batch_size=batch_size,
         device=device,
         precision=precision,
@@ -155,16 +155,16 @@ def impute(
     keys = ImputeKeys(key_added or f"{modality}_imputed")
     check_new_key(mdata, "obsm", check_key_name("key_added", keys.key), default=f"{modality}_imputed")
     models = load_models(model, device)
-    asked = _common_questions(models, modality, features)
+    queries = _common_queries(models, modality, features)
     others = [_others(loaded, mdata, modality) for loaded in models]
     opened = open_for_all(mdata, models, [replace(request, modalities=given) for given in others])
-    answers = [_answers(cells, modality, asked, show_progress=show_progress) for cells in opened]
+    answers = [_answers(cells, modality, queries, show_progress=show_progress) for cells in opened]
     values = np.mean([own for own, _ in answers], axis=0, dtype=np.float32)
     opened[0].warn_about_empty(answers[0][1], "What is imputed says nothing about them: leave them out.")
     about = opened[0].provenance(modality=modality, predicted_from=", ".join(others[0]))
     about = provenance_of_all(about, models) | {"unit": unit_of(_part(models[0], modality))}
     result = mdata.copy() if copy else mdata
-    result.obsm[keys.obsm] = pd.DataFrame(values, index=mdata.obs_names, columns=list(asked))
+    result.obsm[keys.obsm] = pd.DataFrame(values, index=mdata.obs_names, columns=list(queries))
     result.uns[keys.uns] = about
     logger.info(
         "Added `obsm[%r]`: %d features of %d cells, in the unit %r.", keys.obsm, *values.shape[::-1], about["unit"]
@@ -194,13 +194,13 @@ def _part(model: CellModel, modality: str) -> ModalityConfig:
     return part
 
 
-def _common_questions(models: Sequence[CellModel], modality: str, features: Sequence[str] | None) -> tuple[str, ...]:
+def _common_queries(models: Sequence[CellModel], modality: str, features: Sequence[str] | None) -> tuple[str, ...]:
     """Names of the features to ask for, which all models know in one unit."""
     first = _part(models[0], modality)
     panel = _panel(models[0], first)
     if features is None and not panel:
         raise ValueError(f"Expected `features` of {modality!r} to predict, found None, and it has no list of its own.")
-    asked = tuple(panel if features is None else features)
+    queries = tuple(panel if features is None else features)
     for model in models:
         part = _part(model, modality)
         known = _panel(model, part)
@@ -214,11 +214,11 @@ def _common_questions(models: Sequence[CellModel], modality: str, features: Sequ
                 f"Expected models that have learnt the same panel of {modality!r}, which CLR depends on, found "
                 f"{len(panel)} features of {models[0].name!r} and {len(known)}, not all the same, of {model.name!r}."
             )
-        for feature in asked:
+        for feature in queries:
             if feature not in known and (known or part.token_of(feature) not in model.vocabulary):
                 names = known or model.vocabulary.tokens
                 raise KeyError(absent(feature, names, f"feature of {modality!r} named"))
-    return asked
+    return queries
 
 
 def _panel(model: CellModel, part: ModalityConfig) -> tuple[str, ...]:
@@ -243,7 +243,7 @@ def _answers(cells: Cells, modality: str, features: Sequence[str], *, show_progr
     part = _part(model, modality)
     tokens = [part.token_of(feature) for feature in features]
     ask = partial(
-        asked_values,
+        query_values,
         model,
         ids=model.vocabulary.ids(tokens, unknown=None),
         modality=model.config.tokenizer.modalities.index(modality),

@@ -106,7 +106,7 @@ def predict_perturbation(
         that were trained so.  ``None`` for what training did.
     direction
         What the perturbations do, ``"up"`` or ``"down"``, for a model that was trained on both; ``None`` takes what
-        :func:`scgpt_tools.pp.parse_conditions` was told, and else what the model was trained on.
+        :func:`scgpt_tools.pp.parse_conditions` recorded, and else what the model was trained on.
     batch_size
         Cells computed at once.
     device, precision, attention

@@ -241,7 +241,7 @@ def _table(
 class _Store:
     """Finished perturbations, a file each; without a folder nothing is kept.
 
-    A file begins with a checksum of what was asked, the perturbation and its values, so that one that is damaged, or of
+    A file begins with a checksum of the request, the perturbation and its values, so that one that is damaged, or of
     something else, is known and computed again.
     """
 
@@ -310,7 +310,7 @@ def _read_request(path: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise ValueError(
-            f"Expected {path} to say what the store was asked for, found it damaged. Delete the store, or choose another."
+            f"Expected {path} to describe the store, found it damaged. Delete the store, or choose another."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What is hidden from the network so that it can be asked for it: token batch in, token batch with targets out.
+"""What is hidden from the network and to be predicted: token batch in, token batch with targets out.
 
 Every corruption keeps the truth in ``target`` and marks in ``hidden`` where a prediction is scored; a value that is
 hidden is nowhere among the inputs, in none of its channels.  B cells, L tokens a cell.
@@ -125,7 +125,7 @@ class MaskValues(Corruption):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateValues(Corruption):
-    """Split each cell into genes that are seen and genes whose values are asked for (scGPT's generative pre-training).
+    """Split each cell into visible genes and query genes, whose values are generated (scGPT's generative pre-training).
 
     With W the width of the longest cell and r the ratio, the last ``int((W - keep_first) * r)`` places are for tokens
     to be generated and the others for tokens to be perceived.  A cell of n genes sends ``int(n * r)`` of them, drawn at
@@ -172,27 +172,27 @@ class GenerateValues(Corruption):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateExpression(Corruption):
-    """Show some expressed genes of each cell; ask for the values of others, expressed ones and silent ones.
+    """Leave some expressed genes of each cell visible, and query others, expressed and unexpressed ones.
 
-    What makes a kind of cell is which genes it expresses at all, so half of the questions are about genes without any
-    molecule.  They are asked only: what is shown is expressed, as in cells that are embedded afterwards.  For tokenizers
-    with ``genes="all"``.
+    What makes a kind of cell is which genes it expresses at all, so half of the queries are genes without any
+    molecule.  All visible genes are expressed, as in cells that are embedded afterwards.  For tokenizers with
+    ``genes="all"``.
 
-    Where it is known how many cells express a gene (:meth:`knowing`), surprises are asked for first: an expressed gene
-    with a weight of the share of cells without it, a silent one with the share of cells that have it.  Then each gene
-    is asked for as often in cells that express it as in others, and only knowing the cell can help.
+    Where it is known how many cells express a gene (:meth:`knowing`), surprises are queried first: an expressed gene
+    with a weight of the share of cells without it, an unexpressed one with the share of cells that have it.  Then each
+    gene is queried as often in cells that express it as in others, and only knowing the cell can help.
     """
 
     name: ClassVar[str] = "generate_expression"
     generates: ClassVar[bool] = True
-    shown: int = 256
-    """Most expressed genes to show."""
+    visible: int = 256
+    """Most visible genes."""
     expressed: int = 64
-    """Most expressed genes to ask for; never more than a third of the cell's."""
-    silent: int = 64
-    """Most genes without expression to ask for."""
+    """Most expressed genes to query; never more than a third of the cell's."""
+    unexpressed: int = 64
+    """Most unexpressed genes to query."""
     keep_first: int = 1
-    """Leading tokens that are always shown, such as the cell token."""
+    """Leading tokens that are always visible, such as the cell token."""
     frequency: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     """(tokens,) share of cells that express a gene, by token id."""
 
@@ -213,9 +213,9 @@ class GenerateExpression(Corruption):
         return copy
 
     def __post_init__(self) -> None:
-        for name in ("shown", "expressed"):
+        for name in ("visible", "expressed"):
             check_integer(name, getattr(self, name))
-        for name in ("silent", "keep_first"):
+        for name in ("unexpressed", "keep_first"):
             check_integer(name, getattr(self, name), least=0)
 
     def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
@@ -230,23 +230,23 @@ class GenerateExpression(Corruption):
 
         Returns
         -------
-        A batch of shown tokens, followed by ``generated`` ones, which are ``hidden`` too.
+        A batch of visible tokens, followed by ``generated`` ones, which are ``hidden`` too.
         """
         rng = as_generator(rng)
         candidates = _candidates(batch, self.keep_first)
         expressed = candidates & (batch.values > 0)
         often = torch.full_like(batch.values, 0.5) if self.frequency is None else self.frequency[batch.genes]
-        asked, asked_there = _first(_race(batch, rng, 1 - often), expressed, self.expressed)
-        asked_there &= torch.arange(asked.shape[1], device=asked.device) < expressed.sum(1, keepdim=True) // 3
-        taken = torch.zeros_like(expressed).scatter_(1, asked, asked_there)
-        shown, shown_there = _first(_noise(batch, rng), expressed & ~taken, self.shown)
-        silent, silent_there = _first(_race(batch, rng, often), candidates & ~expressed, self.silent)
-        start = torch.arange(self.keep_first, device=asked.device).expand(len(batch), -1)
-        columns = torch.cat((start, shown, asked, silent), dim=1)
-        kept = torch.cat((batch.mask[:, : self.keep_first], shown_there, asked_there, silent_there), dim=1)
-        # Shown tokens, then asked ones, then padding.
+        query, query_there = _first(_race(batch, rng, 1 - often), expressed, self.expressed)
+        query_there &= torch.arange(query.shape[1], device=query.device) < expressed.sum(1, keepdim=True) // 3
+        taken = torch.zeros_like(expressed).scatter_(1, query, query_there)
+        visible, visible_there = _first(_noise(batch, rng), expressed & ~taken, self.visible)
+        unexpressed, unexpressed_there = _first(_race(batch, rng, often), candidates & ~expressed, self.unexpressed)
+        start = torch.arange(self.keep_first, device=query.device).expand(len(batch), -1)
+        columns = torch.cat((start, visible, query, unexpressed), dim=1)
+        kept = torch.cat((batch.mask[:, : self.keep_first], visible_there, query_there, unexpressed_there), dim=1)
+        # Visible tokens, then queries, then padding.
         place = torch.where(kept, 1, 2)
-        place[:, : self.keep_first + shown.shape[1]] -= kept[:, : self.keep_first + shown.shape[1]].long()
+        place[:, : self.keep_first + visible.shape[1]] -= kept[:, : self.keep_first + visible.shape[1]].long()
         order = place.argsort(dim=1, stable=True)[:, : int(kept.sum(1).max()) if len(batch) else 0]
         chosen = batch.gathered(columns.gather(1, order)).replace(mask=kept.gather(1, order))
         hidden = place.gather(1, order) == 1

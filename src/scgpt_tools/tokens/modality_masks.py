@@ -28,21 +28,21 @@ _WHOLE = 6
 
 @dataclass(frozen=True, kw_only=True)
 class HideModalities(Corruption):
-    """Ask for one whole modality of some cells, given all others, and for some values of all in the other cells.
+    """Query one whole modality of some cells, given all others, and some values of all in the other cells.
 
-    What is asked for whole is generated: the cell token and the other modalities do not see its tokens, just as if the
+    What is queried whole is generated: the cell token and the other modalities do not see its tokens, just as if the
     cell had not been measured in it.
     """
 
     name: ClassVar[str] = "hide_modalities"
     modalities: tuple[int, ...]
-    """Numbers of modalities that may be asked for whole: those whose tokens are all features of a panel."""
+    """Numbers of modalities that may be queried whole: those whose tokens are all features of a panel."""
     whole: float = 0.5
-    """Part of the cells to ask for a whole modality, among those that have another one as well."""
+    """Part of the cells to query a whole modality of, among those that have another one as well."""
     ratio: float = 0.4
     """Part of the values to hide in the other cells."""
     generate: bool = True
-    """Mark what is asked for whole as generated; for models without the vector that stands for such values, False
+    """Mark what is queried whole as generated; for models without the vector that stands for such values, False
     shows it as masked."""
 
     def __post_init__(self) -> None:
@@ -66,24 +66,24 @@ class HideModalities(Corruption):
         """
         rng = as_generator(rng)
         masked = MaskValues(ratio=self.ratio).places(batch, rng)
-        asked = self._asked(batch, rng)
-        chosen = asked.any(dim=1)
-        hidden = torch.where(chosen[:, None], asked, masked)
-        generated = asked if self.generate and bool(chosen.any()) else None
+        queries = self._queries(batch, rng)
+        chosen = queries.any(dim=1)
+        hidden = torch.where(chosen[:, None], queries, masked)
+        generated = queries if self.generate and bool(chosen.any()) else None
         return self.hide(batch, hidden).replace(generated=generated)
 
-    def _asked(self, batch: TokenBatch, rng: np.random.Generator) -> Tensor:
-        """(B, L) tokens of the modality that is asked for, nowhere true for cells that are asked for none."""
+    def _queries(self, batch: TokenBatch, rng: np.random.Generator) -> Tensor:
+        """(B, L) tokens of the query modality, nowhere true for cells without one."""
         modality = batch.require("modality")
         inside = batch.mask.clone()
         inside[:, :1] = False
         counts = torch.stack([(inside & (modality == number)).sum(1) for number in self.modalities or (-1,)], dim=1)
         possible = (counts > 0) & (inside.sum(1, keepdim=True) > counts)
-        luck = _per_cell(batch, rng, n=counts.shape[1] + 1)
-        # Of the modalities that a cell could be asked for, the one with the smallest number.
-        pick = luck[:, 1:].masked_fill(~possible, torch.inf).argmin(dim=1)
+        noise = _per_cell(batch, rng, n=counts.shape[1] + 1)
+        # Of the modalities that could be queried of a cell, the one with the smallest number.
+        pick = noise[:, 1:].masked_fill(~possible, torch.inf).argmin(dim=1)
         number = torch.tensor(self.modalities or (-1,), device=modality.device)[pick]
-        wanted = possible.any(dim=1) & (luck[:, 0] < self.whole)
+        wanted = possible.any(dim=1) & (noise[:, 0] < self.whole)
         return inside & (modality == number[:, None]) & wanted[:, None]
 
 

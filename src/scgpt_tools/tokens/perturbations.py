@@ -262,7 +262,7 @@ def locate_genes(
     if absent and missing != "ignore":
         message = (
             f"Expected {where} for each of the {len(genes)} perturbed genes, found none for {_listing(absent)}. "
-            f"A model is not told of these perturbations.{hint}"
+            f"No token of a cell can be flagged for these perturbations.{hint}"
         )
         if missing == "error":
             raise ValueError(message)
@@ -295,20 +295,20 @@ def column_flags(conditions: Sequence[str], names: Sequence[str], *, missing: Mi
 
 
 def flag_of(
-    direction: Direction | None, *, rows: int, pad: int | None, shown: Collection[int] = (), training: bool = False
+    direction: Direction | None, *, rows: int, pad: int | None, trained: Collection[int] = (), training: bool = False
 ) -> int:
     """Flag that marks perturbed genes for a model.
 
     Parameters
     ----------
     direction
-        What is done to the genes; ``None`` takes the flag that the model was shown, or :data:`PERTURBED`.
+        What is done to the genes; ``None`` takes the flag that the model was trained with, or :data:`PERTURBED`.
     rows, pad
         Size of the model's table of flags, and the row that is never trained.
-    shown
-        Flags that the model was shown in training; empty if nobody knows.
+    trained
+        Flags that the model was trained with; empty if unknown.
     training
-        The model is about to be shown the flag, so it need not know it yet.
+        The model is about to be trained with the flag, so it need not know it yet.
 
     Returns
     -------
@@ -317,31 +317,31 @@ def flag_of(
     Raises
     ------
     ValueError
-        If the model has no such flag, was not shown it, or was shown both and ``direction`` does not say which.
+        If the model has no such flag, was not trained with it, or with both and ``direction`` does not say which.
 
     Warns
     -----
     UserWarning
-        If nobody knows whether the model was shown the second flag.
+        If it is unknown whether the model was trained with the second flag.
     """
-    if direction is None and not training and len(shown) > 1:
+    if direction is None and not training and len(trained) > 1:
         raise ValueError(
             f"Expected `direction` to be {' or '.join(map(repr, FLAGS))} for a model that was trained on both, found None."
         )
     if direction is None:
-        return next(iter(shown), PERTURBED)
+        return next(iter(trained), PERTURBED)
     flag = FLAGS[check_choice("direction", direction, tuple(FLAGS))]
     if flag >= rows or flag == pad:
         raise ValueError(
             f"Expected a model with a trained flag for direction={direction!r}, found one whose table of {rows} flags has "
             f"none. Make one of a model that knows no perturbations yet."
         )
-    if not training and shown and flag not in shown:
-        known = [name for name, other in FLAGS.items() if other in shown]
+    if not training and trained and flag not in trained:
+        known = [name for name, other in FLAGS.items() if other in trained]
         raise ValueError(
             f"Expected direction={' or '.join(map(repr, known))}, which the model was trained on, found {direction!r}."
         )
-    if not training and not shown and flag != PERTURBED:
+    if not training and not trained and flag != PERTURBED:
         warn_user(
             f"Expected a model that was trained on direction={direction!r}, found one that does not say what it was "
             "trained on. Predictions mean nothing if it never saw that flag."

@@ -61,13 +61,13 @@ def learn(
     if config is None:
         own = {name for name in ("monitor", "patience") if name in task.fit and name not in changes}
         settings = _watching(settings, task, opened, own)
-    asked = {
+    description = {
         "task": task.name,
         "base": settings.folder and loaded.checksum,
         "freeze": freeze,
         "unfreeze_every": unfreeze_every,
         "lora": adapted,
-        **task.asked(opened),
+        **task.describe(opened),
     }
     with own_random_numbers(settings.seed):
         tuned = task.adapt(loaded, opened)
@@ -77,7 +77,7 @@ def learn(
         watchers = [history, *_unfreezing(tuned, unfreeze_every), *callbacks]
         # Gradual unfreezing wants all parameters in the optimiser, and freezes them itself.
         with frozen(tuned, "nothing" if unfreeze_every else freeze), adapters(tuned, adapted):
-            fit(tuned, data, opened.terms, settings, callbacks=watchers, loggers=loggers, asked=asked)
+            fit(tuned, data, opened.terms, settings, callbacks=watchers, loggers=loggers, description=description)
     tuned.name, tuned.history = f"{loaded.name} ({task.name})", history.table
     return tuned.to(loaded.device)
 

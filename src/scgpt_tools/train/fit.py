@@ -34,10 +34,10 @@ from scgpt_tools.train.runs import (
     HISTORY,
     LAST,
     RUN,
-    asked_of,
     begin,
     check_free,
     check_same,
+    describe_run,
 )
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def fit(
     *,
     callbacks: Sequence[Any] = (),
     loggers: Sequence[Any] = (),
-    asked: Mapping[str, Any] | None = None,
+    description: Mapping[str, Any] | None = None,
 ) -> CellModel:
     """Train a model in place.
 
@@ -222,7 +222,7 @@ def fit(
         they keep in checkpoints has to be tensors, numbers and text, or the run cannot be resumed.
     loggers
         Loggers of Lightning, for example of TensorBoard or Weights & Biases; none by default.
-    asked
+    description
         What else a run that is resumed has to have in common with this call, as plain values by name.
 
     Returns
@@ -236,11 +236,11 @@ def fit(
     FileExistsError
         If the folder holds checkpoints of others.
     FileNotFoundError
-        If a run is to be resumed whose folder does not say what it was asked.
+        If a run is to be resumed whose folder does not describe it.
     ValueError
         If the model lacks a head that an objective reads, the metric does not exist, there is none to be patient with,
-        values of cells in memory are negative or not finite, a device is not there, or the run to be resumed was asked
-        something else or its checkpoint is damaged.
+        values of cells in memory are negative or not finite, a device is not there, or the run to be resumed was
+        another one or its checkpoint is damaged.
     LossNotFiniteError
         If a loss, the gradients or the weights become NaN or infinite; checkpoints written before stay as they are.
     """
@@ -258,11 +258,11 @@ def fit(
     objectives = check_objectives([objective for objective in check_objectives(objectives) if objective.weight > 0])
     _check_heads(model, objectives)
     monitor = _monitored(config, objectives, validates=bool(data.validation.size))
-    question = None
+    described = None
     if config.folder is None:
         data.look()
     else:
-        question = asked_of(model, data, objectives, config, monitor=monitor, more=asked or {})
+        described = describe_run(model, data, objectives, config, monitor=monitor, more=description or {})
     loaders = {
         part: data.loader(part, batch_size=config.batch_size, rng=config.seed, workers=config.workers)
         for part in ("train", "validation")
@@ -270,7 +270,7 @@ def fit(
     with _folder(config) as folder, _quiet(), own_random_numbers(config.seed), patient_products():
         checkpoint = run = None
         if config.resume and (folder / LAST).is_file():
-            run = check_same(folder, question or {}, began_here=_TRAINED_IN.get(model) == folder.resolve())
+            run = check_same(folder, described or {}, began_here=_TRAINED_IN.get(model) == folder.resolve())
             checkpoint = _checkpoint_to_resume(model, config, folder, run)
         elif config.folder is not None:
             check_free(folder)
@@ -285,8 +285,8 @@ def fit(
         trainer = lightning.Trainer(
             **_trainer_options(config, len(loaders["train"])), callbacks=watchers, logger=list(loggers) or False
         )
-        if question is not None and run is None and trainer.is_global_zero:
-            run = begin(folder, question)
+        if described is not None and run is None and trainer.is_global_zero:
+            run = begin(folder, described)
         _TRAINED_IN[model] = folder.resolve()
         validation = loaders["validation"] if data.validation.size else None
         with _recomputing(model, on=config.gradient_checkpointing), _reversing(model, objectives):
@@ -359,7 +359,7 @@ def _monitored(config: FitConfig, objectives: Sequence[Objective], *, validates:
 
 @contextmanager
 def _folder(config: FitConfig) -> Iterator[Path]:
-    """The folder asked for, or one for the time of the run, which the best weights are kept in."""
+    """The given folder, or one for the time of the run, which the best weights are kept in."""
     if config.folder is not None:
         with run_folder(as_folder("folder", config.folder)) as folder:
             yield folder

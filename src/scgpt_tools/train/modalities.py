@@ -45,7 +45,7 @@ def for_modalities(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> tu
     found: list[Objective] = []
     for term in terms:
         if isinstance(term, MaskedExpressionFromCell):
-            found.append(replace(term, by_modality=True, modality_weights=weights, shown=True))
+            found.append(replace(term, by_modality=True, modality_weights=weights, visible=True))
         elif isinstance(term, MaskedExpression):
             found.append(replace(term, by_modality=True, modality_weights=weights))
         elif isinstance(term, BatchAdversary) and large:

@@ -167,7 +167,7 @@ def pretrain(
         # Weights, the two moments of the optimiser and a copy that is being written; and the best weights and the model.
         check_room(run, 10 * sum(parameter.nbytes for parameter in model.parameters()))
         settings = replace(config.train, folder=run)
-        fit(model, cells, config.terms, settings, asked={"task": "pretrain"})
+        fit(model, cells, config.terms, settings, description={"task": "pretrain"})
     if this_process()[0] == 0:
         model.save(target)
     return model

@@ -1,6 +1,6 @@
-"""What a run folder was asked, kept in it as a small file, so that no run goes on with another question.
+"""What a run is, kept in its folder as a small file, so that no run goes on as another one.
 
-A run is its question: labels, cells, genes, starting weights, loss terms and the settings that change what is learnt.
+A run is described by labels, cells, genes, starting weights, loss terms and the settings that change what is learnt.
 How long it goes on (``epochs``, ``max_steps``, ``patience``), where (devices, precision, strategy, workers) and what it
 keeps are left open, so that a run can be made longer or moved to another machine.
 """
@@ -49,10 +49,10 @@ _CORRUPTIONS = {
     "HideModalities": "hide_modalities",
     "GenerateExpression": "generate_expression",
 }
-_ADVICE = "Begin in another folder, ask what that run was asked, or leave out `resume` to replace it."
+_ADVICE = "Begin in another folder, repeat the settings of that run, or leave out `resume` to replace it."
 
 
-def asked_of(
+def describe_run(
     model: CellModel,
     data: CellDataModule,
     objectives: Sequence[Objective],
@@ -61,7 +61,7 @@ def asked_of(
     monitor: str | None,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The question of a run as plain values.
+    """Description of a run as plain values.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def asked_of(
     monitor
         Metric that says which state is best.
     more
-        What the caller knows of the question, such as the task.
+        What the caller adds, such as the task.
 
     Returns
     -------
@@ -103,15 +103,15 @@ def asked_of(
     }
 
 
-def begin(folder: Path, asked: Mapping[str, Any]) -> str:
-    """Begin a run: what an earlier one left in the folder is removed, and the question is written down.
+def begin(folder: Path, description: Mapping[str, Any]) -> str:
+    """Begin a run: what an earlier one left in the folder is removed, and the description is written down.
 
     Parameters
     ----------
     folder
         Of the run; must exist.
-    asked
-        What :func:`asked_of` returned.
+    description
+        What :func:`describe_run` returned.
 
     Returns
     -------
@@ -129,7 +129,7 @@ def begin(folder: Path, asked: Mapping[str, Any]) -> str:
         for name in earlier:
             (folder / name).unlink()
     name = uuid.uuid4().hex
-    text = json.dumps({"scgpt_tools_run": name, "asked": asked}, indent=1) + "\n"
+    text = json.dumps({"scgpt_tools_run": name, "description": description}, indent=1) + "\n"
     replace_file(folder / RUN, lambda path: path.write_text(text, encoding="utf-8"))
     return name
 
@@ -146,15 +146,15 @@ def check_free(folder: Path) -> None:
         _read(folder)
 
 
-def check_same(folder: Path, asked: Mapping[str, Any], *, began_here: bool) -> str:
-    """Refuse to go on with a run that was asked something else.
+def check_same(folder: Path, description: Mapping[str, Any], *, began_here: bool) -> str:
+    """Refuse to go on with a run of another description.
 
     Parameters
     ----------
     folder
         Of the run.
-    asked
-        The question now.
+    description
+        The description now.
     began_here
         Whether this very model was trained by that run, so that its weights are no longer those that it began with.
 
@@ -165,17 +165,17 @@ def check_same(folder: Path, asked: Mapping[str, Any], *, began_here: bool) -> s
     Raises
     ------
     FileNotFoundError
-        If the folder does not say what its run was asked.
+        If the folder does not describe its run.
     ValueError
         If that was something else; the message names the first difference.
     """
     if not (folder / RUN).is_file():
         raise FileNotFoundError(
-            f"Expected {RUN} beside the checkpoints in {folder}, which says what their run was asked, found none. It is of "
+            f"Expected {RUN} beside the checkpoints in {folder}, which describes their run, found none. It is of "
             "an older version of this package or incomplete: begin in another folder."
         )
     record = _read(folder)
-    before, now = _flat(_current(record["asked"])), _flat(json.loads(json.dumps(asked)))
+    before, now = _flat(_current(record["description"])), _flat(json.loads(json.dumps(description)))
     differing = [
         name for name in dict.fromkeys([*now, *before]) if not _alike(name, before, now, began_here=began_here)
     ]
@@ -183,8 +183,8 @@ def check_same(folder: Path, asked: Mapping[str, Any], *, began_here: bool) -> s
         name, *others = differing
         also = f" ({len(others)} more differ: {_some(others)})" if others else ""
         raise ValueError(
-            f"Expected to resume the run in {folder} with what it was asked, {name} {_told(before.get(name))}, found "
-            f"{_told(now.get(name))}{also}. {_ADVICE}"
+            f"Expected to resume the run in {folder} as it began, with {name} {_short(before.get(name))}, found "
+            f"{_short(now.get(name))}{also}. {_ADVICE}"
         )
     return str(record["scgpt_tools_run"])
 
@@ -194,7 +194,9 @@ def _read(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         record = None
-    if not (isinstance(record, dict) and isinstance(record.get("asked"), dict) and "scgpt_tools_run" in record):
+    if isinstance(record, dict) and "asked" in record:  # as the version before called it
+        record["description"] = record.pop("asked")
+    if not (isinstance(record, dict) and isinstance(record.get("description"), dict) and "scgpt_tools_run" in record):
         raise ValueError(
             f"Expected {folder / RUN} to describe a run of this package, found another or a damaged file. Begin in another "
             "folder."
@@ -202,24 +204,31 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _current(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run of the version before was asked, as this one asks it."""
-    asked = dict(asked)
-    if isinstance(settings := asked.get("settings"), dict) and "seed" in settings:
-        asked["settings"] = {"rng" if name == "seed" else name: value for name, value in settings.items()}
-    if isinstance(hidden := asked.get("hidden"), dict):
-        asked["hidden"] = hidden | {"name": _CORRUPTIONS.get(hidden.get("name", ""), hidden.get("name"))}
-    network = asked.get("network")
+def _current(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a run of the version before in the words of this one."""
+    description = dict(description)
+    if isinstance(settings := description.get("settings"), dict):
+        description["settings"] = _renamed(settings, seed="rng")
+    if isinstance(terms := description.get("objectives"), dict):
+        description["objectives"] = {name: _renamed(term, shown="visible") for name, term in terms.items()}
+    if isinstance(hidden := description.get("hidden"), dict):
+        hidden = _renamed(hidden, shown="visible", silent="unexpressed")
+        description["hidden"] = hidden | {"name": _CORRUPTIONS.get(hidden.get("name", ""), hidden.get("name"))}
+    network = description.get("network")
     if isinstance(network, dict) and "values" in network.get("embedder", {}):
-        asked["network"] = in_todays_words(network, where=f"{RUN}.network")
-    if isinstance(tokenizer := asked.get("tokenizer"), dict):
+        description["network"] = in_todays_words(network, where=f"{RUN}.network")
+    if isinstance(tokenizer := description.get("tokenizer"), dict):
         # How a screen was read stood beside the tokenizer, with the flag that the task names itself.
-        if isinstance(reading := asked.pop("genes of a cell", None), dict):
+        if isinstance(reading := description.pop("genes of a cell", None), dict):
             tokenizer |= {name: reading[name] for name in ("unknown", "unmeasured", "length") if name in reading}
             tokenizer["genes"] = reading.get("include")
             tokenizer["overflow"] = "shared" if reading.get("sampling") == "original" else "sample"
-        asked["tokenizer"] = to_dict(from_dict(TokenizerConfig, tokenizer, where=f"{RUN}.tokenizer"))
-    return asked
+        description["tokenizer"] = to_dict(from_dict(TokenizerConfig, tokenizer, where=f"{RUN}.tokenizer"))
+    return description
+
+
+def _renamed(values: Any, **names: str) -> Any:
+    return {names.get(name, name): value for name, value in values.items()} if isinstance(values, dict) else values
 
 
 def _alike(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, began_here: bool) -> bool:
@@ -228,14 +237,14 @@ def _alike(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, bega
     if name == "values" and None in (before.get(name), now.get(name)):
         # The same cells may be on disk, where looking at all of them takes long.
         return True
-    # What a run was not asked is None, as it is for a setting that came later.
+    # What a description lacks is None, as it is for a setting that came later.
     return bool(before.get(name) == now.get(name))
 
 
-def _flat(asked: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(description: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by dotted names."""
     found: dict[str, Any] = {}
-    for name, value in asked.items():
+    for name, value in description.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{name}.")
         else:
@@ -243,7 +252,7 @@ def _flat(asked: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _told(value: Any) -> str:
+def _short(value: Any) -> str:
     if isinstance(value, list):
         return _some(value)
     # A checksum as a whole tells nobody anything.

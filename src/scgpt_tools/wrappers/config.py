@@ -199,15 +199,17 @@ def config_of(model: ModelConfig, vocabulary: Vocabulary, args: Mapping[str, Any
     -------
     The settings; where a file contradicts the tensors, the tensors count.
     """
-    record, told = _record(args), _told(model, vocabulary)
+    record, known = _record(args), _of_model(model, vocabulary)
     if record.config is not None:
         config = from_dict(scGPTConfig, record.config, where=f"args.json: {_RECORD}")
         for name in _SIZES:
-            if getattr(config, name) != told[name]:
-                raise ValueError(f"args.json says {name} = {getattr(config, name)}, but the tensors have {told[name]}.")
+            if getattr(config, name) != known[name]:
+                raise ValueError(
+                    f"args.json says {name} = {getattr(config, name)}, but the tensors have {known[name]}."
+                )
         return replace(config, vocab=vocabulary)
     said = {name: args[key] for name in _FROM_ARGS if args.get(key := ARGS_NAMES.get(name, name)) is not None}
-    return replace(from_dict(scGPTConfig, said | told, where="args.json"), vocab=vocabulary)
+    return replace(from_dict(scGPTConfig, said | known, where="args.json"), vocab=vocabulary)
 
 
 def genes_of(args: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -267,7 +269,7 @@ def check_changes(changes: Mapping[str, Any]) -> None:
         raise ValueError(f"Expected changes among {free}, found {fixed}, which belong to the checkpoint.")
 
 
-def _told(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+def _of_model(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """What the description of a network says; parts that are absent say nothing of their kind."""
     heads, embedder, tokenizer = model.heads, model.embedder, model.tokenizer
     domains = embedder.norm.startswith("domain")
@@ -278,7 +280,7 @@ def _told(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     classifier, expression = heads.find("cell_type", ClassifierConfig), heads.find("expression", ExpressionConfig)
     from_cell, adversary = heads.find("expression_from_cell", FromCellConfig), heads.find("batch", AdversaryConfig)
     batches = model.context.batches or model.domains or (adversary.classes if adversary else None)
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         "ntoken": model.n_tokens,
         "d_model": model.dim,
         "nhead": encoder.heads,
@@ -301,18 +303,18 @@ def _told(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
         "max_seq_len": tokenizer.length,
     }
     if replaced:
-        told["use_fast_transformer"] = True
+        known["use_fast_transformer"] = True
     if classifier is not None:
-        told |= {"n_cls": classifier.classes, "nlayers_cls": classifier.layers, "known_classes": classifier.names}
+        known |= {"n_cls": classifier.classes, "nlayers_cls": classifier.layers, "known_classes": classifier.names}
     if model.batch_names is not None and len(model.batch_names) == batches:
-        told["known_batches"] = model.batch_names
+        known["known_batches"] = model.batch_names
     if from_cell is not None:
-        told["mvc_decoder_style"] = _theirs(FROM_CELL_STYLES, from_cell.style)
+        known["mvc_decoder_style"] = _theirs(FROM_CELL_STYLES, from_cell.style)
     if model.perturbation is not None and model.perturbation.pad is not None:
-        told["pert_pad_id"] = model.perturbation.pad
+        known["pert_pad_id"] = model.perturbation.pad
     if isinstance(expression, AffineConfig):
-        told |= {"decoder_activation": expression.activation, "decoder_adaptive_bias": expression.adaptive_offset}
-    return told
+        known |= {"decoder_activation": expression.activation, "decoder_adaptive_bias": expression.adaptive_offset}
+    return known
 
 
 def _theirs(table: Mapping[str, str], ours: str) -> str:

@@ -86,7 +86,7 @@ def run(
     folders = Folders(wrapper.save, root, log_interval=log_interval, save_interval=save_interval)
     try:
         known = {"class names": wrapper.config.known_classes, "batch names": wrapper.config.known_batches}
-        fit(wrapper.cell_model, data, objectives, config, callbacks=[watcher, folders], asked=known)
+        fit(wrapper.cell_model, data, objectives, config, callbacks=[watcher, folders], description=known)
     finally:
         # Lightning may have moved it, and an interrupted run leaves a usable model too.
         wrapper.model.to(device)

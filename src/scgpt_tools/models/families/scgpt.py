@@ -114,7 +114,7 @@ def scgpt_multiomic(
     dropout: float = 0.2,
     tokenizer: TokenizerConfig | None = None,
 ) -> ModelConfig:
-    """Describe scGPT for several modalities, shown to the heads as context :cite:p:`Cui2024`.
+    """Describe scGPT for several modalities, whose heads are conditioned on the modality :cite:p:`Cui2024`.
 
     Parameters
     ----------

@@ -195,7 +195,7 @@ class ScGPTModule(nn.Module):
     def _embed(
         self, src: Tensor, values: Tensor | None, batch_labels: Tensor | None, more: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B, S) tokens to (B, S, D) of their genes, and of all that the encoder is told; ``more`` is added."""
+        """(B, S) tokens to (B, S, D) of their genes and of all that conditions the encoder; ``more`` is added."""
         genes = total = self.encoder(src)
         if values is not None:
             embedded = self.value_encoder(values)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class MultiOmicTransformerModel(TransformerModel):
-    """scGPT's model of several modalities, which the decoders are told of each token :cite:p:`Cui2024`.
+    """scGPT's model of several modalities, whose decoders are conditioned on that of each token :cite:p:`Cui2024`.
 
     Parameters
     ----------

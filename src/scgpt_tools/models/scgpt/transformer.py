@@ -271,7 +271,7 @@ class TransformerModel(ScGPTModule):
         do_sample: bool = False,
         input_cell_emb: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Predict the expression of genes whose values are not shown, from those that are (pre-training form).
+        """Predict the expression of genes whose values are hidden, from visible ones (pre-training form).
 
         Parameters
         ----------

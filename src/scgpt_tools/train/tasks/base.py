@@ -95,7 +95,7 @@ class Task(ABC, Generic[Table]):
         return Matching(**{field.name: getattr(self, field.name) for field in fields(Matching)})
 
     def terms(self, model: CellModel) -> tuple[Objective, ...]:
-        """Loss terms: those asked for, else the family's, else the recipe's."""
+        """Loss terms: those given, else the family's, else the recipe's."""
         if self.objectives is not None:
             return check_objectives(self.objectives)
         family = find_family(model.config)
@@ -115,6 +115,6 @@ class Task(ABC, Generic[Table]):
     def batches(self, model: CellModel, opened: Table) -> CellDataModule:
         """Cells as the adapted model sees them."""
 
-    def asked(self, opened: Table) -> dict[str, Any]:
+    def describe(self, opened: Table) -> dict[str, Any]:
         """What a run that is resumed has to have in common, beyond model, cells, loss terms and settings."""
         return {}

@@ -19,5 +19,5 @@ class Integrate(CellTask):
     # A minibatch of one batch keeps similarity between cells from being similarity between batches.
     defaults = {"validation": 0.1, "sampling": "one_batch", "batch_parts": True}
     needs = ("batch_key",)
-    # Whether a gene is zero can be asked only of tokens that may be.
+    # Whether a gene is zero can be learnt only from tokens that may be.
     reads = {"genes": "all"}

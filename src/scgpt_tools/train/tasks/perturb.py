@@ -82,7 +82,7 @@ class Perturb(Task[OpenedScreen]):
         self._head()
 
     def _head(self) -> AffineConfig | None:
-        """Head that was asked for; None for the family's own."""
+        """Head to train; None for the family's own."""
         if not self.adaptive_offset and self.activation is None:
             return None
         return AffineConfig(adaptive_offset=self.adaptive_offset, activation=self.activation)
@@ -155,6 +155,6 @@ class Perturb(Task[OpenedScreen]):
             sampling=self.sampling,
         )
 
-    def asked(self, opened: OpenedScreen) -> dict[str, Any]:
+    def describe(self, opened: OpenedScreen) -> dict[str, Any]:
         """The flag of perturbed genes."""
         return {"flag": opened.tokens.flag}
