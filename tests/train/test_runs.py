@@ -171,7 +171,7 @@ def test_screens_of_the_version_before_count(tmp_path):
     how = QUICK | {"task": "perturb", "folder": tmp_path, "unknown": "pad", "gene_sampling": "original", "length": 9}
     first = sct.train.finetune(cells, model, **how)
     record = json.loads((tmp_path / RUN).read_text())
-    asked = record["asked"]
+    asked = record["asked"] = record.pop("description")
     del asked["unfreeze_every"]
     asked["settings"]["seed"] = asked["settings"].pop("rng")
     for name in ("unknown", "unmeasured"):
@@ -209,18 +209,18 @@ def test_fewer_epochs_than_a_run_has_made_are_refused(annotate, tmp_path):
         annotate(tmp_path, resume=True, epochs=1)
 
 
-def test_the_question_can_be_read(annotate, tmp_path):
+def test_the_description_can_be_read(annotate, tmp_path):
     annotate(tmp_path)
-    asked = json.loads((tmp_path / RUN).read_text())["asked"]
-    assert asked["task"] == "annotate"
-    assert asked["classes"] == ["even", "odd"]
-    assert asked["cells"]["number"] == 60
-    assert asked["objectives"]["cell_type"]["weight"] == 1.0
-    assert asked["settings"]["lr"] == 1e-3
-    assert "epochs" not in asked["settings"]
+    description = json.loads((tmp_path / RUN).read_text())["description"]
+    assert description["task"] == "annotate"
+    assert description["classes"] == ["even", "odd"]
+    assert description["cells"]["number"] == 60
+    assert description["objectives"]["cell_type"]["weight"] == 1.0
+    assert description["settings"]["lr"] == 1e-3
+    assert "epochs" not in description["settings"]
 
 
-def test_a_caller_of_fit_can_add_to_the_question(make_model, make_data, tmp_path):
+def test_a_caller_of_fit_can_add_to_the_description(make_model, make_data, tmp_path):
     how = FitConfig(**QUICK, folder=tmp_path)
     fit(make_model(), make_data(), BOTH, how, description={"project": "liver"})
     with pytest.raises(ValueError, match="project 'liver', found 'lung'"):
@@ -238,6 +238,10 @@ def test_records_of_the_version_before_count(make_model, make_data, tmp_path):
     how = FitConfig(**QUICK, folder=tmp_path)
     fit(make_model(), make_data(), BOTH, how)
     record = json.loads((tmp_path / RUN).read_text())
+    record["asked"] = record.pop("description")
+    record["asked"]["settings"]["seed"] = record["asked"]["settings"].pop("rng")
+    term = record["asked"]["objectives"]["masked_expression_from_cell"]
+    term["shown"] = term.pop("visible")
     hidden = record["asked"]["hidden"]
     hidden["name"] = "GenerateValues"
     record["asked"]["hidden"] = {name: value for name, value in hidden.items() if value is not None}
