@@ -40,7 +40,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# --- what a run is asked ------------------------------------------------------------------------------------------
+# --- what a run is ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_checkpoints_of_others_are_not_replaced(annotate, tmp_path):
     assert files(tmp_path) == before
 
 
-def test_a_run_that_does_not_say_what_it_was_asked_is_refused(annotate, tmp_path):
+def test_a_run_without_a_description_is_refused(annotate, tmp_path):
     annotate(tmp_path)
     (tmp_path / RUN).unlink()
     with pytest.raises(FileNotFoundError, match="Expected run.json beside the checkpoints"):

@@ -157,4 +157,4 @@ class Perturb(Task[OpenedScreen]):
 
     def describe(self, opened: OpenedScreen) -> dict[str, Any]:
         """The flag of perturbed genes."""
-        return {"flag of perturbed genes": opened.tokens.flag}
+        return {"flag": opened.tokens.flag}
