@@ -33,7 +33,12 @@ def test_rows_are_named_as_their_models(name):
     needs = {"modalities": 2} if name == "scgpt_multiomic" else {}
     config = FAMILIES[name](testing.tiny_vocabulary(), dim=8, heads=2, **needs)
     assert FAMILIES[name].name == config.family == name
-    assert (embedding_key(config), gene_embedding_key(config)) == ("X_scGPT", "X_scGPT_genes")
+    assert (embedding_key(config), gene_embedding_key(config)) == (FAMILIES[name].key, f"{FAMILIES[name].key}_genes")
+
+
+@pytest.mark.parametrize("name", ["scgpt", "scgpt_perturbation", "scgpt_multiomic"])
+def test_the_keys_of_scgpt_stay(name):
+    assert FAMILIES[name].key == "X_scGPT"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -89,6 +89,16 @@ def test_a_file_without_a_vocabulary_is_refused(original, tmp_path):
         load(tmp_path / "alone.pt", settings=original.args)
 
 
+def test_a_folder_without_settings_names_them(original, expected, tmp_path):
+    folder = original.write(tmp_path / "part")
+    (folder / "args.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"Expected args\.json beside .*best_model\.pt', whose tensors are of scGPT"
+    ):
+        load(folder)
+    assert load(folder, settings=original.args).config == expected.config
+
+
 def test_a_file_of_ours_beside_its_configuration(expected, tmp_path):
     folder = expected.save(tmp_path)
     assert load(folder / "model.safetensors").checksum == expected.checksum

@@ -331,6 +331,7 @@ class CellModel(nn.Module):
             token=token,
             local_files_only=local_files_only,
             vocabulary=vocabulary is None,
+            settings=settings is None,
         )
         checkpoint = formats.read(
             place,

@@ -46,7 +46,9 @@ class FolderLayout:
         settings = f"{self.settings}, " if self.settings and self.settings_needed else ""
         return f"{settings}{self.vocabulary} and {weights}"
 
-    def weights_in(self, get: Callable[[str], Path | None], *, vocabulary: bool = False) -> Path | None:
+    def weights_in(
+        self, get: Callable[[str], Path | None], *, vocabulary: bool = False, settings: bool = True
+    ) -> Path | None:
         """Find the weights, if the files that belong to them are there too.
 
         Parameters
@@ -54,12 +56,13 @@ class FolderLayout:
         get
             Gives the file of a name, or ``None`` if there is none.  It is asked for weights last, so that it may as well
             download.
-        vocabulary
-            Whether the vocabulary has to be there.
+        vocabulary, settings
+            Whether the vocabulary has to be there, and settings that the format needs.
         """
         if vocabulary and get(self.vocabulary) is None:
             return None
-        if self.settings is not None and get(self.settings) is None and self.settings_needed:
+        there = self.settings is None or get(self.settings) is not None
+        if settings and self.settings_needed and not there:
             return None
         return next((path for name in self.weights if (path := get(name)) is not None), None)
 
@@ -72,7 +75,9 @@ def incomplete(where: str, layouts: Iterable[FolderLayout], found: Iterable[str]
     return f"Expected {where} to hold {kinds}; found {listing}."
 
 
-def check_folder(folder: Path, layouts: Iterable[FolderLayout], *, vocabulary: bool = True) -> Path:
+def check_folder(
+    folder: Path, layouts: Iterable[FolderLayout], *, vocabulary: bool = True, settings: bool = True
+) -> Path:
     """Refuse a folder that is no complete checkpoint; returns it.
 
     Parameters
@@ -81,8 +86,8 @@ def check_folder(folder: Path, layouts: Iterable[FolderLayout], *, vocabulary: b
         Where the files are.
     layouts
         Kinds of checkpoints, the one to prefer first.
-    vocabulary
-        Whether it has to hold a vocabulary.
+    vocabulary, settings
+        Whether it has to hold a vocabulary, and settings.
 
     Raises
     ------
@@ -96,7 +101,9 @@ def check_folder(folder: Path, layouts: Iterable[FolderLayout], *, vocabulary: b
     layouts = tuple(layouts)
 
     def check() -> None:
-        found = (layout.weights_in(partial(placed, folder), vocabulary=vocabulary) for layout in layouts)
+        found = (
+            layout.weights_in(partial(placed, folder), vocabulary=vocabulary, settings=settings) for layout in layouts
+        )
         weights = next((path for path in found if path is not None), None)
         if weights is None:
             names = (path.name for path in folder.iterdir())

@@ -106,19 +106,19 @@ class Repository:
         # Once known, all files are of this commit, and those in the cache cost no request.
         self._commit = self.revision if _COMMIT.fullmatch(self.revision) else None
 
-    def checkpoint(self, *, vocabulary: bool = True) -> Path:
+    def checkpoint(self, *, vocabulary: bool = True, settings: bool = True) -> Path:
         """Download the files of a checkpoint that are not in the cache.
 
         Parameters
         ----------
-        vocabulary
-            Whether it has to hold a vocabulary.
+        vocabulary, settings
+            Whether it has to hold a vocabulary, and settings.
 
         Returns
         -------
         The folder that holds them.
         """
-        found = (layout.weights_in(self.get, vocabulary=vocabulary) for layout in self.layouts)
+        found = (layout.weights_in(self.get, vocabulary=vocabulary, settings=settings) for layout in self.layouts)
         weights = next((path for path in found if path is not None), None)
         if weights is None:
             raise FileNotFoundError(self._incomplete())

@@ -139,6 +139,7 @@ def fetch(
     endpoint: str | None = None,
     force_download: bool = False,
     vocabulary: bool = True,
+    settings: bool = True,
 ) -> Path:
     """Find or download the files of a model.
 
@@ -162,8 +163,8 @@ def fetch(
         Address of another hub, such as a mirror.
     force_download
         Download files that are in the cache too; without effect where nothing may be downloaded.
-    vocabulary
-        Whether a folder or a repository has to hold a vocabulary.
+    vocabulary, settings
+        Whether a folder or a repository has to hold a vocabulary, and settings.
 
     Returns
     -------
@@ -184,7 +185,7 @@ def fetch(
     if place is not None and place.is_file():
         return check_weights_file(place)
     if place is not None:
-        return check_folder(place, formats.layouts(), vocabulary=vocabulary)
+        return check_folder(place, formats.layouts(), vocabulary=vocabulary, settings=settings)
     repository, origin = _repository(fspath(model))
     return Repository(
         repository,
@@ -196,7 +197,7 @@ def fetch(
         origin=origin,
         force_download=force_download,
         layouts=formats.layouts(),
-    ).checkpoint(vocabulary=vocabulary)
+    ).checkpoint(vocabulary=vocabulary, settings=settings)
 
 
 def display_name(model: str | PathLike[str]) -> str:

@@ -103,6 +103,7 @@ def _read(
             break
     kind, source = best
     if share < _LEAST_KNOWN:
+        _refuse_without_settings(folder, opened)
         looked_for = "; ".join(f"{kind.example} ({kind.layout.owner})" for kind in formats)
         tensors = source.contents.weights
         raise ValueError(
@@ -110,6 +111,20 @@ def _read(
             f"{some_names(tensors) or 'none'}. A package can add a format by an entry point of the group {GROUP!r}."
         )
     return kind.read(source)
+
+
+def _refuse_without_settings(folder: Path, opened: dict[Path, Contents]) -> None:
+    """Name the file that is missing where the tensors are of a format whose settings are not there."""
+    for kind in known().values():
+        settings = kind.layout.settings
+        if settings is None or placed(folder, settings) is not None:
+            continue
+        for file in opened:
+            if kind.recognise(Source(folder, kind.layout, file, opened=opened)) >= _LEAST_KNOWN:
+                raise FileNotFoundError(
+                    f"Expected {settings} beside {str(file)!r}, whose tensors are of {kind.layout.owner}, found none. Get it "
+                    "from where the weights came from, or pass what it would hold as `settings`."
+                )
 
 
 def read_vocabulary(path: Path) -> Vocabulary:

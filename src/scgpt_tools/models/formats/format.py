@@ -56,7 +56,8 @@ class Source:
     @cached_property
     def weights(self) -> Path | None:
         """The file of weights; ``None`` if the folder lacks files that belong to a checkpoint."""
-        return self.file or self.layout.weights_in(partial(placed, self.folder))
+        needed = self.given_settings is None
+        return self.file or self.layout.weights_in(partial(placed, self.folder), settings=needed)
 
     @property
     def contents(self) -> Contents:
