@@ -149,18 +149,7 @@ def check_part_column(adata: AnnData, key: str) -> None:
 
 
 def read_pairs(adata: AnnData, key: str = "ctrl_indices") -> NDArray[np.int64]:
-    """Rows of the paired controls, after checking that they are rows of this object.
-
-    Parameters
-    ----------
-    adata
-        Cells.
-    key
-        Key of ``obsm``.
-
-    Returns
-    -------
-    (N, n) rows.
+    """Rows (N, n) of the paired controls, after checking that they are rows of this object.
 
     Raises
     ------

@@ -63,18 +63,7 @@ def control_mask(labels: Labels) -> NDArray[np.bool_]:
 
 
 def read_labels(adata: AnnData, key: str) -> NDArray[Any]:
-    """One column of ``obs`` as text.
-
-    Parameters
-    ----------
-    adata
-        Cells.
-    key
-        Column of ``obs``.
-
-    Returns
-    -------
-    (N,) labels.
+    """One column of ``obs`` as text (N,).
 
     Raises
     ------
@@ -107,32 +96,16 @@ def read_texts(adata: AnnData, key: str) -> NDArray[Any]:
 
 
 def read_conditions(adata: AnnData, key: str) -> NDArray[Any]:
-    """Conditions in GEARS' spelling, one for each set of genes.
+    """Conditions (N,) in GEARS' spelling, one for each set of genes.
 
     A set that the column spells in one way keeps that spelling, ``"B+A"`` or ``"ctrl+A"``; where it is spelled in
     several, as ``"A+B"`` and ``"B+A"``, its genes are sorted and a warning says so.  The column stays as it is.
-
-    Parameters
-    ----------
-    adata
-        Cells.
-    key
-        Column of ``obs`` that :func:`scgpt_tools.pp.parse_conditions` wrote, or that came in GEARS' spelling.
-
-    Returns
-    -------
-    (N,) conditions.
 
     Raises
     ------
     ValueError
         If a label is neither a control, nor a measured gene, nor has ``+`` between its parts; or looks like several
         measured genes or a control in another spelling.
-
-    Warns
-    -----
-    UserWarning
-        If a set of genes is spelled in several ways.
     """
     labels = read_texts(adata, key)
     codes, kinds = pd.factorize(labels)
@@ -186,24 +159,9 @@ def parse_labels(
     counts: NDArray[Any] | None = None,
     missing: Missing = "warn",
 ) -> Conditions:
-    """Spell the labels of cells as GEARS does.
+    """Spell the labels (N,) of cells as GEARS does.
 
-    Parameters
-    ----------
-    labels
-        (N,) labels as found.
-    style
-        How they are spelled.
-    names
-        Measured genes.
-    counts
-        (N,) number of perturbed genes of each cell as the data set says, to check the parsing with.
-    missing
-        What to do with a perturbed gene that is not measured.
-
-    Returns
-    -------
-    The conditions.
+    ``names`` are the measured genes, and ``counts`` (N,) the number of perturbed genes of each cell as the data set says.
 
     Raises
     ------
@@ -227,18 +185,9 @@ def parse_labels(
 
 
 def context_labels(adata: AnnData, within: str | Sequence[str] | None) -> NDArray[Any] | None:
-    """One label a cell from one or several columns of ``obs``, or ``None``.
+    """One label a cell (N,) from one or several columns of ``obs``, or ``None``.
 
-    Parameters
-    ----------
-    adata
-        Cells.
-    within
-        Columns, such as the cell type and the batch.
-
-    Returns
-    -------
-    (N,) values joined by ``_``, or as tuples where that would give two combinations the same label.
+    Values are joined by ``_``, or are tuples where that would give two combinations the same label.
 
     Raises
     ------
@@ -264,18 +213,7 @@ def unit_name(context: str | None, condition: str) -> str:
 
 
 def unit_names(contexts: Labels | None, conditions: Labels) -> NDArray[Any]:
-    """What the context and condition of each cell are called together.
-
-    Parameters
-    ----------
-    contexts
-        (N,) context of each cell; ``None``, or ``""`` for a cell, for none.
-    conditions
-        (N,) its condition.
-
-    Returns
-    -------
-    (N,) names.
+    """What the context and condition of each cell are called together (N,); a context may be ``""`` for none.
 
     Raises
     ------

@@ -26,27 +26,10 @@ def pair_controls(
     n: int = 1,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Draw controls of the same context for every perturbed cell.
+    """Draw ``n`` controls of the same context for every perturbed cell, (N, n) rows; controls are paired with themselves.
 
     The draw of a cell depends on the seed, its name and the controls of its context only: not on the order of the
     cells, nor on which other perturbed cells there are.  The n controls of a cell differ while there are enough.
-
-    Parameters
-    ----------
-    is_control
-        True for control cells.
-    names
-        Unique name of each cell.
-    contexts
-        Label of each cell, such as its cell type and batch.
-    n
-        Controls a cell.
-    seed
-        Seed of the draws.
-
-    Returns
-    -------
-    (N, n) rows; controls are paired with themselves.
 
     Raises
     ------
@@ -72,18 +55,7 @@ def pair_controls(
 def pair_controls_gears(conditions: Labels, *, n: int = 1, seed: int = 0) -> NDArray[np.int64]:
     """Draw controls as GEARS does: with replacement, over all cell types, conditions in order of first appearance.
 
-    Parameters
-    ----------
-    conditions
-        Condition of each cell; ``ctrl`` is the control.
-    n
-        Controls a cell.
-    seed
-        What ``numpy.random.seed`` was called with just before; the global stream itself is not touched.
-
-    Returns
-    -------
-    (N, n) rows; controls are paired with themselves.
+    ``seed`` is what ``numpy.random.seed`` was called with just before; the global stream itself is not touched.
 
     Raises
     ------

@@ -39,18 +39,8 @@ class Profiles:
 def mean_profiles(cells: RowSource | Any, labels: Labels, *, names: Sequence[str] | None = None) -> Profiles:
     """Average rows by label.
 
-    Parameters
-    ----------
-    cells
-        N cells by G genes: a :class:`~scgpt_tools.data.rows.RowSource`, read block by block, or a matrix in memory.
-    labels
-        Group of each cell.
-    names
-        Groups to average, in this order; ``None`` takes all, sorted.  Cells of other groups do not count.
-
-    Returns
-    -------
-    One profile a group.
+    ``cells`` are N cells by G genes: a :class:`~scgpt_tools.data.rows.RowSource`, read block by block, or a matrix in memory.
+    ``names`` are the groups to average, in this order; ``None`` takes all, sorted.
 
     Raises
     ------
@@ -73,22 +63,10 @@ def mean_profiles(cells: RowSource | Any, labels: Labels, *, names: Sequence[str
 
 
 def split_halves(labels: Labels, names: Labels, *, seed: int = 0) -> NDArray[np.bool_]:
-    """Divide the cells of every group in two equal halves by a hash of seed and name.
+    """Divide the cells of every group in two equal halves by a hash of seed and name; True for the first half.
 
-    Half of the true cells predict the other half; that is as well as a model can do with this many cells.
-
-    Parameters
-    ----------
-    labels
-        Group of each cell.
-    names
-        Name of each cell.
-    seed
-        Seed of the hash.
-
-    Returns
-    -------
-    True for cells of the first half, which is the larger by one where a group is odd.
+    Half of the true cells predict the other half; that is as well as a model can do with this many cells.  The first half is
+    the larger by one where a group is odd.
     """
     digests = np.array([sha256(f"{seed}\nhalf\n{name}".encode()).hexdigest() for name in names])
     ranks = pd.Series(digests).groupby(np.asarray(labels, dtype=str)).rank(method="first").to_numpy()

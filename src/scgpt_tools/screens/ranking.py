@@ -176,17 +176,6 @@ def gears_names(conditions: Labels, cell_types: Labels) -> pd.DataFrame:
     """The columns ``dose_val``, ``control`` and ``condition_name`` that GEARS adds to ``obs``.
 
     GEARS calls everything a control that has not exactly two parts, so a condition of three genes too; here it is not.
-
-    Parameters
-    ----------
-    conditions
-        Condition of each cell.
-    cell_types
-        Cell type of each cell.
-
-    Returns
-    -------
-    Three columns, one row a cell.
     """
     labels = np.asarray(conditions, dtype=str)
     doses = {label: "+".join("1" for _ in label.split("+")) for label in np.unique(labels)}
@@ -198,27 +187,11 @@ def gears_names(conditions: Labels, cell_types: Labels) -> pd.DataFrame:
 def gears_lists(
     matrix: Any, conditions: Labels, ranking: GeneRanking, names: pd.DataFrame, *, n: int = 20
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """The gene lists that GEARS keeps in ``uns``, as positions.
+    """The gene lists that GEARS keeps in ``uns``, as positions, by the name of the list and of the condition.
 
     ``non_zeros_gene_idx`` are the genes seen in any cell of a condition, ``non_dropout_gene_idx`` these and the genes
-    seen neither there nor in any control.  Both pool the cell types, which the ranking does not.
-
-    Parameters
-    ----------
-    matrix
-        N cells by G genes, log-normalised, in memory.
-    conditions
-        Condition of each cell.
-    ranking
-        Ranking by cell type, from :func:`rank_genes`.
-    names
-        From :func:`gears_names`.
-    n
-        Length of the top lists.
-
-    Returns
-    -------
-    List name to condition name to gene positions.
+    seen neither there nor in any control.  Both pool the cell types, which the ranking does not; ``n`` is the length of the
+    top lists.
     """
     labels = np.asarray(conditions, dtype=str)
     seen = {label: _any_value(matrix[np.flatnonzero(labels == label)]) for label in np.unique(labels)}

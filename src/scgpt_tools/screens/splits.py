@@ -124,18 +124,7 @@ def split_conditions(
 def custom_split(
     conditions: Iterable[str], *, train: Collection[str], val: Collection[str] = (), test: Collection[str] = ()
 ) -> ConditionSplit:
-    """Take parts as named (GEARS' ``custom``); conditions that are named nowhere are dropped.
-
-    Parameters
-    ----------
-    conditions
-        Every condition in the data.
-    train, val, test
-        Conditions of each part, spelled in any order of genes.
-
-    Returns
-    -------
-    The split.
+    """Take parts as named (GEARS' ``custom``), in any order of genes; conditions that are named nowhere are dropped.
 
     Raises
     ------
@@ -166,15 +155,6 @@ def named_parts(argument: str, parts: Mapping[str, Sequence[str]]) -> dict[str, 
 def seen_groups(held: Iterable[str], train: Iterable[str]) -> Subgroups:
     """Held-out conditions by what training saw of them.
 
-    Parameters
-    ----------
-    held
-        Conditions to sort.
-    train
-        Conditions trained on.
-
-    Returns
-    -------
     ``"unseen_single"`` and ``"seen_single"``; ``"combo_seen<k>"`` for doubles of which k genes occur in training;
     ``"combo<n>_seen<k>"`` for n genes.
     """

@@ -27,20 +27,9 @@ Groups = dict[str, list[str]]
 def divide(
     method: str, conditions: Sequence[str], options: SplitOptions
 ) -> tuple[list[str], list[str], list[str], dict[str, Groups]]:
-    """Training, validation and test conditions, and the subgroups of the latter two (``"simulation"`` only).
+    """Training, validation and test conditions, and the subgroups of the latter two (``"simulation"`` only) by part.
 
-    Parameters
-    ----------
-    method
-        Any of GEARS' names but ``"no_split"`` and ``"custom"``.
-    conditions
-        Conditions without controls, in the order in which they first appear.
-    options
-        Seed, shares and named genes or conditions.
-
-    Returns
-    -------
-    Three lists and the subgroups by part.
+    ``conditions`` are without controls, in the order in which they first appear.
     """
     if large := [condition for condition in conditions if len(condition_genes(condition)) > 2]:
         raise ValueError(
@@ -83,24 +72,9 @@ def simulation(
 ) -> tuple[list[str], list[str], Groups]:
     """Hold out genes, and with them every condition that touches one; of the doubles with both genes kept, some.
 
-    Parameters
-    ----------
-    conditions
-        Conditions without controls.
-    seed
-        Seed of both draws.
-    train_genes
-        Share of genes to keep.
-    train_seen2
-        Share of doubles with both genes kept to train on.
-    test_genes
-        Genes that must be held out.
-    only_test_genes
-        Hold out these and no others.
-
-    Returns
-    -------
-    Conditions kept, held out, and the latter by subgroup.
+    ``train_genes`` is the share of genes to keep, ``train_seen2`` the share of doubles with both genes kept to train on;
+    ``test_genes`` must be held out, and with ``only_test_genes`` no others are.  Returns conditions kept, held out, and the
+    latter by subgroup.
     """
     singles, doubles = _singles(conditions), _doubles(conditions)
     kept = _kept_genes(conditions, seed, train_genes, test_genes, only=only_test_genes)
@@ -165,26 +139,10 @@ def part(
     test_genes: Collection[str] | None = None,
     test_conditions: Collection[str] | None = None,
 ) -> Parts:
-    """Hold out conditions by one of the methods that are not a simulation.
+    """Hold out conditions by one of the methods that are not a simulation; returns those kept and those held out.
 
-    Parameters
-    ----------
-    method
-        ``"single"``, ``"combo_seen0"``, ``"combo_seen1"``, ``"combo_seen2"`` or ``"no_test"``.
-    conditions
-        Conditions without controls, in the order in which they first appear.
-    stream
-        State of the draws so far.
-    fraction
-        Share to hold out, of the number of singles (methods by gene) or of what is drawn from.
-    test_genes
-        Take these genes and draw none.
-    test_conditions
-        Take these doubles (``combo_seen2`` only).
-
-    Returns
-    -------
-    Conditions kept and held out.
+    ``fraction`` is a share of the number of singles (methods by gene) or of what is drawn from.  With ``test_genes``, none
+    are drawn; ``test_conditions`` are doubles to take (``combo_seen2`` only).
     """
     if test_genes is None:
         # Drawn even where a method does not use them, so that later draws agree with GEARS.
