@@ -317,7 +317,6 @@ class scGPTModel(Wrapper):
             If a term lacks its head, its labels or hidden values, or there is no cell to train on.
         """
         check_arguments(scGPTModel.train_model, locals())
-        check_arguments(scGPTModel.train_model, locals())
         self._check_flags(MVC=MVC)
         adata = as_screen(dataset).adata
         if CLS and not has_labels(self, adata):
@@ -383,7 +382,6 @@ class scGPTModel(Wrapper):
         (cells, d_model) in the order of ``obs``, the same as :func:`scgpt_tools.tl.embed` writes; or (genes, d_model) in
         the order of ``var``, NaN for genes outside the vocabulary, and of the tokens without ``dataset``.
         """
-        check_arguments(scGPTModel.predict_embeddings, locals())
         check_arguments(scGPTModel.predict_embeddings, locals())
         adata = None if dataset is None else as_screen(dataset).adata
         if check_choice("embedding_type", embedding_type, ("cell", "gene")) == "gene":

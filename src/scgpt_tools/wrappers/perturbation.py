@@ -251,7 +251,6 @@ class scGPTPerturbationModel(Wrapper):
             As for :meth:`prepare_dataloader`.
         """
         check_arguments(scGPTPerturbationModel.train_model, locals())
-        check_arguments(scGPTPerturbationModel.train_model, locals())
         _check_flags(CLS=CLS, CCE=CCE, MVC=MVC, ECS=ECS)
         screen = Screen(self, dataset, length=self.config.max_seq_len, seed=seed)
         train, held_out = training_parts(screen.source.adata)
@@ -302,7 +301,6 @@ class scGPTPerturbationModel(Wrapper):
         ValueError
             If a perturbed gene is no column or no token, all of which are named, or a prediction is not finite.
         """
-        check_arguments(scGPTPerturbationModel.predict_perturbation, locals())
         check_arguments(scGPTPerturbationModel.predict_perturbation, locals())
         check_weights(self.cell_model.state_dict(), repr(self.cell_model.name))
         screen = Screen(self, dataset, length=None, seed=seed)
