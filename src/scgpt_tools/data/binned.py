@@ -71,18 +71,7 @@ def write_binned(
 ) -> None:
     """Write bins, token ids and settings to a table.
 
-    Parameters
-    ----------
-    adata
-        Table to change.
-    key
-        Name of the layer and beginning of the other names.
-    bins
-        (cells, genes) bins.
-    features
-        Which columns are which tokens.
-    settings
-        How the bins were made.
+    ``bins`` (cells, genes) bins.
     """
     keys = TokenizeKeys(key)
     ids = np.full(adata.n_vars, -1, dtype=np.int32)
@@ -99,30 +88,7 @@ def write_binned(
 
 
 def read_binned(adata: AnnData, vocabulary: Vocabulary, config: TokenizerConfig, *, key: str = "X_binned") -> Binned:
-    """Find bins that fit a model.
-
-    Parameters
-    ----------
-    adata
-        Table that :func:`scgpt_tools.pp.tokenize` has written to.
-    vocabulary
-        Vocabulary of the model.
-    config
-        Tokenizer of the model.
-    key
-        Name under which the bins were written.
-
-    Returns
-    -------
-    The layer and what its columns are.
-
-    Raises
-    ------
-    KeyError
-        If there are no such bins.
-    ValueError
-        If they were made with another vocabulary, number of bins or rule for ties.
-    """
+    """Find bins that fit a model."""
     settings = _stored(adata, key)
     wanted = {"bins": config.bins, "ties": config.ties, "vocabulary": vocabulary.checksum, "modality": ""}
     _check(settings, wanted, key)
@@ -133,23 +99,7 @@ def read_binned(adata: AnnData, vocabulary: Vocabulary, config: TokenizerConfig,
 def read_all_binned(
     rows: ModalityRows, vocabulary: Vocabulary, config: TokenizerConfig, *, key: str = "X_binned"
 ) -> FeatureTable:
-    """Find values of several modalities that fit a model; see :func:`read_binned`.
-
-    Parameters
-    ----------
-    rows
-        Cells of the modalities that are read.
-    vocabulary
-        Vocabulary of the model.
-    config
-        Tokenizer of the model.
-    key
-        Name under which the values were written.
-
-    Returns
-    -------
-    Which columns are which tokens.
-    """
+    """Find values of several modalities that fit a model; see :func:`read_binned`."""
     parts = [part for part in config.parts if part.name in rows.parts]
     features = []
     for part in parts:
@@ -164,15 +114,7 @@ def read_all_binned(
 
 
 def expect_bins(rows: Rows, config: TokenizerConfig) -> None:
-    """Have rows of kept bins refuse whatever is no bin of a model.
-
-    Parameters
-    ----------
-    rows
-        Rows of the layer that holds them.
-    config
-        Tokenizer of the model.
-    """
+    """Have rows of kept bins refuse whatever is no bin of a model."""
     if isinstance(rows, ModalityRows):
         for part in config.parts:
             if part.name in rows.parts:

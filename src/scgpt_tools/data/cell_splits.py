@@ -24,19 +24,7 @@ def rank(names: Iterable[str], seed: int, purpose: str) -> list[str]:
 
 
 def split_groups(labels: Labels, *, test: Collection[str], val: Collection[str] = ()) -> NDArray[np.str_]:
-    """Hold out whole groups of cells, such as replicates or donors.
-
-    Parameters
-    ----------
-    labels
-        Group of each cell.
-    test, val
-        Groups to hold out.
-
-    Returns
-    -------
-    ``"train"``, ``"val"`` or ``"test"`` for each cell.
-    """
+    """Hold out whole groups of cells, such as replicates or donors."""
     groups = np.asarray(labels, dtype=str)
     known = np.unique(groups)
     for name in (*test, *val):
@@ -50,23 +38,7 @@ def split_groups(labels: Labels, *, test: Collection[str], val: Collection[str] 
 def split_cells(
     names: Labels, *, test: float = 0.1, val: float = 0.1, seed: int = 0, strata: Labels | None = None
 ) -> NDArray[np.str_]:
-    """Hold out cells by a hash of seed and name, so that the order of the cells does not matter.
-
-    Parameters
-    ----------
-    names
-        Name of each cell, unique.
-    test, val
-        Shares of all cells.
-    seed
-        Seed of the hash.
-    strata
-        Keep the shares within each of these labels.
-
-    Returns
-    -------
-    ``"train"``, ``"val"`` or ``"test"`` for each cell.
-    """
+    """Hold out cells by a hash of seed and name, so that the order of the cells does not matter."""
     check_fraction("test + val", check_fraction("test", test) + check_fraction("val", val), one=False)
     cells = np.asarray(names, dtype=str)
     if np.unique(cells).size < cells.size:

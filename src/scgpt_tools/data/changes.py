@@ -21,14 +21,7 @@ _MAPPINGS = ("obsm", "varm", "layers", "uns")
 def contents(table: AnnData | MuData) -> Results:
     """What a table holds besides ``X``, to be compared with what it holds later.
 
-    Parameters
-    ----------
-    table
-        A table.
-
-    Returns
-    -------
-    Elements by slot and name; nothing is copied.
+    Returns elements by slot and name; nothing is copied.
     """
     found: Results = {slot: {str(name): frame[name] for name in frame} for slot, frame in _frames(table)}
     for slot in _MAPPINGS:
@@ -40,16 +33,7 @@ def contents(table: AnnData | MuData) -> Results:
 def additions(table: AnnData | MuData, before: Results) -> Results:
     """What was added to a table, or replaced in it.
 
-    Parameters
-    ----------
-    table
-        A table.
-    before
-        Its :func:`contents` at an earlier time.
-
-    Returns
-    -------
-    New elements by slot and name; slots without any are left out.
+    Returns new elements by slot and name; slots without any are left out.
     """
     new = {
         slot: {

@@ -113,13 +113,7 @@ class ChunkedResult:
         return self.path.exists()
 
     def missing(self, rank: int, processes: int) -> list[int]:
-        """Chunks that a process has yet to compute.
-
-        Parameters
-        ----------
-        rank, processes
-            Number of the process and how many there are.
-        """
+        """Chunks that a process has yet to compute."""
         if self.finished:
             return []
         done = self.records()
@@ -142,15 +136,7 @@ class ChunkedResult:
         return {number: record for number, record in found.items() if record is not None}
 
     def is_whole(self, number: int, record: Record) -> bool:
-        """Whether a finished chunk still holds what was written.
-
-        Parameters
-        ----------
-        number
-            Which chunk.
-        record
-            What is known of it.
-        """
+        """Whether a finished chunk still holds what was written."""
         start, stop = self.layout.bounds(number)
         index, rows = self._arrays("r")
         return _digest(index[start:stop], rows[start:stop]) == record.result
@@ -169,19 +155,7 @@ class ChunkedResult:
     def working_on(self, number: int) -> Iterator[bool]:
         """Keep other processes from a chunk.
 
-        Parameters
-        ----------
-        number
-            Which chunk.
-
-        Yields
-        ------
-        Whether it has to be computed; another process may have done so.
-
-        Raises
-        ------
-        FileExistsError
-            If another process computes it, which has been started with the same number as this one.
+        Yields whether it has to be computed; another process may have done so.
         """
         lock = self._partial / _WORKING / str(number)
         try:
@@ -202,18 +176,8 @@ class ChunkedResult:
     ) -> None:
         """Write a chunk, then its mark.
 
-        Parameters
-        ----------
-        number
-            Which chunk.
-        names
-            Names of its cells.
-        values
-            (cells of the chunk, width).
-        content
-            Checksum of what it was computed from.
-        trace
-            What the file system knew of that; blank if that is not to be relied on.
+        ``values`` (cells of the chunk, width); ``trace``: what the file system knew of that; blank if that is not to be
+        relied on.
         """
         start, stop = self.layout.bounds(number)
         index, rows = self._arrays("r+")
@@ -226,14 +190,7 @@ class ChunkedResult:
     def publish(self) -> bool:
         """Give the result its name if no chunk is missing.
 
-        Returns
-        -------
-        Whether the result is whole; if not, other processes are still at work, or have to be started again.
-
-        Raises
-        ------
-        ValueError
-            If a chunk that was written is not there any more.
+        Returns whether the result is whole; if not, other processes are still at work, or have to be started again.
         """
         if self.finished:
             return True
@@ -334,17 +291,7 @@ class ChunkedResult:
 
 
 def check_result_path(path: str | PathLike[str]) -> Path:
-    """Refuse a place where a result could not be written, before any work begins.
-
-    Parameters
-    ----------
-    path
-        Where the result is to be.
-
-    Returns
-    -------
-    The absolute path.
-    """
+    """Refuse a place where a result could not be written, before any work begins."""
     result = as_path("output", path).resolve()
     if result.suffix != ".zarr":
         raise ValueError(f"Expected an output that ends in .zarr, which several processes can write, found '{path}'.")

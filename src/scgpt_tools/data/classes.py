@@ -40,33 +40,10 @@ def read_classes(
 ) -> Classes:
     """Number the classes of a column.
 
-    Parameters
-    ----------
-    obs
-        ``adata.obs``; not changed.
-    key
-        Column with text, numbers or categories.  Whole numbers are spelled without a decimal point, also where missing
-        values made them floats.
-    names
-        Names in the order of their numbers; ``None`` takes those that occur, sorted.
-    allow_unknown
-        Accept cells without a class: with a missing value, or a text that is empty or white space.
-
-    Returns
-    -------
-    Numbers and names.
-
-    Raises
-    ------
-    KeyError
-        If there is no such column.
-    ValueError
-        If a cell has no class, or one that is not among ``names``, or two classes differ by white space around them.
-
-    Warns
-    -----
-    UserWarning
-        If a class that is to be learnt is called like a missing value, such as the text ``"nan"``.
+    ``obs``: ``adata.obs``; not changed; ``key``: column with text, numbers or categories.  Whole numbers are spelled
+    without a decimal point, also where missing values made them floats; ``names``: names in the order of their numbers;
+    ``None`` takes those that occur, sorted; ``allow_unknown``: accept cells without a class: with a missing value, or a
+    text that is empty or white space.
     """
     if not isinstance(key, str):
         raise TypeError(f"Expected the name of one column of `obs`, found {key!r}.")

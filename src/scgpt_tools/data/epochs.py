@@ -40,22 +40,7 @@ def block_shuffled(
 
     Whoever reads ``block * blocks`` cells of the result reads few runs of the file, each from its start to its end.
 
-    Parameters
-    ----------
-    cells
-        Cell numbers, ascending.
-    rng
-        Generator.
-    block
-        Cells of a run.
-    blocks
-        Runs whose cells are shuffled together.
-    bounds
-        Numbers at which a new file begins; no run goes across.
-
-    Returns
-    -------
-    The same cells in another order.
+    ``bounds``: numbers at which a new file begins; no run goes across.
     """
     check_integer("block", block)
     check_integer("blocks", blocks)
@@ -69,18 +54,7 @@ def block_shuffled(
 def balanced(cells: NDArray[np.int64], labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw as many cells as there are, with replacement, each class as often as any other.
 
-    Parameters
-    ----------
-    cells
-        Cell numbers.
-    labels
-        Class of each of these cells; a negative one is never drawn.
-    rng
-        Generator.
-
-    Returns
-    -------
-    Cell numbers, cells of rare classes several times.
+    ``labels``: class of each of these cells; a negative one is never drawn.
     """
     known = labels >= 0
     if not known.any():
@@ -91,23 +65,7 @@ def balanced(cells: NDArray[np.int64], labels: NDArray[np.int64], rng: np.random
 
 
 def by_label(cells: NDArray[np.int64], labels: NDArray[np.int64], batch_size: int, *, seed: int, epoch: int) -> Batches:
-    """Minibatches of cells with the same label.
-
-    Parameters
-    ----------
-    cells
-        Cell numbers.
-    labels
-        Technical batch of each of these cells.
-    batch_size
-        Most cells of a minibatch.
-    seed, epoch
-        What the order depends on.
-
-    Returns
-    -------
-    Minibatches in random order.
-    """
+    """Minibatches of cells with the same label."""
     batches = SubsetBatches.from_labels(labels, batch_size, seed=seed)
     batches.set_epoch(epoch)
     return [cells[places] for places in batches]
@@ -119,12 +77,7 @@ def in_batches(order: NDArray[np.int64], batch_size: int) -> Batches:
 
 
 def this_process() -> tuple[int, int]:
-    """Count the processes that train together.
-
-    Returns
-    -------
-    Number of this process, and how many there are.
-    """
+    """Count the processes that train together."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -133,19 +86,8 @@ def this_process() -> tuple[int, int]:
 def for_process(batches: Sequence[NDArray[np.int64]], rank: int, processes: int) -> Batches:
     """Part of each minibatch that one process of several works on.
 
-    Parameters
-    ----------
-    batches
-        Minibatches of all processes together.
-    rank
-        Number of this process.
-    processes
-        How many there are.
-
-    Returns
-    -------
-    As many minibatches for each process, of the same size in all: up to ``processes - 1`` cells of a minibatch that
-    does not divide are left out, and minibatches too small for all.
+    Returns as many minibatches for each process, of the same size in all: up to ``processes - 1`` cells of a minibatch
+    that does not divide are left out, and minibatches too small for all.
     """
     if processes == 1:
         return list(batches)

@@ -56,29 +56,7 @@ def open_to_learn(
     changes: Mapping[str, Any],
     seed: int,
 ) -> Learning:
-    """Open a table, and choose the features of its modalities if the model does not know them yet.
-
-    Parameters
-    ----------
-    data
-        AnnData or MuData.
-    vocabulary
-        Tokens of the model to start from.
-    config
-        Of its tokenizer.
-    layer, modality, modalities
-        What to read.
-    matching
-        How names are matched.
-    changes
-        Fields of the tokenizer to change.
-    seed
-        Seed of the choice of features.
-
-    Returns
-    -------
-    Rows, features and the tokenizer.
-    """
+    """Open a table, and choose the features of its modalities if the model does not know them yet."""
     config = changed_tokenizer(config, changes)
     joint = has_modalities(data) and modality is None and not config.parts
     if not joint:
@@ -107,16 +85,8 @@ def open_to_learn(
 def changed_tokenizer(config: TokenizerConfig, changes: Mapping[str, Any]) -> TokenizerConfig:
     """A tokenizer with some fields changed.
 
-    Parameters
-    ----------
-    config
-        The tokenizer.
-    changes
-        Fields by name.  What each modality has for itself is changed for those without a prefix, which are RNA.
-
-    Returns
-    -------
-    The changed one.
+    ``changes``: fields by name.  What each modality has for itself is changed for those without a prefix, which are
+    RNA.
     """
     if not config.parts:
         return from_dict(TokenizerConfig, to_dict(config) | dict(changes), where="tokenizer")

@@ -34,21 +34,7 @@ _GAP = 64
 def reader(X: Any) -> ReadRows:
     """Find out how to read rows of a matrix.
 
-    Parameters
-    ----------
-    X
-        NumPy array, SciPy sparse matrix, backed sparse data set, dask array, or an array on disk (HDF5, zarr).
-
-    Returns
-    -------
-    Function of the first row and the row after the last.
-
-    Raises
-    ------
-    TypeError
-        If it is none of those.
-    ValueError
-        If values are masked, or a sparse matrix is damaged: rows or columns lie outside of it.
+    ``X``: NumPy array, SciPy sparse matrix, backed sparse data set, dask array, or an array on disk (HDF5, zarr).
     """
     if isinstance(X, np.ma.MaskedArray):
         X = _unmasked(X)
@@ -86,14 +72,7 @@ def in_memory(X: Any) -> bool:
 def is_sound(X: Any) -> bool:
     """Whether a matrix in memory holds nothing but values that are not negative, missing or infinite.
 
-    Parameters
-    ----------
-    X
-        NumPy array or SciPy sparse matrix.
-
-    Returns
-    -------
-    False also for types of numbers that the compiled loop does not know, which are read to be sure.
+    Returns false also for types of numbers that the compiled loop does not know, which are read to be sure.
     """
     values = X.data if sp.issparse(X) else X
     if values.dtype.kind not in "biuf" or not values.dtype.isnative or values.dtype.itemsize not in (1, 4, 8):
@@ -106,18 +85,7 @@ def is_sound(X: Any) -> bool:
 def take(read: ReadRows, rows: NDArray[np.int64], n_columns: int) -> sp.csr_matrix:
     """Read rows in any order.
 
-    Parameters
-    ----------
-    read
-        What :func:`reader` returned.
-    rows
-        Row numbers; repeats are allowed.
-    n_columns
-        Width of the matrix.
-
-    Returns
-    -------
-    One row for each number.
+    ``rows``: row numbers; repeats are allowed.
     """
     wanted, back = np.unique(rows, return_inverse=True)
     parts = [_read_run(read, run) for run in _runs(wanted)]

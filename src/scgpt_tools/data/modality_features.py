@@ -31,20 +31,8 @@ _LEAST_SPREAD = 1e-3
 def choose_features(rows: ModalityRows, features: FeatureTable, part: ModalityConfig, *, seed: int) -> ModalityConfig:
     """Apply the cap on the features of a modality.
 
-    Parameters
-    ----------
-    rows
-        The cells; read once, block by block.
-    features
-        Features of the modality alone, before the cap.
-    part
-        How the modality is read.
-    seed
-        Seed of the choice among equals, and of a random one.
-
-    Returns
-    -------
-    The configuration with the tokens that stay in ``keep``, or as it was if the cap is not reached.
+    ``rows``: the cells; read once, block by block.  Returns the configuration with the tokens that stay in ``keep``, or
+    as it was if the cap is not reached.
     """
     if part.most is None or part.keep is not None or len(features) <= part.most:
         return part
@@ -58,20 +46,8 @@ def choose_features(rows: ModalityRows, features: FeatureTable, part: ModalityCo
 def with_statistics(rows: ModalityRows, features: FeatureTable, part: ModalityConfig, *, seed: int) -> ModalityConfig:
     """Note what values of a modality mean: the mean ``log1p`` in each bin, or mean and spread of each feature.
 
-    Parameters
-    ----------
-    rows
-        The cells; some 2000 of them, from all over the table, are read.
-    features
-        Features of the modality alone, after the cap.
-    part
-        How the modality is read.
-    seed
-        Seed of random ties.
-
-    Returns
-    -------
-    The configuration with ``levels`` or with ``centers`` and ``spreads``, or as it was if it needs neither.
+    ``rows``: the cells; some 2000 of them, from all over the table, are read.  Returns the configuration with
+    ``levels`` or with ``centers`` and ``spreads``, or as it was if it needs neither.
     """
     source = rows.parts[part.name]
     some = np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(np.int64))

@@ -76,31 +76,10 @@ def open_rows(
 ) -> Rows:
     """Rows of a table as a tokenizer reads them.
 
-    Parameters
-    ----------
-    data
-        AnnData or MuData.
-    config
-        Of the tokenizer; its ``parts`` say which modalities it reads.
-    layer
-        Key of ``layers``, or one for each modality.
-    modality
-        The only modality to read.
-    modalities
-        Modalities to read of those that the tokenizer knows; ``None`` for all that are there.
-    opened
-        Rows of the same table and layers, which are taken if the tokenizer reads them so.
-
-    Returns
-    -------
-    Rows of one modality for a tokenizer of one, of several side by side for a tokenizer of several.
-
-    Raises
-    ------
-    TypeError
-        If the tokenizer reads several modalities and the table is an AnnData.
-    ValueError
-        If the table has none of the modalities, or the tokenizer reads one only and none is named.
+    ``config``: of the tokenizer; its ``parts`` say which modalities it reads; ``modalities``: modalities to read of
+    those that the tokenizer knows; ``None`` for all that are there; ``opened``: rows of the same table and layers,
+    which are taken if the tokenizer reads them so.  Returns rows of one modality for a tokenizer of one, of several
+    side by side for a tokenizer of several.
     """
     if not config.parts:
         if isinstance(layer, Mapping):
@@ -129,22 +108,7 @@ def match_rows(
 ) -> FeatureTable:
     """Features of rows for a tokenizer whose vocabulary is fixed.
 
-    Parameters
-    ----------
-    rows
-        What :func:`open_rows` returned.
-    vocabulary
-        Tokens of the model.
-    config
-        Of the tokenizer.
-    matching
-        How names are matched.
-    totals
-        Sums of columns, where the rows are only some of those that count; of one modality.
-
-    Returns
-    -------
-    Which columns are which tokens.
+    ``totals``: sums of columns, where the rows are only some of those that count; of one modality.
     """
     if isinstance(rows, ModalityRows):
         if matching.mask_var is not None:
@@ -175,16 +139,8 @@ def warn_about_rows(rows: Rows, expects: Expects) -> None:
 def warn_about_empty(expressed: NDArray[np.int64], names: pd.Index, where: str, consequence: str) -> None:
     """Warn of cells in which nothing that a model knows is above zero.
 
-    Parameters
-    ----------
-    expressed
-        (cells,) known features above zero, negative for cells that were not measured.
-    names
-        Names of the cells.
-    where
-        Which modality, as ``" of 'rna'"``; empty for tables of one.
-    consequence
-        What becomes of such cells, as a sentence.
+    ``expressed`` (cells,) known features above zero, negative for cells that were not measured; ``where``: which
+    modality, as ``" of 'rna'"``; empty for tables of one.
     """
     empty = np.flatnonzero(expressed == 0)
     if empty.size:

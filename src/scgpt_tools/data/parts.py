@@ -27,28 +27,9 @@ _SHOWN = 10
 def read_parts(obs: pd.DataFrame, key: str, *, also: Collection[str] = (), others: bool = False) -> NDArray[Any]:
     """Read the part of every cell.
 
-    Parameters
-    ----------
-    obs
-        ``adata.obs``; not changed.
-    key
-        Column as :func:`scgpt_tools.pp.cell_split` and :func:`scgpt_tools.pp.perturbation_split` write it.
-    also
-        Further words that are accepted and returned as they are.
-    others
-        Accept words that cannot be meant for one of the three parts.
-
-    Returns
-    -------
-    (cells,) ``"train"``, ``"val"`` or ``"test"``, or one of the further words; ``None`` for a cell of no part, where the
-    column has a missing value or a blank.
-
-    Raises
-    ------
-    KeyError
-        If there is no such column.
-    ValueError
-        If the column holds another word, such as ``"valid"`` or ``"Train"``, a list, or no part at all.
+    ``obs``: ``adata.obs``; not changed; ``key``: column as :func:`scgpt_tools.pp.cell_split` and
+    :func:`scgpt_tools.pp.perturbation_split` write it.  Returns (cells,) ``"train"``, ``"val"`` or ``"test"``, or one
+    of the further words; ``None`` for a cell of no part, where the column has a missing value or a blank.
     """
     if key not in obs.columns:
         raise KeyError(absent(key, obs.columns, "key in `obs`:"))

@@ -18,15 +18,6 @@ def prefetched(items: Iterable[Item]) -> Iterator[Item]:
 
     Reading and tokenizing release Python's lock, so they run beside the network.  An error arises where its item
     would have come.
-
-    Parameters
-    ----------
-    items
-        What to iterate over.
-
-    Yields
-    ------
-    The items in their order.
     """
     source = iter(items)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as thread:

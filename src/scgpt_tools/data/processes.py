@@ -27,15 +27,9 @@ _ON_THIS_MACHINE = ("LOCAL_RANK", "SLURM_LOCALID")
 def launched(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
     """Count the processes that a launcher has started.
 
-    Parameters
-    ----------
-    environment
-        Variables to look at; ``None`` takes those of this process.
-
-    Returns
-    -------
-    Number of this process and how many there are: of the process group if there is one (as in Lightning's Fabric), else
-    as ``torchrun`` or ``srun`` say, else 0 and 1.
+    ``environment``: variables to look at; ``None`` takes those of this process.  Returns number of this process and how
+    many there are: of the process group if there is one (as in Lightning's Fabric), else as ``torchrun`` or ``srun``
+    say, else 0 and 1.
     """
     variables = os.environ if environment is None else environment
     if environment is None and this_process()[1] > 1:
@@ -47,20 +41,7 @@ def launched(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
 
 
 def check_process(rank: int | None, processes: int | None) -> tuple[int, int]:
-    """Number of a process and how many there are; ``None`` for both asks the launcher.
-
-    Parameters
-    ----------
-    rank
-        Counted from 0.
-    processes
-        How many there are.
-
-    Raises
-    ------
-    ValueError
-        If only one of the two is given, or there is no such process.
-    """
+    """Number of a process and how many there are; ``None`` for both asks the launcher."""
     if rank is None and processes is None:
         return launched()
     if rank is None or processes is None:
@@ -74,14 +55,8 @@ def check_process(rank: int | None, processes: int | None) -> tuple[int, int]:
 def device_of_process(device: str | torch.device | None = None) -> str | torch.device | None:
     """Device of this process: the processes of a machine take its GPUs in turn.
 
-    Parameters
-    ----------
-    device
-        What the user asked for; anything but ``None``, ``"auto"`` and ``"cuda"`` is taken as it is.
-
-    Returns
-    -------
-    A device, or ``None`` where there is nothing to share out.
+    ``device``: what the user asked for; anything but ``None``, ``"auto"`` and ``"cuda"`` is taken as it is.  Returns a
+    device, or ``None`` where there is nothing to share out.
     """
     asked = str(device or settings.device)
     place = next((_number(os.environ, name) for name in _ON_THIS_MACHINE if name in os.environ), None)

@@ -270,16 +270,7 @@ class RowSource:
 def table_of(data: AnnData | MuData, modality: str | None = None) -> AnnData:
     """The AnnData that a task works on.
 
-    Parameters
-    ----------
-    data
-        AnnData or MuData.
-    modality
-        Key of ``mod``; needed for MuData only.
-
-    Returns
-    -------
-    The AnnData itself, or that modality of the MuData.
+    ``modality``: key of ``mod``; needed for MuData only.
     """
     if not hasattr(data, "obs_names"):
         raise TypeError(f"Expected an AnnData or a MuData, found {type(data).__name__}.")
@@ -301,16 +292,8 @@ def totals_of(table: AnnData) -> Totals | None:
 def slots_of(data: AnnData | MuData, modality: str | None = None) -> AnnData | MuData:
     """Where results about cells are written: the table itself, or the named modality of a MuData.
 
-    Parameters
-    ----------
-    data
-        AnnData or MuData.
-    modality
-        Key of ``mod``; ``None`` takes the table itself, whose ``obs`` and ``obsm`` hold all cells of a MuData.
-
-    Returns
-    -------
-    What has the slots.
+    ``modality``: key of ``mod``; ``None`` takes the table itself, whose ``obs`` and ``obsm`` hold all cells of a
+    MuData.
     """
     return data if modality is None else table_of(data, modality)
 
@@ -318,18 +301,7 @@ def slots_of(data: AnnData | MuData, modality: str | None = None) -> AnnData | M
 def plain_vectors(found: Any, where: str, *, dtype: type[np.floating] | None = np.float32) -> NDArray[Any]:
     """An embedding as an array, whatever kind of matrix or frame it is kept as.
 
-    Parameters
-    ----------
-    found
-        Entry of ``obsm``.
-    where
-        What to call it in messages.
-    dtype
-        Type of the result; ``None`` keeps that of the entry.
-
-    Returns
-    -------
-    (cells, dimensions), finite.
+    ``dtype``: type of the result; ``None`` keeps that of the entry.  Returns (cells, dimensions), finite.
     """
     if isinstance(found, np.ma.MaskedArray) and np.ma.getmaskarray(found).any():
         raise ValueError(f"Expected {where} without a mask, found one. Fill what is missing, or leave such cells out.")
@@ -354,17 +326,7 @@ def _all_numbers(found: Any) -> bool:
 
 
 def row_keys(names: pd.Index | ArrayLike) -> NDArray[np.uint64]:
-    """Hash the names of cells.
-
-    Parameters
-    ----------
-    names
-        Names, as objects, strings or categories.
-
-    Returns
-    -------
-    One number per name: the same in every process and for every type of index.
-    """
+    """Hash the names of cells."""
     texts: NDArray[np.object_] = np.array(pd.Series(names).astype(str).to_numpy(), dtype=object)
     return pd.util.hash_array(texts, categorize=False)
 

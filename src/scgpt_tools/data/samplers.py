@@ -19,18 +19,8 @@ if TYPE_CHECKING:
 def length_buckets(lengths: ArrayLike, *, batch_size: int, max_tokens: int | None = None) -> list[NDArray[np.int64]]:
     """Group cells of like length, so that little of a minibatch is padding.
 
-    Parameters
-    ----------
-    lengths
-        Tokens of each cell.
-    batch_size
-        Most cells of a group.
-    max_tokens
-        Most tokens of a group, padding included; a longer cell is alone.
-
-    Returns
-    -------
-    Positions in ``lengths``, each in one group; longest cells first, so that memory runs out at once if it does.
+    ``max_tokens``: most tokens of a group, padding included; a longer cell is alone.  Returns positions in ``lengths``,
+    each in one group; longest cells first, so that memory runs out at once if it does.
     """
     check_integer("batch_size", batch_size)
     lengths = np.asarray(lengths)
@@ -97,19 +87,7 @@ class SubsetBatches:
         drop_last: bool = False,
         seed: int = 0,
     ) -> SubsetBatches:
-        """Make one subset of the cells of each label.
-
-        Parameters
-        ----------
-        labels
-            One label per cell, none of them missing.
-        batch_size, shuffle, shuffle_batches, drop_last, seed
-            See the class.
-
-        Returns
-        -------
-        The sampler.
-        """
+        """Make one subset of the cells of each label."""
         column = pd.Series(np.asarray(labels))
         if n_missing := int(missing_labels(column).sum()):
             raise ValueError(f"Expected a label for every cell, found none for {n_missing} cells.")
@@ -135,13 +113,7 @@ class SubsetBatches:
             yield batches[place].tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the number of the next pass, as training loops do that resume.
-
-        Parameters
-        ----------
-        epoch
-            Passes with the same number have the same order.
-        """
+        """Choose the number of the next pass, as training loops do that resume."""
         self.epoch = check_integer("epoch", epoch, least=0)
 
     def _n_batches(self, subset: NDArray[np.int64]) -> int:

@@ -77,26 +77,13 @@ class StoredCells:
         return self.n_cells
 
     def names(self, start: int, stop: int) -> list[str]:
-        """Names of some cells.
-
-        Parameters
-        ----------
-        start, stop
-            Number of the first cell, and of the one after the last.
-        """
+        """Names of some cells."""
         return [str(name) for name in _values(self._obs[self._index], start, stop)]
 
     def read(self, start: int, stop: int) -> AnnData:
         """Some cells, in memory.
 
-        Parameters
-        ----------
-        start, stop
-            Number of the first cell, and of the one after the last.
-
-        Returns
-        -------
-        Their names, the columns that are needed, their values in ``X`` or the layer, and ``var``.
+        Returns their names, the columns that are needed, their values in ``X`` or the layer, and ``var``.
         """
         obs = pd.DataFrame(
             {name: _values(self._obs[name], start, stop) for name in self._columns},
@@ -108,13 +95,7 @@ class StoredCells:
         return AnnData(obs=obs, var=self.var, layers={self._layer: X})
 
     def content(self, table: AnnData) -> str:
-        """Checksum of all that was read of some cells: names, columns and values.
-
-        Parameters
-        ----------
-        table
-            What :meth:`read` returned.
-        """
+        """Checksum of all that was read of some cells: names, columns and values."""
         found = blake2b("\n".join(map(str, table.obs_names)).encode(), digest_size=16)
         for column in self._columns:
             found.update("\n".join(table.obs[column].astype(str)).encode())

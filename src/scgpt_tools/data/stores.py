@@ -45,27 +45,7 @@ _FILE_LIBRARIES = ("h5py", "zarr", "numcodecs", "anndata/_io", "/json")
 def check_target(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False) -> None:
     """Refuse a place where results could not be written, before any work begins.
 
-    Parameters
-    ----------
-    source
-        The table on disk.
-    target
-        Where the copy with the results is to be.
-    overwrite
-        Whether an existing target may be replaced; the source itself counts as one.
-
-    Raises
-    ------
-    ValueError
-        If the target has another format than the source, or one lies within the other.
-    FileExistsError
-        If it exists and may not be replaced, or is no table.
-    FileNotFoundError
-        If its folder does not exist.
-    PermissionError
-        If it cannot be written.
-    OSError
-        If the disk has no room for the copy.
+    ``overwrite``: whether an existing target may be replaced; the source itself counts as one.
     """
     path, origin, suffix = _real(target), _real(source), _suffix(source)
     if Path(target).suffix != suffix:
@@ -98,16 +78,8 @@ def check_target(source: str | PathLike[str], target: str | PathLike[str], *, ov
 def open_group(path: str | PathLike[str], *, modality: str | None = None) -> Iterator[Any]:
     """Open a table on disk and read nothing.
 
-    Parameters
-    ----------
-    path
-        A ``.h5ad``, ``.h5mu`` or ``.zarr``.
-    modality
-        Which table of a MuData to open.
-
-    Yields
-    ------
-    The group of the AnnData, of HDF5 or zarr, to be used until the block ends; refuses what :func:`open_table` does.
+    Yields the group of the AnnData, of HDF5 or zarr, to be used until the block ends; refuses what :func:`open_table`
+    does.
     """
     with _opened(as_path("source", path), "r") as root:
         with _read_whole(path):
@@ -119,26 +91,8 @@ def open_group(path: str | PathLike[str], *, modality: str | None = None) -> Ite
 def open_table(path: str | PathLike[str], *, modality: str | None = None) -> Iterator[AnnData]:
     """Open a table on disk; ``X`` and the layers stay there.
 
-    Parameters
-    ----------
-    path
-        A ``.h5ad``, ``.h5mu`` or ``.zarr``.
-    modality
-        Which table of a MuData to open.
-
-    Yields
-    ------
-    AnnData with ``obs``, ``var`` and ``uns`` in memory and the matrices on disk, without ``obsm``, ``varm`` and the
-    rest, to be used until the block ends.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing at the path.
-    ValueError
-        If it is not such a table, or a MuData and no modality is named, or parts of it are missing.
-    KeyError
-        If the modality is absent; the message lists what is there.
+    Yields AnnData with ``obs``, ``var`` and ``uns`` in memory and the matrices on disk, without ``obsm``, ``varm`` and
+    the rest, to be used until the block ends.
     """
     with open_group(path, modality=modality) as group:
         with _read_whole(path):
@@ -156,17 +110,7 @@ def open_table(path: str | PathLike[str], *, modality: str | None = None) -> Ite
 
 @contextmanager
 def open_mudata(path: str | PathLike[str]) -> Iterator[MuData]:
-    """Open all modalities on disk; their ``X`` stays there.
-
-    Parameters
-    ----------
-    path
-        A ``.h5mu``.
-
-    Yields
-    ------
-    The MuData, to be used until the block ends.
-    """
+    """Open all modalities on disk; their ``X`` stays there."""
     path = as_path("source", path)
     with _opened(path, "r") as root, _read_whole(path):
         if "mod" not in root:
@@ -187,27 +131,10 @@ def results_for(
 ) -> Iterator[Callable[..., None]]:
     """Claim a place for a copy of a table with results, before they are computed.
 
-    Parameters
-    ----------
-    source
-        A ``.h5ad``, ``.h5mu`` or ``.zarr``.
-    target
-        Where the copy goes, in the same format; may be the source if ``overwrite``.
-    overwrite
-        Whether an existing target may be replaced.
-
-    Yields
-    ------
-    Function that makes the copy, to be called once with the results: elements by slot (``obs``, ``var``, ``obsm``,
-    ``varm``, ``layers``, ``uns``) and name; ``modality``, which table of a MuData to add them to; and ``joint``, to add
-    them to the MuData itself.
-
-    Raises
-    ------
-    FileExistsError
-        If the target exists and may not be replaced, or another process is writing it.
-    ValueError
-        If the target has another format than the source, or the source has changed since the place was claimed.
+    ``target``: where the copy goes, in the same format; may be the source if ``overwrite``.  Yields function that makes
+    the copy, to be called once with the results: elements by slot (``obs``, ``var``, ``obsm``, ``varm``, ``layers``,
+    ``uns``) and name; ``modality``, which table of a MuData to add them to; and ``joint``, to add them to the MuData
+    itself.
     """
     check_target(source, target, overwrite=overwrite)
     final, origin = _real(target), _real(source)
@@ -252,19 +179,7 @@ def write_results(
     joint: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Copy a table on disk and add results to the copy; the arguments are those of :func:`results_for`.
-
-    Parameters
-    ----------
-    source, target
-        Tables on disk.
-    results
-        Elements by slot and name.
-    modality, joint
-        Where they go in a MuData.
-    overwrite
-        Whether an existing target may be replaced.
-    """
+    """Copy a table on disk and add results to the copy; the arguments are those of :func:`results_for`."""
     with results_for(source, target, overwrite=overwrite) as write:
         write(results, modality=modality, joint=joint)
 

@@ -53,15 +53,8 @@ def in_threads(*, several: bool = True) -> Iterator[Run]:
 
     The settings of torch in other threads stay as they are.  Results do not depend on how many threads there are.
 
-    Parameters
-    ----------
-    several
-        Whether items may be computed beside each other: without, in the thread of the caller.  So it is where torch is
-        set to one thread, and where gradients are recorded.
-
-    Yields
-    ------
-    A function like :class:`map`.
+    ``several``: whether items may be computed beside each other: without, in the thread of the caller.  So it is where
+    torch is set to one thread, and where gradients are recorded.
     """
     if not several or torch.get_num_threads() == 1 or torch.is_grad_enabled():
         yield map

@@ -30,18 +30,7 @@ _LATELY = 2.0
 
 
 def check_table(group: Any) -> None:
-    """Refuse an AnnData on disk of which parts are missing or do not fit together.
-
-    Parameters
-    ----------
-    group
-        Group of the AnnData, of HDF5 or zarr.
-
-    Raises
-    ------
-    ValueError
-        If chunks are missing, or numbers of cells or genes differ.
-    """
+    """Refuse an AnnData on disk of which parts are missing or do not fit together."""
     shape = check_frames(group)
     if "X" in group:
         check_matrix(group["X"], "X", shape)
@@ -51,31 +40,14 @@ def check_table(group: Any) -> None:
 
 
 def check_frames(group: Any) -> tuple[int, int]:
-    """Refuse ``obs`` and ``var`` with columns of several lengths.
-
-    Parameters
-    ----------
-    group
-        Group of the AnnData.
-
-    Returns
-    -------
-    Numbers of cells and of genes.
-    """
+    """Refuse ``obs`` and ``var`` with columns of several lengths."""
     return _check_frame(group["obs"], "obs"), _check_frame(group["var"], "var")
 
 
 def check_matrix(matrix: Any, place: str, shape: tuple[int, int]) -> None:
     """Refuse a matrix that is not all there, or not that of so many cells and genes.
 
-    Parameters
-    ----------
-    matrix
-        Element of HDF5 or zarr; other encodings than sparse and dense ones are not looked at.
-    place
-        What it is called, for messages.
-    shape
-        Numbers of cells and of genes.
+    ``matrix``: element of HDF5 or zarr; other encodings than sparse and dense ones are not looked at.
     """
     encoding = matrix.attrs.get("encoding-type", "array")
     if encoding not in (*_SPARSE, "array"):
@@ -227,17 +199,7 @@ class Trace(NamedTuple):
 
 
 def trace_of(*paths: Path) -> Trace:
-    """Look at sizes and times of files, and of all files in folders; nothing is read.
-
-    Parameters
-    ----------
-    *paths
-        Files and folders.
-
-    Returns
-    -------
-    What was found.
-    """
+    """Look at sizes and times of files, and of all files in folders; nothing is read."""
     digest, size, newest = sha256(), 0, 0.0
     for path, about in sorted(_files(paths)):
         digest.update(f"{path}\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ctime_ns}\0{about.st_ino}\n".encode())

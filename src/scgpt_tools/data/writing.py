@@ -12,17 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_writable(adata: AnnData | MuData, table: AnnData | MuData, *, copy: bool) -> None:
-    """What anndata could not write or copy is refused before any work is done.
-
-    Parameters
-    ----------
-    adata
-        What the user gave.
-    table
-        It, or the modality of it that is written to.
-    copy
-        Whether a copy is to be changed.
-    """
+    """What anndata could not write or copy is refused before any work is done."""
     backed = bool(getattr(adata, "isbacked", False)) or table.isbacked
     if backed and (copy or table.is_view):
         what = "a backed one" if copy else "a view of a backed one"
@@ -32,18 +22,7 @@ def check_writable(adata: AnnData | MuData, table: AnnData | MuData, *, copy: bo
 def check_new_key(table: AnnData | MuData, slot: str, key: str, *, default: str, entry: str | None = None) -> None:
     """Refuse to replace what another function has written under a name, or what the user keeps there.
 
-    Parameters
-    ----------
-    table
-        What is written to.
-    slot
-        Where the result goes: ``"obs"``, ``"obsm"``, ``"varm"`` or ``"layers"``; its record goes to ``uns``.
-    key
-        Name of both.
-    default
-        Name that the function takes by itself, and so may always replace.
-    entry
-        Name in the slot, where it is not that of the record.
+    ``slot``: where the result goes: ``"obs"``, ``"obsm"``, ``"varm"`` or ``"layers"``; its record goes to ``uns``.
     """
     if key == default:
         return

@@ -212,18 +212,8 @@ def interpolated_duplicate(
 ) -> NDArray[np.float64]:
     """A ceiling that knows which genes it can be sure of: per gene, half of the true cells or the perturbed mean.
 
-    Parameters
-    ----------
-    half
-        (C, G) profiles of half of the true cells.
-    mean
-        (G,) or (C, G) perturbed mean.
-    pvals_adj
-        (C, G) adjusted p values of the true effects.
-
-    Returns
-    -------
-    (C, G)
+    ``half`` (C, G) profiles of half of the true cells; ``mean`` (G,) or (C, G) perturbed mean; ``pvals_adj`` (C, G)
+    adjusted p values of the true effects.  Returns (C, G).
     """
     sure = 1 - np.asarray(pvals_adj, dtype=np.float64)
     return sure * half + (1 - sure) * mean

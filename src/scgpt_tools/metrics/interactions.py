@@ -93,22 +93,9 @@ def theil_sen(
 
     The estimate of scikit-learn's ``TheilSenRegressor``, with all pairs solved at once.
 
-    Parameters
-    ----------
-    inputs
-        (n, 2)
-    outcome
-        (n,)
-    max_pairs
-        Pairs of points to use; drawn without replacement of points within a pair where there are more.
-    seed
-        Seed of that draw.
-    tolerance
-        Step of the coefficients below which the median is found; scikit-learn's default.
-
-    Returns
-    -------
-    Two coefficients.
+    ``inputs`` (n, 2); ``outcome`` (n,); ``max_pairs``: pairs of points to use; drawn without replacement of points
+    within a pair where there are more; ``tolerance``: step of the coefficients below which the median is found;
+    scikit-learn's default.
     """
     n = len(outcome)
     if comb(n, 2) <= max_pairs:
@@ -127,14 +114,7 @@ def theil_sen(
 def distance_correlation(x: ArrayLike, y: ArrayLike) -> float:
     """Distance correlation of n observations of two (possibly multivariate) variables; 0 if one is constant.
 
-    Parameters
-    ----------
-    x, y
-        (n,) or (n, dimensions).
-
-    Returns
-    -------
-    Between 0 and 1.
+    ``x``, ``y`` (n,) or (n, dimensions).
     """
     sides = [check_numbers("x", x), check_numbers("y", y)]
     if len(sides[0]) != len(sides[1]):

@@ -143,16 +143,8 @@ def de_weights(scores: ArrayLike) -> Scores:
 def highest(values: ArrayLike, n: int = 1000) -> NDArray[np.bool_]:
     """Mark the ``n`` highest values of each row, ties in the order of the genes.
 
-    Parameters
-    ----------
-    values
-        (G,) or (C, G), for example control means, or absolute scores.
-    n
-        How many to mark; all where there are fewer.
-
-    Returns
-    -------
-    Mask of the same shape.
+    ``values`` (G,) or (C, G), for example control means, or absolute scores; ``n``: how many to mark; all where there
+    are fewer.
     """
     check_integer("n", n, least=0)
     array = np.asarray(values, dtype=np.float64)

@@ -63,16 +63,7 @@ class HeldOutCells:
         Means are taken in the precision of the input, as GEARS does: where a prediction repeats the controls, rounding
         decides on the sign of a change.
 
-        Parameters
-        ----------
-        predicted, true
-            (N, G) predictions and true cells in the same order, dense or sparse.
-        conditions
-            Condition of each cell.
-
-        Returns
-        -------
-        Conditions in sorted order.
+        ``predicted``, ``true`` (N, G) predictions and true cells in the same order, dense or sparse.
         """
         names, codes = np.unique(np.asarray(conditions, dtype=str), return_inverse=True)
         rows = tuple(np.flatnonzero(codes == code) for code in range(names.size))
@@ -83,17 +74,8 @@ class HeldOutCells:
 def evaluation_metrics(predicted: Any, true: Any, top: NDArray[np.int64]) -> Scores:
     """GEARS' ``compute_metrics``: error and correlation over all genes and over the top genes, per condition.
 
-    Parameters
-    ----------
-    predicted, true
-        (C, G) mean profiles.
-    top
-        (C, 20) positions of the genes with the strongest difference; -1 throughout for a control, whose scores over
-        these genes are then 0.
-
-    Returns
-    -------
-    ``mse``, ``pearson``, ``mse_de`` and ``pearson_de``.
+    ``predicted``, ``true`` (C, G) mean profiles; ``top`` (C, 20) positions of the genes with the strongest difference;
+    -1 throughout for a control, whose scores over these genes are then 0.
     """
     where = mask_of(top, np.shape(predicted)[1])
     return {
@@ -121,20 +103,7 @@ def deeper_analysis(
 ) -> Scores:
     """GEARS' ``deeper_analysis``, per condition.
 
-    Parameters
-    ----------
-    cells
-        Test cells without controls.
-    control
-        (G,) mean of all controls.
-    order
-        (C, G) gene positions by falling absolute score.
-    variable
-        From :func:`variable_genes`.
-
-    Returns
-    -------
-    Scores by GEARS' name.
+    ``control`` (G,) mean of all controls; ``order`` (C, G) gene positions by falling absolute score.
     """
     p, t = cells.predicted, cells.true
     n_genes = p.shape[1]
@@ -168,22 +137,8 @@ def list_analysis(
 ) -> Scores:
     """GEARS' ``non_dropout_analysis`` and ``non_zero_analysis``, per condition.
 
-    Parameters
-    ----------
-    cells
-        Test cells without controls.
-    control
-        (G,) mean of all controls.
-    top
-        Positions of the top 20 genes of each condition, possibly fewer.
-    suffix
-        ``"non_dropout"`` or ``"non_zero"``, the kind of list and the end of every name.
-    others
-        Further lists by the end of their name, of which the direction is scored too.
-
-    Returns
-    -------
-    Scores by GEARS' name.
+    ``control`` (G,) mean of all controls; ``suffix``: ``"non_dropout"`` or ``"non_zero"``, the kind of list and the end
+    of every name; ``others``: further lists by the end of their name, of which the direction is scored too.
     """
     p, t = cells.predicted, cells.true
     difference = np.abs(np.sign(p - control) - np.sign(t - control))

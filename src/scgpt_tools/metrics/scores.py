@@ -130,16 +130,8 @@ def overall_spread(
 ) -> float:
     """How much C profiles differ between conditions, as a share of how much the true ones do.
 
-    Parameters
-    ----------
-    predicted, true
-        (C, G) changes against the control.
-    scored
-        (C, G) what counts; ``None`` counts everything.
-
-    Returns
-    -------
-    Ratio of the root mean variances over conditions; NaN where the truth does not vary.
+    ``predicted``, ``true`` (C, G) changes against the control; ``scored`` (C, G) what counts; ``None`` counts
+    everything.  Returns ratio of the root mean variances over conditions; NaN where the truth does not vary.
     """
     counts = np.ones(true.shape) if scored is None else scored.astype(float)
     n = counts.sum(axis=0)

@@ -133,12 +133,7 @@ Layout = PaddedLayout | PackedLayout
 def packing_pays(mask: Tensor, *, dropout: bool) -> bool:
     """Whether to go cell by cell without padding, for which its place has to be known at once: on a CPU it is.
 
-    Parameters
-    ----------
-    mask
-        (B, L) True on real tokens.
-    dropout
-        Whether attention drops weights.
+    ``mask`` (B, L) True on real tokens.
     """
     if mask.device.type != "cpu" or mask.shape[1] < _LONG:
         return False
@@ -295,20 +290,8 @@ class Attention(nn.Module):
     ) -> Attended:
         """Attend.
 
-        Parameters
-        ----------
-        x
-            Tokens that ask.
-        layout
-            Where tokens are, and which of them see which.
-        backend
-            ``None`` takes the layout's.
-        keys
-            As many tokens that are asked, ``None`` for ``x``.
-        values
-            As many tokens that are read, ``None`` for ``keys``.
-        first_only
-            Compute the first token of each cell alone.
+        ``backend``: ``None`` takes the layout's; ``keys``: tokens to attend to, as many, ``None`` for ``x``; ``values``: what is
+        read of them, ``None`` for ``keys``.
         """
         attend = lookup(BACKENDS, backend or layout.backend, "attention backend")
         dropout = self.dropout if self.training else 0.0

@@ -33,13 +33,7 @@ class Context(nn.Module):
     def forward(
         self, batch: Tensor | None, modality: Tensor | None, *, pooling: str, mask: Tensor, values: Tensor
     ) -> ContextVectors | None:
-        """Embed labels (B,) and modalities (B, L); ``None`` for a model without context.
-
-        Raises
-        ------
-        ValueError
-            If the model needs a label that is absent.
-        """
+        """Embed labels (B,) and modalities (B, L); ``None`` for a model without context."""
         tokens: Tensor | None = None
         cell: Tensor | None = None
         if self.modality is not None:

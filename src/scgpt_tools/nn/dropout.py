@@ -19,12 +19,7 @@ def drop(x: Tensor, probability: float) -> Tensor:
     Takes half the time of :func:`torch.nn.functional.dropout`, because four numbers share one draw from torch's
     generator.
 
-    Parameters
-    ----------
-    x
-        Numbers on the CPU.
-    probability
-        Of becoming zero; rounded to 16 bits.
+    ``probability``: of becoming zero; rounded to 16 bits.
     """
     dropped: Tensor = _Drop.apply(x, probability)
     return dropped

@@ -143,13 +143,7 @@ class BinnedValue(NormedTable):
     """Embed a bin by its row of a table; fractions are cut off."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """Embed (...) bins.
-
-        Raises
-        ------
-        ValueError
-            If a bin has no row.
-        """
+        """Embed (...) bins."""
         bins, rows = values.long(), self.table.num_embeddings
         # Both at once: each number that is read from a GPU has to be waited for.
         least, most = torch.stack(bins.aminmax()).tolist() if bins.numel() else (0, 0)
@@ -335,13 +329,7 @@ class Embedder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, batch: TokenBatch | PackedTokens, *, without: Collection[str] = ()) -> Embedded:
-        """Embed tokens, padded or packed; fields of the batch in ``without`` are not looked at.
-
-        Raises
-        ------
-        ValueError
-            If the batch has flags that no part reads, or lacks what one needs.
-        """
+        """Embed tokens, padded or packed; fields of the batch in ``without`` are not looked at."""
         self._check(batch, without)
         config = self.config.parts
         vectors: dict[str, Tensor] = {}

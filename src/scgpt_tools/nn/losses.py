@@ -24,13 +24,7 @@ def masked_huber(prediction: Tensor, target: Tensor, mask: Tensor, delta: float 
 
 
 def masked_relative_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``|prediction - target| / (target + 1e-6)`` over ``mask``: a diagnostic that explodes at zero targets.
-
-    Raises
-    ------
-    ValueError
-        If the mask is empty.
-    """
+    """Mean of ``|prediction - target| / (target + 1e-6)`` over ``mask``: a diagnostic that explodes at zero targets."""
     if not mask.any():
         raise ValueError("Expected at least one position in `mask`, found none.")
     weight = mask.to(prediction.dtype)

@@ -41,13 +41,7 @@ class DomainNorm(nn.Module):
         self.of_first = of_first
 
     def forward(self, x: Tensor, domain: Tensor | None) -> Tensor:
-        """Normalise (B, ..., D) tokens of cells with the labels (B,).
-
-        Raises
-        ------
-        ValueError
-            If labels are absent or beyond the number of domains.
-        """
+        """Normalise (B, ..., D) tokens of cells with the labels (B,)."""
         if domain is None:
             raise ValueError("Expected batch labels for the domain-specific batch norm, found none.")
         labels = (domain[:1] if self.of_first else domain.unique()).tolist()

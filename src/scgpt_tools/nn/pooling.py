@@ -45,15 +45,6 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 def pool(style: str, tokens: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Pool (B, L, D) tokens to (B, D).
 
-    Parameters
-    ----------
-    style
-        A name in :data:`POOLINGS`.
-    tokens
-        (B, L, D).
-    mask
-        (B, L) True on real tokens.
-    weights
-        (B, L) input values, used by ``"weighted"``.
+    ``tokens`` (B, L, D); ``mask`` (B, L) True on real tokens; ``weights`` (B, L) input values, used by ``"weighted"``.
     """
     return lookup(POOLINGS, style, "pooling")(tokens, mask, weights)

@@ -42,16 +42,8 @@ def products_pay(q: Tensor, k: Tensor) -> bool:
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor | None:
     """Attend within one cell.
 
-    Parameters
-    ----------
-    q, k, v
-        (n, D) each, fp32 or bf16.
-    heads
-        Number of heads.
-
-    Returns
-    -------
-    (n, D), or ``None`` if scores are too far apart for this way, by more than a hundred powers of two.
+    ``q``, ``k``, ``v`` (n, D) each, fp32 or bf16.  Returns (n, D), or ``None`` if scores are too far apart for this
+    way, by more than a hundred powers of two.
     """
     width = q.shape[-1] // heads
     # Powers of two are cheaper than powers of e.  The factor goes to the keys, which are rounded here anyway.

@@ -149,18 +149,8 @@ def tokenizer_of(config: TokenizerConfig, vocabulary: Vocabulary) -> Tokenizer:
 def part_values(X: sp.csr_matrix, part: ModalityConfig, features: FeatureTable) -> sp.csr_matrix:
     """Values of a modality before bins, logarithm and scale.
 
-    Parameters
-    ----------
-    X
-        (cells, columns) values of the modality.
-    part
-        How it is read.
-    features
-        Which columns are read; the geometric mean of a cell is over those.
-
-    Returns
-    -------
-    Another matrix, or the same where nothing is to be done.
+    ``X`` (cells, columns) values of the modality; ``features``: which columns are read; the geometric mean of a cell is
+    over those.
     """
     if part.values == "binary":
         return sp.csr_matrix(((X.data != 0).astype(X.dtype), X.indices, X.indptr), shape=X.shape)
@@ -175,18 +165,7 @@ def part_values(X: sp.csr_matrix, part: ModalityConfig, features: FeatureTable) 
 def unscaled(values: NDArray[np.float32], part: ModalityConfig, tokens: Sequence[str]) -> NDArray[np.float32]:
     """Turn token values back into what they were scaled from.
 
-    Parameters
-    ----------
-    values
-        (cells, tokens) values.
-    part
-        How the modality is read.
-    tokens
-        The tokens.
-
-    Returns
-    -------
-    (cells, tokens) values before scale and standard.
+    ``values`` (cells, tokens) values.  Returns (cells, tokens) values before scale and standard.
     """
     values = values / part.scale
     if not part.standard or part.keep is None or part.centers is None or part.spreads is None:

@@ -174,25 +174,8 @@ def resolve_modalities(
 ) -> tuple[ModalityConfig, ...]:
     """Settings of the modalities to read.
 
-    Parameters
-    ----------
-    names
-        Modalities of the table.
-    given
-        Names of those to read, or settings by name; ``None`` for all with their defaults.
-    like
-        Fields that modalities without a prefix take over from a model that reads RNA.
-
-    Returns
-    -------
-    One configuration for each, in the order of the table.
-
-    Raises
-    ------
-    KeyError
-        If the table lacks a modality; the message lists what is there.
-    ValueError
-        If none is named, or a setting cannot be.
+    ``given``: names of those to read, or settings by name; ``None`` for all with their defaults; ``like``: fields that
+    modalities without a prefix take over from a model that reads RNA.
     """
     there = list(names)
     if isinstance(given, str):

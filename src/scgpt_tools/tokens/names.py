@@ -29,21 +29,7 @@ _LOOKED_AT = 2000
 def column_names(var: pd.DataFrame, column: str | None = None) -> list[str | None]:
     """Names of the genes, ``None`` where there is no name.
 
-    Parameters
-    ----------
-    var
-        One row per column of the matrix.
-    column
-        Column with the names; ``None`` takes the index.
-
-    Returns
-    -------
-    As many names as ``var`` has rows.
-
-    Raises
-    ------
-    KeyError
-        If there is no such column.
+    ``column``: column with the names; ``None`` takes the index.
     """
     values = var.index if column is None else _column(var, column)
     missing = pd.isna(values)
@@ -59,19 +45,7 @@ def _column(var: pd.DataFrame, column: str) -> Any:
 
 
 def name_pairs(table: NameTable, argument: str) -> dict[str, tuple[str, ...]]:
-    """Read a table of names; rows without one of the two names are left out.
-
-    Parameters
-    ----------
-    table
-        Old name to new name.
-    argument
-        What the caller calls the table, for messages.
-
-    Returns
-    -------
-    New names of each old name, each once, in the order of the table.
-    """
+    """Read a table of names; rows without one of the two names are left out."""
     pairs: dict[str, dict[str, None]] = {}
     for old, new in _rows(table, argument):
         if _is_missing(old) or _is_missing(new):
@@ -89,17 +63,7 @@ def unversioned(name: str) -> str:
 
 
 def describe(names: Iterable[str]) -> str:
-    """What names look like, with an example, for messages.
-
-    Parameters
-    ----------
-    names
-        Names of genes.
-
-    Returns
-    -------
-    For example ``"mouse Ensembl ids (such as 'ENSMUSG00000059552')"``.
-    """
+    """What names look like, with an example, for messages."""
     sample = [name for name, _ in zip(names, range(_LOOKED_AT), strict=False)]
     if not sample:
         return "no names at all"

@@ -22,20 +22,9 @@ _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 def draws(seed: int, key: int | NDArray[np.integer], tokens: ArrayLike, purpose: int) -> NDArray[np.uint64]:
     """64 random bits for each token of one cell.
 
-    Parameters
-    ----------
-    seed
-        Seed of the run.
-    key
-        Hash of the cell's name; for several cells a column of them, with a row of tokens each.
-    tokens
-        Token ids.
-    purpose
-        What the draws are for; each purpose has its own.
-
-    Returns
-    -------
-    One number per token: splitmix64 started at the cell, read at the place of the token.
+    ``key``: hash of the cell's name; for several cells a column of them, with a row of tokens each; ``purpose``: what
+    the draws are for; each purpose has its own.  Returns one number per token: splitmix64 started at the cell, read at
+    the place of the token.
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is what a hash wants
         start = _mix(_mix(np.uint64(seed) + np.uint64(purpose) * np.uint64(_GOLDEN)) ^ np.uint64(key))
@@ -43,41 +32,14 @@ def draws(seed: int, key: int | NDArray[np.integer], tokens: ArrayLike, purpose:
 
 
 def tie_uniforms(seed: int, key: int, tokens: ArrayLike) -> NDArray[np.float64]:
-    """Numbers in [0, 1) that place the tied values of one cell; see :func:`~scgpt_tools.tokens.values.bin_row`.
-
-    Parameters
-    ----------
-    seed
-        Seed of the run.
-    key
-        Hash of the cell's name.
-    tokens
-        Token ids.
-
-    Returns
-    -------
-    One number per token.
-    """
+    """Numbers in [0, 1) that place the tied values of one cell; see :func:`~scgpt_tools.tokens.values.bin_row`."""
     return (draws(seed, key, tokens, int(kernels.TIES)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def sample(seed: int, key: int, tokens: ArrayLike, room: int) -> NDArray[np.int64]:
     """Which tokens of a long cell stay.
 
-    Parameters
-    ----------
-    seed
-        Seed of the run.
-    key
-        Hash of the cell's name.
-    tokens
-        Token ids.
-    room
-        How many may stay.
-
-    Returns
-    -------
-    Their places, ascending: those with the smallest draws, each set of ``room`` tokens as likely as any other.
+    Returns their places, ascending: those with the smallest draws, each set of ``room`` tokens as likely as any other.
     """
     order = np.argsort(draws(seed, key, tokens, int(kernels.SAMPLE)), kind="stable")
     return np.sort(order[:room])

@@ -78,21 +78,7 @@ class ConditionStyle:
     def genes(self, label: str, known: Collection[str] = ()) -> GeneSet:
         """Genes of one label, each once, in the order written.
 
-        Parameters
-        ----------
-        label
-            For example ``"A+B"``.
-        known
-            Gene names that may hold the delimiter themselves, as ``HLA_A`` does where ``_`` separates.
-
-        Returns
-        -------
-        No gene for a control.
-
-        Raises
-        ------
-        ValueError
-            If a part of the label is empty, or a gene has the name that stands for controls in GEARS' spelling.
+        ``known``: gene names that may hold the delimiter themselves, as ``HLA_A`` does where ``_`` separates.
         """
         text = label.strip()
         if text in self.control:
@@ -165,25 +151,8 @@ def canonical_labels(
     Genes keep the order in which they were written, so that a column in GEARS' spelling stays as it is; a gene set
     that occurs in several orders becomes one condition with its genes sorted.
 
-    Parameters
-    ----------
-    labels
-        Labels as found; repeated ones do not matter.
-    style
-        How they are spelled.
-    known
-        Measured genes: their names may hold the delimiter, and what is none of them must not be another spelling of
-        the control or of several of them.
-
-    Returns
-    -------
-    Label to condition.
-
-    Raises
-    ------
-    ValueError
-        If a label has an empty part, writes the control in another case (``"A+CTRL"``), or separates measured genes by
-        another mark (``"A_B"``).
+    ``labels``: labels as found; repeated ones do not matter; ``known``: measured genes: their names may hold the
+    delimiter, and what is none of them must not be another spelling of the control or of several of them.
     """
     genes = {label: style.genes(label, known) for label in dict.fromkeys(labels)}
     if known:
@@ -240,22 +209,7 @@ def locate_genes(
 ) -> dict[str, int]:
     """Positions of perturbed genes among columns or tokens.
 
-    Parameters
-    ----------
-    genes
-        Perturbed genes.
-    positions
-        Name to column, or to token id.
-    missing
-        A gene without position is an error, is named in a warning, or is left out without a word.
-    where
-        What the genes were looked for, as the message should say it.
-    hint
-        Sentence to end the message with.
-
-    Returns
-    -------
-    The genes that were found.
+    ``missing``: a gene without position is an error, is named in a warning, or is left out without a word.
     """
     check_choice("missing", missing, ("error", "warn", "ignore"))
     absent = [gene for gene in genes if gene not in positions]
@@ -273,18 +227,8 @@ def locate_genes(
 def column_flags(conditions: Sequence[str], names: Sequence[str], *, missing: Missing = "warn") -> np.ndarray:
     """Flag the perturbed columns of every condition.
 
-    Parameters
-    ----------
-    conditions
-        C conditions in GEARS' spelling.
-    names
-        Genes of G columns; of a repeated name the first column is flagged.
-    missing
-        See :func:`locate_genes`.
-
-    Returns
-    -------
-    (C, G) int8, 1 at perturbed genes.
+    ``names``: genes of G columns; of a repeated name the first column is flagged.  Returns (C, G) int8, 1 at perturbed
+    genes.
     """
     first = {name: column for column, name in reversed(list(enumerate(names)))}
     columns = locate_genes(perturbed_genes(conditions), first, missing=missing)
@@ -299,30 +243,9 @@ def flag_of(
 ) -> int:
     """Flag that marks perturbed genes for a model.
 
-    Parameters
-    ----------
-    direction
-        What is done to the genes; ``None`` takes the flag that the model was trained with, or :data:`PERTURBED`.
-    rows, pad
-        Size of the model's table of flags, and the row that is never trained.
-    trained
-        Flags that the model was trained with; empty if unknown.
-    training
-        The model is about to be trained with the flag, so it need not know it yet.
-
-    Returns
-    -------
-    The flag.
-
-    Raises
-    ------
-    ValueError
-        If the model has no such flag, was not trained with it, or with both and ``direction`` does not say which.
-
-    Warns
-    -----
-    UserWarning
-        If it is unknown whether the model was trained with the second flag.
+    ``direction``: what is done to the genes; ``None`` takes the flag that the model was trained with, or
+    :data:`PERTURBED`; ``trained``: flags that the model was trained with; empty if unknown; ``training``: the model is
+    about to be trained with the flag, so it need not know it yet.
     """
     if direction is None and not training and len(trained) > 1:
         raise ValueError(

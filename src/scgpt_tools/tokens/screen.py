@@ -48,28 +48,10 @@ def screen_batch(
 ) -> tuple[TokenBatch, NDArray[np.int64]]:
     """Put control cells and flags into a minibatch.
 
-    Parameters
-    ----------
-    tokenizer
-        Of a model of perturbations.
-    X
-        (B, columns) values of control cells.
-    features
-        Which columns are which tokens.
-    keys
-        (B,) hash of the cell that each row stands for, which draws of genes start from.
-    perturbed
-        (B,) what is perturbed in each.
-    flag
-        What marks perturbed genes.
-    seed
-        Seed of the draws.
-    targets
-        (B, columns) values of the perturbed cells, taken as they are; the network does not see them.
-
-    Returns
-    -------
-    The batch and the column of each of its measured tokens (B, L).
+    ``X`` (B, columns) values of control cells; ``keys`` (B,) hash of the cell that each row stands for, which draws of
+    genes start from; ``perturbed`` (B,) what is perturbed in each; ``targets`` (B, columns) values of the perturbed
+    cells, taken as they are; the network does not see them.  Returns the batch and the column of each of its measured
+    tokens (B, L).
     """
     config, features = tokenizer.config, tokenizer.completed(features)
     order = np.argsort(features.columns, kind="stable")

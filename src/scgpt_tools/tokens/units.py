@@ -52,17 +52,7 @@ _NAMES: dict[Unit, str] = {
 
 
 def describe_values(X: sp.spmatrix | sp.sparray | NDArray[np.generic]) -> Units:
-    """Guess the unit of a matrix, or of some rows of it.
-
-    Parameters
-    ----------
-    X
-        Values, sparse or dense.
-
-    Returns
-    -------
-    The guess and what it rests on.
-    """
+    """Guess the unit of a matrix, or of some rows of it."""
     csr = sp.csr_matrix(X)
     values = csr.data[csr.data != 0]
     has_zero = values.size < csr.shape[0] * csr.shape[1]
@@ -78,20 +68,9 @@ def describe_values(X: sp.spmatrix | sp.sparray | NDArray[np.generic]) -> Units:
 def looks_logged(X: sp.spmatrix | sp.sparray | NDArray[np.generic]) -> bool:
     """Whether a matrix looks log-transformed, by scGPT's rule.
 
-    Parameters
-    ----------
-    X
-        Values, sparse or dense.
-
-    Returns
-    -------
-    False if a value exceeds 30 or is negative, or the smallest positive value is at least 1; else True.  Shallow cells
-    scaled to 10,000 counts fail the last condition although they are logged; :func:`describe_values` knows them.
-
-    Raises
-    ------
-    ValueError
-        If no value is positive.
+    Returns false if a value exceeds 30 or is negative, or the smallest positive value is at least 1; else True.
+    Shallow cells scaled to 10,000 counts fail the last condition although they are logged; :func:`describe_values`
+    knows them.
     """
     units = describe_values(X)
     if units.maximum <= 0:

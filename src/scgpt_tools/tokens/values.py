@@ -30,16 +30,7 @@ MOST_BINS = 2**15
 def bin_edges(values: ArrayLike, bins: int) -> NDArray[np.float64]:
     """Edges between the bins of a cell.
 
-    Parameters
-    ----------
-    values
-        Values of the expressed genes, at least one.
-    bins
-        Number of bins, zero included.
-
-    Returns
-    -------
-    ``bins - 1`` ascending edges, the smallest and the largest value among them.
+    Returns ``bins - 1`` ascending edges, the smallest and the largest value among them.
     """
     return np.quantile(np.asarray(values), fractions_of(bins)).astype(np.float64)
 
@@ -49,21 +40,10 @@ def bin_row(
 ) -> NDArray[np.generic]:
     """Bin one row, in plain NumPy: the rule that the compiled code repeats.
 
-    Parameters
-    ----------
-    row
-        Values of one cell.  Negative values, which no other function here takes, count as non-zero, as in scGPT.
-    bins
-        Number of bins, zero included.
-    ties
-        ``left``: the number of edges up to the value.  ``random``: any bin between the equal edges.
-    uniforms
-        Numbers in [0, 1), one for each binned entry; needed for random ties.
-
-    Returns
-    -------
-    Bins in the type of the row; all zero if the largest value is 0.  A row without any zero or negative entry is
-    binned whole, else its non-zero entries are.
+    ``row``: values of one cell.  Negative values, which no other function here takes, count as non-zero, as in scGPT;
+    ``ties``: ``left``: the number of edges up to the value.  ``random``: any bin between the equal edges; ``uniforms``:
+    numbers in [0, 1), one for each binned entry; needed for random ties.  Returns bins in the type of the row; all zero
+    if the largest value is 0.  A row without any zero or negative entry is binned whole, else its non-zero entries are.
     """
     row = np.asarray(row)
     check_choice("ties", ties, get_args(Ties))
@@ -93,24 +73,9 @@ def bin_rows(
 ) -> sp.csr_matrix:
     """Bin every row of a sparse matrix, in compiled code.
 
-    Parameters
-    ----------
-    X
-        Values, none of them negative or missing.
-    bins
-        Number of bins, zero included.
-    ties
-        See :func:`bin_row`.
-    token_of
-        Token of each column, -1 for columns to leave out; ``None`` keeps every column.
-    keys
-        Hash of each cell's name; needed for random ties.
-    seed
-        Seed of random ties.
-
-    Returns
-    -------
-    Bins in the smallest of uint8 and int16 that holds them; columns without a token are empty.
+    ``token_of``: token of each column, -1 for columns to leave out; ``None`` keeps every column; ``keys``: hash of each
+    cell's name; needed for random ties.  Returns bins in the smallest of uint8 and int16 that holds them; columns
+    without a token are empty.
     """
     check_choice("ties", ties, get_args(Ties))
     if ties == "random" and keys is None:
@@ -132,32 +97,12 @@ def bin_rows(
 
 
 def bin_dtype(bins: int) -> np.dtype[np.uint8] | np.dtype[np.int16]:
-    """Smallest integer type that holds the bins.
-
-    Parameters
-    ----------
-    bins
-        Number of bins, zero included.
-
-    Returns
-    -------
-    uint8 or int16.
-    """
+    """Smallest integer type that holds the bins."""
     return np.dtype(np.uint8) if bins <= 256 else np.dtype(np.int16)
 
 
 def fractions_of(bins: int) -> NDArray[np.float64]:
-    """Share of the expressed genes below each edge.
-
-    Parameters
-    ----------
-    bins
-        Number of bins, zero included.
-
-    Returns
-    -------
-    ``bins - 1`` numbers from 0 to 1.
-    """
+    """Share of the expressed genes below each edge."""
     if check_integer("bins", bins, least=2) > MOST_BINS:
         raise ValueError(f"Expected `bins` to be at most {MOST_BINS}, found {bins}.")
     return np.linspace(0, 1, bins - 1)
@@ -166,16 +111,9 @@ def fractions_of(bins: int) -> NDArray[np.float64]:
 def canonical(X: sp.csr_matrix | sp.csr_array | NDArray[np.generic]) -> sp.csr_matrix:
     """A matrix as the compiled code takes it.
 
-    Parameters
-    ----------
-    X
-        Any numbers, sparse or dense.
-
-    Returns
-    -------
-    CSR with every column once per row and in order, 32-bit column numbers and float32 or float64 values.  Floats keep
-    their precision, because it decides bins; integers become floats that hold them exactly.  Nothing is copied if
-    nothing changes, and the input stays as it is.
+    Returns CSR with every column once per row and in order, 32-bit column numbers and float32 or float64 values.
+    Floats keep their precision, because it decides bins; integers become floats that hold them exactly.  Nothing is
+    copied if nothing changes, and the input stays as it is.
     """
     if X.dtype.kind not in "biuf":
         raise TypeError(f"Expected a matrix of numbers, found one of type {X.dtype}.")
@@ -196,15 +134,8 @@ def canonical(X: sp.csr_matrix | sp.csr_array | NDArray[np.generic]) -> sp.csr_m
 def in_usual_form(X: Any) -> Any:
     """A matrix in memory as other libraries take it, without changing more than they need.
 
-    Parameters
-    ----------
-    X
-        Dense or sparse numbers.
-
-    Returns
-    -------
-    The matrix itself, or one with the same values: dense in native byte order and at least single precision, or a CSR or
-    CSC matrix with every entry once and in order.
+    Returns the matrix itself, or one with the same values: dense in native byte order and at least single precision, or
+    a CSR or CSC matrix with every entry once and in order.
     """
     if not sp.issparse(X):
         single = np.dtype(np.float32) if X.dtype == np.float16 else X.dtype.newbyteorder("=")
@@ -222,23 +153,7 @@ def in_usual_form(X: Any) -> Any:
 def count_known(X: sp.csr_matrix, rows: NDArray[np.int64], token_of: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number of expressed genes with a token, for some rows of a canonical matrix.
 
-    Parameters
-    ----------
-    X
-        Values; see :func:`canonical`.
-    rows
-        Rows to look at.
-    token_of
-        Token of each column, or -1.
-
-    Returns
-    -------
-    One number per row.
-
-    Raises
-    ------
-    ValueError
-        If a value is negative, missing or infinite, or stands in a column that the matrix does not have.
+    ``X``: values; see :func:`canonical`.
     """
     lengths = np.empty(rows.size, dtype=np.int64)
     bad = kernels.count_known(X.data, X.indices, X.indptr.astype(np.int64), rows, token_of, lengths)
@@ -256,17 +171,7 @@ def count_known(X: sp.csr_matrix, rows: NDArray[np.int64], token_of: NDArray[np.
 
 
 def bits_of(values: NDArray[np.floating]) -> NDArray[np.unsignedinteger]:
-    """The same memory as unsigned integers, which sort as positive floats do.
-
-    Parameters
-    ----------
-    values
-        float32 or float64.
-
-    Returns
-    -------
-    A view.
-    """
+    """The same memory as unsigned integers, which sort as positive floats do."""
     return values.view(np.uint32 if values.dtype == np.float32 else np.uint64)
 
 
