@@ -38,13 +38,7 @@ Result = TypeVar("Result")
 
 
 def renamed(**names: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Take keywords by their former names, with a warning: ``@renamed(label="label_key")``.
-
-    Parameters
-    ----------
-    names
-        The name of today by the former one.
-    """
+    """Take keywords by their former names, with a warning: ``@renamed(label="label_key")``."""
 
     def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
         places = list(inspect.signature(function).parameters)
@@ -68,19 +62,8 @@ def renamed(**names: str) -> Callable[[Callable[Given, Result]], Callable[Given,
 def check_arguments(function: Callable[..., object], given: Mapping[str, Any]) -> None:
     """Refuse arguments of a wrong kind or out of range.
 
-    Parameters
-    ----------
-    function
-        The function that was called, whose annotations are texts (``from __future__ import annotations``).
-    given
-        Its arguments by name, or some of them: ``locals()`` in its first line.
-
-    Raises
-    ------
-    TypeError
-        If an argument is of a wrong kind.
-    ValueError
-        If it is out of range.
+    ``function``: the function that was called, whose annotations are texts (``from __future__ import annotations``);
+    ``given``: its arguments by name, or some of them: ``locals()`` in its first line.
     """
     for name, (check, optional) in _checks(function).items():
         if name in given and (given[name] is not None or not optional):

@@ -13,15 +13,9 @@ _MOUNT = Path("/sys/fs/cgroup")
 def usable_cpus(*, quota: bool = True) -> int:
     """Count the processors that this process may use.
 
-    Parameters
-    ----------
-    quota
-        Whether to look at quotas, which are of time and leave a process on more processors.
-
-    Returns
-    -------
-    Those that the scheduler gives it (``taskset``, SLURM), or fewer where a quota of its control groups (Docker,
-    Kubernetes) is smaller, rounded up; at least 1.
+    ``quota``: whether to look at quotas, which are of time and leave a process on more processors.  Returns those that
+    the scheduler gives it (``taskset``, SLURM), or fewer where a quota of its control groups (Docker, Kubernetes) is
+    smaller, rounded up; at least 1.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     seen = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
@@ -32,16 +26,7 @@ def usable_cpus(*, quota: bool = True) -> int:
 def cpu_quota(groups: Path = _GROUPS, mount: Path = _MOUNT) -> float | None:
     """Read how many processors the control groups of this process leave it, in both versions of their files.
 
-    Parameters
-    ----------
-    groups
-        File that names the groups of this process.
-    mount
-        Folder that the groups are mounted at.
-
-    Returns
-    -------
-    The smallest quota of a group and those above it; ``None`` without any.
+    Returns the smallest quota of a group and those above it; ``None`` without any.
     """
     found = []
     for line in _text(groups).splitlines():

@@ -44,19 +44,7 @@ _MEGABYTE = 1 << 20
 
 
 def as_path(name: str, value: Any) -> Path:
-    """A path from a text or a path, with ``~`` as the home folder.
-
-    Parameters
-    ----------
-    name
-        Name of the argument, for messages.
-    value
-        What the user gave.
-
-    Returns
-    -------
-    The path.
-    """
+    """A path from a text or a path, with ``~`` as the home folder."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"Expected `{name}` to be a path, found {type(value).__name__}.")
     text = os.fspath(value)
@@ -81,10 +69,7 @@ def as_folder(name: str, value: Any) -> Path:
 def written_aside(path: Path) -> Iterator[Path]:
     """Give a place beside a file to write to; what was written there becomes the file if the block ends well.
 
-    Parameters
-    ----------
-    path
-        Where the file shall be; its folder must exist.
+    ``path``: where the file shall be; its folder must exist.
     """
     aside = _aside(path.parent, path.name)
     try:
@@ -140,12 +125,8 @@ def written_together(folder: Path, *, instead_of: Collection[str] = ()) -> Itera
     A kill or a full disk at any moment leaves the files that were there or the new ones; what is in the folder under
     other names stays.  Processes that write to one folder at once do not disturb each other: the last one counts.
 
-    Parameters
-    ----------
-    folder
-        Where the files shall be; it is made if there is none.
-    instead_of
-        Names of files that shall be gone in the same step, unless they are written.
+    ``folder``: where the files shall be; it is made if there is none; ``instead_of``: names of files that shall be gone
+    in the same step, unless they are written.
     """
     folder = as_folder("folder", folder)
     remove_left_behind(folder)
@@ -197,17 +178,7 @@ def placed(folder: Path, name: str) -> Path | None:
 
 
 def read_steadily(folder: Path, names: Collection[str], read: Callable[[], Content]) -> Content:
-    """Read files that belong together, again if one of them was replaced meanwhile.
-
-    Parameters
-    ----------
-    folder
-        Where they are.
-    names
-        Their names.
-    read
-        Reads them, by way of :func:`placed`.
-    """
+    """Read files that belong together, again if one of them was replaced meanwhile."""
     for _ in range(_TRIES):
         with suppress(OSError):  # who may only read, reads them where they wait
             settle(folder)
@@ -302,26 +273,7 @@ def _is_dead(process: int) -> bool:
 
 
 def read_json(path: Path, *, what: str = "one object", megabytes: int = 64) -> dict[str, Any]:
-    """Read a JSON file that holds one object, in bounded time and memory.
-
-    Parameters
-    ----------
-    path
-        The file.
-    what
-        What it should hold, for messages.
-    megabytes
-        Largest size that is read.
-
-    Returns
-    -------
-    The object.
-
-    Raises
-    ------
-    ValueError
-        If it holds anything else, a name twice, or a number that JSON does not have (``NaN``, ``Infinity``).
-    """
+    """Read a JSON file that holds one object, in bounded time and memory."""
     expected = f"Expected {path} to hold JSON, {what}, found"
     if (size := path.stat().st_size) > megabytes * _MEGABYTE:
         raise ValueError(f"{expected} {size:,} bytes, more than the {megabytes} megabytes that such a file may have.")

@@ -18,20 +18,7 @@ _SHOWN = 20
 def lookup(table: Mapping[str, Value], name: str, kind: str, *, error: type[Exception] = ValueError) -> Value:
     """Value of ``table[name]``.
 
-    Parameters
-    ----------
-    table
-        What exists.
-    name
-        What was asked for.
-    kind
-        What an entry is called in the message, for example ``"head"``.
-    error
-        Exception to raise: :class:`ValueError` for a choice, :class:`KeyError` for data that should be there.
-
-    Returns
-    -------
-    The entry.
+    ``error``: exception to raise: :class:`ValueError` for a choice, :class:`KeyError` for data that should be there.
     """
     # A list, say, is no key of anything.
     if not isinstance(name, Hashable) or name not in table:

@@ -10,25 +10,7 @@ if TYPE_CHECKING:
 
 
 def optional(module: str, *, extra: str) -> ModuleType:
-    """Import a module that one of our extras installs.
-
-    Parameters
-    ----------
-    module
-        Dotted name.
-    extra
-        The extra of ``scgpt-tools`` that brings it.
-
-    Returns
-    -------
-    The module.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed; the message holds the line that installs it.  An error from inside an installed
-        module is not touched.
-    """
+    """Import a module that one of our extras installs."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -31,19 +31,7 @@ def claimed(final: Path) -> Iterator[Path]:
 
     What a killed process left there is cleared first, and an output that it had moved away comes back.
 
-    Parameters
-    ----------
-    final
-        Where the output shall be; its folder must exist.
-
-    Yields
-    ------
-    The folder, which goes away when the block ends.
-
-    Raises
-    ------
-    FileExistsError
-        If another process is writing there.
+    ``final``: where the output shall be; its folder must exist.
     """
     folder = aside_of(final)
     descriptor = hold(folder / _OWNER, f"'{final}'")
@@ -78,13 +66,6 @@ def put_in_place(new: Path, final: Path) -> None:
 
     At every moment the old output or the new one is found under the name; only where a system cannot exchange two
     folders there is an instant with neither, after which :func:`recover` brings the old one back.
-
-    Parameters
-    ----------
-    new
-        What was made.
-    final
-        Where it shall be.
     """
     if not new.is_dir():
         flush(new)
@@ -103,20 +84,7 @@ def put_in_place(new: Path, final: Path) -> None:
 
 
 def check_place(final: Path) -> None:
-    """Refuse a place that cannot be written to; folders that are not there yet may be made.
-
-    Parameters
-    ----------
-    final
-        A file or folder to be.
-
-    Raises
-    ------
-    NotADirectoryError
-        If a part of the path is a file.
-    PermissionError
-        If it may not be written.
-    """
+    """Refuse a place that cannot be written to; folders that are not there yet may be made."""
     there = next(place for place in (final, *final.parents) if place.exists())
     if there != final and not there.is_dir():
         raise NotADirectoryError(f"Expected the folder of the output at '{there}', found a file.")
@@ -125,20 +93,7 @@ def check_place(final: Path) -> None:
 
 
 def check_room(place: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
-
-    Parameters
-    ----------
-    place
-        A folder on the disk, or one that will be made there.
-    needed
-        Bytes that will be written.
-
-    Raises
-    ------
-    OSError
-        If fewer are free.
-    """
+    """Refuse to begin what the disk has no room for."""
     there = next(folder for folder in (place, *place.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -152,21 +107,7 @@ def check_room(place: Path, needed: int) -> None:
 def hold(lock: Path, what: str) -> int:
     """Take a lock that goes away with the process, however that ends.
 
-    Parameters
-    ----------
-    lock
-        A file for the lock, made with its folder if it is not there; it tells who holds it.
-    what
-        What is locked, for messages.
-
-    Returns
-    -------
-    What :func:`let_go` takes.
-
-    Raises
-    ------
-    FileExistsError
-        If another process holds it.
+    ``lock``: a file for the lock, made with its folder if it is not there; it tells who holds it.
     """
     while True:
         lock.parent.mkdir(exist_ok=True)

@@ -18,18 +18,7 @@ def with_plugins(table: dict[str, Row], group: str, kind: type[Row]) -> dict[str
     A row that is there keeps its place.  An entry point that cannot be used is left out with a warning, so that a broken
     package costs nobody the others.
 
-    Parameters
-    ----------
-    table
-        What exists, by name; it is changed.
-    group
-        Name of the group.
-    kind
-        What an entry point has to give.
-
-    Returns
-    -------
-    The table.
+    ``table``: what exists, by name; it is changed.
     """
     if group in _READ:
         return table

@@ -139,14 +139,7 @@ def check_key_name(name: str, value: Any) -> str:
 def check_finite(what: str, values: Any, advice: str) -> None:
     """Refuse results that hold NaN or infinite numbers.
 
-    Parameters
-    ----------
-    what
-        What the values are, as the subject of a sentence: ``"the embedding of every cell"``.
-    values
-        An array of numbers, one row per cell, gene or perturbation.
-    advice
-        What to do about it, a sentence.
+    ``what``: what the values are, as the subject of a sentence: ``"the embedding of every cell"``.
     """
     good = np.isfinite(np.asarray(values))
     if good.all():
@@ -159,20 +152,7 @@ def check_finite(what: str, values: Any, advice: str) -> None:
 
 
 def check_hashable(what: str, values: Any) -> None:
-    """Refuse labels that cannot be compared, such as lists.
-
-    Parameters
-    ----------
-    what
-        Which labels, for the message.
-    values
-        One-dimensional array or column.
-
-    Raises
-    ------
-    ValueError
-        If an entry has no hash; it is shown.
-    """
+    """Refuse labels that cannot be compared, such as lists."""
     if values.dtype != object:
         return
     for place, value in enumerate(values):
@@ -187,18 +167,7 @@ def check_hashable(what: str, values: Any) -> None:
 def check_numbers(name: str, values: Any, *, ndim: int | None = None) -> NDArray[np.float64]:
     """Finite numbers as an array of float64, with ``ndim`` dimensions.
 
-    Parameters
-    ----------
-    name
-        Name of the argument.
-    values
-        What was given.
-    ndim
-        Number of dimensions; ``None`` takes any.
-
-    Returns
-    -------
-    The array, which may share memory with ``values``.
+    ``ndim``: number of dimensions; ``None`` takes any.
     """
     try:
         array = np.asarray(values, dtype=np.float64)

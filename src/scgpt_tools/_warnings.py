@@ -10,15 +10,7 @@ _OURS = str(Path(__file__).parent)
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn of something that the user can act on.
-
-    Parameters
-    ----------
-    message
-        What was expected, what was found, and what to do.
-    category
-        What kind of warning.
-    """
+    """Warn of something that the user can act on."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         frame, level = frame.f_back, level + 1

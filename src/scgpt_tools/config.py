@@ -159,17 +159,8 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], *, where: str = "")
 def settle_fields(config: Dataclass) -> None:
     """Check the kind of every field of a frozen dataclass made in Python, as :func:`from_dict` does for files.
 
-    Parameters
-    ----------
-    config
-        The instance, from its ``__post_init__``; fields are replaced by their checked values, such as a path for a text.
-
-    Raises
-    ------
-    ValueError
-        For a value outside its choices.
-    TypeError
-        For a value of the wrong kind.
+    ``config``: the instance, from its ``__post_init__``; fields are replaced by their checked values, such as a path
+    for a text.
     """
     hints = _hints(type(config))
     for field in fields(config):

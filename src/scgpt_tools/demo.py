@@ -85,18 +85,8 @@ def run_demo(output: str | PathLike[str], *, model: str | PathLike[str] = "scgpt
     Where the model's folder holds the configuration that it was trained with, only cells that training has not seen
     are embedded.
 
-    Parameters
-    ----------
-    output
-        Folder to write to; made if it is not there.
-    model
-        A released name, a repository or a folder.
-    rng
-        Whole number, generator or ``None`` (fresh entropy) for tokens, of the untrained model, of clusters and of the figure.
-
-    Returns
-    -------
-    Cells, scores and files.
+    ``output``: folder to write to; made if it is not there; ``rng``: whole number, generator or ``None`` (fresh
+    entropy) for tokens, of the untrained model, of clusters and of the figure.
     """
     folder = as_path("output", output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,16 +110,8 @@ def run_demo(output: str | PathLike[str], *, model: str | PathLike[str] = "scgpt
 def unseen_cells(recipe: Path, names: Sequence[str]) -> NDArray[np.bool_]:
     """Cells of the bundled data that were put aside for tests when a model was trained on them.
 
-    Parameters
-    ----------
-    recipe
-        Configuration of the training; it may be absent.
-    names
-        Names of all cells.
-
-    Returns
-    -------
-    (cells,) True for the cells to test on: all of them if none was put aside.
+    ``recipe``: configuration of the training; it may be absent.  Returns (cells,) True for the cells to test on: all of
+    them if none was put aside.
     """
     if not recipe.is_file():
         return np.ones(len(names), dtype=bool)
@@ -141,16 +123,7 @@ def unseen_cells(recipe: Path, names: Sequence[str]) -> NDArray[np.bool_]:
 def untrained_twin(model: CellModel, rng: int) -> CellModel:
     """A model of the same size with random weights.
 
-    Parameters
-    ----------
-    model
-        The model.
-    rng
-        Whole number, generator or ``None`` (fresh entropy) for the weights.
-
-    Returns
-    -------
-    The other model in eval mode, on the same device.
+    ``rng``: whole number, generator or ``None`` (fresh entropy) for the weights.
     """
     # Parts draw their weights from torch's global state, which is put back.
     with torch.random.fork_rng(devices=[]):

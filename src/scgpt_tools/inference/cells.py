@@ -302,15 +302,7 @@ def batch_codes(
 
 
 def load_model(model: CellModel | str | PathLike[str], device: str | torch.device | None = None) -> CellModel:
-    """A model as it is, or loaded by its name or from its folder.
-
-    Raises
-    ------
-    TypeError
-        If it is none of these.
-    ValueError
-        If weights are not finite.
-    """
+    """A model as it is, or loaded by its name or from its folder."""
     if isinstance(model, CellModel):
         # Files are looked at when they are read.  Results alone would not tell: torch's attention on a CPU gives numbers
         # for queries that are none.

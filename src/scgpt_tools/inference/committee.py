@@ -23,15 +23,7 @@ AnyModel: TypeAlias = CellModel | str | PathLike[str]
 
 
 def load_models(given: AnyModel | Sequence[AnyModel], device: str | torch.device | None) -> list[CellModel]:
-    """Load one model or several; at least one.
-
-    Raises
-    ------
-    TypeError
-        If it is neither a model, its name or folder, nor a list of such.
-    ValueError
-        If the list is empty.
-    """
+    """Load one model or several; at least one."""
     if isinstance(given, CellModel | str | PathLike):
         several = [given]
     elif isinstance(given, Iterable):

@@ -37,22 +37,9 @@ def query_values(
 
     The two heads err differently, so their mean is better than either; a model without the second is read by the first.
 
-    Parameters
-    ----------
-    model
-        In eval mode, with the head ``expression`` and the vector for values to be generated.
-    batch
-        Cells, without those tokens, on the CPU.
-    ids
-        (Q,) token ids.
-    modality
-        Number of their modality.
-    attention
-        Backend; of those that know generated tokens, ``None`` for ``"sdpa"``.
-
-    Returns
-    -------
-    (B, Q) values in the unit of the tokenizer.
+    ``model``: in eval mode, with the head ``expression`` and the vector for values to be generated; ``ids`` (Q,) token
+    ids; ``attention``: backend; of those that know generated tokens, ``None`` for ``"sdpa"``.  Returns (B, Q) values in
+    the unit of the tokenizer.
     """
     pieces = torch.from_numpy(ids).split(_AT_ONCE)
     queries = (_with_queries(model, batch, piece, modality).to(model.device) for piece in pieces)
@@ -85,16 +72,9 @@ def in_unit_of_data(values: NDArray[np.float32], part: ModalityConfig, tokens: S
 def unit_of(part: ModalityConfig) -> str:
     """Unit of imputed values.
 
-    Parameters
-    ----------
-    part
-        How the modality is read.
-
-    Returns
-    -------
-    ``"clr"``, ``log1p`` of the ratio to the geometric mean of the cell; ``"log1p"`` of values as they were trained on,
-    also where those were binned, by the mean of each bin in the training cells; ``"probability"`` of a value above
-    zero; ``"raw"``; or ``"bin"`` for a model that kept no such means.
+    Returns ``"clr"``, ``log1p`` of the ratio to the geometric mean of the cell; ``"log1p"`` of values as they were
+    trained on, also where those were binned, by the mean of each bin in the training cells; ``"probability"`` of a
+    value above zero; ``"raw"``; or ``"bin"`` for a model that kept no such means.
     """
     if part.values == "binned":
         return "bin" if part.levels is None else "log1p"

@@ -67,18 +67,9 @@ class Predictor:
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Predict what becomes of some cells.
 
-        Parameters
-        ----------
-        rows
-            (n,) rows of the cells to start from; repeated ones are allowed.
-        perturbed
-            (n,) genes to perturb in each.
-        keys
-            (n,) hash of the cell that each row stands for; ``None`` takes the cells themselves.
-
-        Yields
-        ------
-        Which of the n, and their expression over all columns (b, G); genes that take no part keep their value.
+        ``rows`` (n,) rows of the cells to start from; repeated ones are allowed; ``perturbed`` (n,) genes to perturb in
+        each; ``keys`` (n,) hash of the cell that each row stands for; ``None`` takes the cells themselves.  Yields
+        which of the n, and their expression over all columns (b, G); genes that take no part keep their value.
         """
         plan, predict = self.cells.plan, expression_of(self.model, attention=self.cells.attention)
         keys = self.source.keys[rows] if keys is None else keys
@@ -111,13 +102,6 @@ def open_predictor(
 
     ``include``, ``unknown`` and ``unmeasured`` say how cells are read where it is not as in training, ``direction`` what
     perturbations do where it is not as the table or else training says, and ``opened`` are rows of the table.
-
-    Raises
-    ------
-    TypeError
-        If there is no model.
-    ValueError
-        If the values are not log-normalised, or the model knows no perturbations or has weights that are not finite.
     """
     if model is None:
         raise TypeError(
@@ -156,15 +140,7 @@ def open_predictor(
 
 
 def read_perturbations(perts: str | Iterable[str]) -> dict[str, GeneSet]:
-    """Genes of each perturbation by its short name (``"KLF1"``, ``"SAMD1+ZBTB1"``), each once, in the order given.
-
-    Raises
-    ------
-    TypeError
-        If they are no texts.
-    ValueError
-        If there is none, or one names no gene.
-    """
+    """Genes of each perturbation by its short name (``"KLF1"``, ``"SAMD1+ZBTB1"``), each once, in the order given."""
     names = check_texts("perts", [perts] if isinstance(perts, str) else perts)
     found: dict[str, GeneSet] = {}
     for name in names:

@@ -119,11 +119,6 @@ def compute(
     """Run a function over all cells.
 
     ``function`` goes from a batch to (b, width) results, ``finish`` does what is left to do with those of a minibatch.
-
-    Raises
-    ------
-    ValueError
-        If a result is not finite.
     """
     total = len(source)
     results = np.empty((total, width), dtype=np.float32)
@@ -149,28 +144,10 @@ def computed_rows(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Compute something for every row of a table.
 
-    Parameters
-    ----------
-    model
-        In eval mode, on its device.
-    source
-        The table.
-    plan
-        How to walk.
-    compute
-        From a batch on the CPU to (b, width) results, such as :func:`cell_embeddings` of the model; on a CPU called with
-        parts of minibatches, in several threads.
-    finish
-        What is left to do with the results of a whole minibatch, such as :func:`class_probabilities`.
-
-    Yields
-    ------
-    Row numbers (b,) and their results (b, width), in the order of computing: by blocks, within one by length.
-
-    Raises
-    ------
-    ValueError
-        If a result is not finite.
+    ``compute``: from a batch on the CPU to (b, width) results, such as :func:`cell_embeddings` of the model; on a CPU
+    called with parts of minibatches, in several threads; ``finish``: what is left to do with the results of a whole
+    minibatch, such as :func:`class_probabilities`.  Yields row numbers (b,) and their results (b, width), in the order
+    of computing: by blocks, within one by length.
     """
     _keep_freed_memory()
     with (
@@ -189,13 +166,7 @@ def computed_rows(
 
 
 def pooling_of(config: ModelConfig, pooling: CellPooling | None) -> CellPooling:
-    """How the tokens of a cell become one vector; ``None`` takes the model's own way.
-
-    Raises
-    ------
-    ValueError
-        If the model has no cell token to take.
-    """
+    """How the tokens of a cell become one vector; ``None`` takes the model's own way."""
     own = "mean" if config.pooling == "mean_with_padding" else config.pooling
     chosen = own if pooling is None else pooling
     if chosen == "cls" and not config.tokenizer.cls:
@@ -239,13 +210,7 @@ def expression_of(model: CellModel, *, attention: str | None = None) -> Callable
 
 
 def check_results(values: NDArray[np.float32], names: pd.Index, *, precision: str) -> None:
-    """Refuse results (b, width) that are not finite, whatever the task; ``names`` (b,) are those of the cells.
-
-    Raises
-    ------
-    ValueError
-        If a number is NaN or infinite.
-    """
+    """Refuse results (b, width) that are not finite, whatever the task; ``names`` (b,) are those of the cells."""
     bad = np.asarray(~np.isfinite(values).all(axis=1))
     if bad.any():
         raise ValueError(

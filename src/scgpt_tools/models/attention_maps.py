@@ -24,23 +24,7 @@ Normalization = Literal["rank", "softmax", "none"]
 def attention_products(model: CellModel, batch: TokenBatch, *, layer: int) -> Tensor:
     """Products of queries and keys in one layer, neither scaled nor normalised.
 
-    Parameters
-    ----------
-    model
-        In eval mode.
-    batch
-        Cells on the model's device.
-    layer
-        Number of the layer, from 0.
-
-    Returns
-    -------
-    (B, H, L, L), queries before keys; rows and columns of padding hold nothing of use.
-
-    Raises
-    ------
-    ValueError
-        If a product is not finite.
+    Returns (B, H, L, L), queries before keys; rows and columns of padding hold nothing of use.
     """
     embedded = model.embedder(batch, without=("generated",))
     products = model.encoder.products(embedded, PaddedLayout.from_mask(batch.mask), layer)
@@ -55,21 +39,9 @@ def attention_products(model: CellModel, batch: TokenBatch, *, layer: int) -> Te
 def normalized(products: Tensor, normalization: Normalization, width: int, *, ties_by_order: bool = False) -> Tensor:
     """Make the attention of one cell comparable with that of others; mean over heads.
 
-    Parameters
-    ----------
-    products
-        (H, L, L) of one cell without padding.
-    normalization
-        ``"rank"`` ranks the keys of each query and then these ranks among the queries of each key, both divided by L,
-        as scGPT's tutorial does; ``"softmax"`` is what the network uses; ``"none"`` leaves the products as they are.
-    width
-        Width of a head, for the scale of the softmax.
-    ties_by_order
-        As for :func:`ranks_of_ranks`.
-
-    Returns
-    -------
-    (L, L).
+    ``products`` (H, L, L) of one cell without padding; ``normalization``: ``"rank"`` ranks the keys of each query and
+    then these ranks among the queries of each key, both divided by L, as scGPT's tutorial does; ``"softmax"`` is what
+    the network uses; ``"none"`` leaves the products as they are.  Returns (L, L).
     """
     if normalization == "rank":
         return ranks_of_ranks(products, ties_by_order=ties_by_order).mean(dim=0)

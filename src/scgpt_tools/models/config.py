@@ -84,18 +84,11 @@ def scgpt_embedder(
 ) -> EmbedderConfig:
     """Describe the embedder of any of scGPT's models.
 
-    Parameters
-    ----------
-    values
-        An MLP of the value, a table of bins, or the value as a factor of the gene embedding.
-    value_rows, value_pad
-        Rows of the table of bins, markers included, and the one that padding reads; only with ``values="binned"``.
-    perturbation_rows, perturbation_pad
-        Rows of the table of perturbation flags, 0 for models that know none, and the one that is never trained.
-    generation
-        Have the vector that stands for a value to be generated (scGPT's pre-training form).
-    norm
-        See :class:`EmbedderConfig`.
+    ``values``: an MLP of the value, a table of bins, or the value as a factor of the gene embedding; ``value_rows``,
+    ``value_pad``: rows of the table of bins, markers included, and the one that padding reads; only with
+    ``values="binned"``; ``perturbation_rows``, ``perturbation_pad``: rows of the table of perturbation flags, 0 for
+    models that know none, and the one that is never trained; ``generation``: have the vector that stands for a value to
+    be generated (scGPT's pre-training form).
     """
     if (values == "binned") != (value_rows is not None):
         raise ValueError(f"`value_rows` goes with values='binned' only, found {values=} and {value_rows=}.")

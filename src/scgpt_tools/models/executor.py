@@ -52,13 +52,7 @@ class Network(Protocol):
 
 
 def layout_of(model: Network, batch: TokenBatch, attention: str | None) -> Layout:
-    """Where the tokens of a padded batch are for the encoder; ``attention=None`` takes the backend that pays.
-
-    Raises
-    ------
-    ValueError
-        If the encoder, or generated tokens, need padding and the backend has none.
-    """
+    """Where the tokens of a padded batch are for the encoder; ``attention=None`` takes the backend that pays."""
     encoder = model.encoder
     needs_padding = "generated tokens" if batch.generated is not None else None if encoder.packs else "this encoder"
     if attention is None:

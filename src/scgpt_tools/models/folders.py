@@ -78,24 +78,7 @@ def incomplete(where: str, layouts: Iterable[FolderLayout], found: Iterable[str]
 def check_folder(
     folder: Path, layouts: Iterable[FolderLayout], *, vocabulary: bool = True, settings: bool = True
 ) -> Path:
-    """Refuse a folder that is no complete checkpoint; returns it.
-
-    Parameters
-    ----------
-    folder
-        Where the files are.
-    layouts
-        Kinds of checkpoints, the one to prefer first.
-    vocabulary, settings
-        Whether it has to hold a vocabulary, and settings.
-
-    Raises
-    ------
-    FileNotFoundError
-        If files are missing.
-    ValueError
-        If the file of the weights is something else.
-    """
+    """Refuse a folder that is no complete checkpoint; returns it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected a folder with a checkpoint at {str(folder)!r}, found none.")
     layouts = tuple(layouts)
@@ -125,14 +108,8 @@ def check_weights_file(path: Path) -> Path:
 def fault_of(path: Path) -> str | None:
     """What a file of weights is instead, judged by its name, size and first bytes.
 
-    Parameters
-    ----------
-    path
-        A file of tensors; one that is not called ``*.safetensors`` is of ``torch.save``.
-
-    Returns
-    -------
-    The end of a sentence that begins with "found", or ``None`` if nothing is wrong.
+    ``path``: a file of tensors; one that is not called ``*.safetensors`` is of ``torch.save``.  Returns the end of a
+    sentence that begins with "found", or ``None`` if nothing is wrong.
     """
     with path.open("rb") as file:
         head = file.read(512)

@@ -19,16 +19,8 @@ if TYPE_CHECKING:
 def keep_narrow_heads(narrow: CellModel, wide: CellModel) -> list[str]:
     """Copy maps of expression heads into wider ones.
 
-    Parameters
-    ----------
-    narrow
-        The model before.
-    wide
-        The model after; its weights change.
-
-    Returns
-    -------
-    Names of the tensors that were filled; none where nothing became wider.
+    ``wide``: the model after; its weights change.  Returns names of the tensors that were filled; none where nothing
+    became wider.
     """
     filled = []
     with torch.no_grad():

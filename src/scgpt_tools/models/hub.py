@@ -107,17 +107,7 @@ class Repository:
         self._commit = self.revision if _COMMIT.fullmatch(self.revision) else None
 
     def checkpoint(self, *, vocabulary: bool = True, settings: bool = True) -> Path:
-        """Download the files of a checkpoint that are not in the cache.
-
-        Parameters
-        ----------
-        vocabulary, settings
-            Whether it has to hold a vocabulary, and settings.
-
-        Returns
-        -------
-        The folder that holds them.
-        """
+        """Download the files of a checkpoint that are not in the cache."""
         found = (layout.weights_in(self.get, vocabulary=vocabulary, settings=settings) for layout in self.layouts)
         weights = next((path for path in found if path is not None), None)
         if weights is None:
@@ -128,12 +118,7 @@ class Repository:
         return weights.parent
 
     def vocabulary(self) -> Path:
-        """Download the vocabulary alone.
-
-        Returns
-        -------
-        The file.
-        """
+        """Download the vocabulary alone."""
         names = dict.fromkeys(layout.vocabulary for layout in self.layouts)
         found = next((path for name in names if (path := self.get(name)) is not None), None)
         if found is None:
@@ -143,14 +128,7 @@ class Repository:
     def get(self, name: str) -> Path | None:
         """Download one file.
 
-        Parameters
-        ----------
-        name
-            Its name in the repository.
-
-        Returns
-        -------
-        Where it is in the cache, or ``None`` if the repository (offline: the cache) has no such file.
+        Returns where it is in the cache, or ``None`` if the repository (offline: the cache) has no such file.
         """
         revision = self._commit or self.revision
         cached = try_to_load_from_cache(self.name, name, cache_dir=self.cache_dir, revision=revision)

@@ -44,27 +44,8 @@ def guarded(
 ) -> Result:
     """Call the client of the hub, with an eye on what the server answers.
 
-    Parameters
-    ----------
-    call
-        The call.
-    growing
-        Folder whose files grow while a transfer makes progress.
-    most
-        Largest number of bytes of one answer as announced, and of all answers as sent.
-    short
-        The call has to end within :data:`PATIENCE`, however much comes; a list can go on for ever.
-
-    Returns
-    -------
-    What the call returns.
-
-    Raises
-    ------
-    NoAnswerError
-        If too few bytes come.
-    HostileAnswerError
-        If the server gives a name that leads out of the cache, or more than ``most`` bytes.
+    ``most``: largest number of bytes of one answer as announced, and of all answers as sent; ``short``: the call has to
+    end within :data:`PATIENCE`, however much comes; a list can go on for ever.
     """
     guard = _Guard(call, growing, most, short=short)
     guard.thread.start()

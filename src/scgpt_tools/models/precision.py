@@ -20,21 +20,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """Choose a device: the one asked for, else ``settings.device``, else CUDA, MPS or CPU, whichever comes first.
 
-    Parameters
-    ----------
-    device
-        A name that torch knows, such as ``"cuda:1"``; ``"auto"`` or ``None`` to choose.
-
-    Returns
-    -------
-    A device that is there.
-
-    Raises
-    ------
-    TypeError
-        If it is neither a name nor a device.
-    ValueError
-        If there is no such device here; the message lists those that there are.
+    ``device``: a name that torch knows, such as ``"cuda:1"``; ``"auto"`` or ``None`` to choose.
     """
     name, asked = ("device", device) if device is not None else ("settings.device", settings.device)
     if not isinstance(asked, str | torch.device):
@@ -67,24 +53,7 @@ def _devices() -> list[str]:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> str:
-    """Choose the number format for a device.
-
-    Parameters
-    ----------
-    precision
-        ``"auto"`` takes bf16 on CUDA devices that have it and fp32 elsewhere.
-    device
-        Where the products are computed.
-
-    Returns
-    -------
-    ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-
-    Raises
-    ------
-    ValueError
-        For another word, or fp16 on a CPU, where it would be slow.
-    """
+    """Choose the number format for a device."""
     check_choice("precision", precision, get_args(Precision))
     if precision == "auto":
         # Older GPUs emulate bf16, which is slower than fp32.

@@ -51,12 +51,8 @@ class Transfer:
 def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], *, rows: tuple[int, int]) -> Transfer:
     """Copy the tensors of one network to those of another, where name and shape agree.
 
-    Parameters
-    ----------
-    source, target
-        Tensors by name; those of the target are changed.
-    rows
-        Tokens of the vocabularies of both: tables with so many rows are copied as far as they go.
+    ``source``, ``target``: tensors by name; those of the target are changed; ``rows``: tokens of the vocabularies of
+    both: tables with so many rows are copied as far as they go.
     """
     used, reshaped = {}, []
     with torch.no_grad():

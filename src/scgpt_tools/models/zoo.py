@@ -146,40 +146,12 @@ def fetch(
     Only the files that a checkpoint needs are downloaded: settings, vocabulary and one file of weights, safetensors
     where there is a choice.
 
-    Parameters
-    ----------
-    model
-        A name in :func:`available`, a repository ``"organisation/name"``, or a folder or a file of weights, which is
-        taken as it is.
-    revision
-        Branch, tag or commit of the repository.
-    cache_dir
-        Where downloads are kept; ``None`` takes ``settings.cache_dir``, then the Hub client's own default.
-    token
-        Access token; ``None`` takes the one of ``hf auth login`` if there is one, ``False`` sends none.
-    local_files_only
-        Never use the network.
-    endpoint
-        Address of another hub, such as a mirror.
-    force_download
-        Download files that are in the cache too; without effect where nothing may be downloaded.
-    vocabulary, settings
-        Whether a folder or a repository has to hold a vocabulary, and settings.
-
-    Returns
-    -------
-    The folder with the files, or the file of weights.
-
-    Raises
-    ------
-    ValueError
-        If there is no such model, repository or revision, or a file is not what it is called.
-    FileNotFoundError
-        If files are missing; the message lists what was expected and what was found.
-    ConnectionError
-        If the hub cannot be reached and the cache lacks files.
-    PermissionError
-        If the hub wants a login or permission.
+    ``model``: a name in :func:`available`, a repository ``"organisation/name"``, or a folder or a file of weights,
+    which is taken as it is; ``cache_dir``: where downloads are kept; ``None`` takes ``settings.cache_dir``, then the
+    Hub client's own default; ``token``: access token; ``None`` takes the one of ``hf auth login`` if there is one,
+    ``False`` sends none; ``force_download``: download files that are in the cache too; without effect where nothing may
+    be downloaded; ``vocabulary``, ``settings``: whether a folder or a repository has to hold a vocabulary, and
+    settings.
     """
     place = _place(model, revision)
     if place is not None and place.is_file():
@@ -224,16 +196,7 @@ def vocabulary_of(
 ) -> Vocabulary:
     """Vocabulary of a model, without its weights.
 
-    Parameters
-    ----------
-    source
-        A vocabulary (returned as it is), a model, a ``vocab.json``, or whatever :func:`fetch` takes.
-    cache_dir, local_files_only, endpoint
-        As in :func:`fetch`.
-
-    Returns
-    -------
-    The vocabulary.
+    ``source``: a vocabulary (returned as it is), a model, a ``vocab.json``, or whatever :func:`fetch` takes.
     """
     if isinstance(source, Vocabulary):
         return source

@@ -21,17 +21,7 @@ def is_shared() -> bool:
 
 
 def share_of_mean(mask: Tensor) -> Tensor | float:
-    """Factor that turns a mean over this process's entries into its part of the mean over everyone's.
-
-    Parameters
-    ----------
-    mask
-        True on the entries that the mean runs over.
-
-    Returns
-    -------
-    Number of entries here over the mean number of entries per process.
-    """
+    """Factor that turns a mean over this process's entries into its part of the mean over everyone's."""
     if not is_shared():
         return 1.0
     here = mask.sum()
@@ -44,19 +34,8 @@ def share_of_mean(mask: Tensor) -> Tensor | float:
 def part_of_mean(mean: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
     """Compute this process's part of a mean over everyone's entries.
 
-    Parameters
-    ----------
-    mean
-        Mean over the entries of this process, which is NaN where it has none.
-    prediction
-        What the mean was computed from.
-    mask
-        True on the entries.
-
-    Returns
-    -------
-    The mean times its share.  A process without an entry adds zero and passes a gradient of zero on, so that the
-    others are not kept waiting for it; in a single process the mean stays NaN.
+    Returns the mean times its share.  A process without an entry adds zero and passes a gradient of zero on, so that
+    the others are not kept waiting for it; in a single process the mean stays NaN.
     """
     share = share_of_mean(mask)
     if is_shared() and not bool(mask.any()):
@@ -67,14 +46,7 @@ def part_of_mean(mean: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
 def from_everyone(cells: Tensor) -> Tensor:
     """Stack (B, D) cells of all processes; gradients flow back to each.
 
-    Parameters
-    ----------
-    cells
-        The same number of rows in every process.
-
-    Returns
-    -------
-    (B times processes, D).
+    Returns (B times processes, D).
     """
     if not is_shared():
         return cells

@@ -50,20 +50,8 @@ def axes(ax: Axes | None, *, figsize: tuple[float, float]) -> Axes:
 def finish(ax: Axes, *, show: bool | None, save: str | PathLike[str] | None, return_fig: bool) -> Axes | Figure | None:
     """Write a finished plot to a file if asked to, and show it or hand it over.
 
-    Parameters
-    ----------
-    ax
-        What was drawn in.
-    show
-        Show the figure; ``None`` follows ``scanpy.settings.autoshow``.
-    save
-        File to write the figure to; ``None`` writes none.
-    return_fig
-        Return the figure and show nothing.
-
-    Returns
-    -------
-    The figure, ``None`` after showing, else the axes.
+    ``show``: show the figure; ``None`` follows ``scanpy.settings.autoshow``; ``save``: file to write the figure to;
+    ``None`` writes none.  Returns the figure, ``None`` after showing, else the axes.
     """
     figure = ax.get_figure(root=True)
     assert figure is not None  # noqa: S101 - axes that were drawn in belong to one

@@ -32,20 +32,7 @@ def tokenize_modalities(
 ) -> None:
     """Write the values that stand for each modality.
 
-    Parameters
-    ----------
-    mdata
-        Table to change; only after everything is computed.
-    opened
-        Its rows, features and tokenizer.
-    key
-        Name of the layers and beginning of the other names.
-    name
-        Name of the model, empty for a bare vocabulary.
-    layer, genes
-        Where values and names came from.
-    seed
-        Seed of random ties.
+    ``mdata``: table to change; only after everything is computed.
     """
     rows, features, config = opened
     assert isinstance(rows, ModalityRows)  # noqa: S101 - a MuData was opened

@@ -149,15 +149,7 @@ def check_part_column(adata: AnnData, key: str) -> None:
 
 
 def read_pairs(adata: AnnData, key: str = "ctrl_indices") -> NDArray[np.int64]:
-    """Rows (N, n) of the paired controls, after checking that they are rows of this object.
-
-    Raises
-    ------
-    KeyError
-        If there are no pairs.
-    ValueError
-        If cells were dropped, added or moved since the pairs were drawn, so that the rows mean other cells.
-    """
+    """Rows (N, n) of the paired controls, after checking that they are rows of this object."""
     keys = PairKeys(key)
     if keys.obsm not in adata.obsm:
         raise KeyError(f"{absent(keys.obsm, adata.obsm, 'key in `obsm`:')} Run pp.pair_controls first.")

@@ -144,13 +144,6 @@ def paired_controls(
 
     ``pairs`` is a key of ``obsm``; ``None`` takes ``"ctrl_indices"`` if it is there, and else draws one control a cell, which
     shares the columns ``within`` of ``obs`` with it.
-
-    Raises
-    ------
-    KeyError
-        If the pairs are absent.
-    ValueError
-        If the pairs belong to other cells, or there are no controls to draw from.
     """
     if pairs is not None or (PairKeys().obsm in adata.obsm and within is None):
         found = read_pairs(adata, PairKeys().obsm if pairs is None else pairs)
@@ -169,13 +162,6 @@ def screen_parts(
 
     ``validation`` is a column of ``obs`` with the parts, or a share of the conditions, drawn by seed; 0 validates on nothing.
     With ``controls``, these are trained on too, each paired with itself.
-
-    Raises
-    ------
-    KeyError
-        If the column is absent.
-    ValueError
-        If no perturbed cell is trained on.
     """
     is_control = control_mask(conditions)
     if isinstance(validation, str):

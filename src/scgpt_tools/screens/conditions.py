@@ -63,15 +63,7 @@ def control_mask(labels: Labels) -> NDArray[np.bool_]:
 
 
 def read_labels(adata: AnnData, key: str) -> NDArray[Any]:
-    """One column of ``obs`` as text (N,).
-
-    Raises
-    ------
-    KeyError
-        If there is no such column.
-    ValueError
-        If a cell has no label, or two labels differ by white space around them only.
-    """
+    """One column of ``obs`` as text (N,)."""
     labels = read_texts(adata, key)
     spellings: dict[str, str] = {}
     for kind in pd.unique(labels):
@@ -100,12 +92,6 @@ def read_conditions(adata: AnnData, key: str) -> NDArray[Any]:
 
     A set that the column spells in one way keeps that spelling, ``"B+A"`` or ``"ctrl+A"``; where it is spelled in
     several, as ``"A+B"`` and ``"B+A"``, its genes are sorted and a warning says so.  The column stays as it is.
-
-    Raises
-    ------
-    ValueError
-        If a label is neither a control, nor a measured gene, nor has ``+`` between its parts; or looks like several
-        measured genes or a control in another spelling.
     """
     labels = read_texts(adata, key)
     codes, kinds = pd.factorize(labels)
@@ -162,11 +148,6 @@ def parse_labels(
     """Spell the labels (N,) of cells as GEARS does.
 
     ``names`` are the measured genes, and ``counts`` (N,) the number of perturbed genes of each cell as the data set says.
-
-    Raises
-    ------
-    ValueError
-        If no label is a control, every label is, or a label does not name as many genes as ``counts`` says.
     """
     known = frozenset(names)
     codes, kinds = pd.factorize(labels)
@@ -188,13 +169,6 @@ def context_labels(adata: AnnData, within: str | Sequence[str] | None) -> NDArra
     """One label a cell (N,) from one or several columns of ``obs``, or ``None``.
 
     Values are joined by ``_``, or are tuples where that would give two combinations the same label.
-
-    Raises
-    ------
-    KeyError
-        If a column is absent.
-    ValueError
-        If a cell has no value.
     """
     columns = [within] if isinstance(within, str) else list(within or ())
     if not columns:
@@ -213,13 +187,7 @@ def unit_name(context: str | None, condition: str) -> str:
 
 
 def unit_names(contexts: Labels | None, conditions: Labels) -> NDArray[Any]:
-    """What the context and condition of each cell are called together (N,); a context may be ``""`` for none.
-
-    Raises
-    ------
-    ValueError
-        If two pairs would have one name, as ``("a_b", "c")`` and ``("a", "b_c")``.
-    """
+    """What the context and condition of each cell are called together (N,); a context may be ``""`` for none."""
     if len(conditions) == 0:
         return np.array([], dtype=object)
     alone = [""] * len(conditions) if contexts is None else contexts

@@ -75,32 +75,9 @@ class HeldOutScreen:
     ) -> HeldOutScreen:
         """Average training and held-out cells, rank genes, and divide the held-out cells into halves.
 
-        Parameters
-        ----------
-        adata
-            Log-normalised cells with conditions and a split.
-        key
-            Column of ``obs`` with the conditions.
-        split
-            Column of ``obs`` with the parts.
-        part
-            Which of them to score.
-        within
-            Columns of ``obs``: take effects against the controls of the same cell type, batch and so on.
-        layer
-            Key of ``layers``; ``None`` takes ``X``.
-        genes
-            Names of the genes as conditions spell them; ``None`` takes ``var_names``.
-        seed
-            Seed of the halves.
-
-        Raises
-        ------
-        KeyError
-            If a column or layer is absent.
-        ValueError
-            If values look like counts, a part has no perturbed cells, a held-out condition has fewer than two cells, or
-            a context has no controls.
+        ``within``: columns of ``obs``: take effects against the controls of the same cell type, batch and so on;
+        ``layer``: key of ``layers``; ``None`` takes ``X``; ``genes``: names of the genes as conditions spell them;
+        ``None`` takes ``var_names``.
         """
         names = list(adata.var_names if genes is None else genes)
         conditions = read_conditions(adata, key)

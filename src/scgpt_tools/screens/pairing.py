@@ -56,11 +56,6 @@ def pair_controls_gears(conditions: Labels, *, n: int = 1, seed: int = 0) -> NDA
     """Draw controls as GEARS does: with replacement, over all cell types, conditions in order of first appearance.
 
     ``seed`` is what ``numpy.random.seed`` was called with just before; the global stream itself is not touched.
-
-    Raises
-    ------
-    ValueError
-        If there is no control.
     """
     codes, labels = pd.factorize(np.asarray(conditions, dtype=str))
     is_control = (labels == "ctrl")[codes]

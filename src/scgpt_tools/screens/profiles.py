@@ -41,11 +41,6 @@ def mean_profiles(cells: RowSource | Any, labels: Labels, *, names: Sequence[str
 
     ``cells`` are N cells by G genes: a :class:`~scgpt_tools.data.rows.RowSource`, read block by block, or a matrix in memory.
     ``names`` are the groups to average, in this order; ``None`` takes all, sorted.
-
-    Raises
-    ------
-    ValueError
-        If a named group has no cell.
     """
     groups = tuple(sorted(set(labels)) if names is None else names)
     codes = pd.Index(groups, dtype=object).get_indexer(np.asarray(labels, dtype=object))

@@ -74,32 +74,9 @@ def rank_genes(
 ) -> GeneRanking:
     """Rank all genes of every condition by the absolute score against other cells of the same context.
 
-    Parameters
-    ----------
-    matrix
-        N cells by G genes, log-normalised, in memory.
-    conditions
-        Condition of each cell in GEARS' spelling.
-    contexts
-        Compare with cells of the same context only, such as a cell type; groups are then named
-        ``<context>_<condition>``.
-    method
-        Test of :func:`scanpy.tl.rank_genes_groups`.
-    against
-        The controls, or the cells of all other perturbed conditions.
-    ranked
-        (N,) True for cells of the groups to rank; other perturbed cells count in the rest only, however few they are.
-        ``None`` ranks all groups.
-
-    Returns
-    -------
-    One ranking a condition and context, controls left out.
-
-    Raises
-    ------
-    ValueError
-        If there are no genes, a ranked group has fewer than two cells, its context has no controls, or two groups would
-        have one name.
+    ``contexts``: compare with cells of the same context only, such as a cell type; groups are then named
+    ``<context>_<condition>``; ``ranked`` (N,) True for cells of the groups to rank; other perturbed cells count in the
+    rest only, however few they are. ``None`` ranks all groups.
     """
     if not matrix.shape[1]:
         raise ValueError("Expected genes to rank, found a table without any. Take the genes that were measured.")

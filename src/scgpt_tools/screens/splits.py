@@ -81,28 +81,13 @@ def split_conditions(
 ) -> ConditionSplit:
     """Divide conditions into training, validation and test.
 
-    Parameters
-    ----------
-    conditions
-        Labels in GEARS' spelling in the order in which they first appear, controls included.
-    method
-        ``"simulation"`` holds out genes, and with them every condition that touches one; ``"simulation_single"`` is the
-        same for singles; ``"single"``, ``"combo_seen0"`` and ``"combo_seen1"`` test singles of held-out genes, and
-        combinations with no or some gene seen; ``"combo_seen2"`` tests combinations of seen genes; ``"no_test"`` has
-        a validation set only; ``"no_split"`` tests everything; ``"random"`` (``draw="stable"`` only) takes conditions.
-    draw
-        ``"gears"`` gives the sets that GEARS 0.1.2 gives; ``"stable"`` depends on seed and names only.
-    options
-        Seed, shares and named genes or conditions.
-
-    Returns
-    -------
-    The split; controls are trained on.
-
-    Raises
-    ------
-    ValueError
-        If the method is unknown, there is no perturbation, or a condition has more genes than the method can take.
+    ``conditions``: labels in GEARS' spelling in the order in which they first appear, controls included; ``method``:
+    ``"simulation"`` holds out genes, and with them every condition that touches one; ``"simulation_single"`` is the
+    same for singles; ``"single"``, ``"combo_seen0"`` and ``"combo_seen1"`` test singles of held-out genes, and
+    combinations with no or some gene seen; ``"combo_seen2"`` tests combinations of seen genes; ``"no_test"`` has a
+    validation set only; ``"no_split"`` tests everything; ``"random"`` (``draw="stable"`` only) takes conditions;
+    ``draw``: ``"gears"`` gives the sets that GEARS 0.1.2 gives; ``"stable"`` depends on seed and names only.  Returns
+    the split; controls are trained on.
     """
     options = options or SplitOptions()
     check_choice("draw", draw, ("gears", "stable"))
@@ -124,13 +109,7 @@ def split_conditions(
 def custom_split(
     conditions: Iterable[str], *, train: Collection[str], val: Collection[str] = (), test: Collection[str] = ()
 ) -> ConditionSplit:
-    """Take parts as named (GEARS' ``custom``), in any order of genes; conditions that are named nowhere are dropped.
-
-    Raises
-    ------
-    ValueError
-        If a named condition does not occur, or is named twice.
-    """
+    """Take parts as named (GEARS' ``custom``), in any order of genes; conditions that are named nowhere are dropped."""
     labels = list(dict.fromkeys(conditions))
     by_key = {condition_key(label): label for label in labels}
     named = {"train": list(train), "val": list(val), "test": list(test)}

@@ -77,26 +77,9 @@ def hold_out(
 ) -> Round:
     """One round of a method.
 
-    Parameters
-    ----------
-    method
-        A key of :data:`METHODS`.
-    conditions
-        Conditions without controls.
-    seed, purpose
-        What the ranking depends on; ``purpose`` is ``"test"`` or ``"val"``.
-    genes
-        Share of genes to hold out (simulations).
-    complete
-        Share to hold out of combinations whose genes are all kept (``"simulation"``).
-    share
-        Share of singles, combinations or conditions to hold out (the other methods).
-    test_genes, test_conditions
-        Hold out these instead of ranked ones.
-
-    Returns
-    -------
-    Every condition, once.
+    ``seed``, ``purpose``: what the ranking depends on; ``purpose`` is ``"test"`` or ``"val"``; ``complete``: share to
+    hold out of combinations whose genes are all kept (``"simulation"``); ``share``: share of singles, combinations or
+    conditions to hold out (the other methods).
     """
     if method in ("simulation", "simulation_single"):
         return _by_genes(conditions, seed, purpose, genes, complete, test_genes)

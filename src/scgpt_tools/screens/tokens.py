@@ -61,13 +61,7 @@ class ScreenTokens:
     def match(
         cls, features: FeatureTable, names: Sequence[str | None], tokenizer: Tokenizer, *, flag: int = PERTURBED
     ) -> ScreenTokens:
-        """Find the columns of genes by their names, as conditions spell them.
-
-        Raises
-        ------
-        ValueError
-            If the tokenizer puts a cell token first.
-        """
+        """Find the columns of genes by their names, as conditions spell them."""
         if tokenizer.config.cls:
             raise ValueError("Expected a tokenizer without a cell token for perturbations, found cls=True.")
         column: dict[str, int] = {}
@@ -90,13 +84,7 @@ class ScreenTokens:
         return Unmapped(tuple(without_column), tuple(gene for gene in absent if not known[gene]))
 
     def check(self, genes: Iterable[str], *, hint: str = "") -> None:
-        """Refuse perturbed genes that the network would not be conditioned on; ``hint`` ends the message.
-
-        Raises
-        ------
-        ValueError
-            If a gene has no column, or no token; all are named.
-        """
+        """Refuse perturbed genes that the network would not be conditioned on; ``hint`` ends the message."""
         unmapped = self.unmapped(genes)
         if not unmapped.genes:
             return

@@ -29,25 +29,8 @@ class GeneVectors(NamedTuple):
 def read_gene_vectors(adata: AnnData, key: str, genes: Sequence[str] | None) -> GeneVectors:
     """Vectors of a key of ``varm``.
 
-    Parameters
-    ----------
-    adata
-        The table.
-    key
-        Key of ``varm``; rows of NaN are genes that the model does not know.
-    genes
-        Names to restrict to; ``None`` for all.
-
-    Returns
-    -------
-    Columns and vectors.
-
-    Raises
-    ------
-    KeyError
-        If the key or a gene is absent.
-    ValueError
-        If fewer than two genes have a vector, or numbers are infinite.
+    ``key``: key of ``varm``; rows of NaN are genes that the model does not know; ``genes``: names to restrict to;
+    ``None`` for all.
     """
     stored = check_key(adata.varm, key, "varm")
     vectors = np.asarray(adata.varm[stored], dtype=np.float32)

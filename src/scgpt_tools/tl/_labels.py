@@ -30,30 +30,8 @@ def write_labels(
 ) -> int:
     """Write the class of each cell, or that it has none.
 
-    Parameters
-    ----------
-    table
-        Table to change.
-    keys
-        Where to write.
-    winner
-        (cells,) number of the class.
-    probabilities
-        (cells, classes).
-    classes
-        Names.
-    threshold
-        Confidence below which a cell gets no class.
-    unassigned
-        What such cells get.
-    about
-        Provenance; the names of the classes are added.
-    without
-        (cells,) cells that nothing is known of; they get no class and a confidence of 0.
-
-    Returns
-    -------
-    Number of cells without a class.
+    ``winner`` (cells,) number of the class; ``probabilities`` (cells, classes); ``about``: provenance; the names of the
+    classes are added; ``without`` (cells,) cells that nothing is known of; they get no class and a confidence of 0.
     """
     confidence = np.take_along_axis(probabilities, winner[:, None], axis=1)[:, 0].astype(np.float32)
     confidence[without] = 0

@@ -162,20 +162,8 @@ def best_and_last(
 ) -> tuple[list[ModelCheckpoint], list[ModelCheckpoint]]:
     """Keep the best state by a metric and the last one.
 
-    Parameters
-    ----------
-    folder
-        Where ``best.ckpt`` and ``last.ckpt`` go.
-    monitor
-        Metric that says what is best; ``None`` keeps the last state only.
-    mode
-        ``"min"`` or ``"max"``.
-    every
-        Optimiser steps between two writings of the last state; ``None`` writes at the end of epochs.
-
-    Returns
-    -------
-    Callbacks for the last state, and for the best one: none without a metric.
+    ``monitor``: metric that says what is best; ``None`` keeps the last state only; ``every``: optimiser steps between
+    two writings of the last state; ``None`` writes at the end of epochs.
     """
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
     # The last state knows no metric: a newer file replaces the older one.

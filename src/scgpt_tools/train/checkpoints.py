@@ -32,23 +32,7 @@ _WEIGHTS: Fields = {"state_dict": dict}
 def read_state(path: Path, fields: Fields = _WEIGHTS) -> dict[str, Any]:
     """Read a state that a run has written, without running anything that the file may hold.
 
-    Parameters
-    ----------
-    path
-        File.
-    fields
-        What it has to hold, by name.
-
-    Returns
-    -------
-    Its content; tensors on the CPU.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there.
-    ValueError
-        If it is damaged, holds objects other than tensors and plain values, or is none of ours.
+    Returns its content; tensors on the CPU.
     """
     if not path.is_file():
         raise FileNotFoundError(f"Expected the checkpoint {path}, found none. Begin in another folder.")
@@ -85,22 +69,7 @@ def read_state(path: Path, fields: Fields = _WEIGHTS) -> dict[str, Any]:
 
 @contextmanager
 def run_folder(folder: Path) -> Iterator[Path]:
-    """Keep other runs from a folder; the processes of one run share it.
-
-    Parameters
-    ----------
-    folder
-        Where the states of the run go.
-
-    Yields
-    ------
-    The folder.
-
-    Raises
-    ------
-    FileExistsError
-        If another run is under way there.
-    """
+    """Keep other runs from a folder; the processes of one run share it."""
     # It is optional.
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 

@@ -108,9 +108,7 @@ class Collection:
     def count_cells(self) -> pd.DataFrame:
         """Count, gene by gene, the training cells that express it.
 
-        Returns
-        -------
-        By gene: ``expressing`` and ``measured``, the training cells of the files that have the gene.
+        Returns by gene: ``expressing`` and ``measured``, the training cells of the files that have the gene.
         """
         counted = [self._count(number) for number in range(len(self.sources))]
         return pd.concat(counted).groupby(level=0, sort=True).sum()
@@ -158,24 +156,7 @@ class Collection:
 
 @contextmanager
 def open_collection(config: DataConfig, folder: Path) -> Iterator[Collection]:
-    """Open the files of a configuration; matrices stay on disk.
-
-    Parameters
-    ----------
-    config
-        Which files.
-    folder
-        What relative paths start from.
-
-    Yields
-    ------
-    The files, to be used until the block ends.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a path matches no file.
-    """
+    """Open the files of a configuration; matrices stay on disk."""
     with ExitStack() as opened:
         sources = [
             RowSource(opened.enter_context(open_table(path, modality=config.modality)), layer=config.layer)
@@ -192,16 +173,7 @@ def open_collection(config: DataConfig, folder: Path) -> Iterator[Collection]:
 def find_files(paths: Sequence[str], folder: Path) -> list[Path]:
     """Files that some paths and patterns stand for, each once.
 
-    Parameters
-    ----------
-    paths
-        Names, absolute or relative to the folder; ``*`` stands for any part of a name.
-    folder
-        Where to look.
-
-    Returns
-    -------
-    The files, those of a pattern in the order of their names.
+    ``paths``: names, absolute or relative to the folder; ``*`` stands for any part of a name.
     """
     found: dict[Path, None] = {}
     for path in paths:

@@ -31,31 +31,7 @@ def describe_failure(
     lr: float,
     validating: bool = False,
 ) -> str:
-    """Message for a loss that is not finite.
-
-    Parameters
-    ----------
-    terms
-        Loss terms by name.
-    batch
-        The minibatch.
-    output
-        What the model made of it.
-    model
-        The model, before the update that would have followed.
-    step
-        Number of the optimiser step.
-    precision
-        Precision of the run.
-    lr
-        Learning rate at that step.
-    validating
-        Whether the minibatch is one to validate on.
-
-    Returns
-    -------
-    Step, terms and likely cause.
-    """
+    """Message for a loss that is not finite."""
     bad = [name for name, term in terms.items() if not bool(torch.isfinite(term).all())]
     cause = likely_cause(batch, output, model, precision=precision, lr=lr)
     place = "in validation after" if validating else "at"
@@ -63,21 +39,7 @@ def describe_failure(
 
 
 def describe_gradients(names: list[str], *, step: int, lr: float) -> str:
-    """Message for gradients that are not finite although the loss is.
-
-    Parameters
-    ----------
-    names
-        Parameters whose gradients are not finite.
-    step
-        Number of the optimiser step.
-    lr
-        Learning rate at that step.
-
-    Returns
-    -------
-    Step, parameters and likely cause.
-    """
+    """Message for gradients that are not finite although the loss is."""
     return (
         f"Expected finite gradients at step {step}, found NaN or infinity in those of {len(names)} parameters, the first "
         f"being {names[0]!r}. The loss was finite, so its derivative overflows: lower the learning rate (it was "
@@ -88,14 +50,7 @@ def describe_gradients(names: list[str], *, step: int, lr: float) -> str:
 def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
     """Names of the tensors that hold NaN or infinity, in this process, after one look at the device where there are none.
 
-    Parameters
-    ----------
-    tensors
-        Names and tensors; ``None`` and whole numbers are passed over.
-
-    Returns
-    -------
-    Names in the order given.
+    ``tensors``: names and tensors; ``None`` and whole numbers are passed over.
     """
     named = [(name, _own(tensor)) for name, tensor in tensors if tensor is not None and tensor.is_floating_point()]
     # Largest absolute values: NaN and infinity stay what they are, and finite numbers cannot overflow as in a sum.
@@ -108,25 +63,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
 def likely_cause(
     batch: TokenBatch, output: CellOutput, model: nn.Module, *, precision: str = "32-true", lr: float | None = None
 ) -> str:
-    """First thing that explains a loss that is not finite, from the inputs to the outputs.
-
-    Parameters
-    ----------
-    batch
-        The minibatch.
-    output
-        What the model made of it.
-    model
-        The model.
-    precision
-        Precision of the run.
-    lr
-        Learning rate.
-
-    Returns
-    -------
-    A sentence or two with what to do.
-    """
+    """First thing that explains a loss that is not finite, from the inputs to the outputs."""
     for name, tensor in batch.present("token").items():
         if tensor.is_floating_point() and not _finite(tensor[batch.mask]):
             return f"The `{name}` of this minibatch are not finite: check the matrix that the cells come from."

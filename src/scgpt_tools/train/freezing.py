@@ -21,17 +21,7 @@ Freeze: TypeAlias = Literal["nothing", "embedder", "backbone"]
 
 
 def check_freezing(freeze: Freeze, lora: LoraConfig | None, unfreeze_every: int | None = None) -> None:
-    """Refuse what does not go together, before anything is opened.
-
-    Parameters
-    ----------
-    freeze
-        Parts that keep their weights.
-    lora
-        Adapters in the encoder.
-    unfreeze_every
-        Epochs between two parts of gradual unfreezing.
-    """
+    """Refuse what does not go together, before anything is opened."""
     check_choice("freeze", freeze, get_args(Freeze))
     if unfreeze_every is not None:
         check_integer("unfreeze_every", unfreeze_every)
@@ -45,12 +35,7 @@ def check_freezing(freeze: Freeze, lora: LoraConfig | None, unfreeze_every: int 
 def frozen(model: CellModel, freeze: Freeze) -> Iterator[None]:
     """Freeze parts of a model for the length of a ``with`` block; after it, all are trainable.
 
-    Parameters
-    ----------
-    model
-        The model; changed in place.
-    freeze
-        Which parts.
+    ``model``: the model; changed in place.
     """
     held = {"nothing": None, "embedder": model.embedder, "backbone": model}[freeze]
     model.requires_grad_()
@@ -82,12 +67,7 @@ def stages(model: CellModel) -> list[list[nn.Parameter]]:
 def release(model: CellModel, stage: int) -> None:
     """Train the parts up to a stage and hold the others.
 
-    Parameters
-    ----------
-    model
-        The model; changed in place.
-    stage
-        Last stage to train, 0 for what the task brings only.
+    ``model``: the model; changed in place.
     """
     for number, parameters in enumerate(stages(model)):
         for parameter in parameters:

@@ -44,13 +44,7 @@ class LoraConfig:
 
 
 def adapted_maps(model: CellModel, config: LoraConfig) -> list[str]:
-    """Names of the linear maps that get adapters.
-
-    Raises
-    ------
-    ValueError
-        If the encoder has no map of a name.
-    """
+    """Names of the linear maps that get adapters."""
     encoder = model.encoder
     return [f"encoder.{name}" for name in encoder.maps(encoder.adapted if config.targets is None else config.targets)]
 
@@ -62,17 +56,7 @@ def adapters(model: CellModel, config: LoraConfig | None) -> Iterator[None]:
     Inside, the adapters, the heads and the context are trainable and everything else is frozen.  At the end the
     adapters are added to the maps, and the model is an ordinary one again; after an error it is of no use.
 
-    Parameters
-    ----------
-    model
-        The model; changed in place.
-    config
-        Size and place of the adapters; ``None`` does nothing.
-
-    Raises
-    ------
-    ImportError
-        If peft is not installed.
+    ``model``: the model; changed in place; ``config``: size and place of the adapters; ``None`` does nothing.
     """
     if config is None:
         yield

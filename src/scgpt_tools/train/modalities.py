@@ -26,17 +26,6 @@ def for_modalities(terms: Sequence[Objective], tokenizer: TokenizerConfig) -> tu
     A panel of fourteen proteins weighs more than all genes, whose errors are mostly noise that nothing predicts; the cell
     embedding holds what the network saw of it; and the adversary is heard beside squared errors of bins, which are about a
     hundred times a cross-entropy.  Without values of that size the adversary is left alone.
-
-    Parameters
-    ----------
-    terms
-        Of the recipe.
-    tokenizer
-        Of several modalities.
-
-    Returns
-    -------
-    As many terms.
     """
     panels, weights = _panels(tokenizer), None
     if panels and len(panels) < len(tokenizer.parts):

@@ -172,21 +172,7 @@ class EpochMeans:
 
 
 def run_views(model: CellModel, batch: TokenBatch, objectives: Sequence[Objective]) -> dict[View, CellOutput]:
-    """Run the forward passes that some objectives need, each with the heads that are read from it.
-
-    Parameters
-    ----------
-    model
-        The network.
-    batch
-        A minibatch on its device.
-    objectives
-        Whose views and heads.
-
-    Returns
-    -------
-    Outputs by view.
-    """
+    """Run the forward passes that some objectives need, each with the heads that are read from it."""
     first = model(batch, _heads(objectives, "first"))
     views: dict[View, CellOutput] = {"first": first}
     wanted = {view for objective in objectives for view in objective.views}

@@ -72,17 +72,9 @@ class OptimizerConfig:
 def parameter_groups(model: CellModel, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and decay.
 
-    Parameters
-    ----------
-    model
-        The model; it says what a task brings with it and what the stages of its encoder are.
-    config
-        Rates and decay.
-
-    Returns
-    -------
-    Groups named by part and decay, the backbone's also by its depth where the rate depends on that; groups without
-    parameters are left out.
+    ``model``: the model; it says what a task brings with it and what the stages of its encoder are.  Returns groups
+    named by part and decay, the backbone's also by its depth where the rate depends on that; groups without parameters
+    are left out.
     """
     decays = _decaying(model)
     new = {id(parameter) for part in model.by_task for parameter in part.parameters()}
@@ -120,45 +112,13 @@ def make_optimizer(model: CellModel, config: OptimizerConfig) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> LambdaLR:
-    """Schedule to advance after every optimiser step.
-
-    Parameters
-    ----------
-    optimizer
-        Whose rates to change.
-    config
-        Which schedule.
-    steps
-        Optimiser steps of the whole run.
-    steps_per_epoch
-        Optimiser steps of an epoch.
-
-    Returns
-    -------
-    The schedule.
-    """
+    """Schedule to advance after every optimiser step."""
     factor = partial(rate_factor, config=config, steps=steps, steps_per_epoch=steps_per_epoch)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def rate_factor(step: int, config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> float:
-    """Part of the highest learning rate in force at a step.
-
-    Parameters
-    ----------
-    step
-        Optimiser steps already made.
-    config
-        Which schedule.
-    steps
-        Optimiser steps of the whole run.
-    steps_per_epoch
-        Optimiser steps of an epoch.
-
-    Returns
-    -------
-    A number between 0 and 1.
-    """
+    """Part of the highest learning rate in force at a step."""
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -13,13 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def own_random_numbers(seed: int) -> Iterator[None]:
-    """Draw by seed inside a ``with`` block, and give the global random numbers back as they were.
-
-    Parameters
-    ----------
-    seed
-        Where the draws inside start.
-    """
+    """Draw by seed inside a ``with`` block, and give the global random numbers back as they were."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

@@ -61,27 +61,7 @@ def describe_run(
     monitor: str | None,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Description of a run as plain values.
-
-    Parameters
-    ----------
-    model
-        Before training.
-    data
-        Cells.
-    objectives
-        Loss terms.
-    config
-        Settings.
-    monitor
-        Metric that says which state is best.
-    more
-        What the caller adds, such as the task.
-
-    Returns
-    -------
-    Values by what they are, the most telling first.
-    """
+    """Description of a run as plain values."""
     classifier = model.config.heads.find("cell_type", ClassifierConfig)
     network = to_dict(model.config)
     # Named for themselves.
@@ -106,21 +86,7 @@ def describe_run(
 def begin(folder: Path, description: Mapping[str, Any]) -> str:
     """Begin a run: what an earlier one left in the folder is removed, and the description is written down.
 
-    Parameters
-    ----------
-    folder
-        Of the run; must exist.
-    description
-        What :func:`describe_run` returned.
-
-    Returns
-    -------
-    Name of the run, which its checkpoints have too.
-
-    Raises
-    ------
-    FileExistsError
-        If there are checkpoints that no run of this package describes.
+    ``folder``: of the run; must exist.
     """
     check_free(folder)
     earlier = [name for name in (LAST, BEST, HISTORY) if (folder / name).is_file()]
@@ -149,25 +115,8 @@ def check_free(folder: Path) -> None:
 def check_same(folder: Path, description: Mapping[str, Any], *, began_here: bool) -> str:
     """Refuse to go on with a run of another description.
 
-    Parameters
-    ----------
-    folder
-        Of the run.
-    description
-        The description now.
-    began_here
-        Whether this very model was trained by that run, so that its weights are no longer those that it began with.
-
-    Returns
-    -------
-    Name of the run.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder does not describe its run.
-    ValueError
-        If that was something else; the message names the first difference.
+    ``began_here``: whether this very model was trained by that run, so that its weights are no longer those that it
+    began with.
     """
     if not (folder / RUN).is_file():
         raise FileNotFoundError(

@@ -81,14 +81,7 @@ class ShardedCellModule(CellModule):
 def whole_weights(trainer: Trainer) -> dict[str, Any] | None:
     """Put the pieces together; every process must call it.
 
-    Parameters
-    ----------
-    trainer
-        After training.
-
-    Returns
-    -------
-    State of the module in the first process, ``None`` in the others.
+    Returns state of the module in the first process, ``None`` in the others.
     """
     state: dict[str, Any] = trainer.strategy.lightning_module_state_dict()
     return state if trainer.is_global_zero else None

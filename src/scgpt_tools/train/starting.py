@@ -40,30 +40,7 @@ def open_model(model: CellModel | str | PathLike[str], settings: FitConfig) -> C
 def fit_settings(
     defaults: Mapping[str, Any], config: FitConfig | None, changes: Mapping[str, Any], *, function: str
 ) -> FitConfig:
-    """Settings of a run.
-
-    Parameters
-    ----------
-    defaults
-        Fields of the task.
-    config
-        Settings to take instead.
-    changes
-        Fields that the caller named.
-    function
-        What the caller called, for messages.
-
-    Returns
-    -------
-    The settings.
-
-    Raises
-    ------
-    TypeError
-        If there is no such field, or a value is of the wrong kind.
-    ValueError
-        If a value cannot be.
-    """
+    """Settings of a run."""
     known = [field.name for field in fields(FitConfig)]
     for name in changes:
         if name not in known:
@@ -112,22 +89,8 @@ def perturbation_model(
 ) -> CellModel:
     """Make a model of perturbations from a pre-trained one, which stays as it is.
 
-    Parameters
-    ----------
-    model
-        Any model whose family has a form for perturbations.
-    head
-        Head of expression; ``None`` takes the family's.
-    dropout
-        Probability in the encoder; ``None`` keeps the model's.
-    flag
-        Flag of perturbed genes that it is about to be trained with.
-    tokenizer
-        How it is about to read cells; ``None`` takes the family's.
-
-    Returns
-    -------
-    The model, whose ``transfer`` says which weights it took over.
+    ``head``: head of expression; ``None`` takes the family's; ``dropout``: probability in the encoder; ``None`` keeps
+    the model's; ``tokenizer``: how it is about to read cells; ``None`` takes the family's.
     """
     config = perturbation_config(model, head=head, dropout=dropout, flag=flag)
     config = config if tokenizer is None else replace(config, tokenizer=tokenizer)

@@ -118,14 +118,7 @@ def as_screen(dataset: Dataset) -> PerturbationData:
 def parts_of(adata: AnnData) -> Parts:
     """Rows of each part.
 
-    Parameters
-    ----------
-    adata
-        Cells.
-
-    Returns
-    -------
-    Rows by the names in ``obs["split"]``, training, validation and test first; without that column all rows as
+    Returns rows by the names in ``obs["split"]``, training, validation and test first; without that column all rows as
     ``"all"``.
     """
     key = SplitKeys().obs
@@ -153,18 +146,7 @@ def in_parts(
 ) -> BatchLoader | dict[str, BatchLoader]:
     """Loaders of the parts asked for.
 
-    Parameters
-    ----------
-    adata
-        Cells.
-    wanted
-        Name of a part, ``"all"`` for all cells, or ``None`` for a dictionary of the parts that there are.
-    make
-        Makes the loader of a part from its name and its rows.
-
-    Returns
-    -------
-    One loader, or one by the name of each part.
+    ``wanted``: name of a part, ``"all"`` for all cells, or ``None`` for a dictionary of the parts that there are.
     """
     parts = parts_of(adata)
     if wanted is None:
@@ -183,20 +165,7 @@ def match(
 ) -> FeatureTable:
     """Match the columns of a table to tokens.
 
-    Parameters
-    ----------
-    source
-        The table.
-    vocabulary
-        Of the model.
-    genes
-        Genes to read; ``None`` for all.
-    duplicates
-        What to do with several columns of the same gene.
-
-    Returns
-    -------
-    The columns that are read.
+    ``genes``: genes to read; ``None`` for all.
     """
     features = FeatureTable.from_var(source.var, vocabulary, duplicates=duplicates, totals=source.totals)
     if genes is None:

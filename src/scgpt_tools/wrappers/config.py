@@ -186,18 +186,8 @@ _MOST = {
 def config_of(model: ModelConfig, vocabulary: Vocabulary, args: Mapping[str, Any]) -> scGPTConfig:
     """Settings of a checkpoint, which was saved by one of the wrappers or not.
 
-    Parameters
-    ----------
-    model
-        What its files describe.
-    vocabulary
-        Its genes.
-    args
-        Content of its ``args.json``; empty if it has none.
-
-    Returns
-    -------
-    The settings; where a file contradicts the tensors, the tensors count.
+    ``args``: content of its ``args.json``; empty if it has none.  Returns the settings; where a file contradicts the
+    tensors, the tensors count.
     """
     record, known = _record(args), _of_model(model, vocabulary)
     if record.config is not None:
@@ -232,18 +222,9 @@ def _record(args: Mapping[str, Any]) -> _Record:
 def args_with(args: Mapping[str, Any], config: scGPTConfig, genes: tuple[str, ...] | None) -> dict[str, Any]:
     """Add settings to the content of an ``args.json``.
 
-    Parameters
-    ----------
-    args
-        What the format of checkpoints wrote.
-    config
-        Settings, of which those are added that are not there, by the names that PerturbLab reads.
-    genes
-        Genes that the wrapper reads, ``None`` for all.
-
-    Returns
-    -------
-    The new content, from which :func:`config_of` gives the same settings again.
+    ``config``: settings, of which those are added that are not there, by the names that PerturbLab reads; ``genes``:
+    genes that the wrapper reads, ``None`` for all.  Returns the new content, from which :func:`config_of` gives the
+    same settings again.
     """
     plain = to_dict(replace(config, vocab=None))
     del plain["vocab"]

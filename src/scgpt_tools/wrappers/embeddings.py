@@ -28,9 +28,7 @@ def embed_cells(
 ) -> NDArray[np.float32]:
     """Embed cells; the arguments are those of :meth:`scGPTModel.predict_embeddings`.
 
-    Returns
-    -------
-    (cells, D) in the order of the table.
+    Returns (cells, D) in the order of the table.
     """
     cells = wrapper.cell_model
     check_weights(cells.state_dict(), repr(cells.name))

@@ -43,20 +43,7 @@ _PREDICTIONS = {
 def terms_of(config: scGPTConfig, *, masked: bool, labels: bool, CCE: bool, MVC: bool, ECS: bool) -> Terms:
     """Weighted terms of the loss of a model of cells.
 
-    Parameters
-    ----------
-    config
-        Which heads there are, and the weights.
-    masked
-        Whether values are hidden, without which nothing is asked of the heads of expression.
-    labels
-        Whether cells have classes to learn.
-    CCE, MVC, ECS
-        Which further terms to have.
-
-    Returns
-    -------
-    Terms by the names of :meth:`scGPTModel.compute_loss`.
+    ``masked``: whether values are hidden, without which the heads of expression have nothing to predict.
     """
     terms: Terms = {}
     if masked:
@@ -79,18 +66,7 @@ def terms_of(config: scGPTConfig, *, masked: bool, labels: bool, CCE: bool, MVC:
 def losses_of(terms: Terms, output: Mapping[str, Tensor], batch: TokenBatch) -> dict[str, Tensor]:
     """Compute terms from a dictionary of outputs.
 
-    Parameters
-    ----------
-    terms
-        What to compute.
-    output
-        Results of ``forward``; a term that is among them is not computed again.
-    batch
-        The minibatch with its targets.
-
-    Returns
-    -------
-    Each term times its weight, and their sum as ``"loss"``.
+    ``output``: results of ``forward``; a term that is among them is not computed again.
     """
     if not terms:
         raise ValueError(

@@ -22,19 +22,8 @@ if TYPE_CHECKING:
 def open_table(wrapper: Wrapper, adata: AnnData, *, labels: bool, batches: bool) -> CellTable:
     """Open cells for a model.
 
-    Parameters
-    ----------
-    wrapper
-        The model.  It keeps the names of classes and batches with their numbers: those of another table that are called
-        the same get the same number, others the numbers that are left.
-    adata
-        Cells.
-    labels, batches
-        Whether to read classes and batches.
-
-    Returns
-    -------
-    The table.
+    ``wrapper``: the model.  It keeps the names of classes and batches with their numbers: those of another table that
+    are called the same get the same number, others the numbers that are left.
     """
     source = RowSource(adata)
     features = match(source, wrapper.vocab, wrapper.gene_list)

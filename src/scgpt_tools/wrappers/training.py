@@ -47,26 +47,7 @@ def run(
 ) -> History:
     """Train the network of a wrapper in place.
 
-    Parameters
-    ----------
-    wrapper
-        Its network changes, and is in eval mode afterwards.
-    data
-        Cells to train and to validate on.
-    objectives
-        Weighted terms of the loss.
-    options
-        Fields of :class:`~scgpt_tools.train.FitConfig`.
-    use_amp
-        Mixed precision on CUDA devices.
-    folder
-        Where to keep checkpoints; ``None`` keeps nothing.
-    log_interval, save_interval
-        Minibatches between two lines of the log and two checkpoints.
-
-    Returns
-    -------
-    The history.
+    ``folder``: where to keep checkpoints; ``None`` keeps nothing.
     """
     optional("lightning", extra="train")
     # These define classes of Lightning, so they can be imported only where Lightning is.

@@ -31,13 +31,7 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (SCGPT, SCGPT_P
 
 
 def family_named(name: str) -> Family:
-    """Look up a family, those of other packages included.
-
-    Raises
-    ------
-    ValueError
-        If there is none of this name.
-    """
+    """Look up a family, those of other packages included."""
     return lookup(with_plugins(FAMILIES, GROUP, Family), name, "family of models")
 
 

@@ -55,21 +55,8 @@ def read(
 ) -> Checkpoint:
     """Read a checkpoint of any known format, which is recognised by its files and the names of its tensors.
 
-    Parameters
-    ----------
-    place
-        A folder, or a file of weights.
-    vocabulary
-        Genes and their ids, or a file that holds them; ``None`` for the one beside the weights.
-    settings
-        What the file of settings would hold, or another file; ``None`` for the one beside the weights.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such place, or files are missing; the message lists what was found.
-    ValueError
-        If no format has words for most of the tensors, or the content is refused by the one that has.
+    ``vocabulary``: genes and their ids, or a file that holds them; ``None`` for the one beside the weights;
+    ``settings``: what the file of settings would hold, or another file; ``None`` for the one beside the weights.
     """
     place = as_path("place", place)
     if not place.exists():
@@ -145,18 +132,6 @@ def write(
 
     All files take their place in one step; one process that is killed, or several that save to one folder at once,
     leave the files of one model.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds a checkpoint of another format.
-    FileExistsError
-        If the folder holds files of these names that this package did not write.
-
-    Warns
-    -----
-    UserWarning
-        If weights are not finite, which are refused when they are loaded.
     """
     place = check_target(folder, format)
     try:

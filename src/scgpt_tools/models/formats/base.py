@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 
 def found(folder: Path, name: str) -> Path:
-    """A file of a checkpoint.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    """
+    """A file of a checkpoint."""
     path = placed(folder, name)
     if path is None:
         raise FileNotFoundError(f"Expected {name} in the checkpoint {str(folder)!r}, found none.")
@@ -34,13 +28,7 @@ def found(folder: Path, name: str) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object; a setting of many megabytes is none.
-
-    Raises
-    ------
-    ValueError
-        If it holds anything else.
-    """
+    """Read a JSON file that holds one object; a setting of many megabytes is none."""
     return read_json(path, megabytes=16)
 
 
@@ -68,14 +56,7 @@ def check_content(path: Path, expected: Mapping[str, str], settings: str) -> Non
 
     Reading 200 MB for their SHA-256 takes about 0.1 s on a processor with instructions for it, 0.5 s on others.
 
-    Parameters
-    ----------
-    path
-        A file of weights, or a vocabulary.
-    expected
-        Checksums by name; empty where the folder was written without.
-    settings
-        Name of the file that holds the checksums, for the message.
+    ``expected``: checksums by name; empty where the folder was written without.
     """
     if path.name in expected and checksum_of(path) != expected[path.name]:
         raise ValueError(
@@ -112,20 +93,7 @@ def _whole_numbers(said: Any, place: str = "") -> Iterator[tuple[str, int]]:
 
 
 def own_weights(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Copy tensors from a mapped file to memory of their own, so that nothing that happens to the file changes them.
-
-    Parameters
-    ----------
-    weights
-        Tensors by name.
-    source
-        What they are the weights of, for the message.
-
-    Raises
-    ------
-    ValueError
-        If one holds NaN or infinite numbers.
-    """
+    """Copy tensors from a mapped file to memory of their own, so that nothing that happens to the file changes them."""
     own = {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in weights.items()}
     check_weights(own, source)
     return own

@@ -124,15 +124,7 @@ def ours(folder: Path) -> bool:
 
 
 def read(source: Source) -> Checkpoint:
-    """Read a checkpoint as it was released, or as training wrote it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no vocabulary.
-    ValueError
-        If a tensor is unknown, or the settings contradict the tensors.
-    """
+    """Read a checkpoint as it was released, or as training wrote it."""
     theirs = source.contents.weights
     args = source.settings
     if args is None:
@@ -234,13 +226,7 @@ def write(
     attention_names: str = "torch",
     file: str = WEIGHTS[0],
 ) -> None:
-    """Write a folder whose state dict the original loads, text tables in float32.
-
-    Raises
-    ------
-    ValueError
-        If the model has what the original has no words for: a mask of genes without texts, other streams.
-    """
+    """Write a folder whose state dict the original loads, text tables in float32."""
     languages = {name: part for name, part in config.embedder.parts.items() if isinstance(part, LanguageConfig)}
     if config.family != NAME or not set(languages) <= {"text", "go"}:
         raise ValueError(

@@ -171,15 +171,7 @@ def ours(folder: Path) -> bool:
 
 
 def read(source: Source) -> Checkpoint:
-    """Read a checkpoint of scGPT or of the wrappers that use its layout.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no vocabulary: without it the rows of the gene table have no names.
-    ValueError
-        If a tensor is unknown, or the settings contradict the tensors.
-    """
+    """Read a checkpoint of scGPT or of the wrappers that use its layout."""
     args = source.settings_or(_USUAL)
     names = partial(Vocabulary.from_file, **special_tokens(args))
     source.check_content(checksums_in(args))
@@ -210,21 +202,7 @@ def write(
 ) -> None:
     """Write a folder that the original loads.
 
-    Parameters
-    ----------
-    folder, config, vocabulary, weights
-        As for every format.
-    attention_names
-        Spelling of the attention tensors.
-    file
-        Name of the file of weights; one of the other name that is there is removed, lest it be read instead.
-    amend
-        Adds to the settings before they are written.
-
-    Raises
-    ------
-    ValueError
-        If the original's layers of that spelling compute something else than the model's.
+    ``file``: name of the file of weights; one of the other name that is there is removed, lest it be read instead.
     """
     if transformer_of(config).norm == "replace" and attention_names == "torch":
         raise ValueError(

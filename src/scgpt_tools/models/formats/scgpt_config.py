@@ -146,13 +146,7 @@ def _check_rows(name: str, value: Any) -> tuple[int, ...]:
 
 
 def config_from(args: Mapping[str, Any], weights: Weights, vocabulary: Vocabulary, *, fused: bool) -> ModelConfig:
-    """Describe a model by its settings and its tensors.
-
-    Raises
-    ------
-    ValueError
-        If a setting that tensors cannot tell is absent, or contradicts them.
-    """
+    """Describe a model by its settings and its tensors."""
     settings = Settings(args)
     n_tokens, dim = weights["embedder.genes.table.weight"].shape
     blocks = [key for key in weights if key.startswith("encoder.blocks.")]

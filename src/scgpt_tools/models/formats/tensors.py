@@ -43,13 +43,7 @@ class Contents(NamedTuple):
 
 
 def read_contents(path: Path) -> Contents:
-    """Map the tensors of a file into memory, by their names without what wraps them.
-
-    Raises
-    ------
-    ValueError
-        If the file holds anything but tensors by name, or is damaged.
-    """
+    """Map the tensors of a file into memory, by their names without what wraps them."""
     if path.suffix == ".safetensors":
         try:
             return Contents(bare_names(load_file(path)), {})
@@ -73,13 +67,7 @@ def read_contents(path: Path) -> Contents:
 
 
 def bare_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take ``module.``, ``model.`` and ``_orig_mod.`` off the front of all names that carry them.
-
-    Raises
-    ------
-    ValueError
-        If a name is there with and without.
-    """
+    """Take ``module.``, ``model.`` and ``_orig_mod.`` off the front of all names that carry them."""
     bare: dict[str, Tensor] = {}
     for key, tensor in weights.items():
         name = bare_name(key)

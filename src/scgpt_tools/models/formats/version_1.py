@@ -54,15 +54,7 @@ class _Heads:
 
 
 def in_todays_words(model: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Rewrite the description of a model, or of its network alone.
-
-    Parameters
-    ----------
-    model
-        Values by field name.
-    where
-        Place of the description, for messages.
-    """
+    """Rewrite the description of a model, or of its network alone."""
     embedder = from_dict(_Embedder, model.get("embedder", {}), where=f"{where}.embedder")
     encoder = from_dict(TransformerConfig, model.get("encoder", {}), where=f"{where}.encoder")
     heads = from_dict(_Heads, model.get("heads", {}), where=f"{where}.heads")
