@@ -32,7 +32,7 @@ from scgpt_tools.tokens.batch import CHANNELS
 from scgpt_tools.tokens.joint import tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence, Set
     from os import PathLike
     from pathlib import Path
 
@@ -162,7 +162,7 @@ class CellModel(nn.Module):
         values
             Also embed the values of the batch.
         """
-        unseen = ("generated",) if values else ("generated", *CHANNELS)
+        unseen = {"generated"} if values else {"generated", *CHANNELS}
         layout = layout_of(self, batch, "sdpa")
         return self._run(batch, ("expression",), layout, cell=cell, without=unseen)["expression"]
 
@@ -189,7 +189,7 @@ class CellModel(nn.Module):
         layout: Layout,
         *,
         cell: Tensor | None = None,
-        without: Collection[str] = (),
+        without: Set[str] = frozenset(),
     ) -> CellOutput:
         """Embed, encode, pool, predict."""
         embedded, encoded = self.encode(batch, layout, cell=cell, without=without)
@@ -205,7 +205,7 @@ class CellModel(nn.Module):
         layout: Layout,
         *,
         cell: Tensor | None = None,
-        without: Collection[str] = (),
+        without: Set[str] = frozenset(),
         first_only: bool = False,
     ) -> tuple[Embedded, Encoded]:
         """From tokens to what the embedder and the encoder make of them; see the sockets of both."""

@@ -20,7 +20,7 @@ from scgpt_tools.nn.sockets import Embedded, PartConfig, Sizes, check_least, che
 from scgpt_tools.tokens.batch import DECLARED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Set
 
     from torch import Tensor
 
@@ -267,7 +267,6 @@ class GenerationConfig(PartConfig):
 # The whole ------------------------------------------------------------------------------------------------------------
 
 NORMS: dict[str, Callable[[Sizes], nn.Module]] = {
-    "none": lambda sizes: nn.Identity(),
     "layer": lambda sizes: nn.LayerNorm(sizes.dim),
     "batch": lambda sizes: SharedNorm(sizes.dim),
     "domain": lambda sizes: DomainNorm(sizes.dim, sizes.domains),
@@ -325,48 +324,45 @@ class Embedder(nn.Module):
         self.config = config
         for name, part in config.parts.items():
             self.add_module(name, part.build(sizes))
-        self.norm = NORMS[config.norm](sizes)
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm = None if config.norm == "none" else NORMS[config.norm](sizes)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
+        self._reads = [(name, part.reads, part) for name, part in config.parts.items()]
+        read = {field for _, fields, _ in self._reads for field in fields}
+        self._unread = {field: what for field, what in _SPECIAL.items() if field not in read}
 
-    def forward(self, batch: TokenBatch | PackedTokens, *, without: Collection[str] = ()) -> Embedded:
+    def forward(self, batch: TokenBatch | PackedTokens, *, without: Set[str] = frozenset()) -> Embedded:
         """Embed tokens, padded or packed; fields of the batch in ``without`` are not looked at."""
-        self._check(batch, without)
-        config = self.config.parts
+        for name, what in self._unread.items():
+            if getattr(batch, name) is not None and name not in without:
+                raise ValueError(f"Expected a model with {what}, found one without; load or train such one.")
         vectors: dict[str, Tensor] = {}
-        for name, part in config.items():
-            found: list[Any] = [getattr(batch, read, None) for read in part.reads]
-            if any(read in without for read in part.reads) or (part.optional and None in found):
-                continue
-            vector = self.part(name)(*found)
+        for name, fields, part in self._reads:
+            found: list[Any] = [None if read in without else getattr(batch, read) for read in fields]
+            if any(tensor is None for tensor in found):
+                if part.optional or not without.isdisjoint(fields):
+                    continue
+                raise ValueError(f"Expected a token batch with `{fields[0]}`, which this model reads; found none.")
+            vector = self.get_submodule(name)(*found)
             if isinstance(part, GenerationConfig):
                 vectors[part.of] = torch.where(found[0].unsqueeze(-1), vector, vectors[part.of])
             else:
                 vectors[name] = vector
-        tokens = None
-        for name, vector in vectors.items():
-            if tokens is None:
-                tokens = vector
-            elif config[name].operation == "multiply":
-                tokens = tokens * vector.to(tokens.dtype)
-            else:
-                tokens = tokens + vector
-        if tokens is None:
-            raise ValueError(
-                f"Expected a token batch with something that the parts {list(config)} read, found nothing."
-            )
-        normed = self.norm(tokens, batch.batch) if isinstance(self.norm, SharedNorm | DomainNorm) else self.norm(tokens)
-        return Embedded(self.dropout(normed), vectors)
+        return Embedded(self._together(vectors, batch), vectors)
 
-    def _check(self, batch: TokenBatch | PackedTokens, without: Collection[str]) -> None:
-        parts = self.config.parts.values()
-        for name, what in _SPECIAL.items():
-            there = getattr(batch, name, None) is not None and name not in without
-            if there and not any(name in part.reads for part in parts):
-                raise ValueError(f"Expected a model with {what}, found one without; load or train such one.")
-        for part in parts:
-            for name in part.reads:
-                if not part.optional and name not in without and getattr(batch, name, None) is None:
-                    raise ValueError(f"Expected a token batch with `{name}`, which this model reads; found none.")
+    def _together(self, vectors: dict[str, Tensor], batch: TokenBatch | PackedTokens) -> Tensor:
+        """Add or multiply the parts, then norm and dropout."""
+        names = iter(vectors)
+        if (first := next(names, None)) is None:
+            raise ValueError(f"Expected a batch with something that {list(self.config.parts)} read, found nothing.")
+        tokens = vectors[first]
+        for name in names:
+            multiply = self.config.parts[name].operation == "multiply"
+            tokens = tokens * vectors[name].to(tokens.dtype) if multiply else tokens + vectors[name]
+        if isinstance(self.norm, SharedNorm | DomainNorm):
+            tokens = self.norm(tokens, batch.batch)
+        elif self.norm is not None:
+            tokens = self.norm(tokens)
+        return tokens if self.dropout is None else self.dropout(tokens)
 
     def part(self, name: str) -> nn.Module:
         """Module of a part, which embeds the fields that its configuration reads."""
