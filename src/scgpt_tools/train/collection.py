@@ -40,7 +40,7 @@ class DataConfig:
     """Layer with the values; ``None`` takes ``X``.  Bins depend on ranks only, so counts and log values give the same."""
     genes: str | None = None
     """Column of ``var`` with gene symbols; ``None`` takes its index."""
-    batch: str | None = None
+    batch_key: str | None = None
     """Column of ``obs`` with the technical batch; needed for ``sampling: one_batch`` only."""
     modality: str | None = None
     """Modality of MuData files."""
@@ -146,9 +146,9 @@ class Collection:
         return table[table.index.notna()].groupby(level=0).max()
 
     def _batches(self) -> Sequence[NDArray[np.int64] | None]:
-        if self.config.batch is None:
+        if self.config.batch_key is None:
             return [None] * len(self.sources)
-        column = self.config.batch
+        column = self.config.batch_key
         own = [read_classes(source.obs, column) for source in self.sources]
         names = tuple(sorted({name for classes in own for name in classes.names}))
         return [read_classes(source.obs, column, names=names).codes for source in self.sources]
