@@ -24,7 +24,7 @@ from scgpt_tools.train.collection import DataConfig, find_files, open_collection
 from scgpt_tools.train.pretrain import PretrainConfig, describe, new_model, pretrain, read_config
 
 CONFIG = {
-    "data": {"paths": ["*.h5ad", "second.zarr"], "batch": "batch", "validation": 0.1, "test": 0.2},
+    "data": {"paths": ["*.h5ad", "second.zarr"], "batch_key": "batch", "validation": 0.1, "test": 0.2},
     "family": {"dim": 16, "layers": 1, "heads": 2, "hidden": 16, "dropout": 0.1},
     "tokenizer": {"length": 20},
     "corruption": {"name": "generate_values", "ratio": 0.4},
@@ -278,7 +278,7 @@ def test_missing_files_are_named(folder):
 
 def test_a_missing_batch_column_is_named(folder):
     with pytest.raises(KeyError, match="donor"):
-        pretrain(changed(data={"batch": "donor"}), data=folder)
+        pretrain(changed(data={"batch_key": "donor"}), data=folder)
 
 
 def test_defaults_are_the_originals(tiny_vocabulary):
