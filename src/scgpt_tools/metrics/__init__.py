@@ -39,6 +39,7 @@ from scgpt_tools.metrics.perturbation import (
     rmse,
     spread_ratio,
 )
+from scgpt_tools.metrics.perturbation_scgenept import scgenept_scores
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
 from scgpt_tools.metrics.retrieval import top_k_accuracy
 from scgpt_tools.metrics.scores import PerturbationScores
@@ -84,6 +85,7 @@ __all__ = [
     "prediction_rank",
     "r2",
     "rmse",
+    "scgenept_scores",
     "scgpt_metrics",
     "score_annotation",
     "score_clusters",

@@ -7,6 +7,7 @@ from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.families import FAMILIES
 from scgpt_tools.models.reference import ReferenceIndex
 from scgpt_tools.models.scgenept.names import ModelType, parse_model_type
+from scgpt_tools.models.scgenept.start import to_scgenept
 from scgpt_tools.models.scgpt import (
     MultiOmicTransformerModel,
     TransformerGenerator,
@@ -27,4 +28,5 @@ __all__ = [
     "available",
     "load_pretrained",
     "parse_model_type",
+    "to_scgenept",
 ]

@@ -12,7 +12,7 @@ from scgpt_tools.train.fit import check_watchers, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
 from scgpt_tools.train.lora import adapters
 from scgpt_tools.train.randomness import own_random_numbers
-from scgpt_tools.train.starting import check_model_and_cells, fit_settings, low_rank, open_model
+from scgpt_tools.train.starting import check_model_and_cells, fit_fields, fit_settings, low_rank, of_family, open_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,6 +57,8 @@ def learn(
             "Expected `unfreeze_every` to be None with strategy='fsdp', which settles what is trained once."
         )
     loaded = open_model(model, settings)
+    usual = of_family(loaded, task.name)
+    settings = fit_settings({**task.fit, **fit_fields(usual)}, config, changes, function="`finetune`")
     opened = task.open(adata, loaded, seed=settings.seed)
     if config is None:
         own = {name for name in ("monitor", "patience") if name in task.fit and name not in changes}

@@ -236,8 +236,8 @@ def finetune(
     objectives
         Loss terms instead of the recipe's; the heads that they read are added to the model.
     dropout
-        Probability in the encoder; ``None`` keeps the model's, and takes 0 to perturb, as the original.  On CPUs, 0
-        trains several times faster.
+        Probability in the encoder; ``None`` keeps the model's, and to perturb takes 0, as scGPT, or 0.2 for scGenePT.  On
+        CPUs, 0 trains several times faster.
     batch_parts
         Give each batch a norm of its own, and tell the expression heads the batch; ``None`` does so to integrate.  Such
         a model needs ``batch_key`` wherever it is used, and knows these batches only.  Not for ``"perturb"``.
@@ -261,7 +261,7 @@ step_factor, step_epochs, clip, gradient_checkpointing, precision, monitor, mode
 checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
         Fields of :class:`~scgpt_tools.train.FitConfig` to change, for example ``epochs=5``, ``head_lr=1e-3``,
         ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.  To annotate 10 epochs of 32 cells, to
-        integrate 15 of 64, for several modalities 20 of 32, and to perturb 15 of 64 with ``patience=10``.
+        integrate 15 of 64, for several modalities 20 of 32, and to perturb 15 of 64 (scGenePT: 20) with ``patience=10``.
     callbacks, loggers
         Callbacks and loggers of Lightning.
 

@@ -10,7 +10,7 @@ from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_type
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ModelConfig
-from scgpt_tools.models.families import family_named
+from scgpt_tools.models.families import family_named, find_family
 from scgpt_tools.models.formats.base import check_weights
 from scgpt_tools.train.fit import FitConfig
 from scgpt_tools.train.lora import LoraConfig
@@ -48,6 +48,18 @@ def fit_settings(
     if config is not None:
         check_type("config", config, FitConfig)
     return replace(FitConfig(**defaults) if config is None else config, **changes)
+
+
+def of_family(model: CellModel, task: str) -> Mapping[str, Any]:
+    """What the family of a model has for a task where the task has something else."""
+    family = find_family(model.config)
+    return {} if family is None else family.finetuning.get(task, {})
+
+
+def fit_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some settings that are fields of FitConfig."""
+    known = {field.name for field in fields(FitConfig)}
+    return {name: value for name, value in settings.items() if name in known}
 
 
 def low_rank(lora: LoraConfig | int | None) -> LoraConfig | None:

@@ -23,7 +23,7 @@ from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import flag_of
 from scgpt_tools.tokens.tokenizer import Tokenizer
-from scgpt_tools.train.starting import perturbation_config, perturbation_model
+from scgpt_tools.train.starting import of_family, perturbation_config, perturbation_model
 from scgpt_tools.train.tasks.base import Opened, Task
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Perturb(Task[OpenedScreen]):
     recipe = PERTURB
     # Of scGPT's tutorial, whose choice of the best epoch looks at mean profiles too, by their correlation.
     fit = {"epochs": 15, "batch_size": 64, "lr": 1e-4, "patience": 10, "monitor": "validation_profile_error"}
-    defaults = {"validation": "split", "sampling": "random", "dropout": 0.0}
+    defaults = {"validation": "split", "sampling": "random"}
     validates_on = "perturbed cells"
 
     condition_key: str
@@ -86,6 +86,10 @@ class Perturb(Task[OpenedScreen]):
         if not self.adaptive_offset and self.activation is None:
             return None
         return AffineConfig(adaptive_offset=self.adaptive_offset, activation=self.activation)
+
+    def _dropout(self, model: CellModel) -> float:
+        """Probability that was asked for, else the family's, else none, as in scGPT's own fine-tuning."""
+        return of_family(model, self.name).get("dropout", 0.0) if self.dropout is None else self.dropout
 
     def _reading(self, tokenizer: TokenizerConfig) -> TokenizerConfig:
         return replace(
@@ -138,7 +142,7 @@ class Perturb(Task[OpenedScreen]):
         return perturbation_model(
             model,
             head=self._head(),
-            dropout=self.dropout,
+            dropout=self._dropout(model),
             flag=opened.tokens.flag,
             tokenizer=opened.tokens.tokenizer.config,
         )

@@ -1,0 +1,221 @@
+"""A model of scGenePT from one of scGPT and embeddings of texts about genes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from scgpt_tools._arguments import check_arguments
+from scgpt_tools._validate import as_seed, check_choice, check_type
+from scgpt_tools.data.gene_embeddings import GeneEmbeddings, Missing, warn_of_coverage
+from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.models.config import LanguageConfig
+from scgpt_tools.models.families.scgenept import scgenept
+from scgpt_tools.models.scgenept.names import ModelType, parse_model_type
+from scgpt_tools.models.transfer import copy_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgpt_tools._types import RngLike
+    from scgpt_tools.models.config import PartConfig
+
+logger = logging.getLogger(__name__)
+
+Given: TypeAlias = GeneEmbeddings | Mapping[str, Any] | str | PathLike[str]
+
+_TAKEN = ("embedder.genes.", "embedder.values.", "encoder.")
+_OF_ATTENTION = "encoder."
+
+
+def to_scgenept(
+    model: CellModel | str | PathLike[str],
+    model_type: str | ModelType = "scgenept_ncbi_gpt",
+    gene_embeddings: Given | None = None,
+    *,
+    missing: Missing = "mask",
+    frozen: bool = False,
+    rank: int = 0,
+    genes: Sequence[str] | None = None,
+    compat: Literal["upstream"] | None = None,
+    rng: RngLike = 0,
+) -> CellModel:
+    """Start a model of scGenePT from scGPT, for :func:`~scgpt_tools.train.finetune` :cite:p:`Istrate2024`.
+
+    As in the original, gene table, value embedding and transformer are taken over where the model has them and their
+    shapes agree; flags, norm of the sum, decoder and the maps of the texts start from scratch.  ``transfer`` of the result
+    has all names.
+
+    Parameters
+    ----------
+    model
+        A model of scGPT, or what :meth:`~scgpt_tools.CellModel.from_pretrained` takes; it stays as it is.
+    model_type
+        A name that :func:`~scgpt_tools.models.parse_model_type` reads, or :class:`~scgpt_tools.models.ModelType`.
+    gene_embeddings
+        :class:`~scgpt_tools.data.gene_embeddings.GeneEmbeddings`, a file of them, or a folder in which those of the model
+        type are found by name; with two streams of texts a mapping of ``"text"`` and ``"go"`` to such, or one folder.
+        ``None`` for a model type without texts.
+    missing
+        Genes without a text: ``"mask"`` has the stream add nothing to them; ``"draw"`` gives them random rows, as the
+        original.
+    frozen
+        Hold the tables of texts and train their map alone; the original trains all.
+    rank
+        With ``frozen``: train a correction of this rank to the tables.
+    genes
+        Genes that get their texts; ``None`` for the whole vocabulary, so that the model can be used on other tables.
+    compat
+        ``"upstream"`` builds what the original builds under the name, with its tables: texts for ``genes`` alone, random
+        rows for the others, and that of padding overwritten by genes outside of the vocabulary.
+    rng
+        Whole number, generator or ``None`` (fresh entropy) for what starts from scratch.
+
+    Returns
+    -------
+    The model, in eval mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder has no file of the embeddings; the message lists the names that were looked for.
+    TypeError
+        If a stream of texts has no embeddings.
+    ValueError
+        If there is no such model type, a file holds anything but vectors, or no gene of it is in the vocabulary.
+
+    Warns
+    -----
+    UserWarning
+        If fewer than a tenth of the genes have a text.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scgpt_tools as sct
+    >>> base = sct.CellModel.from_pretrained("scgpt-demo")
+    >>> texts = {gene: np.random.default_rng(0).normal(size=8) for gene in list(base.vocabulary)[:1000]}
+    >>> model = sct.models.to_scgenept(base, "scgenept_ncbi_gpt", texts)
+    >>> list(model.config.embedder.parts)
+    ['genes', 'values', 'text', 'perturbation']
+    """
+    check_arguments(to_scgenept, locals())
+    check_type("model_type", model_type, (str, ModelType))
+    check_choice("missing", missing, ("mask", "draw"))
+    check_type("model", model, (CellModel, str, PathLike))
+    seed = as_seed(rng)
+    kind = parse_model_type(model_type, compat=compat) if isinstance(model_type, str) else model_type
+    found = _embeddings(kind, gene_embeddings)
+    base = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
+    tables = _tables(base, found, missing=missing, genes=genes, compat=compat, seed=seed)
+    config = scgenept(
+        base.vocabulary,
+        model_type=kind,
+        dim=base.dim,
+        width={name: embeddings.width for name, embeddings in found.items()},
+        frozen=frozen,
+        rank=rank,
+        masked=missing == "mask" and compat is None,
+    )
+    parts: dict[str, PartConfig] = {}
+    for name, embeddings in found.items():
+        part = config.embedder.parts.find(name, LanguageConfig)
+        if part is not None:
+            parts[name] = replace(part, source=_source(kind, name, embeddings))
+    config = replace(
+        config,
+        embedder=replace(config.embedder, parts=config.embedder.parts.replace(**parts)),
+        encoder=base.config.encoder,
+        n_tokens=base.config.n_tokens,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        started = CellModel(config, base.vocabulary, name=f"{base.name} ({kind.name})")
+    with torch.no_grad():
+        for name, table in tables.items():
+            started.state_dict()[f"embedder.{name}.table.weight"][: len(table)] = torch.from_numpy(table)
+        # The third flag has no meaning until a screen of another direction is learnt.
+        started.state_dict()["embedder.perturbation.weight"][2] = 0
+    taken = _TAKEN if kind.pretrained_attention else tuple(name for name in _TAKEN if name != _OF_ATTENTION)
+    source = {name: tensor for name, tensor in base.state_dict().items() if name.startswith(taken)}
+    sizes = (base.config.n_tokens, config.n_tokens)
+    transfer = copy_weights(source, started.state_dict(), rows=sizes)
+    others = {name: "not taken over by scGenePT" for name in base.state_dict() if name not in source}
+    started.transfer = replace(transfer, dropped={**transfer.dropped, **others})
+    logger.info("%s", started.transfer)
+    return started.to(base.device).eval()
+
+
+def _embeddings(kind: ModelType, given: Given | None) -> dict[str, GeneEmbeddings]:
+    """Embeddings of each stream of texts by its name."""
+    sources = kind.sources
+    if not sources:
+        if given is not None:
+            raise TypeError(
+                f"Expected no `gene_embeddings` for the model type {kind.name!r}, which has no texts, found some."
+            )
+        return {}
+    if given is None:
+        raise TypeError(
+            f"Expected `gene_embeddings` for the texts of the model type {kind.name!r}, found None. Pass a file, a folder "
+            "with the files of scGenePT's release, or what `sct.pp.embed_gene_texts` returns."
+        )
+    by_stream = isinstance(given, Mapping) and set(given) <= {"text", "go"}
+    found = {}
+    for name, source in sources.items():
+        own = given.get(name) if by_stream and isinstance(given, Mapping) else given
+        if own is None:
+            raise TypeError(f"Expected embeddings of {source!r} as gene_embeddings[{name!r}], found none.")
+        if not by_stream and len(sources) > 1 and not _is_folder(own):
+            raise TypeError(
+                "Expected `gene_embeddings` to map 'text' and 'go' to embeddings, or to be a folder with the files of both, "
+                f"for the model type {kind.name!r}, found {type(own).__name__}."
+            )
+        found[name] = _read(own, source)
+    return found
+
+
+def _is_folder(given: Any) -> bool:
+    return isinstance(given, str | PathLike) and Path(given).expanduser().is_dir()
+
+
+def _read(given: Given, source: str) -> GeneEmbeddings:
+    if isinstance(given, GeneEmbeddings):
+        return given
+    if isinstance(given, Mapping):
+        return GeneEmbeddings.from_mapping(given)
+    if isinstance(given, str | PathLike):
+        return GeneEmbeddings.read(given, source=source if _is_folder(given) else None)
+    raise TypeError(f"Expected `gene_embeddings` to be embeddings, a file or a folder, found {type(given).__name__}.")
+
+
+def _source(kind: ModelType, name: str, found: GeneEmbeddings) -> str:
+    """Of own texts what they are called, else what the model type says."""
+    said = found.provenance.get("source")
+    return said if name == "text" and isinstance(said, str) else kind.sources[name]
+
+
+def _tables(
+    base: CellModel,
+    found: Mapping[str, GeneEmbeddings],
+    *,
+    missing: Missing,
+    genes: Sequence[str] | None,
+    compat: Literal["upstream"] | None,
+    seed: int,
+) -> dict[str, Any]:
+    # One generator for all, the text before GO.
+    rng = np.random.RandomState(seed) if compat else np.random.default_rng(seed)
+    tables = {}
+    for name, embeddings in found.items():
+        rows = embeddings.rows(base.vocabulary, missing=missing, rng=rng, genes=genes, compat=compat)
+        warn_of_coverage(embeddings, base.vocabulary, genes or ())
+        tables[name] = rows.astype(np.float32)
+    return tables
