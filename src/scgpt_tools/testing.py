@@ -28,6 +28,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from scgpt_tools.models.cell_model import CellModel
+from scgpt_tools.nn.bin_values import BinAndNumberConfig
 from scgpt_tools.nn.embedders import TableConfig
 from scgpt_tools.nn.pooling import pool
 from scgpt_tools.tokens.batch import DECLARED, TokenBatch
@@ -249,8 +250,12 @@ def _random_values(model: CellModel, shape: tuple[int, ...], random: np.random.G
 
 def _rows(model: CellModel, field: str) -> int | None:
     """Rows of the table that a field is looked up in, if it is."""
-    parts = model.config.embedder.parts.values()
-    return next((part.rows for part in parts if isinstance(part, TableConfig) and part.field == field), None)
+    for part in model.config.embedder.parts.values():
+        if isinstance(part, TableConfig) and part.field == field:
+            return part.rows
+        if isinstance(part, BinAndNumberConfig) and field == "bins":
+            return part.rows
+    return None
 
 
 def _readable(model: CellModel, value: float, field: str = "values") -> float:
@@ -280,6 +285,6 @@ def _same_predictions(found: CellOutput, expected: CellOutput, mask: Tensor) -> 
         raise AssertionError(f"Expected predictions {list(expected.predictions)}, found {list(found.predictions)}.")
     for name, wanted in expected.predictions.items():
         prediction = found[name]
-        if wanted.shape == mask.shape and prediction.shape == found.tokens.shape[:2]:
+        if wanted.shape[:2] == mask.shape and prediction.shape[:2] == found.tokens.shape[:2]:
             prediction, wanted = prediction[:, : mask.shape[1]][mask], wanted[mask]
         _same(prediction, wanted, name)

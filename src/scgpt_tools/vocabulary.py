@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,13 +43,15 @@ class Vocabulary:
         Token that fills short cells.
     cls
         Token that stands for the whole cell.
+    aliases
+        Further names of tokens, which are looked up as the tokens themselves.
 
     Raises
     ------
     TypeError
         If a token is no string.
     ValueError
-        If a token is empty or occurs twice.
+        If a token is empty or occurs twice, or an alias is a token or stands for none.
 
     Examples
     --------
@@ -65,8 +68,17 @@ class Vocabulary:
     """Token that fills short cells."""
     cls: str
     """Token that stands for the whole cell."""
+    aliases: Mapping[str, str]
+    """Further names, each with the token that it stands for."""
 
-    def __init__(self, tokens: Iterable[str], pad: str = PAD, cls: str = CLS) -> None:
+    def __init__(
+        self,
+        tokens: Iterable[str],
+        pad: str = PAD,
+        cls: str = CLS,
+        *,
+        aliases: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         if isinstance(tokens, str):
             raise TypeError(f"Expected `tokens` to be a collection of strings, found one string, {tokens!r}.")
         listed = tuple(tokens)
@@ -78,6 +90,11 @@ class Vocabulary:
         if len(self._id_of) < len(plain):
             twice = [token for token, count in Counter(plain).items() if count > 1]
             raise ValueError(f"Expected every token once, found {len(twice)} of them again: {_some(twice)}.")
+        wrong = [name for name, token in aliases.items() if name in self._id_of or token not in self._id_of]
+        if wrong:
+            raise ValueError(f"Expected aliases that are no tokens, each of a token, found {_some(wrong)}.")
+        self.__dict__["aliases"] = MappingProxyType({str(name): str(token) for name, token in aliases.items()})
+        self._id_of.update((name, self._id_of[token]) for name, token in self.aliases.items())
 
     @classmethod
     def from_mapping(cls_, mapping: Mapping[str, int], pad: str = PAD, cls: str = CLS) -> Vocabulary:
@@ -196,7 +213,9 @@ class Vocabulary:
         if isinstance(tokens, str):
             raise TypeError(f"Expected `tokens` to be a collection of strings, found one string, {tokens!r}.")
         absent = [token for token in dict.fromkeys(tokens) if token not in self]
-        return Vocabulary((*self.tokens, *absent), self.pad, self.cls) if absent else self
+        if not absent:
+            return self
+        return Vocabulary((*self.tokens, *absent), self.pad, self.cls, aliases=self.aliases)
 
     def with_specials(self) -> Vocabulary:
         """Append those of the padding, cell and ``<eoc>`` tokens that are absent, as scGPT does on loading."""
@@ -239,7 +258,7 @@ class Vocabulary:
         path
             File to write.
         """
-        text = json.dumps(self._id_of, ensure_ascii=False, indent=0)
+        text = json.dumps({token: number for number, token in enumerate(self.tokens)}, ensure_ascii=False, indent=0)
         replace_file(as_path("path", path), lambda aside: aside.write_text(text, encoding="utf-8"))
 
     @property
@@ -261,6 +280,8 @@ class Vocabulary:
     def checksum(self) -> str:
         """SHA-256 of the tokens in their order and of which of them pads and which is the cell."""
         content = json.dumps([self.pad, self.cls, *self.tokens])
+        if self.aliases:
+            content += json.dumps(sorted(self.aliases.items()))
         return hashlib.sha256(content.encode("ascii")).hexdigest()
 
     def is_special(self, token: str) -> bool:
@@ -285,16 +306,20 @@ class Vocabulary:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Vocabulary):
             return NotImplemented
-        return (self.tokens, self.pad, self.cls) == (other.tokens, other.pad, other.cls)
+        return self._content == other._content
 
     def __hash__(self) -> int:
         return hash((self.tokens, self.pad, self.cls))
 
+    @property
+    def _content(self) -> tuple[Any, ...]:
+        return self.tokens, self.pad, self.cls, self.aliases
+
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} tokens: {_some(self.tokens, shown=3)})"
 
-    def __reduce__(self) -> tuple[type[Vocabulary], tuple[tuple[str, ...], str, str]]:
-        return Vocabulary, (self.tokens, self.pad, self.cls)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Vocabulary, aliases=dict(self.aliases)), (self.tokens, self.pad, self.cls)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"A vocabulary does not change; `{name}` cannot be set. Make a new one, see `extended`.")

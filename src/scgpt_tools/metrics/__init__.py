@@ -12,6 +12,7 @@ from scgpt_tools.metrics.baselines import (
     perturbed_mean,
     predict_baselines,
 )
+from scgpt_tools.metrics.bins import BinScores, bin_scores
 from scgpt_tools.metrics.differential import de_agreement, differential_expression
 from scgpt_tools.metrics.discrimination import centroid_accuracy, discrimination_score, pairwise, prediction_rank
 from scgpt_tools.metrics.distribution import energy_distance, mmd, wasserstein
@@ -48,12 +49,14 @@ from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, p
 __all__ = [
     "AnnotationScores",
     "Ballot",
+    "BinScores",
     "ClusterScores",
     "EdgeScores",
     "PerturbationScores",
     "TrainingEffects",
     "Truth",
     "additive",
+    "bin_scores",
     "bootstrap_interval",
     "centroid_accuracy",
     "class_scores",

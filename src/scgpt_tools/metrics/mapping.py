@@ -36,7 +36,14 @@ class Ballot(NamedTuple):
         return np.take_along_axis(self.shares, self.winner[:, None], axis=1)[:, 0]
 
 
-def vote(classes: ArrayLike, n_classes: int, *, how: Vote = "majority", proportions: ArrayLike | None = None) -> Ballot:
+def vote(
+    classes: ArrayLike,
+    n_classes: int,
+    *,
+    how: Vote = "majority",
+    proportions: ArrayLike | None = None,
+    ties: Literal["nearest", "first"] = "nearest",
+) -> Ballot:
     r"""Let neighbours vote, as scGPT's reference mapping does :cite:p:`Cui2024`.
 
     With :math:`n_c` the number of neighbours of class c, ``majority`` gives it the share :math:`n_c / k`, and
@@ -53,6 +60,8 @@ def vote(classes: ArrayLike, n_classes: int, *, how: Vote = "majority", proporti
         How to count.
     proportions
         (C,) share of each class in the reference; for ``weighted`` only.
+    ties
+        Of classes with the same score, the one of the nearer neighbour wins, or the first by number, which DeepSC takes.
 
     Returns
     -------
@@ -69,6 +78,8 @@ def vote(classes: ArrayLike, n_classes: int, *, how: Vote = "majority", proporti
         raise ValueError(f"Expected (cells, neighbours) with at least one neighbour, found shape {neighbours.shape}.")
     counts = _counts(neighbours, n_classes)
     scores = counts if how == "majority" else _rarity_weighted(counts, neighbours.shape[1], proportions)
+    if check_choice("ties", ties, ("nearest", "first")) == "first":
+        return Ballot(scores.argmax(axis=1), scores / scores.sum(axis=1, keepdims=True))
     return Ballot(_first_of_best(scores, neighbours), scores / scores.sum(axis=1, keepdims=True))
 
 

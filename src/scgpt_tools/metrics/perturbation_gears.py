@@ -99,11 +99,18 @@ def variable_genes(condition_means: Any, n: int = 200) -> NDArray[np.int64]:
 
 
 def deeper_analysis(
-    cells: HeldOutCells, control: NDArray[np.float64], order: NDArray[np.int64], variable: NDArray[np.int64]
+    cells: HeldOutCells,
+    control: NDArray[np.float64],
+    order: NDArray[np.int64],
+    variable: NDArray[np.int64],
+    *,
+    listed: NDArray[np.int64] | None = None,
 ) -> Scores:
     """GEARS' ``deeper_analysis``, per condition.
 
     ``control`` (G,) mean of all controls; ``order`` (C, G) gene positions by falling absolute score.
+    ``listed`` (C, 20) are the top genes in the order that the evaluation had them in; ``None`` for that of GEARS' data,
+    by position.
     """
     p, t = cells.predicted, cells.true
     n_genes = p.shape[1]
@@ -112,7 +119,9 @@ def deeper_analysis(
     for k in (20, 50, 100, 200):
         scores[f"frac_correct_direction_{k}"] = np.take_along_axis(agree, order[:, :k], axis=1).sum(axis=1) / k
     top = np.sort(order[:, :20], axis=1)
-    scores["frac_correct_direction_20_nonzero"] = _mixed_direction(cells, control, order[:, :20], top)
+    scores["frac_correct_direction_20_nonzero"] = _mixed_direction(
+        cells, control, order[:, :20], top if listed is None else listed
+    )
     scores |= _range_scores(cells, top, "")
     scores["pearson_delta"] = _pearson(p, t, reference=control)
     scores["pearson_delta_de"] = _pearson(p, t, reference=control, where=mask_of(top, n_genes))

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ModelConfig
+from scgpt_tools.models.deepsc import (
+    DataCollator,
+    DeepSCClassifier,
+    DeepSCModel,
+    InferenceCollator,
+    build_gene_ids_for_dataset,
+    build_vocab_from_csv,
+)
 from scgpt_tools.models.families import FAMILIES
 from scgpt_tools.models.reference import ReferenceIndex
 from scgpt_tools.models.scgenept.names import ModelType, parse_model_type
@@ -19,6 +27,10 @@ from scgpt_tools.models.zoo import available
 __all__ = [
     "FAMILIES",
     "CellModel",
+    "DataCollator",
+    "DeepSCClassifier",
+    "DeepSCModel",
+    "InferenceCollator",
     "ModelConfig",
     "ModelType",
     "MultiOmicTransformerModel",
@@ -26,6 +38,8 @@ __all__ = [
     "TransformerGenerator",
     "TransformerModel",
     "available",
+    "build_gene_ids_for_dataset",
+    "build_vocab_from_csv",
     "load_pretrained",
     "parse_model_type",
     "to_scgenept",

@@ -162,6 +162,10 @@ class CellModel(nn.Module):
         values
             Also embed the values of the batch.
         """
+        if self.encoder.parts:
+            raise ValueError(
+                f"Expected an encoder that reads one stream, in which cells can stand, found {self.config.encoder.kind!r}."
+            )
         unseen = {"generated"} if values else {"generated", *CHANNELS}
         layout = layout_of(self, batch, "sdpa")
         return self._run(batch, ("expression",), layout, cell=cell, without=unseen)["expression"]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from scgpt_tools._lookup import lookup
 from scgpt_tools.config import Named, settle_fields
+from scgpt_tools.nn.bin_values import BinAndNumberConfig
+from scgpt_tools.nn.dual_stream import DualStreamConfig
 from scgpt_tools.nn.embedders import (
     ContinuousConfig,
     EmbedderConfig,
@@ -30,7 +32,10 @@ from scgpt_tools.nn.heads import (
     FromCellStyle,
 )
 from scgpt_tools.nn.language import LanguageConfig
+from scgpt_tools.nn.mixture import MixtureConfig, MixtureRegressorConfig
+from scgpt_tools.nn.signed_gates import EarlierStreamConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig, Sizes, check_least, check_row
+from scgpt_tools.nn.stream_heads import BinsConfig, DeepRegressorConfig
 from scgpt_tools.nn.tables import ENCODERS, HEADS, PARTS
 from scgpt_tools.nn.transformer import TransformerConfig
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
@@ -44,9 +49,14 @@ __all__ = [
     "PARTS",
     "AdversaryConfig",
     "AffineConfig",
+    "BinAndNumberConfig",
+    "BinsConfig",
     "ClassifierConfig",
     "ContextConfig",
     "ContinuousConfig",
+    "DeepRegressorConfig",
+    "DualStreamConfig",
+    "EarlierStreamConfig",
     "EmbedderConfig",
     "EmbedderNorm",
     "EncoderConfig",
@@ -57,6 +67,8 @@ __all__ = [
     "GenesConfig",
     "HeadConfig",
     "LanguageConfig",
+    "MixtureConfig",
+    "MixtureRegressorConfig",
     "ModelConfig",
     "Named",
     "PartConfig",

@@ -55,6 +55,8 @@ class GenesConfig(PartConfig):
 
     norm: bool = True
     """Layer norm after the table."""
+    draw: Literal["uniform", "normal"] = "uniform"
+    """What new rows are drawn from: U(-0.1, 0.1) as in scGPT, or N(0, 1), with a row of padding that is 0."""
 
     def __post_init__(self) -> None:
         settle_fields(self)
@@ -66,7 +68,8 @@ class GenesConfig(PartConfig):
 
     def build(self, sizes: Sizes) -> nn.Module:
         """Make the table."""
-        return gene_table(sizes.n_tokens, sizes.dim, sizes.pad_id, norm=self.norm)
+        make = gene_table if self.draw == "uniform" else NormedTable
+        return make(sizes.n_tokens, sizes.dim, sizes.pad_id, norm=self.norm)
 
 
 class ContinuousValue(nn.Module):

@@ -109,8 +109,8 @@ class Embedded(NamedTuple):
         return sum(found[1:], start=found[0])
 
     def packed(self, pack: Callable[[Tensor], Tensor], parts: Iterable[str]) -> Embedded:
-        """The tokens and some parts as a layout has them."""
-        return Embedded(pack(self.tokens), {name: pack(self.parts[name]) for name in parts})
+        """The tokens and some parts, those that are there, as a layout has them."""
+        return Embedded(pack(self.tokens), {name: pack(self.parts[name]) for name in parts if name in self.parts})
 
     def with_first(self, cell: Tensor) -> Embedded:
         """Put (B, D) vectors at position 0 of the tokens (B, L, D)."""

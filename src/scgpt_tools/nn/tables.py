@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scgpt_tools.nn.bin_values import BinAndNumberConfig
+from scgpt_tools.nn.dual_stream import DualStreamConfig
 from scgpt_tools.nn.embedders import (
     ContinuousConfig,
     GenerationConfig,
@@ -13,7 +15,10 @@ from scgpt_tools.nn.embedders import (
 )
 from scgpt_tools.nn.heads import AdversaryConfig, AffineConfig, ClassifierConfig, ExpressionConfig, FromCellConfig
 from scgpt_tools.nn.language import LanguageConfig
+from scgpt_tools.nn.mixture import MixtureRegressorConfig
+from scgpt_tools.nn.signed_gates import EarlierStreamConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig
+from scgpt_tools.nn.stream_heads import BinsConfig, DeepRegressorConfig
 from scgpt_tools.nn.transformer import TransformerConfig
 
 PARTS: dict[str, type[PartConfig]] = {
@@ -22,13 +27,18 @@ PARTS: dict[str, type[PartConfig]] = {
     "linear": LinearConfig,
     "table": TableConfig,
     "scale": ScaleConfig,
+    "bin_and_number": BinAndNumberConfig,
     "perturbation": PerturbationConfig,
     "generation": GenerationConfig,
     "language": LanguageConfig,
 }
 """Parts of the embedder."""
 
-ENCODERS: dict[str, type[EncoderConfig]] = {"transformer": TransformerConfig}
+ENCODERS: dict[str, type[EncoderConfig]] = {
+    "transformer": TransformerConfig,
+    "dual_stream": DualStreamConfig,
+    "earlier_stream": EarlierStreamConfig,
+}
 """Encoders."""
 
 HEADS: dict[str, type[HeadConfig]] = {
@@ -37,6 +47,9 @@ HEADS: dict[str, type[HeadConfig]] = {
     "from_cell": FromCellConfig,
     "classifier": ClassifierConfig,
     "adversary": AdversaryConfig,
+    "bins": BinsConfig,
+    "mixture_regressor": MixtureRegressorConfig,
+    "deep_regressor": DeepRegressorConfig,
 }
 """Heads."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tools.config import from_dict
 from scgpt_tools.objectives.base import Objective, View, Views
+from scgpt_tools.objectives.bins import MaskedBins
 from scgpt_tools.objectives.cells import BatchAdversary, CellType, ContrastiveCells, ElasticSimilarity
 from scgpt_tools.objectives.expression import (
     MaskedExpression,
@@ -28,6 +29,7 @@ __all__ = [
     "CellType",
     "ContrastiveCells",
     "ElasticSimilarity",
+    "MaskedBins",
     "MaskedExpression",
     "MaskedExpressionFromCell",
     "Objective",
@@ -50,6 +52,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         ZeroLikelihood,
         ZeroLikelihoodFromCell,
         PerturbedExpression,
+        MaskedBins,
         CellType,
         ContrastiveCells,
         ElasticSimilarity,

@@ -39,6 +39,7 @@ def preprocess(
     layer: str | None = None,
     min_gene_counts: int | None = None,
     min_cell_counts: int | None = None,
+    min_cell_genes: int | None = None,
     target_sum: float | None = 1e4,
     log1p: bool = True,
     n_top_genes: int | None = None,
@@ -63,6 +64,8 @@ def preprocess(
         Drop genes with fewer counts; ``None`` keeps all.
     min_cell_counts
         Then drop cells with fewer counts; ``None`` keeps all.
+    min_cell_genes
+        Then drop cells with fewer genes above zero; ``None`` keeps all.
     target_sum
         Counts of each cell after normalisation; ``None`` leaves the counts as they are.
     log1p
@@ -113,11 +116,12 @@ def preprocess(
     source = RowSource(adata, layer=layer)
     source.check_memory()
     adata = _in_usual_form(adata, layer)
-    adata = _filtered(adata, layer, min_gene_counts, min_cell_counts)
+    adata = _filtered(adata, layer, min_gene_counts, min_cell_counts, min_cell_genes)
     for what, size in (("cells", adata.n_obs), ("genes", adata.n_vars)):
         if not size:
             raise ValueError(
-                f"Expected {what} with so many counts, found none. Lower `min_gene_counts` or `min_cell_counts`."
+                f"Expected {what} with so many counts, found none. Lower `min_gene_counts`, `min_cell_counts` or "
+                "`min_cell_genes`."
             )
     keys, last = PreprocessKeys(), layer
     if log1p and (units := describe_values(_matrix(adata, layer))).unit == "log1p":
@@ -157,13 +161,22 @@ def _in_usual_form(adata: AnnData, layer: str | None) -> AnnData:
     return adata
 
 
-def _filtered(adata: AnnData, layer: str | None, min_gene_counts: int | None, min_cell_counts: int | None) -> AnnData:
+def _filtered(
+    adata: AnnData,
+    layer: str | None,
+    min_gene_counts: int | None,
+    min_cell_counts: int | None,
+    min_cell_genes: int | None,
+) -> AnnData:
     """A copy with the genes, then the cells, that have enough counts."""
     if min_gene_counts is not None:
         enough, _ = sc.pp.filter_genes(_matrix(adata, layer), min_counts=min_gene_counts)
         adata = adata[:, enough]
     if min_cell_counts is not None:
         enough, _ = sc.pp.filter_cells(_matrix(adata, layer), min_counts=min_cell_counts)
+        adata = adata[enough]
+    if min_cell_genes is not None:
+        enough, _ = sc.pp.filter_cells(_matrix(adata, layer), min_genes=min_cell_genes)
         adata = adata[enough]
     return adata.copy()
 

@@ -40,6 +40,7 @@ class Matcher:
     ) -> None:
         specials = set(vocabulary.specials)
         self.genes = dict.fromkeys(token for token in vocabulary if token not in specials)
+        self.shared = vocabulary.aliases
         self.ignore_case = ignore_case
         self.symbols = _Table({} if symbols is None else name_pairs(symbols, "symbols"), ignore_case=ignore_case)
         self.aliases = _Table({} if aliases is None else name_pairs(aliases, "aliases"), ignore_case=ignore_case)
@@ -54,6 +55,8 @@ class Matcher:
             return None, "unnamed"
         if name in self.genes:
             return name, "exact"
+        if name in self.shared:
+            return self.shared[name], "alias"
         ambiguous = False
         for rule, candidates in self._candidates(name):
             found = {candidate for candidate in candidates if candidate in self.genes}

@@ -17,6 +17,7 @@ from scgpt_tools._types import Expects, GeneSelection, Include, Overflow, Ties, 
 from scgpt_tools._validate import as_seed, check_choice, check_integer
 from scgpt_tools.tokens import kernels
 from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.tokens.linear_bins import highest, with_bins
 from scgpt_tools.tokens.modalities import ModalityConfig
 from scgpt_tools.tokens.values import bin_rows, bits_of, canonical, count_known, fractions_of
 
@@ -51,9 +52,10 @@ class TokenizerConfig:
     """Bin of values that sit on several equal edges: the last between them, or one drawn by seed."""
     length: int | None = 1200
     """Most tokens of a cell, the cell token included; ``None`` keeps all."""
-    overflow: Overflow | Literal["shared"] = "sample"
+    overflow: Overflow | Literal["shared", "highest"] = "sample"
     """What stays of a longer cell: genes drawn by seed, or the first in the order of the columns; perturbed genes always
-    do.  Or ``"shared"``, for models of perturbations, one draw a minibatch that may lose them, as scGPT makes it."""
+    do.  Or ``"shared"``, for models of perturbations, one draw a minibatch that may lose them, as scGPT makes it;
+    ``"highest"`` keeps the genes of highest bins (``linear_bins``), or without these of highest values."""
     cls: bool = True
     """Put the cell token first."""
     cls_value: float = -2.0
@@ -62,6 +64,11 @@ class TokenizerConfig:
     """Value at padding."""
     mask_value: float = -1.0
     """Value that hides another from the network."""
+    linear_bins: int | None = None
+    """Bins of equal width between the smallest and the largest value of a cell, which networks read beside the number;
+    ``None`` for none.  The cell token has the bin after the last, and a hidden value the next."""
+    bin_zeros: bool = False
+    """Give values of 0 a bin as well, the lowest, and not that of padding; for tokenizers that keep such genes."""
     expects: Expects = "any"
     """Unit that ``values`` starts from; bins depend on ranks only and take any."""
     modalities: tuple[str, ...] = ()
@@ -76,6 +83,8 @@ class TokenizerConfig:
             raise ValueError(f"`bins` goes with values='binned' only, found {self.values=} and {self.bins=}.")
         if self.bins is not None:
             fractions_of(self.bins)  # refuses numbers that cannot be
+        if self.linear_bins is not None:
+            check_integer("linear_bins", self.linear_bins)
         if self.length is not None:
             # A cell token alone would make all cells alike.
             check_integer("length", self.length, least=1 + self.cls)
@@ -91,6 +100,11 @@ class TokenizerConfig:
         if unknown:
             raise ValueError(f"Expected `modalities` to hold the names of `parts`, found {self.modalities}.")
 
+    @property
+    def mask_bin(self) -> int | None:
+        """Bin that hides another from the network."""
+        return None if self.linear_bins is None else self.linear_bins + 2
+
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "genes": tuple(dict.fromkeys((*get_args(GeneSelection), *get_args(Include)))),
@@ -98,7 +112,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "unmeasured": get_args(Unmeasured),
     "values": get_args(TokenValues),
     "ties": get_args(Ties),
-    "overflow": (*get_args(Overflow), "shared"),
+    "overflow": (*get_args(Overflow), "shared", "highest"),
     "expects": get_args(Expects),
 }
 
@@ -181,7 +195,9 @@ class Tokenizer:
         index = np.arange(X.shape[0]) if index is None else one_per_row("index", index, X, np.int64)
         rows = np.arange(X.shape[0]) if rows is None else _rows_of(X, rows)
         expressed = count_known(X, rows, token_of)
-        parts = self._padded(self._lengths(expressed, features), features)
+        # The highest are chosen below, of all.
+        room = np.iinfo(np.int64).max - 1 if self.config.overflow == "highest" else self._room
+        parts = self._padded(self._lengths(expressed, features, room), features)
         scratch = np.empty(max(expressed, default=0), dtype=X.data.dtype)
         everything = self.config.genes != "expressed"
         kernels.fill(
@@ -189,10 +205,10 @@ class Tokenizer:
             self._modality_of(features), np.sort(features.columns) if everything else np.empty(0, np.int64),
             kernels.RAW if prebinned else _KINDS[self.config.values],
             np.empty(0) if self.config.bins is None else fractions_of(self.config.bins),
-            self.config.ties == "random", everything, self._room, self.config.overflow != "first",
+            self.config.ties == "random", everything, room, self.config.overflow != "first",
             int(self.config.cls), scratch, bits_of(scratch), parts.genes, parts.values, parts.modality,
         )  # fmt: skip
-        return TokenBatch(
+        batch = TokenBatch(
             genes=torch.from_numpy(parts.genes),
             values=torch.from_numpy(parts.values),
             mask=torch.from_numpy(parts.mask),
@@ -200,6 +216,15 @@ class Tokenizer:
             expressed=torch.from_numpy(expressed[:, None]),
             modality=torch.from_numpy(parts.modality) if self._has_modality(features) else None,
         )
+        batch = self.with_bins(batch)
+        if self.config.overflow != "highest" or self.config.length is None:
+            return batch
+        return highest(batch, self.config.length, keep_first=int(self.config.cls))
+
+    def with_bins(self, batch: TokenBatch) -> TokenBatch:
+        """Add bins of equal width, where the settings ask for them."""
+        bins = self.config.linear_bins
+        return batch if bins is None else with_bins(batch, bins, zeros=self.config.bin_zeros, cls=self.config.cls)
 
     def lengths(self, X: sp.csr_matrix, features: FeatureTable) -> NDArray[np.int64]:
         """Count the tokens that each cell will have.
@@ -217,7 +242,7 @@ class Tokenizer:
         """
         X = canonical(X)
         features = self.completed(features)
-        return self._lengths(count_known(X, np.arange(X.shape[0]), self._token_of(X, features)), features)
+        return self._lengths(count_known(X, np.arange(X.shape[0]), self._token_of(X, features)), features, self._room)
 
     def bin_rows(self, X: sp.csr_matrix, features: FeatureTable, keys: ArrayLike, *, rng: RngLike = 0) -> sp.csr_matrix:
         """Bin cells without making batches, to keep the bins.
@@ -268,9 +293,9 @@ class Tokenizer:
         length = np.iinfo(np.int64).max if self.config.length is None else self.config.length
         return length - int(self.config.cls)
 
-    def _lengths(self, expressed: NDArray[np.int64], features: FeatureTable) -> NDArray[np.int64]:
+    def _lengths(self, expressed: NDArray[np.int64], features: FeatureTable, room: int) -> NDArray[np.int64]:
         genes = np.full_like(expressed, len(features.columns)) if self.config.genes != "expressed" else expressed
-        return np.minimum(genes, self._room) + int(self.config.cls)
+        return np.minimum(genes, room) + int(self.config.cls)
 
     def _padded(self, lengths: NDArray[np.int64], features: FeatureTable) -> _Parts:
         """Arrays that hold the padding and the cell tokens."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from scgpt_tools.train.fit import Precision
     from scgpt_tools.train.freezing import Freeze
     from scgpt_tools.train.lora import LoraConfig
+    from scgpt_tools.train.optim import Schedule
 
 
 class _Default:
@@ -128,7 +129,7 @@ def finetune(
     weight_decay: float = OF_TASK,
     betas: tuple[float, float] = OF_TASK,
     eps: float = OF_TASK,
-    schedule: Literal["constant", "cosine", "step"] = OF_TASK,
+    schedule: Schedule = OF_TASK,
     warmup: float = OF_TASK,
     end: float = OF_TASK,
     step_factor: float = OF_TASK,

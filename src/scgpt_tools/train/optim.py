@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
 from scgpt_tools._validate import check_fraction, check_integer, check_number
 from scgpt_tools.config import settle_fields
+from scgpt_tools.train.schedules import RestartsWithWarmup, WarmRestarts, WarmupCosineCycles
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
 
     from scgpt_tools.models.cell_model import CellModel
+
+Schedule: TypeAlias = Literal["constant", "cosine", "step", "restarts", "cosine_cycles", "warm_restarts"]
+CYCLES = ("restarts", "cosine_cycles", "warm_restarts")
+
+# The floor of "restarts", as a part of the highest rate: 5e-6 of 3e-4.
+_FLOOR = 1 / 60
 
 # Norms and biases (vectors and numbers) are not pulled to zero: that would fight what they are there for.
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d)
@@ -43,14 +50,18 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     """scGPT takes 1e-4 with float16, where smaller numbers drown."""
-    schedule: Literal["constant", "cosine", "step"] = "step"
-    """After the warm-up: the same rate, half a cosine down to ``end``, or a factor every epoch."""
+    schedule: Schedule = "step"
+    """After the warm-up: the same rate, half a cosine down to ``end``, or a factor every epoch.  Or cycles, each of three
+    times the warm-up, with peaks that fall by ``step_factor``: ``"restarts"`` warms up in each of them, from a sixtieth
+    of the rate (:class:`~scgpt_tools.train.schedules.RestartsWithWarmup`), ``"cosine_cycles"`` in the first
+    (:class:`~scgpt_tools.train.schedules.WarmupCosineCycles`); ``"warm_restarts"`` has cycles as long as the warm-up with
+    equal peaks (:class:`~scgpt_tools.train.schedules.WarmRestarts`)."""
     warmup: float = 0.0
     """Optimiser steps of linear warm-up; below 1 a share of all steps.  scGPT's pre-training takes 10,000."""
     end: float = 0.0
     """Last learning rate of the cosine, as a part of the highest."""
     step_factor: float = 0.9
-    """Factor of the ``"step"`` schedule; 0.9 in scGPT's tutorials."""
+    """Factor of the ``"step"`` schedule and from one cycle to the next; 0.9 in scGPT's tutorials and in DeepSC."""
     step_epochs: int = 1
     """Epochs between two such factors."""
 
@@ -67,6 +78,8 @@ class OptimizerConfig:
         check_fraction("step_factor", self.step_factor, zero=False)
         check_fraction("layer_decay", self.layer_decay, zero=False)
         check_integer("step_epochs", self.step_epochs)
+        if self.schedule in CYCLES and not self.warmup:
+            raise ValueError(f"Expected `warmup` for schedule={self.schedule!r}, whose cycles it measures, found 0.")
 
 
 def parameter_groups(model: CellModel, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -113,6 +126,19 @@ def make_optimizer(model: CellModel, config: OptimizerConfig) -> Optimizer:
 
 def make_schedule(optimizer: Optimizer, config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> LambdaLR:
     """Schedule to advance after every optimiser step."""
+    if config.schedule in CYCLES:
+        warmup = max(1, math.ceil(config.warmup if config.warmup >= 1 else config.warmup * steps))
+        if config.schedule == "restarts":
+            return RestartsWithWarmup(
+                optimizer,
+                cycle_steps=3 * warmup,
+                warmup_steps=warmup,
+                min_lr=config.lr * _FLOOR,
+                gamma=config.step_factor,
+            )
+        if config.schedule == "cosine_cycles":
+            return WarmupCosineCycles(optimizer, warmup_steps=warmup, decay=config.step_factor)
+        return WarmRestarts(optimizer, warmup_steps=warmup)
     factor = partial(rate_factor, config=config, steps=steps, steps_per_epoch=steps_per_epoch)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from scgpt_tools._lookup import lookup
 from scgpt_tools._plugins import with_plugins
 from scgpt_tools.models.families.base import Family
+from scgpt_tools.models.families.deepsc import DEEPSC, DEEPSC_PERTURBATION
 from scgpt_tools.models.families.scgenept import SCGENEPT
 from scgpt_tools.models.families.scgpt import SCGPT, SCGPT_MULTIOMIC, SCGPT_PERTURBATION
 
@@ -27,7 +28,10 @@ __all__ = [
 GROUP = "scgpt_tools.families"
 """Entry points of other packages, each of which gives a :class:`Family` under its name."""
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SCGPT, SCGPT_PERTURBATION, SCGPT_MULTIOMIC, SCGENEPT)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (SCGPT, SCGPT_PERTURBATION, SCGPT_MULTIOMIC, SCGENEPT, DEEPSC, DEEPSC_PERTURBATION)
+}
 
 
 def family_named(name: str) -> Family:

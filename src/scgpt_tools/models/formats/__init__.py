@@ -11,6 +11,7 @@ from scgpt_tools._plugins import with_plugins
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.models.folders import incomplete
 from scgpt_tools.models.formats.base import check_weights
+from scgpt_tools.models.formats.deepsc import DEEPSC
 from scgpt_tools.models.formats.format import Checkpoint, Format, Source
 from scgpt_tools.models.formats.native import NATIVE
 from scgpt_tools.models.formats.scgenept import SCGENEPT
@@ -34,7 +35,7 @@ __all__ = ["FORMATS", "GROUP", "Checkpoint", "Format", "check_target", "layouts"
 GROUP = "scgpt_tools.formats"
 """Entry points of other packages, each of which gives a :class:`Format` under its name."""
 
-FORMATS: dict[str, Format] = {"native": NATIVE, "scgpt": SCGPT, "scgenept": SCGENEPT}
+FORMATS: dict[str, Format] = {"native": NATIVE, "scgpt": SCGPT, "scgenept": SCGENEPT, "deepsc": DEEPSC}
 
 
 def known() -> dict[str, Format]:

@@ -56,6 +56,8 @@ class _Content:
     special_tokens: _SpecialTokens = field(default_factory=_SpecialTokens)
     model: ModelConfig
     checksums: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Further names of genes, each with the token that it stands for."""
 
 
 def recognise(source: Source) -> float:
@@ -83,6 +85,8 @@ def read(source: Source) -> Checkpoint:
     source.check_content(content.checksums)
     named = partial(Vocabulary.from_file, pad=content.special_tokens.pad, cls=content.special_tokens.cls)
     vocabulary = source.vocabulary(named)
+    if content.aliases and source.given_vocabulary is None:
+        vocabulary = Vocabulary(vocabulary.tokens, vocabulary.pad, vocabulary.cls, aliases=content.aliases)
     tensors = as_float(source.contents.weights)
     return Checkpoint(content.model, vocabulary, tensors, Transfer(used={key: (key,) for key in tensors}))
 
@@ -98,6 +102,7 @@ def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Ma
             "version": VERSION,
             "special_tokens": {"pad": vocabulary.pad, "cls": vocabulary.cls},
             "model": to_dict(config),
+            **({"aliases": dict(vocabulary.aliases)} if vocabulary.aliases else {}),
             "checksums": checksums(aside, (VOCABULARY, WEIGHTS)),
         }
         (aside / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
