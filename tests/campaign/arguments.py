@@ -107,7 +107,9 @@ KINDS: dict[str, str] = {
         "step_epochs unfreeze_every".split(),
         "count",
     ),
-    **dict.fromkeys("min_cell_counts min_gene_counts n_labels workers num_workers rank bins".split(), "whole"),
+    **dict.fromkeys(
+        "min_cell_counts min_cell_genes min_gene_counts n_labels workers num_workers rank bins".split(), "whole"
+    ),
     **dict.fromkeys(["rng", "seed"], "seed"),
     **dict.fromkeys(
         "dropout mask_ratio min_coverage test_fraction threshold train_genes train_seen2 val_fraction warmup "

@@ -15,6 +15,7 @@ from scgpt_tools.models.config import (
     AffineConfig,
     ClassifierConfig,
     ContextConfig,
+    DualStreamConfig,
     ExpressionConfig,
     FromCellConfig,
     GenesConfig,
@@ -122,7 +123,7 @@ def test_survives_files(tmp_path, config):
     [
         ({"dims": 3}, "dim"),
         ({"encoder": {"kind": "transformer", "layer": 3}}, "layers"),
-        ({"encoder": {"layers": 3}}, r"`encoder.kind`, one of \['transformer'\]"),
+        ({"encoder": {"layers": 3}}, r"`encoder.kind`, one of \['transformer', 'dual_stream', 'earlier_stream'\]"),
         ({"encoder": {"kind": "classifier"}}, "no kind of encoder 'classifier'"),
         ({"pooling": "max"}, "pooling"),
         ({"heads": {"expression": {"kind": "afine"}}}, "kind of heads.expression 'afine'. Did you mean 'affine'"),
@@ -139,7 +140,9 @@ def test_families_take_their_sizes(family):
     needs = {"modalities": 2} if family == "scgpt_multiomic" else {}
     config = FAMILIES[family](vocabulary, dim=32, layers=3, heads=4, hidden=20, dropout=0.3, **needs)
     assert (config.family, config.dim, config.n_tokens, config.pad_id) == (family, 32, 27, vocabulary.pad_id)
-    assert config.encoder == TransformerConfig(layers=3, heads=4, hidden=20, dropout=0.3)
+    kind = DualStreamConfig if family.startswith("deepsc") else TransformerConfig
+    own = {"gene_layers": 2} if family.startswith("deepsc") else {}
+    assert config.encoder == kind(layers=3, heads=4, hidden=20, dropout=0.3, **own)
 
 
 def test_scgpt_is_the_released_model():

@@ -169,8 +169,8 @@ def test_one_name_twice_is_refused(tmp_path):
 
 
 def test_what_no_format_knows_says_what_was_looked_for_and_found(tmp_path):
-    torch.save({"layers.0.gene_attn.W_Q.weight": torch.zeros(1), "regressor.0.bias": torch.zeros(1)}, tmp_path / "a.pt")
-    message = r"embedder\.genes.*this package.*encoder\.embedding\.weight.*scGPT.*Found 2 tensors: layers\.0\.gene_attn"
+    torch.save({"tower.0.mixer.weight": torch.zeros(1), "tower.0.bias": torch.zeros(1)}, tmp_path / "a.pt")
+    message = r"embedder\.genes.*this package.*encoder\.embedding\.weight.*scGPT.*Found 2 tensors: tower\.0\.mixer"
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "a.pt", vocabulary=testing.tiny_vocabulary())
 

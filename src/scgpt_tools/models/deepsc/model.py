@@ -460,10 +460,9 @@ class DeepSCClassifier(_Door):
 
     def head_only(self) -> list[str]:
         """Freeze all but the head; returns the names of what is left to train."""
-        for parameter in self.cell_model.parameters():
-            parameter.requires_grad_(requires_grad=False)
-        for parameter in self.cell_model.heads["cell_type"].parameters():
-            parameter.requires_grad_(requires_grad=True)
+        head = self.cell_model.heads["cell_type"]
+        for part, trained in ((self.cell_model, False), (head, True)):
+            part.requires_grad_(trained)
         named = self.named(dict(self.cell_model.named_parameters()))
         return [name for name, parameter in named.items() if parameter.requires_grad]
 
