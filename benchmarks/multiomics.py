@@ -91,8 +91,8 @@ def embedding(arguments: argparse.Namespace) -> None:
 def embed_all(mdata: md.MuData, seeds: list[int], batch: str | None) -> None:
     """Embed by the models and by what they are compared with."""
     for seed in seeds:
-        joint = tuned(mdata, seed, batch=batch)
-        alone = tuned(mdata, seed, batch=batch, modalities={"rna": RNA})
+        joint = tuned(mdata, seed, batch_key=batch)
+        alone = tuned(mdata, seed, batch_key=batch, modalities={"rna": RNA})
         sct.tl.embed(mdata, joint, layer="counts", key_added=f"joint, seed {seed}")
         sct.tl.embed(mdata, joint, layer="counts", modalities=["rna"], key_added=f"joint model, RNA only, seed {seed}")
         sct.tl.embed(mdata, alone, layer="counts", key_added=f"RNA fine-tuned, seed {seed}")
@@ -132,7 +132,7 @@ def imputation(arguments: argparse.Namespace) -> None:
                 nearest = KNeighborsRegressor(k).fit(known, clr(train["prot"])).predict(asked)
                 columns[f"{k} nearest cells, {'scaled' if scale else 'unscaled'} PCA"] = correlations(nearest, truth)
         alone = md.MuData({"rna": test["rna"].copy()})
-        models = {f"seed {seed}": tuned(train, seed, batch=batch, **IMPUTING) for seed in arguments.seeds}
+        models = {f"seed {seed}": tuned(train, seed, batch_key=batch, **IMPUTING) for seed in arguments.seeds}
         for which, model in {**models, "all seeds": list(models.values())}.items():
             sct.tl.impute(alone, model, modality="prot", layer="counts", batch_key=batch)
             found = alone.obsm["prot_imputed"][list(test["prot"].var_names)].to_numpy()

@@ -65,7 +65,7 @@ class Request:
     mask_var: NDArray[np.bool_] | str | None = None
     modality: str | None = None
     modalities: tuple[str, ...] | None = None
-    batch: str | None = None
+    batch_key: str | None = None
     conditioned: bool = False
     """Whether heads are run that may be conditioned on the batch; the encoder is not, unless it normalises each by itself."""
     length: int | None = None
@@ -126,7 +126,7 @@ class Cells:
 
     def of(self, source: Rows) -> Cells:
         """The same walk through other cells of the same columns."""
-        batch = batch_codes(source, self.model, self.request.batch, conditioned=self.request.conditioned)
+        batch = batch_codes(source, self.model, self.request.batch_key, conditioned=self.request.conditioned)
         return replace(self, source=source, plan=replace(self.plan, batch=batch))
 
     def compute(
@@ -179,7 +179,7 @@ class Cells:
                 "tokens": request.tokens or "",
                 "genes": request.genes or "var_names",
                 **({} if request.mask_var is None else {"mask_var": _mask_text(request.mask_var)}),
-                "batch_key": request.batch or "",
+                "batch_key": request.batch_key or "",
                 **({} if request.modalities is None else {"modalities": ", ".join(request.modalities)}),
                 **params,
                 "rng": self.plan.seed,
@@ -227,7 +227,7 @@ def open_cells(
     source.check_memory()
     features = _features(source, loaded, tokenizer, request, totals)
     logger.info("Genes: %s.", features.coverage.headline())
-    batch = batch_codes(source, loaded, request.batch, conditioned=request.conditioned)
+    batch = batch_codes(source, loaded, request.batch_key, conditioned=request.conditioned)
     if request.tokens is None:
         warn_about_rows(source, tokenizer.config.expects)
     return planned(loaded, source, features, request, tokenizer=tokenizer, batch=batch)

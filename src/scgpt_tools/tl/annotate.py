@@ -143,7 +143,7 @@ def annotate(
         ignore_case=ignore_case,
         duplicates=duplicates,
         modality=modality,
-        batch=batch_key,
+        batch_key=batch_key,
         batch_size=batch_size,
         device=device,
         precision=precision,

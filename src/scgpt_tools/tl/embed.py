@@ -168,7 +168,7 @@ def embed(
         mask_var=mask_var,
         modality=modality,
         modalities=None if modalities is None else tuple(modalities),
-        batch=batch_key,
+        batch_key=batch_key,
         length=length,
         batch_size=batch_size,
         device=device,

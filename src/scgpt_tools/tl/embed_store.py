@@ -155,7 +155,7 @@ def embed_store(
         aliases=aliases,
         ignore_case=ignore_case,
         duplicates=duplicates,
-        batch=batch_key,
+        batch_key=batch_key,
         length=length,
         batch_size=batch_size,
         device=device_of_process(device),

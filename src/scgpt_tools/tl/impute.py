@@ -143,7 +143,7 @@ def impute(
         aliases=aliases,
         ignore_case=ignore_case,
         duplicates=duplicates,
-        batch=batch_key,
+        batch_key=batch_key,
         conditioned=True,
         batch_size=batch_size,
         device=device,

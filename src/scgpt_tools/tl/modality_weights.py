@@ -116,7 +116,7 @@ def modality_weights(
             layer=layer,
             genes=genes,
             modalities=tuple(chosen),
-            batch=batch_key,
+            batch_key=batch_key,
             batch_size=batch_size,
             device=device,
             precision=precision,
