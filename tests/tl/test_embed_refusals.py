@@ -156,7 +156,7 @@ def test_each_cell_is_normalised_with_its_own_batch(adata, by_domain):
 def test_batches_that_a_model_does_not_know_are_refused(adata, by_domain, model, unchanged):
     adata.obs["other"] = "c"
     before = unchanged(adata)
-    with pytest.raises(ValueError, match="`batch`, the column of `obs` .*: a, b"):
+    with pytest.raises(ValueError, match="`batch_key`, the column of `obs` .*: a, b"):
         embed(adata, by_domain)
     with pytest.raises((ValueError, KeyError), match="c"):
         embed(adata, by_domain, batch_key="other")
