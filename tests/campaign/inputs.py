@@ -157,6 +157,15 @@ def perturber() -> CellModel:
 
 
 @cache
+def texts() -> CellModel:
+    """A model of perturbations with embeddings of texts about the genes of the screen."""
+    genes = [f"G{i}" for i in range(40)]
+    vectors = {gene: np.random.default_rng(i).normal(size=4) for i, gene in enumerate(genes)}
+    base = _made("scgpt", Vocabulary.from_genes(genes))
+    return sct.models.to_scgenept(base, "scgenept_ncbi", vectors)
+
+
+@cache
 def joint() -> CellModel:
     """A model of RNA and proteins, trained for a moment."""
     with sct.settings.override(show_progress=False):

@@ -91,6 +91,7 @@ def tables_in(*values: Any) -> list[Any]:
 LEFT_OUT = {"uns", "epoch_times."}
 """Parts of results that say how they were made, or how long it took."""
 GIVEN = {
+    "texts",
     "self",
     "adata",
     "query",
@@ -191,6 +192,11 @@ SUBJECTS: dict[str, Subject] = {
     for subject in (
         _subject(sct.pp.cell_split, inputs.cells, "cells", good={"stratify": "cell_type"}, columns=("cell_type",)),
         _subject(
+            sct.pp.embed_gene_texts,
+            lambda: {"G0": "a factor", "G1": ["a kinase", "of the nucleus"]},
+            good={"encoder": lambda texts: np.array([[len(text), text.count("a")] for text in texts], dtype=float)},
+        ),
+        _subject(
             sct.pp.match_genes,
             inputs.cells,
             "genes",
@@ -219,6 +225,14 @@ SUBJECTS: dict[str, Subject] = {
             inputs.cells,
             "X genes",
             good=lambda: {"model": inputs.embedder()},
+        ),
+        _subject(
+            sct.tl.ablate_texts,
+            inputs.screen,
+            "X",
+            good=lambda: {"model": inputs.texts(), "how": ["shuffled"], "n_controls": 2, "metrics": ["mse"]},
+            columns=("condition", "split"),
+            slow=True,
         ),
         _subject(
             sct.tl.annotate,

@@ -162,3 +162,14 @@ def test_what_anndata_cannot_write_is_refused(adata, as_form, model, make_view, 
     with pytest.raises(ValueError, match="to_memory"):
         sct.tl.embed_genes(table, model, copy=copy)
     assert KEY not in table.varm
+
+
+def test_each_stream_of_a_model_with_texts(adata, model):
+    texts = {gene: np.arange(4.0) + place for place, gene in enumerate(adata.var_names[:6])}
+    with_texts = sct.models.to_scgenept(model, "scgenept_go_c", texts)
+    for stream in ("genes", "go"):
+        sct.tl.embed_genes(adata, with_texts, stream=stream)
+        assert adata.varm[f"X_scGenePT_{stream}"].shape == (adata.n_vars, model.dim)
+    assert not np.allclose(adata.varm["X_scGenePT_go"], adata.varm["X_scGenePT_genes"], equal_nan=True)
+    with pytest.raises(ValueError, match="Found no embedding of genes of this model: 'text'"):
+        sct.tl.embed_genes(adata, with_texts, stream="text")

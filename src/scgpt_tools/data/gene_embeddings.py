@@ -379,7 +379,7 @@ def _of_arrays(arrays: dict[str, NDArray[Any]], path: Path) -> GeneEmbeddings:
 
 
 def _read_parquet(path: Path) -> GeneEmbeddings:
-    optional("pyarrow", extra="parquet")
+    optional("pyarrow", extra="text")
     frame = pd.read_parquet(path)
     column = next((name for name in ("gene", "genes", "symbol") if name in frame.columns), None)
     frame = frame if column is None else frame.set_index(column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scgpt_tools.pp.gene_texts import embed_gene_texts
 from scgpt_tools.pp.genes import match_genes
 from scgpt_tools.pp.perturbation import pair_controls, parse_conditions, perturbation_de
 from scgpt_tools.pp.preprocess import preprocess
@@ -10,6 +11,7 @@ from scgpt_tools.pp.tokenize import tokenize
 
 __all__ = [
     "cell_split",
+    "embed_gene_texts",
     "match_genes",
     "pair_controls",
     "parse_conditions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scgpt_tools.tl.ablate_texts import ablate_texts
 from scgpt_tools.tl.annotate import annotate
 from scgpt_tools.tl.attention import attention, attention_targets
 from scgpt_tools.tl.embed import embed
@@ -20,6 +21,7 @@ from scgpt_tools.tl.score_embedding import score_embedding
 from scgpt_tools.tl.screen import screen
 
 __all__ = [
+    "ablate_texts",
     "annotate",
     "attention",
     "attention_targets",

@@ -10,6 +10,7 @@ import torch
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import EmbedGenesKeys
+from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_finite
 from scgpt_tools.data.rows import table_of, totals_of
 from scgpt_tools.data.writing import check_new_key, check_writable
@@ -39,6 +40,7 @@ def embed_genes(
     ignore_case: bool = False,
     duplicates: Duplicates = "all",
     modality: str | None = None,
+    stream: str = "genes",
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | MuData | None:
@@ -58,9 +60,11 @@ def embed_genes(
         How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`; by default every column of a
         gene gets its vector.
     {modality}
+    stream
+        Part of the embedder: ``"genes"``, or of scGenePT also ``"text"`` and ``"go"``, what the model makes of texts.
     key_added
         Key of the result in ``varm`` and ``uns``; ``None`` takes the one of the model's family, ``"X_scGPT_genes"`` for
-        scGPT.
+        scGPT, with the name of another stream in place of ``genes``.
     {copy}
 
     Returns
@@ -77,7 +81,7 @@ def embed_genes(
     KeyError
         If ``genes`` or ``modality`` is absent.
     ValueError
-        If no gene is in the vocabulary, a result is not finite, or ``key_added`` is the name of something else.
+        If the model has no such stream, no gene is in the vocabulary, a result is not finite, or ``key_added`` is the name of something else.
 
     Examples
     --------
@@ -94,6 +98,10 @@ def embed_genes(
     if key_added is not None:
         check_new_key(table, "varm", key_added, default=EmbedGenesKeys.key)
     loaded = load_model(model)
+    parts = loaded.config.embedder.parts
+    of_genes = [name for name, part in parts.items() if part.reads == ("genes",)]
+    if stream not in of_genes:
+        raise ValueError(absent(stream, of_genes, "embedding of genes of this model:"))
     features = FeatureTable.from_var(
         table.var,
         loaded.vocabulary,
@@ -107,13 +115,13 @@ def embed_genes(
     vectors = np.full((features.n_columns, loaded.dim), np.nan, dtype=np.float32)
     with torch.inference_mode():
         ids = torch.from_numpy(features.ids).to(loaded.device)
-        vectors[features.columns] = loaded.embedder.part("genes")(ids).float().cpu().numpy()
+        vectors[features.columns] = loaded.embedder.part(stream)(ids).float().cpu().numpy()
     check_finite(
         "the embedding of every known gene",
         vectors[features.columns],
         "The weights may be damaged: load the model anew.",
     )
-    keys = EmbedGenesKeys(key_added or gene_embedding_key(loaded.config))
+    keys = EmbedGenesKeys(key_added or gene_embedding_key(loaded.config, stream))
     result = adata.copy() if copy else adata
     table = table_of(result, modality)
     table.varm[keys.varm] = vectors

@@ -56,6 +56,6 @@ def original_format(config: ModelConfig) -> str:
     return "scgpt" if family is None else family.original
 
 
-def gene_embedding_key(config: ModelConfig) -> str:
+def gene_embedding_key(config: ModelConfig, stream: str = "genes") -> str:
     """Key of ``varm`` for gene embeddings of a model."""
-    return f"{embedding_key(config)}_genes"
+    return f"{embedding_key(config)}_{stream}"

@@ -1,0 +1,115 @@
+"""What the texts added to predictions of perturbations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from scgpt_tools._arguments import check_arguments
+from scgpt_tools._docs import shared_docs
+from scgpt_tools._validate import as_seed, check_choice, check_texts
+from scgpt_tools.inference.cells import load_model
+from scgpt_tools.models.scgenept.ablation import Ablation, ablate
+from scgpt_tools.tl.evaluate_perturbation import evaluate_perturbation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    import torch
+    from anndata import AnnData
+
+    from scgpt_tools._types import RngLike
+    from scgpt_tools.metrics.scores import PerturbationScores
+    from scgpt_tools.models.cell_model import CellModel
+
+ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
+
+
+@shared_docs
+def ablate_texts(
+    adata: AnnData,
+    model: CellModel | str | PathLike[str],
+    how: str | Sequence[str] = ABLATIONS,
+    *,
+    streams: str | Sequence[str] | None = None,
+    retrained: CellModel | str | PathLike[str] | None = None,
+    condition_key: str = "condition",
+    split: str = "split",
+    part: str = "test",
+    within: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    genes: str | None = None,
+    metrics: Sequence[str] | None = None,
+    n_controls: int = 300,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    rng: RngLike = 0,
+    show_progress: bool | None = None,
+) -> PerturbationScores:
+    """Score a model with its texts, and with others in their place, beside the baselines :cite:p:`Istrate2024`.
+
+    If the model predicts as well with shuffled or random texts, it has learnt nothing from what they say; if a model that
+    was trained without is as good, neither has the training.
+
+    Parameters
+    ----------
+    adata
+        Log-normalised cells with conditions and a split; not changed.
+    model
+        A model with embeddings of texts about genes (scGenePT) that was fine-tuned on the training part.
+    how
+        What stands in place of the texts: ``"zeroed"``, ``"shuffled"`` between genes, ``"random"`` numbers of the same
+        norm, one or more of them.
+    streams
+        Which texts, such as ``"go"``; ``None`` for all.
+    retrained
+        A model that was trained on the same part without texts or with other ones
+        (:func:`scgpt_tools.models.scgenept.ablation.ablate` makes a start), to compare with.
+    condition_key, split, part, within, layer, genes, metrics, n_controls, batch_size, device
+        As in :func:`scgpt_tools.tl.evaluate_perturbation`.
+    rng
+        Whole number, generator or ``None`` (fresh entropy) for texts that are drawn and the choice of controls.
+    {show_progress}
+
+    Returns
+    -------
+    :class:`~scgpt_tools.metrics.scores.PerturbationScores` of ``"with texts"``, ``"texts zeroed"`` and so on, the baselines
+    and the ceiling.  ``compare("with texts")`` has the paired differences with their intervals.
+
+    Raises
+    ------
+    ValueError
+        If the model reads no texts, or for the reasons of :func:`scgpt_tools.tl.evaluate_perturbation`.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> scores = sct.tl.ablate_texts(adata, model)  # doctest: +SKIP
+    >>> scores.summary()  # doctest: +SKIP
+    """
+    check_arguments(ablate_texts, locals())
+    wanted = check_texts("how", [how] if isinstance(how, str) else how)
+    for name in wanted:
+        check_choice("how", name, ABLATIONS)
+    seed = as_seed(rng)
+    loaded = load_model(model, device)
+    models: dict[str, CellModel | str | PathLike[str]] = {"with texts": loaded}
+    models |= {f"texts {name}": ablate(loaded, name, streams=streams, rng=seed) for name in ABLATIONS if name in wanted}
+    if retrained is not None:
+        models["retrained"] = retrained
+    return evaluate_perturbation(
+        adata,
+        models,
+        condition_key=condition_key,
+        split=split,
+        part=part,
+        within=within,
+        layer=layer,
+        genes=genes,
+        metrics=metrics,
+        n_controls=n_controls,
+        batch_size=batch_size,
+        device=device,
+        rng=seed,
+        show_progress=show_progress,
+    )
