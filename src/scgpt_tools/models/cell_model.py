@@ -386,12 +386,14 @@ class CellModel(nn.Module):
         Parameters
         ----------
         folder
-            Where to write ``args.json``, ``vocab.json`` and ``best_model.pt``.  What this function wrote there before is
+            Where to write ``args.json``, ``vocab.json`` and ``best_model.pt``, or what the original has instead, such as
+            ``deepsc.json``, ``gene_map.csv`` and ``best_model.pt``.  What this function wrote there before is
             replaced.
         attention_names
             Spelling of the attention tensors: ``"torch"``, ``"fused"`` (releases up to 0.2.4 with flash attention) or
             ``"wrapped"`` (0.2.5 with flash attention).  Loaders that skip names which they do not know leave attention
-            at random: helical does so with ``"wrapped"``; for it, take ``"fused"``.
+            at random: helical does so with ``"wrapped"``; for it, take ``"fused"``.  Originals other than scGPT and
+            scGenePT have one spelling.
 
         Returns
         -------

@@ -20,6 +20,9 @@ from scgpt_tools.tokens.batch import DECLARED
 from scgpt_tools.tokens.orders import draws
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
     from scgpt_tools._types import RngLike
     from scgpt_tools.tokens.batch import TokenBatch
 
@@ -50,6 +53,13 @@ class Corruption(OneOf, ABC):
     @abstractmethod
     def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
         """Hide part of a batch; the batch given is not changed."""
+
+    def marked(self, mask_value: float, mask_bin: int | None) -> Self:
+        """Copy with a tokenizer's markers in place of those that were not set; only for tokenizers that bin beside values."""
+        if mask_bin is None:
+            return self
+        value = mask_value if self.mask_value == Corruption.mask_value else self.mask_value
+        return replace(self, mask_value=value, mask_bin=mask_bin if self.mask_bin is None else self.mask_bin)
 
     def hide(self, batch: TokenBatch, places: Tensor) -> TokenBatch:
         """Put markers at some places (B, L) of every channel of the value, and keep the truth.
@@ -253,10 +263,47 @@ class GenerateExpression(Corruption):
         return self.hide(chosen, hidden | ~chosen.mask).replace(hidden=hidden, generated=hidden)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskBins(Corruption):
+    """Replace values by a marker, those of each bin with a probability of their own (DeepSC)."""
+
+    name: ClassVar[str] = "mask_bins"
+    chances: tuple[float, ...]
+    """Probability of each bin from 1 on; rare bins want a higher one, see :func:`chances_of`."""
+    keep_first: int = 1
+    """Leading tokens never to hide."""
+
+    def __post_init__(self) -> None:
+        for chance in self.chances:
+            check_fraction("chances", chance)
+        if not any(self.chances):
+            raise ValueError(f"Expected `chances` with one above 0, found {self.chances}.")
+        check_integer("keep_first", self.keep_first, least=0)
+
+    def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
+        """Hide values of real tokens by their bins; other bins, such as that of the cell token, stay visible."""
+        bins = batch.require("bins")
+        table = torch.tensor([0.0, *self.chances], dtype=torch.float64, device=bins.device)
+        known = bins <= len(self.chances)
+        chance = torch.where(known, table[bins.clamp(max=len(self.chances))], 0.0)
+        return self.hide(batch, _candidates(batch, self.keep_first) & (_noise(batch, as_generator(rng)) < chance))
+
+
+def chances_of(counts: Sequence[float]) -> tuple[float, ...]:
+    """Probabilities for :class:`MaskBins` by how often each bin occurs, from bin 1 on: the rarer, the higher."""
+    total = sum(counts)
+    if total <= 0 or min(counts) < 0:
+        raise ValueError(f"Expected counts of bins of at least 0, one of them above, found {list(counts)}.")
+    return tuple(next(chance for share, chance in _CHANCES if count / total < share) for count in counts)
+
+
+# Below which share of the values which probability, as DeepSC has it.
+_CHANCES = ((0.01, 0.7), (0.05, 0.5), (0.125, 0.3), (0.2, 0.15), (np.inf, 0.1))
+
 # By name in files that describe pre-training, which reads one modality: `HideModalities`, which needs several, has no
 # row.
 CORRUPTIONS: dict[str, type[Corruption]] = {
-    corruption.name: corruption for corruption in (MaskValues, GenerateValues, GenerateExpression)
+    corruption.name: corruption for corruption in (MaskValues, MaskBins, GenerateValues, GenerateExpression)
 }
 Corruption.kinds = CORRUPTIONS
 

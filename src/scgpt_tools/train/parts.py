@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def needs_hidden_values(objectives: Sequence[Objective]) -> bool:
     """Whether a term asks for values that the network must not see."""
-    return any(head.startswith("expression") for objective in objectives for head in objective.heads)
+    return any(head.startswith(("expression", "bins")) for objective in objectives for head in objective.heads)
 
 
 def parts_for(
@@ -78,7 +78,10 @@ def _heads(
     names = {objective.name for objective in objectives}
     read = {head for objective in objectives for head in objective.heads}
     changes: dict[str, Any] = {}
-    if "expression" in read:
+    if "bins" in read and "bins" not in heads:
+        raise ValueError("Expected a model with a head of bins for the term 'masked_bins', found one without.")
+    # Another head of that name is a family's own.
+    if "expression" in read and ("expression" not in heads or heads.find("expression", ExpressionConfig)):
         expression = heads.find("expression", ExpressionConfig) or ExpressionConfig()
         changes["expression"] = replace(expression, nonzero=expression.nonzero or "zero_likelihood" in names)
     if "expression_from_cell" in read:

@@ -231,7 +231,8 @@ def _vocabulary(config: PretrainConfig, counts: pd.DataFrame, folder: Path) -> V
 
 
 def _cells(config: PretrainConfig, collection: Collection, counts: pd.DataFrame, model: CellModel) -> CellDataModule:
-    corruption, tokenizer = config.corruption, model.tokenizer
+    tokenizer = model.tokenizer
+    corruption = config.corruption.marked(tokenizer.config.mask_value, tokenizer.config.mask_bin)
     if isinstance(corruption, GenerateExpression):
         # It chooses among all genes itself; the model is to see expressed ones only.
         tokenizer = Tokenizer(replace(model.config.tokenizer, genes="all", length=None), model.vocabulary)

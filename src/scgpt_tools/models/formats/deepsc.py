@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scgpt_tools._files import placed, written_together
+from scgpt_tools._validate import check_choice
 from scgpt_tools.models.config import BinAndNumberConfig, ClassifierConfig, EarlierStreamConfig
 from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.base import as_float, checksums, read_settings, save_tensors
@@ -311,7 +312,14 @@ def _with_classifier(config: ModelConfig, weights: Mapping[str, Tensor], said: M
     )
 
 
-def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> None:
+def write(
+    folder: Path,
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    weights: Mapping[str, Tensor],
+    *,
+    attention_names: str = "torch",
+) -> None:
     """Write a folder that DeepSC loads: its state dict, its arguments and its table of genes.
 
     Raises
@@ -319,6 +327,7 @@ def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Ma
     ValueError
         If the model or its vocabulary is none that DeepSC has.
     """
+    check_choice("attention_names", attention_names, ("torch",))
     theirs = to_deepsc({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, config)
     said, file = said_of(config), WEIGHTS[0]
     with written_together(folder, instead_of=WEIGHTS) as aside:

@@ -150,7 +150,8 @@ class CellTask(Task[OpenedCells]):
         if model.config.tokenizer.parts:
             return hiding(model.config.tokenizer, generate="generation" in model.config.embedder.parts)
         # 0.4 as in scGPT's finetune_integration.py; its function default, 0.15, is not what they trained with there.
-        return MaskValues(ratio=0.4, mask_value=model.config.tokenizer.mask_value)
+        tokenizer = model.config.tokenizer
+        return MaskValues(ratio=0.4, mask_value=tokenizer.mask_value, mask_bin=tokenizer.mask_bin)
 
 
 def _read_batches(source: Rows, model: CellModel, key: str | None, *, add_parts: bool) -> Classes | None:

@@ -1,0 +1,248 @@
+"""DeepSC: checkpoints of every generation, the names of its authors, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scgpt_tools.models import (
+    CellModel,
+    DataCollator,
+    DeepSCClassifier,
+    DeepSCModel,
+    build_gene_ids_for_dataset,
+    build_vocab_from_csv,
+)
+from scgpt_tools.models.deepsc.losses import PretrainingLoss
+from scgpt_tools.models.deepsc.vocabulary import expressed_cells
+from scgpt_tools.nn.mixture import routers
+from scgpt_tools.tokens.gene_tables import read_gene_table
+from scgpt_tools.vocabulary import Vocabulary
+
+GENES = [f"GENE{number}" for number in range(20)]
+SIZES = {"embedding_dim": 8, "num_genes": 20, "num_layers": 3, "num_heads": 2, "num_bins": 5}
+SIZES |= {"gene_embedding_participate_til_layer": 2}
+MOE = {"n_moe_layers": 1, "use_moe_ffn": True, "moe_inter_dim": 4, "n_routed_experts": 3, "score_func": "sigmoid"}
+KINDS = {
+    "dual": ({"attention_stream": 2}, "base"),
+    "single": ({"attention_stream": 1, "cross_attention_architecture": "B", "use_moe_regressor": False}, "base"),
+    "experts": ({"attention_stream": 2, "cross_attention_architecture": "C", "moe": MOE}, "base"),
+    "deep": ({"attention_stream": 2, "num_layers_ffn": 3}, "base"),
+    "v1": ({"attention_stream": 2}, "v1"),
+    "v2": ({"attention_stream": 1}, "v2"),
+    "l0": ({"alpha": 0.3, "mask_layer_start": 1}, "l0"),
+    "l0 without gates": ({"use_M_matrix": False, "alpha": 0.2}, "l0"),
+    "l1": ({}, "l1"),
+}
+
+
+def model_of(kind: str) -> DeepSCModel:
+    changes, generation = KINDS[kind]
+    torch.manual_seed(0)
+    return DeepSCModel(**SIZES | changes, generation=generation).eval()
+
+
+def inputs(padding: int = 0) -> dict[str, torch.Tensor]:
+    random = np.random.default_rng(0)
+    genes = np.stack([random.permutation(20)[:6] + 1 for _ in range(3)])
+    bins, values = random.integers(1, 6, size=genes.shape), random.uniform(0.1, 5, size=genes.shape)
+    genes[:, 0], bins[:, 0], values[:, 0] = 21, 6, 6
+    more = ((0, 0), (0, padding))
+    found = {"gene_ids": genes, "expression_bin": bins, "normalized_expr": values.astype(np.float32)}
+    return {name: torch.from_numpy(np.pad(array, more)) for name, array in found.items()}
+
+
+def call(model: DeepSCModel) -> tuple[torch.Tensor | None, ...]:
+    given = inputs()
+    if model.generation == "v2":
+        del given["expression_bin"]
+    if model.generation in ("v1", "v2"):
+        given["input_pert_flags"] = (given["gene_ids"] == 3).long()
+    if getattr(model.cell_model.encoder, "gates", None) is not None:
+        model.cell_model.encoder.gates.noise = torch.zeros(3, 6, 6, 3)
+    with torch.no_grad():
+        return model(**given)
+
+
+@pytest.fixture
+def gene_map(tmp_path):
+    path = tmp_path / "genes" / "gene_map.csv"
+    path.parent.mkdir()
+    names = [*GENES, "ALIAS3"]
+    pd.DataFrame({"feature_name": names, "id": [*range(20), 3]}).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_are_read_and_written_back(kind, tmp_path, gene_map):
+    theirs = model_of(kind)
+    file = tmp_path / "x.ckpt"
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}, "epoch": 3}, file)
+    said = {"num_heads": 2, **KINDS[kind][0]}
+    ours = CellModel.from_pretrained(file, vocabulary=gene_map, settings=said, device="cpu")
+    assert ours.config == theirs.cell_model.config
+    assert ours.vocabulary["ALIAS3"] == ours.vocabulary["GENE3"] == 4 or "GENE3" in ours.vocabulary.aliases
+    ours.export(tmp_path / "out")
+    again = CellModel.from_pretrained(tmp_path / "out", device="cpu")
+    assert again.config == ours.config
+    assert again.vocabulary == ours.vocabulary
+    written = torch.load(tmp_path / "out" / "best_model.pt", weights_only=True)
+    assert {name: tensor.tolist() for name, tensor in written.items()} == {
+        name: tensor.tolist() for name, tensor in theirs.state_dict().items()
+    }
+    ours.save(tmp_path / "native")
+    saved = CellModel.from_pretrained(tmp_path / "native", device="cpu")
+    assert saved.checksum == ours.checksum
+    assert saved.vocabulary.ids(["ALIAS3", "GENE19"]).tolist() == [4, 20]
+    second = model_of(kind)
+    second.load_state_dict(written)
+    for found, expected in zip(call(second), call(theirs), strict=True):
+        if expected is not None:
+            torch.testing.assert_close(found, expected)
+
+
+def test_classifiers_are_read_with_the_names_of_their_classes(tmp_path, gene_map):
+    torch.manual_seed(0)
+    theirs = DeepSCClassifier(model_of("dual"), n_cls=3, num_layers_cls=2, cell_emb_style="cls").eval()
+    weights = {"model": theirs.state_dict(), "id2type": {0: "B", 1: "NK", 2: "T"}, "epoch": 1}
+    torch.save(weights, tmp_path / "x.ckpt")
+    said = {"num_heads": 2, "classifier": {"cell_emb_style": "cls"}}
+    ours = CellModel.from_pretrained(tmp_path / "x.ckpt", vocabulary=gene_map, settings=said, device="cpu")
+    assert ours.config.heads.cell_type.names == ("B", "NK", "T")
+    given = inputs()
+    batch = model_of("dual").batch(**given)
+    with torch.no_grad():
+        expected = theirs(given["gene_ids"], given["normalized_expr"], given["expression_bin"])
+        torch.testing.assert_close(ours(batch)["cell_type"], expected)
+    ours.export(tmp_path / "out")
+    assert CellModel.from_pretrained(tmp_path / "out", device="cpu").config == ours.config
+
+
+def test_padding_changes_cells_unless_it_is_hidden():
+    plain, masked = model_of("dual"), DeepSCModel(**SIZES, attention_stream=2, padding_mask=True).eval()
+    masked.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        change = [
+            (model(**inputs(padding=4))[1][:, :6] - model(**inputs())[1]).abs().max() for model in (plain, masked)
+        ]
+        torch.testing.assert_close(masked(**inputs())[1], plain(**inputs())[1])
+    assert change[0] > 1e-4
+    assert change[1] < 1e-6
+
+
+def test_base_models_become_models_of_perturbations():
+    base = model_of("dual")
+    first, second = base.to_perturbation("v1").eval(), base.to_perturbation("v2").eval()
+    given = inputs()
+    flags = torch.zeros_like(given["gene_ids"])
+    with torch.no_grad():
+        torch.testing.assert_close(first(**given, input_pert_flags=flags)[1], base(**given)[1])
+        assert second(given["gene_ids"], given["normalized_expr"], flags)[1].isfinite().all()
+    assert "embedder.values.first.weight" in second.cell_model.transfer.missing
+
+
+def test_usage_of_experts_is_counted_in_training_only():
+    model = model_of("experts")
+    call(model)
+    assert all(stats["total_tokens"] == 0 for stats in model.get_all_moe_stats().values())
+    call(model.train())
+    (stats,) = model.get_all_moe_stats().values()
+    assert stats["total_tokens"] == 2 * 18
+    assert sum(stats["expert_usage_ratio"]) == pytest.approx(1)
+    (router,) = routers(model.cell_model).values()
+    router.picks[:] = torch.tensor([35.0, 1, 0])
+    assert list(model.check_moe_collapse().values()) == [True]
+    model.reset_all_moe_stats()
+    assert router.usage().total == 0
+    assert model_of("single").get_all_moe_stats() == {}
+
+
+def test_tensors_of_another_generation_are_refused_by_name():
+    with pytest.raises(RuntimeError, match=r"missing: pert_encoder.*generation 'base'.*not 'v1'"):
+        model_of("v1").load_state_dict(model_of("dual").state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_stream": 3}, "`attention_stream` to be 1"),
+        ({"cross_attention_architecture": "D"}, "cross_attention_architecture"),
+        ({"embedding_dim": 9}, "multiple of the number of heads"),
+        ({"gene_embedding_participate_til_layer": 4}, "within 0 .. num_layers=3"),
+        ({"moe": {"n_moe_layer": 1}}, "n_moe_layer"),
+        ({"generation": "v3"}, "generation"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DeepSCModel(**SIZES | changes)
+
+
+def test_inputs_that_cannot_be_are_refused():
+    model, given = model_of("dual"), inputs()
+    with pytest.raises(ValueError, match=r"`gene_ids` within 0 .. 21, found .* 40"):
+        model(**given | {"gene_ids": torch.full_like(given["gene_ids"], 40)})
+    with pytest.raises(ValueError, match="finite numbers in `normalized_expr`"):
+        model(**given | {"normalized_expr": torch.full_like(given["normalized_expr"], torch.nan)})
+    with pytest.raises(TypeError, match="no expression_bin"):
+        model(given["gene_ids"])
+    with pytest.raises(TypeError, match="named 'flags'"):
+        model(**given, flags=1)
+    with pytest.raises(ValueError, match="include_zero_gene"):
+        model_of("v1").pred_perturb(None, include_zero_gene="some", gene_ids=np.zeros(2), genes=["A", "B"])
+
+
+def test_tables_of_genes(tmp_path, gene_map):
+    vocabulary = read_gene_table(gene_map)
+    assert (vocabulary.pad_id, vocabulary.cls_id, len(vocabulary)) == (0, 21, 22)
+    assert vocabulary.ids(["GENE0", "ALIAS3", "GENE3"]).tolist() == [1, 4, 4]
+    assert pickle.loads(pickle.dumps(vocabulary)) == vocabulary
+    holes = tmp_path / "holes.csv"
+    pd.DataFrame({"feature_name": ["A", "NA"], "id": [0, 3]}).to_csv(holes, index=False)
+    assert read_gene_table(holes).tokens == ("<pad>", "A", "<row 1>", "<row 2>", "NA", "<cls>")
+    with pytest.raises(ValueError, match=r"rows within 0 .. 1, those of the model, found 3 for 'NA'"):
+        read_gene_table(holes, genes=2)
+    for text, message in (
+        ("name,id\nA,0\n", "columns 'feature_name' and 'id'"),
+        ("feature_name,id\nA,-1\n", "found '-1' for 'A'"),
+        ("feature_name,id\nA,x\n", "found 'x' for 'A'"),
+        ("feature_name,id\n", "found no rows"),
+        ("", "table with commas"),
+    ):
+        holes.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            build_vocab_from_csv(holes)
+    with pytest.raises(ValueError, match="aliases that are no tokens"):
+        Vocabulary(["A", "<pad>"], aliases={"B": "C"})
+
+
+def test_genes_of_no_table_are_refused(gene_map):
+    ids, *_ = build_vocab_from_csv(gene_map)
+    with pytest.raises(ValueError, match="found none of 2, such as"):
+        build_gene_ids_for_dataset(["ENSG1", "ENSG2"], ids)
+    with pytest.raises(ValueError, match="found none of 1"):
+        expressed_cells(np.ones((1, 1)), ["ENSG1"], [("A", 0)])
+
+
+def test_collators_refuse_what_no_model_reads():
+    collator = DataCollator(num_bins=5, num_genes=20, max_length=8)
+    with pytest.raises(ValueError, match="ids of genes up to 20, found 21"):
+        collator([{"genes": [20], "expressions": [1.0]}])
+    with pytest.raises(ValueError, match="NaN"):
+        collator([{"genes": [2], "expressions": [np.nan]}])
+    with pytest.raises(TypeError, match="examples"):
+        collator([[1, 2]])
+    for changes in ({"max_length": None}, {"mlm_probability": 1.5}, {"dynamic_mask_probabilities": {1: 0.5}}):
+        with pytest.raises(ValueError, match="Expected"):
+            DataCollator(**{"num_bins": 5, "max_length": 8} | changes)
+
+
+def test_losses_need_what_they_are_made_of():
+    with pytest.raises(ValueError, match="class_counts"):
+        PretrainingLoss(use_ldam_loss=True)
+    with pytest.raises(ValueError, match="enable_huber_loss"):
+        PretrainingLoss(enable_huber_loss=False)
