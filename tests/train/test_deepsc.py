@@ -1,0 +1,126 @@
+"""DeepSC through every task: pre-training, annotation, perturbations, embedding and mapping."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import scgpt_tools as sct
+from scgpt_tools.models import CellModel, DeepSCModel
+from scgpt_tools.models.families import FAMILIES
+from scgpt_tools.train.pretrain import pretrain
+from scgpt_tools.vocabulary import Vocabulary
+from screen_tables import screen as tiny_screen
+
+SIZES = {"dim": 16, "layers": 2, "heads": 2, "hidden": 16, "dropout": 0.1}
+FAST = {"epochs": 1, "batch_size": 16, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def log_cells(cells):
+    cells.X = cells.X.log1p()
+    cells.obs["cell_type"] = cells.obs["kind"]
+    return cells
+
+
+@pytest.fixture
+def screen():
+    return tiny_screen(12)
+
+
+@pytest.fixture
+def screen_vocabulary(screen) -> Vocabulary:
+    return Vocabulary.from_genes(screen.var_names[:-1])
+
+
+@pytest.fixture
+def model(tiny_vocabulary) -> CellModel:
+    torch.manual_seed(0)
+    return CellModel(FAMILIES["deepsc"](tiny_vocabulary, **SIZES), tiny_vocabulary, name="tiny").eval()
+
+
+def config(**changes) -> dict:
+    return {
+        "data": {"paths": ["cells.h5ad"], "validation": 0.2},
+        "family": {"name": "deepsc", **SIZES},
+        "corruption": {"name": "mask_values", "ratio": 0.15, "count": "bernoulli"},
+        "train": {**FAST, "lr": 1e-3, "schedule": "restarts", "warmup": 2},
+    } | changes
+
+
+@pytest.mark.parametrize(
+    "corruption",
+    [{"name": "mask_values", "ratio": 0.4}, {"name": "mask_bins", "chances": [0.1, 0.2, 0.3, 0.5, 0.7]}],
+    ids=lambda corruption: corruption["name"],
+)
+def test_pretraining_learns_bins_and_values(tmp_path, log_cells, corruption):
+    log_cells.write_h5ad(tmp_path / "cells.h5ad")
+    pretrain(config(corruption=corruption), data=tmp_path, output=tmp_path / "model")
+    history = pd.read_csv(tmp_path / "model" / "run" / "history.csv")
+    assert {"validation_masked_bins", "validation_masked_expression", "validation_bin_accuracy"} <= set(history)
+    assert np.isfinite(history["train_loss"]).all()
+    again = CellModel.from_pretrained(tmp_path / "model", device="cpu")
+    assert again.config.family == "deepsc"
+    sct.tl.embed(log_cells, again, device="cpu")
+    assert np.isfinite(log_cells.obsm["X_DeepSC"]).all()
+
+
+def test_generated_tokens_are_refused(tmp_path, log_cells):
+    log_cells.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(ValueError, match="corruption that hides values for DeepSC"):
+        pretrain(config(corruption={"name": "generate_values"}), data=tmp_path, output=tmp_path / "model")
+
+
+@pytest.mark.parametrize("freeze", ["nothing", "backbone"])
+def test_annotation(log_cells, model, freeze):
+    tuned = sct.train.finetune(log_cells, model, task="annotate", label_key="cell_type", freeze=freeze, **FAST)
+    sct.tl.annotate(log_cells, tuned, device="cpu")
+    same = torch.equal(tuned.encoder.fuse.weight, model.encoder.fuse.weight)
+    assert same or freeze == "nothing"
+
+
+def test_reference_mapping(log_cells, model):
+    reference, query = log_cells[:30].copy(), log_cells[30:].copy()
+    for table in (reference, query):
+        sct.tl.embed(table, model, device="cpu")
+    before = set(query.obs)
+    sct.tl.map_reference(query, reference, label_key="cell_type", use_rep="X_DeepSC")
+    (labels,) = (query.obs[name] for name in set(query.obs) - before if query.obs[name].dtype == "category")
+    assert set(labels) <= set(reference.obs["cell_type"])
+
+
+@pytest.mark.parametrize("generation", ["v1", "v2"])
+@pytest.mark.parametrize("include", ["all", "batch-wise"])
+def test_perturbations(screen, screen_vocabulary, generation, include):
+    torch.manual_seed(0)
+    values = "bins" if generation == "v1" else "number"
+    plan = FAMILIES["deepsc_perturbation"](screen_vocabulary, **SIZES, values=values)
+    model = CellModel(plan, screen_vocabulary, name="tiny")
+    options = {"validation": 0.0, "include": include, "unknown": "pad", **FAST}
+    tuned = sct.train.finetune(screen, model, task="perturb", **options)
+    assert tuned.config.tokenizer.linear_bins == (5 if generation == "v1" else None)
+    gene = next(name for name in screen.obs["condition"].unique() if name != "ctrl").split("+")[0]
+    sct.tl.predict_perturbation(screen, [gene], model=tuned, device="cpu")
+    control = (screen.obs["condition"] == "ctrl").to_numpy()
+    assert np.isfinite(screen.layers["predicted"][control]).all()
+
+
+def test_base_models_keep_their_values_for_perturbations(screen, screen_vocabulary):
+    torch.manual_seed(0)
+    base = CellModel(FAMILIES["deepsc"](screen_vocabulary, **SIZES), screen_vocabulary, name="tiny")
+    tuned = sct.train.finetune(screen, base, task="perturb", validation=0.0, **FAST)
+    assert tuned.config.family == "deepsc_perturbation"
+    assert tuned.transfer.missing == ("embedder.perturbation.weight",)
+    with pytest.raises(ValueError, match="no head of expression for DeepSC"):
+        sct.train.finetune(screen, base, task="perturb", validation=0.0, activation="ReLU", **FAST)
+
+
+def test_the_door_trains_as_the_model(screen):
+    names = list(screen.var_names)
+    door = DeepSCModel(
+        16, len(names), num_layers=2, num_heads=2, gene_embedding_participate_til_layer=1, generation="v1"
+    )
+    with pytest.raises(ValueError, match="vocabulary"):
+        sct.train.finetune(screen, door.cell_model, task="perturb", validation=0.0, **FAST)
