@@ -81,7 +81,7 @@ def _heads(
     if "bins" in read and "bins" not in heads:
         raise ValueError("Expected a model with a head of bins for the term 'masked_bins', found one without.")
     # Another head of that name is a family's own.
-    if "expression" in read and ("expression" not in heads or heads.find("expression", ExpressionConfig)):
+    if "expression" in read and isinstance(heads.get("expression", ExpressionConfig()), ExpressionConfig):
         expression = heads.find("expression", ExpressionConfig) or ExpressionConfig()
         changes["expression"] = replace(expression, nonzero=expression.nonzero or "zero_likelihood" in names)
     if "expression_from_cell" in read:
