@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from mudata import MuData
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from scgpt_tools._types import Expects, Layers
     from scgpt_tools.data.rows import Rows
@@ -43,7 +43,7 @@ class Matching:
     aliases: NameTable | None = None
     ignore_case: bool = False
     duplicates: Duplicates = "most_counts"
-    mask_var: NDArray[np.bool_] | str | None = None
+    mask_var: ArrayLike | str | None = None
     """Of one modality."""
 
     def arguments(self) -> dict[str, Any]:

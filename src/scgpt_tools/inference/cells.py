@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
     from mudata import MuData
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
 
     from scgpt_tools._types import Layers
@@ -62,7 +62,7 @@ class Request:
     aliases: NameTable | None = None
     ignore_case: bool = False
     duplicates: Duplicates = "most_counts"
-    mask_var: NDArray[np.bool_] | str | None = None
+    mask_var: ArrayLike | str | None = None
     modality: str | None = None
     modalities: tuple[str, ...] | None = None
     batch_key: str | None = None
@@ -275,7 +275,7 @@ def _features(
     return read_binned(source.adata, model.vocabulary, tokenizer.config, key=request.tokens).features
 
 
-def _mask_text(mask_var: NDArray[np.bool_] | str) -> str:
+def _mask_text(mask_var: ArrayLike | str) -> str:
     return mask_var if isinstance(mask_var, str) else f"{np.count_nonzero(mask_var)} genes of an array"
 
 

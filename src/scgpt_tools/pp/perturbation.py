@@ -13,6 +13,7 @@ from scgpt_tools.tokens.perturbations import ConditionStyle
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np  # noqa: F401 - a part of RngLike
     from anndata import AnnData
 
     from scgpt_tools._types import RngLike

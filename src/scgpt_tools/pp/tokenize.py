@@ -36,7 +36,7 @@ from scgpt_tools.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike
 
     from scgpt_tools._types import Layers, RngLike
     from scgpt_tools.tokens.modalities import Modalities
@@ -70,7 +70,7 @@ def tokenize(
     symbols: NameTable | str | None = None,
     aliases: NameTable | None = None,
     ignore_case: bool = False,
-    mask_var: NDArray[np.bool_] | str | None = None,
+    mask_var: ArrayLike | str | None = None,
     bins: int | None = None,
     ties: Ties | None = None,
     rng: RngLike = 0,

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    import numpy as np
     import torch
     from anndata import AnnData
     from mudata import MuData
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike
 
     from scgpt_tools._types import AttentionBackend, Layers, RngLike
     from scgpt_tools.models.cell_model import CellModel
@@ -47,7 +46,7 @@ def embed(
     aliases: NameTable | None = None,
     ignore_case: bool = False,
     duplicates: Duplicates = "most_counts",
-    mask_var: NDArray[np.bool_] | str | None = None,
+    mask_var: ArrayLike | str | None = None,
     modality: str | None = None,
     modalities: Sequence[str] | None = None,
     batch_key: str | None = None,

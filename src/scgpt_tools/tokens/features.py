@@ -20,7 +20,7 @@ from scgpt_tools.tokens.matching import Duplicates, Matcher, Totals, matched, re
 from scgpt_tools.tokens.names import column_names, mask_columns
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from scgpt_tools.tokens.modalities import Span
     from scgpt_tools.tokens.names import NameTable
@@ -89,7 +89,7 @@ class FeatureTable:
         duplicates: Duplicates = "most_counts",
         totals: Totals | None = None,
         modality: str | None = None,
-        mask_var: NDArray[np.bool_] | str | None = None,
+        mask_var: ArrayLike | str | None = None,
     ) -> FeatureTable:
         """Match the genes of a data set to a vocabulary.
 

@@ -14,7 +14,7 @@ from scgpt_tools._lookup import absent
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 NameTable: TypeAlias = "Mapping[str, str] | pd.Series[Any] | pd.DataFrame"
 """Old name to new name: a mapping, a series (index to value), or a frame of one (index to value) or two columns."""
@@ -120,9 +120,9 @@ def _most(part: Sequence[object], whole: Sequence[object]) -> bool:
     return 2 * len(part) > len(whole)
 
 
-def mask_columns(var: pd.DataFrame, mask_var: NDArray[np.bool_] | str) -> NDArray[np.bool_]:
+def mask_columns(var: pd.DataFrame, mask_var: ArrayLike | str) -> NDArray[np.bool_]:
     """(columns,) whether each may be read, from the name of a boolean column of ``var`` or from the values themselves."""
-    values = _column(var, mask_var) if isinstance(mask_var, str) else mask_var
+    values: Any = _column(var, mask_var) if isinstance(mask_var, str) else mask_var
     values = values if hasattr(values, "dtype") else np.asarray(values)
     if not pd.api.types.is_bool_dtype(values.dtype) or np.shape(values) != (len(var),):
         raise ValueError(

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
-    import numpy as np
     from anndata import AnnData
     from mudata import MuData
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike
 
     from scgpt_tools._types import GeneSampling, Include, Layers, RngLike, Unknown
     from scgpt_tools.data.epochs import Sampling
@@ -93,7 +92,7 @@ def finetune(
     aliases: NameTable | None = None,
     ignore_case: bool = False,
     duplicates: Duplicates = "most_counts",
-    mask_var: NDArray[np.bool_] | str | None = None,
+    mask_var: ArrayLike | str | None = None,
     modality: str | None = None,
     modalities: Modalities = None,
     validation: float | str | None = None,

@@ -27,7 +27,7 @@ from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
 from scgpt_tools.train.checkpoints import Fields, read_state, run_folder, whole_files
 from scgpt_tools.train.diagnosis import LossNotFiniteError, not_finite
-from scgpt_tools.train.optim import OptimizerConfig
+from scgpt_tools.train.optim import OptimizerConfig, Schedule  # noqa: F401 - a field of the base names it
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.train.runs import (
     BEST,

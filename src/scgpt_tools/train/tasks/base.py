@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from anndata import AnnData
     from mudata import MuData
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from scgpt_tools._types import Layers
     from scgpt_tools.data.epochs import Sampling
@@ -65,7 +65,7 @@ class Task(ABC, Generic[Table]):
     aliases: NameTable | None
     ignore_case: bool
     duplicates: Duplicates
-    mask_var: NDArray[np.bool_] | str | None
+    mask_var: ArrayLike | str | None
     validation: float | str
     objectives: Sequence[Objective] | None
     sampling: Sampling
