@@ -56,7 +56,7 @@ def main() -> None:
         sct.tl.predict_perturbation(
             controls, [perturbed], model, condition_key=None, precision=precision, batch_size=BATCH, show_progress=False
         )
-        return controls.layers[next(iter(controls.layers))].copy()
+        return controls.layers["predicted"].copy()
 
     runs: dict[str, Callable[[], np.ndarray]] = {
         precision: (lambda precision=precision: predict(precision)) for precision in arguments.precision
@@ -114,7 +114,7 @@ def peer(source: Path, model: sct.CellModel) -> torch.nn.Module:
 
 def pred_perturb(model: torch.nn.Module, controls: ad.AnnData, ids: np.ndarray) -> np.ndarray:
     """What scGPT's tutorial does, with the first gene perturbed."""
-    expression = torch.from_numpy(controls.X.toarray().astype(np.float32))
+    expression = torch.from_numpy(controls.X.toarray().astype(np.float32)).to(next(model.parameters()).device)
     flags = torch.zeros_like(expression)
     flags[:, 0] = 1
     predicted = []
@@ -124,7 +124,7 @@ def pred_perturb(model: torch.nn.Module, controls: ad.AnnData, ids: np.ndarray) 
         batch = SimpleNamespace(pert=["gene+ctrl"] * len(expression[part]), x=x, to=lambda device: None)
         with torch.no_grad():
             predicted.append(model.pred_perturb(batch, include_zero_gene="all", gene_ids=ids, amp=False))
-    return torch.cat(predicted).numpy()
+    return torch.cat(predicted).cpu().numpy()
 
 
 if __name__ == "__main__":
