@@ -210,3 +210,10 @@ def test_a_forked_process_computes_too():
     """Its parent has shared products among threads, which the child has not; it would wait for them without end."""
     found = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=False)
     assert found.stdout == "child 0 threads 2\n", found.stderr
+
+
+def test_a_device_computes_for_one_thread_while_another_prepares():
+    torch.set_num_threads(1)
+    both = threading.Barrier(2)
+    with torch.no_grad(), in_threads(device=torch.device("cuda")) as run:
+        assert len(set(run(lambda _: both.wait(timeout=60), range(2)))) == 2

@@ -22,11 +22,16 @@ from scgpt_tools._cpus import usable_cpus
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+CPU = torch.device("cpu")
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Items that are under way or wait, for each thread: enough for none to be idle, few enough for memory.
 _AHEAD = 4
+
+# One that waits for the device, one that prepares; each holds a minibatch there.
+_BESIDE_A_DEVICE = 2
 
 # Numbers that torch gives a thread at least when it shares a sum; it takes fewer threads for fewer.
 _SHARED = 2**16
@@ -48,22 +53,25 @@ def usable_threads() -> int:
 
 
 @contextmanager
-def in_threads(*, several: bool = True) -> Iterator[Run]:
+def in_threads(*, several: bool = True, device: torch.device = CPU) -> Iterator[Run]:
     """Have items computed in threads, each with one thread inside its products, in the modes of the caller.
 
     The settings of torch in other threads stay as they are.  Results do not depend on how many threads there are.
 
     ``several``: whether items may be computed beside each other: without, in the thread of the caller.  So it is where
-    torch is set to one thread, and where gradients are recorded.
+    gradients are recorded, and on a CPU where torch is set to one thread.  ``device``: where they are computed.  For a GPU
+    there are two threads: while it computes for one, the other prepares what comes next.
     """
-    if not several or torch.get_num_threads() == 1 or torch.is_grad_enabled():
+    here = device.type == "cpu"
+    if not several or (here and torch.get_num_threads() == 1) or torch.is_grad_enabled():
         yield map
         return
-    begin = partial(_begin, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+    threads, kind = usable_threads() if here else _BESIDE_A_DEVICE, device.type
+    begin = partial(_begin, kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
     guard = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
-    with ThreadPoolExecutor(usable_threads(), thread_name_prefix="cells", initializer=begin) as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="cells", initializer=begin) as pool:
         try:
-            yield partial(_run, pool, usable_threads(), guard)
+            yield partial(_run, pool, threads, guard)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -88,12 +96,12 @@ def _run(
         yield coming.popleft().result()
 
 
-def _begin(autocast: bool, dtype: torch.dtype) -> None:  # noqa: FBT001 - a mode of torch's
+def _begin(device: str, autocast: bool, dtype: torch.dtype) -> None:  # noqa: FBT001 - a mode of torch's
     """Prepare a new thread."""
     set_threads_here(1)
     # Not by a context, at the end of which all weights in another precision would be dropped, for every thread.
-    torch.set_autocast_enabled("cpu", autocast)
-    torch.set_autocast_dtype("cpu", dtype)
+    torch.set_autocast_enabled(device, autocast)
+    torch.set_autocast_dtype(device, dtype)
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def computed_rows(
     with (
         torch.inference_mode(),
         autocast(plan.precision, model.device),
-        in_threads(several=divisible(model)) as run,
+        in_threads(several=model.device.type != "cpu" or divisible(model), device=model.device) as run,
     ):
         # A norm that takes the label of the first cell for all has to see the minibatch as it is.
         whole = model.config.embedder.norm == "domain_of_first"

@@ -295,6 +295,8 @@ class Attention(nn.Module):
         """
         attend = lookup(BACKENDS, backend or layout.backend, "attention backend")
         dropout = self.dropout if self.training else 0.0
+        if not torch.is_grad_enabled():
+            x, keys, values = (_lowered(part) for part in (x, keys, values))
         keys = x if keys is None else keys
         q, k, v = self.project(layout.first(x) if first_only else x, keys, keys if values is None else values)
         context, weights = attend(q, k, v, layout, self.heads, dropout)
@@ -307,6 +309,13 @@ class Attention(nn.Module):
     def project(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map tokens to queries, keys and values."""
         return self.query(queries), self.key(keys), self.value(values)
+
+
+def _lowered(x: Tensor | None) -> Tensor | None:
+    """Tokens in the precision of autocast, once for all maps that read them; with gradients each map sums its own."""
+    if x is None or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def query_key_products(attention: Attention, x: Tensor) -> Tensor:
