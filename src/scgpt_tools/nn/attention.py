@@ -295,10 +295,9 @@ class Attention(nn.Module):
         """
         attend = lookup(BACKENDS, backend or layout.backend, "attention backend")
         dropout = self.dropout if self.training else 0.0
-        if not torch.is_grad_enabled():
-            x, keys, values = (_lowered(part) for part in (x, keys, values))
-        keys = x if keys is None else keys
-        q, k, v = self.project(layout.first(x) if first_only else x, keys, keys if values is None else values)
+        x = _lowered(x)
+        keys = x if keys is None else _lowered(keys)
+        q, k, v = self.project(layout.first(x) if first_only else x, keys, keys if values is None else _lowered(values))
         context, weights = attend(q, k, v, layout, self.heads, dropout)
         projected = self.out(context)
         if layout.generated is not None:
@@ -311,9 +310,9 @@ class Attention(nn.Module):
         return self.query(queries), self.key(keys), self.value(values)
 
 
-def _lowered(x: Tensor | None) -> Tensor | None:
-    """Tokens in the precision of autocast, once for all maps that read them; with gradients each map sums its own."""
-    if x is None or not torch.is_autocast_enabled(x.device.type):
+def _lowered(x: Tensor) -> Tensor:
+    """Tokens in the precision of autocast, once for all maps that read them; with gradients each map lowers its own."""
+    if torch.is_grad_enabled() or not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
 
