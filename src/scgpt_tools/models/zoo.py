@@ -14,6 +14,7 @@ import pandas as pd
 from scgpt_tools._files import as_path, placed, read_steadily
 from scgpt_tools._lookup import absent
 from scgpt_tools.models import formats
+from scgpt_tools.models.bucket import SCGENEPT_BUCKET, Bucket, fetch_checkpoint
 from scgpt_tools.models.folders import check_folder, check_weights_file
 from scgpt_tools.models.formats.tensors import SUFFIXES
 from scgpt_tools.models.hub import Repository
@@ -46,7 +47,9 @@ class ReleasedModel:
     name: str
     """What :meth:`~scgpt_tools.CellModel.from_pretrained` takes."""
     repository: str | None
-    """Where it is downloaded from, on the Hugging Face Hub; ``None`` for what this package ships."""
+    """Where it is downloaded from, on the Hugging Face Hub; ``None`` for what this package ships or a bucket has."""
+    bucket: str | None = None
+    """Folder of scGenePT's public bucket that it is downloaded from."""
     family: str
     """Kind of model."""
     training_data: str
@@ -75,6 +78,35 @@ def _scgpt(name: str, training_data: str, recommended_for: str, drive_folder: st
         weights_licence="not stated apart from the code's (MIT)",
         citation="doi:10.1038/s41592-024-02201-0",
         source=f"https://drive.google.com/drive/folders/{drive_folder} (see https://github.com/bowang-lab/scGPT)",
+    )
+
+
+_VOCABULARY = "models/pretrained/scgpt/vocab.json"
+_TEXTS = {
+    "scgpt": "no texts",
+    "scgenept_ncbi": "NCBI's summaries of genes",
+    "scgenept_ncbi+uniprot": "summaries of NCBI and UniProt",
+    "scgenept_go_c": "GO cellular components",
+    "scgenept_go_f": "GO molecular functions",
+    "scgenept_go_p": "GO biological processes",
+    "scgenept_go_all": "all axes of GO",
+}
+_SCREENS = {"norman": "CRISPRa in K562 (Norman 2019)", "adamson": "CRISPRi in K562 (Adamson 2016)"}
+
+
+def _scgenept(variant: str, screen: str) -> ReleasedModel:
+    """The facts that all of scGenePT's checkpoints share; see the table "scGenePT Model Zoo" of its README."""
+    return ReleasedModel(
+        name=f"{variant}-{screen}",
+        repository=None,
+        bucket=f"models/finetuned/{variant}/{screen}",
+        family="scgenept",
+        training_data=f"scgpt-human, then {_SCREENS[screen]}, with {_TEXTS[variant]}",
+        recommended_for="perturbations of the kind and cells that it was trained on",
+        code_licence="MIT",
+        weights_licence="not stated apart from the code's (MIT)",
+        citation="doi:10.1101/2024.10.23.619972",
+        source=f"s3://czi-scgenept-public/models/finetuned/{variant}/{screen} (see https://github.com/czi-ai/scGenePT)",
     )
 
 
@@ -113,6 +145,7 @@ _RELEASED = (
         citation="scgpt-tools",
         source="this package",
     ),
+    *(_scgenept(variant, screen) for variant in _TEXTS for screen in _SCREENS),
 )
 
 RELEASED: dict[str, ReleasedModel] = {model.name: model for model in _RELEASED}
@@ -158,6 +191,11 @@ def fetch(
         return check_weights_file(place)
     if place is not None:
         return check_folder(place, formats.layouts(), vocabulary=vocabulary, settings=settings)
+    if (released := RELEASED.get(fspath(model))) is not None and released.bucket is not None:
+        if revision is not None:
+            raise ValueError(f"Expected `revision` with a repository only, found {revision!r} with {released.name!r}.")
+        bucket = Bucket(endpoint or SCGENEPT_BUCKET, cache_dir=cache_dir, local_files_only=local_files_only)
+        return check_weights_file(fetch_checkpoint(bucket, released.bucket, _VOCABULARY))
     repository, origin = _repository(fspath(model))
     return Repository(
         repository,
@@ -212,6 +250,12 @@ def vocabulary_of(
         folder = place.parent if place.is_file() else place
         names = tuple(dict.fromkeys(layout.vocabulary for layout in formats.layouts()))
         return read_steadily(folder, names, lambda: formats.read_vocabulary(_vocabulary_in(folder, names)))
+    if (released := RELEASED.get(fspath(source))) is not None and released.bucket is not None:
+        bucket = Bucket(endpoint or SCGENEPT_BUCKET, cache_dir=cache_dir, local_files_only=local_files_only)
+        found = bucket.entries(_VOCABULARY)
+        if not found:
+            raise FileNotFoundError(f"Expected {_VOCABULARY} in {bucket.url}, found none.")
+        return formats.read_vocabulary(bucket.get(found[0]))
     repository, origin = _repository(fspath(source))
     remote = Repository(
         repository,
@@ -247,7 +291,7 @@ def _place(model: str | PathLike[str], revision: str | None) -> Path | None:
                 f"Pass {str(path.parent)!r}."
             )
         found = path
-    elif name in RELEASED and RELEASED[name].repository is None:
+    elif name in RELEASED and RELEASED[name].repository is RELEASED[name].bucket is None:
         found = DEMO_FOLDER
     elif not isinstance(model, str) or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
         raise FileNotFoundError(f"Expected a folder with a checkpoint or a file of weights, found none at {name!r}.")

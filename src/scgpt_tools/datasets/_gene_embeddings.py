@@ -1,0 +1,59 @@
+"""scGenePT's embeddings of texts about genes, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgpt_tools.data.gene_embeddings import GeneEmbeddings, file_names
+from scgpt_tools.models.bucket import SCGENEPT_BUCKET, Bucket
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+_FOLDER = "models/gene_embeddings/"
+
+
+def gene_embeddings(
+    source: str,
+    *,
+    folder: str | PathLike[str] | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+) -> GeneEmbeddings:
+    """Read the embeddings of texts about genes that scGenePT was trained with :cite:p:`Istrate2024`.
+
+    They are of OpenAI's text-embedding-ada-002, and published without a licence of their own.
+
+    Parameters
+    ----------
+    source
+        ``"ncbi"``, ``"ncbi+uniprot"``, or ``"go_c_concat"`` and the like, with ``c``, ``f``, ``p`` or ``all`` and
+        ``concat`` or ``avg``.
+    folder
+        A copy of the release, which is read in place of the download.
+    cache_dir
+        Where downloads are kept; ``None`` takes ``settings.cache_dir``.
+
+    Returns
+    -------
+    The embeddings, read without running anything in their pickle.
+
+    Raises
+    ------
+    ConnectionError
+        If the bucket cannot be reached.
+    FileNotFoundError
+        If there is no file of these embeddings; the message lists the names that were looked for.
+    ValueError
+        If there is no such source.
+    """
+    names = file_names(source)
+    if folder is not None:
+        return GeneEmbeddings.read(folder, source=source)
+    bucket = Bucket(SCGENEPT_BUCKET, cache_dir=cache_dir)
+    entries = {entry.name: entry for entry in bucket.entries(_FOLDER)}
+    found = next((entries[name] for name in names if name in entries), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"Expected one of {', '.join(names)} in {bucket.url}/{_FOLDER}, found {', '.join(sorted(entries)[:12]) or 'nothing'}."
+        )
+    return GeneEmbeddings.read(bucket.get(found), source=source)
