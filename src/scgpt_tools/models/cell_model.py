@@ -17,7 +17,7 @@ from torch import nn
 
 from scgpt_tools._files import as_path
 from scgpt_tools.models import formats, zoo
-from scgpt_tools.models.executor import embed_cells, layout_of
+from scgpt_tools.models.executor import embed_cells, layout_of, visible_to
 from scgpt_tools.models.families import original_format
 from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
@@ -221,7 +221,7 @@ class CellModel(nn.Module):
 
     def pool(self, tokens: Tensor, batch: TokenBatch, pooling: str | None = None) -> Tensor:
         """Cells (B, D) from tokens (B, L, D), 0 at padding, or (B, 1, D) with ``cls`` pooling."""
-        mask = batch.mask
+        mask = visible_to(self.encoder, batch)
         if batch.generated is not None:
             mask = mask & ~batch.generated
             tokens = tokens * mask.unsqueeze(-1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from scgpt_tools._lookup import lookup
 from scgpt_tools.config import Named, settle_fields
 from scgpt_tools.nn.bin_values import BinAndNumberConfig
+from scgpt_tools.nn.decoder import DecoderConfig
 from scgpt_tools.nn.dual_stream import DualStreamConfig
 from scgpt_tools.nn.embedders import (
     ContinuousConfig,
@@ -19,6 +20,7 @@ from scgpt_tools.nn.embedders import (
     EmbedderNorm,
     GenerationConfig,
     GenesConfig,
+    LinearConfig,
     PerturbationConfig,
     ScaleConfig,
     TableConfig,
@@ -37,6 +39,7 @@ from scgpt_tools.nn.signed_gates import EarlierStreamConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig, Sizes, check_least, check_row
 from scgpt_tools.nn.stream_heads import BinsConfig, DeepRegressorConfig
 from scgpt_tools.nn.tables import ENCODERS, HEADS, PARTS
+from scgpt_tools.nn.token_classes import TokenClassesConfig
 from scgpt_tools.nn.transformer import TransformerConfig
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
@@ -57,6 +60,7 @@ __all__ = [
     "DeepRegressorConfig",
     "DualStreamConfig",
     "EarlierStreamConfig",
+    "DecoderConfig",
     "EmbedderConfig",
     "EmbedderNorm",
     "EncoderConfig",
@@ -69,6 +73,7 @@ __all__ = [
     "LanguageConfig",
     "MixtureConfig",
     "MixtureRegressorConfig",
+    "LinearConfig",
     "ModelConfig",
     "Named",
     "PartConfig",
@@ -76,6 +81,7 @@ __all__ = [
     "Pooling",
     "ScaleConfig",
     "TableConfig",
+    "TokenClassesConfig",
     "TransformerConfig",
     "scgpt_embedder",
 ]

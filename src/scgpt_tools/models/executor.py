@@ -5,6 +5,7 @@ Nothing here changes what is computed, but for rounding.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -55,15 +56,21 @@ def layout_of(model: Network, batch: TokenBatch, attention: str | None) -> Layou
     """Where the tokens of a padded batch are for the encoder; ``attention=None`` takes the backend that pays."""
     encoder = model.encoder
     needs_padding = "generated tokens" if batch.generated is not None else None if encoder.packs else "this encoder"
+    mask = visible_to(encoder, batch)
     if attention is None:
         dropout = model.training and model.config.encoder.dropout > 0
-        attention = "varlen" if needs_padding is None and packing_pays(batch.mask, dropout=dropout) else "sdpa"
+        attention = "varlen" if needs_padding is None and packing_pays(mask, dropout=dropout) else "sdpa"
     if attention not in PACKED:
-        return PaddedLayout.from_mask(batch.mask, batch.generated, backend=attention)
+        return PaddedLayout.from_mask(mask, batch.generated, backend=attention)
     if needs_padding is not None:
         raise ValueError(f"Expected 'sdpa' or 'eager' attention for {needs_padding}, found {attention!r}.")
-    lengths = tuple(batch.mask.sum(dim=1).tolist())
-    return PackedLayout.from_lengths(lengths, batch.mask.device, backend=attention, mask=batch.mask)
+    lengths = tuple(mask.sum(dim=1).tolist())
+    return PackedLayout.from_lengths(lengths, mask.device, backend=attention, mask=mask)
+
+
+def visible_to(encoder: Encoder, batch: TokenBatch) -> Tensor:
+    """(B, L) True on the tokens that are encoded."""
+    return batch.mask if encoder.sees_hidden or batch.hidden is None else batch.mask & ~batch.hidden
 
 
 def divisible(model: Network) -> bool:
@@ -98,7 +105,7 @@ def _embed(model: Network, batch: TokenBatch, *, attention: str, pooling: str) -
     if attention not in PACKED:
         # Asked before the batch moves, so that no GPU has to be waited for.
         full, batch = bool(batch.mask.all()), batch.to(model.device)
-        layout: Layout = PaddedLayout.from_mask(batch.mask, full=full, backend=attention)
+        layout: Layout = replace(PaddedLayout.from_mask(batch.mask, full=full, backend=attention), for_cells=True)
         return model.pool(model.encode(batch, layout, first_only=first_only)[1].tokens, batch, pooling)
     packed = batch.packed().to(model.device, non_blocking=True)
     layout = PackedLayout.from_lengths(packed.lengths, model.device, backend=attention)

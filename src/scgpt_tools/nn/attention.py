@@ -45,6 +45,8 @@ class PaddedLayout:
     generated: Tensor | None = None
     """(B, L) True on tokens to be generated."""
     backend: str = "sdpa"
+    for_cells: bool = False
+    """Whether nothing but cells is embedded: no token predicts anything."""
 
     @classmethod
     def from_mask(

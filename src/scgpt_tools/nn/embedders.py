@@ -170,11 +170,15 @@ class TableConfig(PartConfig):
     """Of the batch."""
     norm: bool = True
     """Layer norm after the table."""
+    spread: float = 1.0
+    """Standard deviation of fresh rows."""
 
     def __post_init__(self) -> None:
         settle_fields(self)
         lookup(DECLARED, self.field, "field of a token batch")
         check_least("rows", self.rows, 1)
+        if not 0 < self.spread < float("inf"):
+            raise ValueError(f"Expected `spread` to be a finite number above 0, found {self.spread}.")
         check_row("pad", self.pad, self.rows)
 
     @property
@@ -184,7 +188,10 @@ class TableConfig(PartConfig):
 
     def build(self, sizes: Sizes) -> nn.Module:
         """Make the table."""
-        return BinnedValue(self.rows, sizes.dim, self.pad, norm=self.norm)
+        part = BinnedValue(self.rows, sizes.dim, self.pad, norm=self.norm)
+        with torch.no_grad():
+            part.table.weight.mul_(self.spread)
+        return part
 
 
 class ScaleValue(nn.Module):
@@ -290,11 +297,15 @@ class EmbedderConfig:
     ``"domain_of_first"`` takes the label of the first cell for the whole minibatch, as scGPT does."""
     dropout: float = 0.0
     """After the norm."""
+    eps: float = 1e-5
+    """What ``norm="layer"`` adds to the variance."""
 
     def __post_init__(self) -> None:
         settle_fields(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"Expected `dropout` to be in [0, 1), found {self.dropout}.")
+        if not self.eps > 0:
+            raise ValueError(f"Expected `eps` above 0, found {self.eps}.")
         operations = [part.operation for part in self.parts.values()]
         if not operations or operations[0] != "add":
             raise ValueError(f"Expected `parts` to begin with one to add to, found {list(self.parts)}.")
@@ -328,6 +339,8 @@ class Embedder(nn.Module):
         for name, part in config.parts.items():
             self.add_module(name, part.build(sizes))
         self.norm = None if config.norm == "none" else NORMS[config.norm](sizes)
+        if isinstance(self.norm, nn.LayerNorm):
+            self.norm.eps = config.eps
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
         self._reads = [(name, part.reads, part) for name, part in config.parts.items()]
         read = {field for _, fields, _ in self._reads for field in fields}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from scgpt_tools.config import settle_fields
@@ -244,10 +245,27 @@ def inner(query: Tensor, cell: Tensor) -> Tensor:
 class ClassifierHead(nn.Module):
     """Predict a class from the cell embedding (CLS): linear, activation, then norm, in that order, per layer."""
 
-    def __init__(self, dim: int, classes: int, layers: int = 3, activation: type[nn.Module] = nn.ReLU) -> None:
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        layers: int = 3,
+        activation: type[nn.Module] = nn.ReLU,
+        *,
+        width: int | None = None,
+        norm: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        parts = [part for _ in range(layers - 1) for part in (nn.Linear(dim, dim), activation(), nn.LayerNorm(dim))]
-        self.hidden, self.out = nn.Sequential(*parts), nn.Linear(dim, classes)
+        width = dim if width is None or layers == 1 else width
+        widths = [dim, *(width for _ in range(layers - 1))]
+        parts = [
+            part
+            for narrow, wide in zip(widths[:-1], widths[1:], strict=True)
+            for part in (nn.Linear(narrow, wide), activation(), *((nn.LayerNorm(wide),) if norm else ()))
+        ]
+        self.hidden, self.out = nn.Sequential(*parts), nn.Linear(width, classes)
+        self.dropout = dropout
 
     def forward(self, inputs: HeadInput) -> dict[str, Tensor]:
         """Return logits (B, C)."""
@@ -255,7 +273,7 @@ class ClassifierHead(nn.Module):
 
     def logits(self, cell: Tensor) -> Tensor:
         """(B, D) cell embeddings to (B, C) logits."""
-        return self.out(self.hidden(cell))
+        return self.out(F.dropout(self.hidden(cell), self.dropout, self.training))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +284,14 @@ class ClassifierConfig(HeadConfig):
     layers: int = 3
     names: tuple[str, ...] | None = None
     """Names of the classes in the order of the logits; they travel with the model."""
+    width: int | None = None
+    """Width between the layers; ``None`` for that of the cell embedding."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """After each layer but the last."""
+    norm: bool = True
+    """Layer norm after the activation."""
+    dropout: float = 0.0
+    """Before the last layer."""
 
     def __post_init__(self) -> None:
         settle_fields(self)
@@ -273,10 +299,23 @@ class ClassifierConfig(HeadConfig):
         check_least("layers", self.layers, 1)
         if self.names is not None and len(self.names) != self.classes:
             raise ValueError(f"Expected {self.classes} class names, found {len(self.names)}.")
+        if self.width is not None:
+            check_least("width", self.width, 1)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"Expected `dropout` to be in [0, 1), found {self.dropout}.")
 
     def build(self, sizes: Sizes) -> nn.Module:
         """Make the head."""
-        return ClassifierHead(sizes.dim, self.classes, self.layers)
+        activation = {"relu": nn.ReLU, "gelu": nn.GELU}[self.activation]
+        return ClassifierHead(
+            sizes.dim,
+            self.classes,
+            self.layers,
+            activation,
+            width=self.width,
+            norm=self.norm,
+            dropout=self.dropout,
+        )
 
 
 class AdversaryHead(ClassifierHead):

@@ -170,6 +170,10 @@ class Encoder(nn.Module):
 
     packs: bool = True
     """Whether it reads cells without padding too; ``False`` for one that needs (B, L, D)."""
+    ordered: bool = False
+    """Whether the places of the tokens in a batch matter to it, as to a causal one."""
+    sees_hidden: bool = True
+    """Whether it encodes hidden tokens."""
     parts: tuple[str, ...] = ()
     """Names of the embedder's parts that it reads beside their sum."""
     gradient_checkpointing: bool = False

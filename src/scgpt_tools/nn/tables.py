@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scgpt_tools.nn.bin_values import BinAndNumberConfig
+from scgpt_tools.nn.decoder import DecoderConfig
 from scgpt_tools.nn.dual_stream import DualStreamConfig
 from scgpt_tools.nn.embedders import (
     ContinuousConfig,
@@ -19,6 +20,7 @@ from scgpt_tools.nn.mixture import MixtureRegressorConfig
 from scgpt_tools.nn.signed_gates import EarlierStreamConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig
 from scgpt_tools.nn.stream_heads import BinsConfig, DeepRegressorConfig
+from scgpt_tools.nn.token_classes import TokenClassesConfig
 from scgpt_tools.nn.transformer import TransformerConfig
 
 PARTS: dict[str, type[PartConfig]] = {
@@ -50,6 +52,8 @@ HEADS: dict[str, type[HeadConfig]] = {
     "bins": BinsConfig,
     "mixture_regressor": MixtureRegressorConfig,
     "deep_regressor": DeepRegressorConfig,
+    "token_classes": TokenClassesConfig,
+    "decoder": DecoderConfig,
 }
 """Heads."""
 

@@ -40,6 +40,10 @@ class TransformerConfig(EncoderConfig):
     """Layer norm after the last block."""
     causal: bool = False
     """Let no token see those after it."""
+    both_ways_for_cells: bool = False
+    """Let all tokens see each other where a causal encoder embeds cells, as scModelForge does; it was never trained so."""
+    sees_hidden: bool = True
+    """Encode hidden tokens too.  Without, they are left out, and a head fills them in (masked autoencoder)."""
     padding_mask: bool = True
     """Hide padding.  Without, a cell depends on how long its neighbours are."""
 
@@ -127,6 +131,7 @@ class Transformer(Encoder):
         super().__init__()
         self.config = config
         self.packs = config.padding_mask and not config.causal
+        self.ordered, self.sees_hidden = config.causal, config.sees_hidden
         self.blocks = nn.ModuleList(
             Block(dim, config.heads, config.hidden, config.dropout, config.norm, config.activation)
             for _ in range(config.layers)
@@ -174,4 +179,5 @@ class Transformer(Encoder):
                 f"{layout.backend!r}."
             )
         layout = layout if self.config.padding_mask else layout.unmasked()
-        return layout.causal() if self.config.causal else layout
+        both_ways = layout.for_cells and self.config.both_ways_for_cells
+        return layout.causal() if self.config.causal and not both_ways else layout

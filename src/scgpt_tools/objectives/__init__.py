@@ -17,6 +17,7 @@ from scgpt_tools.objectives.expression import (
     ZeroLikelihood,
     ZeroLikelihoodFromCell,
 )
+from scgpt_tools.objectives.genes import MaskedGenes
 from scgpt_tools.objectives.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "MaskedBins",
     "MaskedExpression",
     "MaskedExpressionFromCell",
+    "MaskedGenes",
     "Objective",
     "PerturbedExpression",
     "Recipe",
@@ -52,6 +54,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         ZeroLikelihood,
         ZeroLikelihoodFromCell,
         PerturbedExpression,
+        MaskedGenes,
         MaskedBins,
         CellType,
         ContrastiveCells,

@@ -6,8 +6,10 @@ from scgpt_tools.tokens.batch import TokenBatch
 from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
 from scgpt_tools.tokens.coverage import Coverage
 from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.gene_masking import MaskGenes, NextTokens
 from scgpt_tools.tokens.modalities import ModalityConfig
 from scgpt_tools.tokens.modality_masks import HideModalities
+from scgpt_tools.tokens.selection import select_genes
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 
 __all__ = [
@@ -15,9 +17,12 @@ __all__ = [
     "FeatureTable",
     "GenerateValues",
     "HideModalities",
+    "MaskGenes",
     "MaskValues",
     "ModalityConfig",
+    "NextTokens",
     "TokenBatch",
     "Tokenizer",
     "TokenizerConfig",
+    "select_genes",
 ]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools._types import RngLike
     from scgpt_tools.tokens.batch import TokenBatch
+    from scgpt_tools.tokens.tokenizer import Tokenizer
 
 Count: TypeAlias = Literal["exact", "bernoulli"]
 """How many values to hide: a fixed part of each cell's, or each by itself with the same probability."""
@@ -54,8 +55,24 @@ class Corruption(OneOf, ABC):
     def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
         """Hide part of a batch; the batch given is not changed."""
 
+    def of(self, tokenizer: Tokenizer) -> Self:
+        """Copy with the markers of a tokenizer in place of those that were not set.
+
+        Parameters
+        ----------
+        tokenizer
+            The tokenizer of the model.
+
+        Returns
+        -------
+        The copy; this corruption itself where tokens have values only.
+        """
+        config = tokenizer.config
+        marked = self.marked(config.mask_value, config.mask_bin)
+        return replace(marked, mask_position=0) if config.positions and self.mask_position is None else marked
+
     def marked(self, mask_value: float, mask_bin: int | None) -> Self:
-        """Copy with a tokenizer's markers in place of those that were not set; only for tokenizers that bin beside values."""
+        """Copy with markers in place of those that were not set; only for tokenizers that bin beside values."""
         if mask_bin is None:
             return self
         value = mask_value if self.mask_value == Corruption.mask_value else self.mask_value
@@ -80,7 +97,9 @@ class Corruption(OneOf, ABC):
                     f"Expected `{declared.marker}` to hide the `{name}` of tokens, which tell their values; found none. "
                     "Pass it to the corruption."
                 )
-            changed[name] = tensor.masked_fill(places, marker)
+            # A gap among the places of visible tokens would tell that of a hidden one.
+            seen = _numbered(batch.mask & ~places) if name == "positions" else tensor
+            changed[name] = seen.masked_fill(places, marker)
             if declared.truth is not None:
                 changed[declared.truth] = tensor
         return batch.replace(**changed, hidden=places)
@@ -124,10 +143,10 @@ class MaskValues(Corruption):
     def places(self, batch: TokenBatch, rng: np.random.Generator) -> Tensor:
         """(B, L) where to hide."""
         ratio = _draw_ratio(self.ratio, rng)
-        candidates = _candidates(batch, self.keep_first)
+        candidates = candidates_of(batch, self.keep_first)
         if not self.zeros:
             candidates &= batch.values != 0
-        noise = _noise(batch, rng)
+        noise = noise_of(batch, rng)
         if self.count == "bernoulli":
             return candidates & (noise < ratio)
         return _smallest(noise, candidates, (candidates.sum(1).double() * ratio).long())
@@ -171,8 +190,8 @@ class GenerateValues(Corruption):
         rng = as_generator(rng)
         ratio = _draw_ratio(self.ratio, rng)
         batch = batch.shortened(int(batch.mask.sum(1).max()) if len(batch) else 0)  # no column that is all padding
-        candidates = _candidates(batch, self.keep_first)
-        chosen = _smallest(_noise(batch, rng), candidates, (candidates.sum(1).double() * ratio).long())
+        candidates = candidates_of(batch, self.keep_first)
+        chosen = _smallest(noise_of(batch, rng), candidates, (candidates.sum(1).double() * ratio).long())
         width = batch.genes.shape[1]
         n_generated = int(max(width - self.keep_first, 0) * ratio)
         split = batch.gathered(_order(batch.mask, chosen, width - n_generated))
@@ -243,13 +262,13 @@ class GenerateExpression(Corruption):
         A batch of visible tokens, followed by ``generated`` ones, which are ``hidden`` too.
         """
         rng = as_generator(rng)
-        candidates = _candidates(batch, self.keep_first)
+        candidates = candidates_of(batch, self.keep_first)
         expressed = candidates & (batch.values > 0)
         often = torch.full_like(batch.values, 0.5) if self.frequency is None else self.frequency[batch.genes]
         query, query_there = _first(_race(batch, rng, 1 - often), expressed, self.expressed)
         query_there &= torch.arange(query.shape[1], device=query.device) < expressed.sum(1, keepdim=True) // 3
         taken = torch.zeros_like(expressed).scatter_(1, query, query_there)
-        visible, visible_there = _first(_noise(batch, rng), expressed & ~taken, self.visible)
+        visible, visible_there = _first(noise_of(batch, rng), expressed & ~taken, self.visible)
         unexpressed, unexpressed_there = _first(_race(batch, rng, often), candidates & ~expressed, self.unexpressed)
         start = torch.arange(self.keep_first, device=query.device).expand(len(batch), -1)
         columns = torch.cat((start, visible, query, unexpressed), dim=1)
@@ -286,7 +305,7 @@ class MaskBins(Corruption):
         table = torch.tensor([0.0, *self.chances], dtype=torch.float64, device=bins.device)
         known = bins <= len(self.chances)
         chance = torch.where(known, table[bins.clamp(max=len(self.chances))], 0.0)
-        return self.hide(batch, _candidates(batch, self.keep_first) & (_noise(batch, as_generator(rng)) < chance))
+        return self.hide(batch, candidates_of(batch, self.keep_first) & (noise_of(batch, as_generator(rng)) < chance))
 
 
 def chances_of(counts: Sequence[float]) -> tuple[float, ...]:
@@ -301,7 +320,7 @@ def chances_of(counts: Sequence[float]) -> tuple[float, ...]:
 _CHANCES = ((0.01, 0.7), (0.05, 0.5), (0.125, 0.3), (0.2, 0.15), (np.inf, 0.1))
 
 # By name in files that describe pre-training, which reads one modality: `HideModalities`, which needs several, has no
-# row.
+# row; `tokens/gene_masking.py` adds those that hide genes.
 CORRUPTIONS: dict[str, type[Corruption]] = {
     corruption.name: corruption for corruption in (MaskValues, MaskBins, GenerateValues, GenerateExpression)
 }
@@ -320,14 +339,14 @@ def _draw_ratio(ratio: float | tuple[float, ...], rng: np.random.Generator) -> f
     return float(rng.choice(ratio)) if isinstance(ratio, tuple) else ratio
 
 
-def _candidates(batch: TokenBatch, keep_first: int) -> Tensor:
+def candidates_of(batch: TokenBatch, keep_first: int) -> Tensor:
     """Real tokens behind the first ones."""
     candidates = batch.mask.clone()
     candidates[:, :keep_first] = False
     return candidates
 
 
-def _noise(batch: TokenBatch, rng: np.random.Generator) -> Tensor:
+def noise_of(batch: TokenBatch, rng: np.random.Generator) -> Tensor:
     """A number in [0, 1) for each token, which depends on the draw, the cell and the token only.
 
     So a cell is treated alike whatever stands beside it in its minibatch, in this process or another.
@@ -339,9 +358,14 @@ def _noise(batch: TokenBatch, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53).to(batch.genes.device)
 
 
+def _numbered(tokens: Tensor) -> Tensor:
+    """Places of some tokens of each cell among each other, 0 for the others."""
+    return (tokens.cumsum(dim=1) - 1) * tokens
+
+
 def _race(batch: TokenBatch, rng: np.random.Generator, weight: Tensor) -> Tensor:
     """A number for each token such that the first of several is each with a chance in proportion to its weight."""
-    return -torch.log1p(-_noise(batch, rng)) / weight.clamp(min=1e-6)
+    return -torch.log1p(-noise_of(batch, rng)) / weight.clamp(min=1e-6)
 
 
 def _smallest(noise: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:

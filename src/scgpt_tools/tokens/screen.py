@@ -68,7 +68,7 @@ def screen_batch(
         perturbed=torch.from_numpy(np.where(np.take_along_axis(flagged, places, axis=1), flag, UNTOUCHED)),
         target=None if targets is None else _taken(_dense(targets, columns), places),
     )
-    batch = tokenizer.with_bins(batch)
+    batch = tokenizer.with_channels(batch)
     width = max((len(genes.ids) for genes in perturbed), default=0)
     if width:
         extra = np.full((len(perturbed), width), tokenizer.vocabulary.pad_id, dtype=np.int64)

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from scgpt_tools._types import Expects, GeneSelection, Include, Overflow, Ties, TokenValues, Unknown, Unmeasured
-from scgpt_tools._validate import as_seed, check_choice, check_integer
+from scgpt_tools._validate import as_seed, check_choice, check_finite, check_integer, check_number
 from scgpt_tools.tokens import kernels
 from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.tokens.edges import bins_of
 from scgpt_tools.tokens.linear_bins import highest, with_bins
 from scgpt_tools.tokens.modalities import ModalityConfig
+from scgpt_tools.tokens.ranks import by_rank
 from scgpt_tools.tokens.values import bin_rows, bits_of, canonical, count_known, fractions_of
 
 if TYPE_CHECKING:
@@ -69,6 +71,18 @@ class TokenizerConfig:
     ``None`` for none.  The cell token has the bin after the last, and a hidden value the next."""
     bin_zeros: bool = False
     """Give values of 0 a bin as well, the lowest, and not that of padding; for tokenizers that keep such genes."""
+    target_sum: float | None = None
+    """Scale each cell to this sum over its known genes before anything else; for counts."""
+    order: Literal["columns", "rank"] = "columns"
+    """Order of the tokens: that of the columns, or the highest value first; then a long cell keeps its highest values."""
+    medians: tuple[float, ...] | None = None
+    """What ranks are taken after division by, for each token: medians over a corpus as Geneformer has them
+    (:func:`~scgpt_tools.tokens.ranks.gene_medians`); only with ``order="rank"``."""
+    positions: bool = False
+    """Number the tokens of each cell, for networks that read their places."""
+    edges: tuple[float, ...] | None = None
+    """Edges of bins that are the same for all cells, which tokens carry beside the value
+    (:func:`~scgpt_tools.tokens.edges.uniform_edges`, :func:`~scgpt_tools.tokens.edges.quantile_edges`)."""
     expects: Expects = "any"
     """Unit that ``values`` starts from; bins depend on ranks only and take any."""
     modalities: tuple[str, ...] = ()
@@ -85,12 +99,30 @@ class TokenizerConfig:
             fractions_of(self.bins)  # refuses numbers that cannot be
         if self.linear_bins is not None:
             check_integer("linear_bins", self.linear_bins)
+            if self.edges is not None:
+                raise ValueError("Expected either `linear_bins` or `edges`, which both give tokens a bin, found both.")
         if self.length is not None:
             # A cell token alone would make all cells alike.
             check_integer("length", self.length, least=1 + self.cls)
         for name in ("cls_value", "pad_value", "mask_value"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"Expected `{name}` to be a finite number, found {getattr(self, name)}.")
+        if self.target_sum is not None:
+            check_number("target_sum", self.target_sum, above=0)
+        if self.order == "rank" and (self.genes != "expressed" or self.values == "binned"):
+            raise ValueError(
+                f"Expected genes='expressed' and values of 'raw' or 'log1p' for order='rank', found {self.genes!r} and "
+                f"{self.values!r}."
+            )
+        if self.medians is not None:
+            if self.order != "rank":
+                raise ValueError(f"`medians` go with order='rank' only, found {self.order!r}.")
+            for median in self.medians:
+                check_number("medians", median, above=0)
+        if self.edges is not None:
+            check_finite("`edges`", np.asarray(self.edges), "Give ascending numbers.")
+            if len(self.edges) < 2 or any(np.diff(self.edges) <= 0):
+                raise ValueError(f"Expected `edges` to be at least two ascending numbers, found {self.edges}.")
         if self.unknown == "pad" and self.modalities:
             raise ValueError(f"Expected unknown='drop' for several modalities, found 'pad' for {self.modalities}.")
         absent = {"<pad>", "<cls>"} - set(self.modalities)
@@ -103,7 +135,9 @@ class TokenizerConfig:
     @property
     def mask_bin(self) -> int | None:
         """Bin that hides another from the network."""
-        return None if self.linear_bins is None else self.linear_bins + 2
+        if self.linear_bins is not None:
+            return self.linear_bins + 2
+        return None if self.edges is None else 0
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -113,6 +147,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "values": get_args(TokenValues),
     "ties": get_args(Ties),
     "overflow": (*get_args(Overflow), "shared", "highest"),
+    "order": ("columns", "rank"),
     "expects": get_args(Expects),
 }
 
@@ -189,14 +224,15 @@ class Tokenizer:
         ValueError
             If a value is negative, missing or infinite, or the shapes do not fit.
         """
-        X, features = canonical(X), self.completed(features)
-        token_of = self._token_of(X, features)
+        features = self.completed(features)
+        X, token_of = self._prepared(X, features), self._token_of(X, features)
         keys = one_per_row("keys", keys, X, np.uint64)
         index = np.arange(X.shape[0]) if index is None else one_per_row("index", index, X, np.int64)
         rows = np.arange(X.shape[0]) if rows is None else _rows_of(X, rows)
         expressed = count_known(X, rows, token_of)
-        # The highest are chosen below, of all.
-        room = np.iinfo(np.int64).max - 1 if self.config.overflow == "highest" else self._room
+        # Which values are the highest is known when all are there; what is too much goes then.
+        late = self.config.overflow == "highest" or self.config.order == "rank"
+        room = np.iinfo(np.int64).max - 1 if late else self._room
         parts = self._padded(self._lengths(expressed, features, room), features)
         scratch = np.empty(max(expressed, default=0), dtype=X.data.dtype)
         everything = self.config.genes != "expressed"
@@ -216,15 +252,60 @@ class Tokenizer:
             expressed=torch.from_numpy(expressed[:, None]),
             modality=torch.from_numpy(parts.modality) if self._has_modality(features) else None,
         )
-        batch = self.with_bins(batch)
+        if self.config.order == "rank":
+            batch = self._ranked(batch)
+        batch = self.with_channels(batch)
         if self.config.overflow != "highest" or self.config.length is None:
             return batch
         return highest(batch, self.config.length, keep_first=int(self.config.cls))
 
-    def with_bins(self, batch: TokenBatch) -> TokenBatch:
-        """Add bins of equal width, where the settings ask for them."""
-        bins = self.config.linear_bins
-        return batch if bins is None else with_bins(batch, bins, zeros=self.config.bin_zeros, cls=self.config.cls)
+    def with_channels(self, batch: TokenBatch) -> TokenBatch:
+        """Add bins and places of tokens, where the settings ask for them.
+
+        Parameters
+        ----------
+        batch
+            Cells in the order that the network sees.
+
+        Returns
+        -------
+        The batch.
+        """
+        config = self.config
+        if config.linear_bins is not None:
+            batch = with_bins(batch, config.linear_bins, zeros=config.bin_zeros, cls=config.cls)
+        if config.edges is not None:
+            bins = bins_of(batch.values, config.edges).masked_fill(~batch.mask, 0)
+            if config.cls:
+                bins[:, :1] = 0
+            batch = batch.replace(bins=bins)
+        if config.positions:
+            places = torch.arange(batch.mask.shape[1]).expand(batch.mask.shape)
+            batch = batch.replace(positions=places * batch.mask)
+        return batch
+
+    def _ranked(self, batch: TokenBatch) -> TokenBatch:
+        scores = None
+        if self.config.medians is not None:
+            if len(self.config.medians) < len(self.vocabulary):
+                raise ValueError(
+                    f"Expected `medians` for {len(self.vocabulary)} tokens, found {len(self.config.medians)}."
+                )
+            medians = torch.tensor(self.config.medians, dtype=torch.float64)
+            values = batch.values.double()
+            scores = (values.expm1() if self.config.values == "log1p" else values) / medians[batch.genes]
+        return by_rank(batch, length=self.config.length, keep_first=int(self.config.cls), scores=scores)
+
+    def _prepared(self, X: sp.csr_matrix, features: FeatureTable) -> sp.csr_matrix:
+        """Values in the usual form, each cell scaled to the depth of the settings."""
+        X = canonical(X)
+        if self.config.target_sum is None:
+            return X
+        known = self._token_of(X, features)[X.indices] >= 0
+        rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+        depth = np.bincount(rows, np.where(known, X.data, 0).astype(np.float64), minlength=X.shape[0])
+        factor = self.config.target_sum / np.where(depth > 0, depth, 1.0)
+        return type(X)(((X.data * factor[rows]).astype(np.float32), X.indices, X.indptr), shape=X.shape)
 
     def lengths(self, X: sp.csr_matrix, features: FeatureTable) -> NDArray[np.int64]:
         """Count the tokens that each cell will have.
@@ -242,7 +323,8 @@ class Tokenizer:
         """
         X = canonical(X)
         features = self.completed(features)
-        return self._lengths(count_known(X, np.arange(X.shape[0]), self._token_of(X, features)), features, self._room)
+        known = count_known(X, np.arange(X.shape[0]), self._token_of(X, features))
+        return self._lengths(known, features, self._room)
 
     def bin_rows(self, X: sp.csr_matrix, features: FeatureTable, keys: ArrayLike, *, rng: RngLike = 0) -> sp.csr_matrix:
         """Bin cells without making batches, to keep the bins.
@@ -271,7 +353,7 @@ class Tokenizer:
         self, X: sp.csr_matrix, features: FeatureTable, keys: ArrayLike, *, rng: RngLike = 0
     ) -> sp.csr_matrix:
         """What stands for the values of some cells, in the shape of the matrix; arguments as of :meth:`bin_rows`."""
-        X = canonical(X)
+        X = self._prepared(X, self.completed(features))
         if self.config.values == "binned":
             return self.bin_rows(X, features, keys, rng=rng)
         return X.log1p() if self.config.values == "log1p" else X

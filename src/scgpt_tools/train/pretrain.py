@@ -232,7 +232,7 @@ def _vocabulary(config: PretrainConfig, counts: pd.DataFrame, folder: Path) -> V
 
 def _cells(config: PretrainConfig, collection: Collection, counts: pd.DataFrame, model: CellModel) -> CellDataModule:
     tokenizer = model.tokenizer
-    corruption = config.corruption.marked(tokenizer.config.mask_value, tokenizer.config.mask_bin)
+    corruption = config.corruption.of(tokenizer)
     if isinstance(corruption, GenerateExpression):
         # It chooses among all genes itself; the model is to see expressed ones only.
         tokenizer = Tokenizer(replace(model.config.tokenizer, genes="all", length=None), model.vocabulary)

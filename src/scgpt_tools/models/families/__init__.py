@@ -10,6 +10,7 @@ from scgpt_tools.models.families.base import Family
 from scgpt_tools.models.families.deepsc import DEEPSC, DEEPSC_PERTURBATION
 from scgpt_tools.models.families.scgenept import SCGENEPT
 from scgpt_tools.models.families.scgpt import SCGPT, SCGPT_MULTIOMIC, SCGPT_PERTURBATION
+from scgpt_tools.models.families.scmodelforge import SCMODELFORGE, SCMODELFORGE_AUTOENCODER, SCMODELFORGE_CAUSAL
 
 if TYPE_CHECKING:
     from scgpt_tools.models.config import ModelConfig
@@ -30,7 +31,17 @@ GROUP = "scgpt_tools.families"
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (SCGPT, SCGPT_PERTURBATION, SCGPT_MULTIOMIC, SCGENEPT, DEEPSC, DEEPSC_PERTURBATION)
+    for family in (
+        SCGPT,
+        SCGPT_PERTURBATION,
+        SCGPT_MULTIOMIC,
+        SCGENEPT,
+        DEEPSC,
+        DEEPSC_PERTURBATION,
+        SCMODELFORGE,
+        SCMODELFORGE_CAUSAL,
+        SCMODELFORGE_AUTOENCODER,
+    )
 }
 
 

@@ -16,6 +16,7 @@ from scgpt_tools.models.formats.format import Checkpoint, Format, Source
 from scgpt_tools.models.formats.native import NATIVE
 from scgpt_tools.models.formats.scgenept import SCGENEPT
 from scgpt_tools.models.formats.scgpt import SCGPT
+from scgpt_tools.models.formats.scmodelforge import SCMODELFORGE
 from scgpt_tools.models.formats.tensors import some_names
 
 if TYPE_CHECKING:
@@ -35,7 +36,13 @@ __all__ = ["FORMATS", "GROUP", "Checkpoint", "Format", "check_target", "layouts"
 GROUP = "scgpt_tools.formats"
 """Entry points of other packages, each of which gives a :class:`Format` under its name."""
 
-FORMATS: dict[str, Format] = {"native": NATIVE, "scgpt": SCGPT, "scgenept": SCGENEPT, "deepsc": DEEPSC}
+FORMATS: dict[str, Format] = {
+    "native": NATIVE,
+    "scgpt": SCGPT,
+    "scgenept": SCGENEPT,
+    "deepsc": DEEPSC,
+    "scmodelforge": SCMODELFORGE,
+}
 
 
 def known() -> dict[str, Format]:

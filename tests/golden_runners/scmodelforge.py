@@ -1,0 +1,31 @@
+"""Cases of scModelForge; which kind one is, its arguments tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from golden_runners._scmodelforge_models import run_adapters, run_classification, run_export, run_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def runner_of(case: dict) -> Callable[[Path, dict], None]:
+    made, called = case["constructor_args"], case["call_args"]
+    told = {
+        run_adapters: "lora" in made,
+        run_classification: "head" in made,
+        run_export: "config.json" in called,
+        run_model: "architecture" in made and "optimizer" not in called,
+    }
+    found = [runner for runner, yes in told.items() if yes]
+    assert found, f"no runner for {case['case']!r}, which was made with {sorted(made)} and called with {sorted(called)}"
+    return found[0]
+
+
+def run(folder: Path, case: dict) -> None:
+    runner_of(case)(folder, case)
+
+
+RUNNERS = {"scmodelforge": run}
