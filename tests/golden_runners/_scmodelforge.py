@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 import scgpt_tools as sct
 from golden_runners._compare import load
+from scgpt_tools.models.families.scmodelforge import SPECIALS
 from scgpt_tools.models.formats.rename import write_names
-from scgpt_tools.models.formats.scmodelforge import NAMES, SPECIALS
+from scgpt_tools.models.formats.scmodelforge import NAMES
 from scgpt_tools.tokens.batch import TokenBatch
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from golden_runners._scmodelforge_models import run_adapters, run_classification, run_export, run_model
+from golden_runners._scmodelforge_tokens import run_masking, run_pipeline, run_selection, run_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,10 @@ def runner_of(case: dict) -> Callable[[Path, dict], None]:
         run_adapters: "lora" in made,
         run_classification: "head" in made,
         run_export: "config.json" in called,
+        run_pipeline: "preprocessing" in made,
+        run_selection: "n_genes" in made,
+        run_tokens: "max_len" in made,
+        run_masking: "mask_action_ratio" in made,
         run_model: "architecture" in made and "optimizer" not in called,
     }
     found = [runner for runner, yes in told.items() if yes]

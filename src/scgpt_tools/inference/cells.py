@@ -168,7 +168,7 @@ class Cells:
         model, request = self.model, self.request
         config = self.plan.tokenizer.config
         tokenizer = {
-            key: "none" if value is None else ",".join(value) if isinstance(value, list) else value
+            key: "none" if value is None else ",".join(map(str, value)) if isinstance(value, list) else value
             for key, value in to_dict(config).items()
             if key != "parts"
         }

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
 
 from scgpt_tools._validate import as_generator, check_flag, check_fraction, check_integer
 from scgpt_tools.tokens.corruptions import CORRUPTIONS, Corruption, candidates_of, noise_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from scgpt_tools._types import RngLike
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.tokenizer import Tokenizer

@@ -22,7 +22,7 @@ from scgpt_tools.data.stores import open_table
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.names import column_names
-from scgpt_tools.vocabulary import Vocabulary
+from scgpt_tools.vocabulary import SPECIALS, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -188,9 +188,11 @@ def find_files(paths: Sequence[str], folder: Path) -> list[Path]:
     return list(found)
 
 
-def collect_vocabulary(counts: pd.DataFrame, config: VocabularyConfig) -> Vocabulary:
+def collect_vocabulary(
+    counts: pd.DataFrame, config: VocabularyConfig, specials: tuple[str, ...] = SPECIALS
+) -> Vocabulary:
     """Vocabulary of the genes that enough cells express, with the special tokens first."""
     genes = counts.index[counts["expressing"] >= config.min_cells]
     if not len(genes):
         raise ValueError(f"Expected genes expressed in at least {config.min_cells} training cells, found none.")
-    return Vocabulary.from_genes(genes)
+    return Vocabulary.from_genes(genes, specials)

@@ -225,9 +225,10 @@ def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:
 
 
 def _vocabulary(config: PretrainConfig, counts: pd.DataFrame, folder: Path) -> Vocabulary:
+    specials = family_named(config.family.name).specials
     if config.vocabulary.path is not None:
-        return Vocabulary.from_file(folder / config.vocabulary.path.expanduser()).with_specials()
-    return collect_vocabulary(counts, config.vocabulary)
+        return Vocabulary.from_file(folder / config.vocabulary.path.expanduser()).extended(specials)
+    return collect_vocabulary(counts, config.vocabulary, specials)
 
 
 def _cells(config: PretrainConfig, collection: Collection, counts: pd.DataFrame, model: CellModel) -> CellDataModule:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from scgpt_tools.vocabulary import SPECIALS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -30,6 +32,8 @@ class Family:
     default of the family, and further arguments are its own."""
     key: str
     """Key of its embeddings in ``obsm``, unless another is asked for."""
+    specials: tuple[str, ...] = SPECIALS
+    """Tokens that are no genes, which a vocabulary made for it begins with."""
     perturbation: Callable[..., ModelConfig] | None = None
     """Describe the model of perturbations that a model becomes; ``None`` for a family without.
 

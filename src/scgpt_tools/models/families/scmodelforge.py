@@ -24,6 +24,7 @@ from scgpt_tools.models.families.base import Family
 from scgpt_tools.nn.token_classes import EPS
 from scgpt_tools.tokens.edges import uniform_edges
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
+from scgpt_tools.vocabulary import CLS, PAD
 
 if TYPE_CHECKING:
     from scgpt_tools.models.config import HeadConfig
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from scgpt_tools.vocabulary import Vocabulary
 
 ENCODER, CAUSAL, AUTOENCODER = "scmodelforge", "scmodelforge_causal", "scmodelforge_autoencoder"
+SPECIALS = (PAD, "<unk>", "<mask>", CLS)
+"""Tokens that are no genes, in the order of their ids."""
 SPREAD = 0.02
 """Of fresh rows of tables."""
 
@@ -269,6 +272,7 @@ SCMODELFORGE = Family(
     config=scmodelforge,
     key="X_scModelForge",
     original="scmodelforge",
+    specials=SPECIALS,
     objectives={"pretrain": ({"name": "masked_genes"},)},
 )
 SCMODELFORGE_CAUSAL = Family(
@@ -276,6 +280,7 @@ SCMODELFORGE_CAUSAL = Family(
     config=scmodelforge_causal,
     key="X_scModelForge",
     original="scmodelforge",
+    specials=SPECIALS,
     objectives={"pretrain": ({"name": "masked_genes"}, {"name": "masked_bins"})},
 )
 SCMODELFORGE_AUTOENCODER = Family(
@@ -283,5 +288,6 @@ SCMODELFORGE_AUTOENCODER = Family(
     config=scmodelforge_autoencoder,
     key="X_scModelForge",
     original="scmodelforge",
+    specials=SPECIALS,
     objectives={"pretrain": ({"name": "masked_expression"},)},
 )

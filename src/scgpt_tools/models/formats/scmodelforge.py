@@ -29,6 +29,7 @@ from scgpt_tools.models.families.scmodelforge import (
     AUTOENCODER,
     CAUSAL,
     ENCODER,
+    SPECIALS,
     embedder,
     scmodelforge_tokens,
 )
@@ -40,7 +41,7 @@ from scgpt_tools.models.formats.scgpt_config import CHECKSUMS, OWN, Settings, ch
 from scgpt_tools.nn.transformer import ACTIVATIONS
 from scgpt_tools.tokens.edges import uniform_edges
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
-from scgpt_tools.vocabulary import CLS, PAD, Vocabulary
+from scgpt_tools.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 SETTINGS, VOCABULARY, WEIGHTS = "config.json", "gene_vocab.json", ("model.safetensors", "model.pt")
 LAYOUT = FolderLayout("scModelForge's format", SETTINGS, WEIGHTS, VOCABULARY, settings_needed=False)
-SPECIALS = (PAD, "<unk>", "<mask>", CLS)
 TYPES = {"transformer_encoder": ENCODER, "autoregressive_transformer": CAUSAL, "masked_autoencoder": AUTOENCODER}
 
 HEADS = 8

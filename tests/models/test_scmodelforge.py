@@ -1,0 +1,155 @@
+"""Checkpoints of scModelForge: folders, files of training, adapters, what is written, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scgpt_tools import testing
+from scgpt_tools.models import FAMILIES, CellModel
+from scgpt_tools.models.config import ClassifierConfig
+from scgpt_tools.models.families.scmodelforge import SPECIALS, scmodelforge_tokens
+from scgpt_tools.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary([*SPECIALS, *(f"G{number}" for number in range(12))])
+TINY = {"dim": 16, "layers": 2, "heads": 2, "hidden": 24, "final_norm": False}
+TOKENS = scmodelforge_tokens(length=20)
+
+
+def original(name: str) -> CellModel:
+    """A model that the original could have."""
+    from dataclasses import replace
+
+    config = FAMILIES[name](VOCABULARY, **TINY, tokenizer=TOKENS)
+    if name == "scmodelforge_causal":
+        from scgpt_tools.models.config import Named, TokenClassesConfig
+
+        config = replace(
+            config,
+            encoder=replace(config.encoder, both_ways_for_cells=True),
+            heads=Named(genes=TokenClassesConfig(), bins=TokenClassesConfig(classes=7)),
+        )
+    if name == "scmodelforge_autoencoder":
+        decoder = replace(config.heads["expression"], genes=False, positions=20, dim=8, hidden=32)
+        config = replace(config, heads=config.heads.replace(expression=decoder))
+    torch.manual_seed(0)
+    return CellModel(config, VOCABULARY, name=name).eval()
+
+
+@pytest.fixture(params=["scmodelforge", "scmodelforge_causal", "scmodelforge_autoencoder"])
+def model(request) -> CellModel:
+    return original(request.param)
+
+
+def embedding(model: CellModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.embed_cells(testing.tiny_batch(original("scmodelforge")))
+
+
+def test_there_and_back(model, tmp_path):
+    again = CellModel.from_pretrained(model.export(tmp_path), device="cpu")
+    assert (again.checksum, again.config) == (model.checksum, model.config)
+    assert torch.equal(embedding(again), embedding(model))
+    model.export(tmp_path)
+
+
+def test_without_our_own_words(model, tmp_path):
+    """As the original writes it: sizes come from the tensors, the rest from its settings."""
+    folder = model.export(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    del content["scgpt_tools"]
+    (folder / "config.json").write_text(json.dumps(content))
+    again = CellModel.from_pretrained(folder, device="cpu")
+    assert again.checksum == model.checksum
+    assert again.config.encoder == model.config.encoder
+    assert torch.equal(embedding(again), embedding(model))
+    with pytest.raises(FileExistsError, match="config.json"):
+        model.export(folder)
+
+
+@dataclass
+class Settings:
+    """As the original's, which are saved as objects among the hyper-parameters."""
+
+    hidden_dim: int = 16
+    num_heads: int = 2
+    pooling: str = "mean"
+
+
+def test_a_file_of_training(tmp_path):
+    """Nothing in it is run, and the settings among its hyper-parameters are read."""
+    model = original("scmodelforge")
+    folder = model.export(tmp_path / "folder")
+    weights = {f"model.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    content = {"state_dict": weights, "hyper_parameters": {"model_config": Settings()}, "epoch": 3}
+    torch.save(content, tmp_path / "epoch3.ckpt")
+    again = CellModel.from_pretrained(tmp_path / "epoch3.ckpt", vocabulary=folder / "gene_vocab.json", device="cpu")
+    assert again.checksum == model.checksum
+    assert (again.config.encoder.heads, again.config.pooling) == (2, "mean")
+
+
+def test_without_settings_the_usual_number_of_heads_is_taken_with_a_warning(tmp_path):
+    model = original("scmodelforge")
+    folder = model.export(tmp_path)
+    (folder / "config.json").unlink()
+    with pytest.warns(UserWarning, match="num_heads"):
+        again = CellModel.from_pretrained(folder, device="cpu")
+    assert again.config.encoder.heads == 8
+
+
+@pytest.mark.parametrize("hidden", [None, 10])
+def test_a_fine_tuned_file(tmp_path, hidden):
+    model = original("scmodelforge")
+    folder = model.export(tmp_path / "folder")
+    weights = {f"backbone.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    torch.manual_seed(1)
+    if hidden is None:
+        weights |= {"head.net.1.weight": torch.randn(3, 16), "head.net.1.bias": torch.randn(3)}
+    else:
+        weights |= {"head.net.0.weight": torch.randn(hidden, 16), "head.net.0.bias": torch.randn(hidden)}
+        weights |= {"head.net.3.weight": torch.randn(3, hidden), "head.net.3.bias": torch.randn(3)}
+    save_file(weights, folder / "model.safetensors")
+    content = json.loads((folder / "config.json").read_text())
+    del content["scgpt_tools"]["checksums"]
+    (folder / "config.json").write_text(json.dumps(content))
+    again = CellModel.from_pretrained(folder, device="cpu")
+    head = again.config.heads["cell_type"]
+    assert isinstance(head, ClassifierConfig)
+    assert (head.classes, head.width, head.norm) == (3, hidden, False)
+    assert torch.equal(embedding(again), embedding(model))
+
+
+def test_vocabularies_with_holes(tmp_path):
+    model = original("scmodelforge")
+    folder = model.export(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    del content["scgpt_tools"]
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "gene_vocab.json").write_text(json.dumps({"A": 4, "B": 7}))
+    again = CellModel.from_pretrained(folder, device="cpu")
+    assert again.vocabulary.tokens[4:] == ("A", "<unused 5>", "<unused 6>", "B")
+    (folder / "gene_vocab.json").write_text(json.dumps({"A": 2}))
+    with pytest.raises(ValueError, match="whole numbers from 4 on"):
+        CellModel.from_pretrained(folder, device="cpu")
+    (folder / "gene_vocab.json").write_text(json.dumps({"A": 99}))
+    with pytest.raises(ValueError, match="at most 16 tokens"):
+        CellModel.from_pretrained(folder, device="cpu")
+
+
+def test_settings_of_another_model_are_refused(tmp_path):
+    folder = original("scmodelforge").export(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    content["model_type"] = "masked_autoencoder"
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="'transformer_encoder', which the tensors are of"):
+        CellModel.from_pretrained(folder, device="cpu")
+
+
+def test_what_the_original_has_no_words_for_is_refused(tmp_path):
+    plain = FAMILIES["scmodelforge"](VOCABULARY, **TINY | {"final_norm": True})
+    with pytest.raises(ValueError, match="a norm after the last layer"):
+        CellModel(plain, VOCABULARY).export(tmp_path)

@@ -1,0 +1,50 @@
+"""The three architectures of scModelForge from counts to an embedding, each with its way to make tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import scgpt_tools as sct
+from scgpt_tools.models import CellModel
+from scgpt_tools.train.pretrain import pretrain
+
+SIZES = {"dim": 16, "layers": 1, "heads": 2, "hidden": 16, "dropout": 0.1}
+FAMILIES = {
+    "scmodelforge": {"name": "mask_genes"},
+    "scmodelforge_causal": {"name": "next_tokens"},
+    "scmodelforge_autoencoder": {"name": "mask_values", "ratio": 0.5},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pretraining(tmp_path, cells, family):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    config = {
+        "data": {"paths": ["cells.h5ad"], "validation": 0.2},
+        "family": {"name": family, **SIZES},
+        "corruption": FAMILIES[family],
+        "train": {"epochs": 1, "batch_size": 16, "accelerator": "cpu"},
+    }
+    model = pretrain(config, data=tmp_path, output=tmp_path / "model")
+    history = pd.read_csv(tmp_path / "model" / "run" / "history.csv")
+    assert np.isfinite(history["validation_loss"]).all()
+    again = CellModel.from_pretrained(tmp_path / "model", device="cpu")
+    assert (again.checksum, again.config) == (model.checksum, model.config)
+    assert again.vocabulary.tokens[:4] == ("<pad>", "<unk>", "<mask>", "<cls>")
+    sct.tl.embed(cells, again, device="cpu")
+    assert np.isfinite(cells.obsm["X_scModelForge"]).all()
+
+
+def test_annotation(cells):
+    from scgpt_tools.models import FAMILIES as KNOWN
+    from scgpt_tools.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.from_genes(cells.var_names, KNOWN["scmodelforge"].specials)
+    model = CellModel(KNOWN["scmodelforge"](vocabulary, **SIZES), vocabulary).eval()
+    tuned = sct.train.finetune(
+        cells, model, task="annotate", label_key="kind", epochs=1, lr=1e-3, accelerator="cpu", validation=0.0
+    )
+    sct.tl.annotate(cells, tuned, key_added="guess")
+    assert set(cells.obs["guess"]) <= set(cells.obs["kind"])
