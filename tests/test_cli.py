@@ -26,6 +26,7 @@ from mudatas import make_base, make_mudata, without_pulling
 from scgpt_tools import _console, cli, settings
 from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.vocabulary import Vocabulary
+from screen_tables import screen
 
 HEAVY = ("anndata", "lightning", "matplotlib", "numba", "numpy", "pandas", "scanpy", "torch")
 
@@ -498,3 +499,35 @@ def test_a_file_that_is_no_mudata_is_named(tmp_path):
 def test_values_of_another_kind_are_refused_in_our_words(option, message, capsys):
     assert run("embed", "in.h5ad", "-o", "out.h5ad", option) == 2
     assert message in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.filterwarnings("ignore:The predictions of")
+@pytest.mark.filterwarnings("ignore:Expected perturbed cells of the part")
+def test_finetune_a_model_of_scgenept(tmp_path, capsys):
+    genes = [f"G{i}" for i in range(40)]
+    vocabulary = Vocabulary.from_genes(genes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = sct.CellModel(scgpt(vocabulary, dim=8, layers=1, heads=2, hidden=8), vocabulary)
+    base.save(tmp_path / "base")
+    np.savez(tmp_path / "texts.npz", genes=np.array(genes), vectors=np.random.default_rng(0).normal(size=(40, 3)))
+    screen(5).write_h5ad(tmp_path / "screen.h5ad")
+    words = ["finetune", "--dataset", tmp_path / "screen.h5ad", "--model", tmp_path / "base", "--epochs", 1]
+    words += ["--model-type", "scgenept_go_c_gpt_concat", "--gene-embeddings", tmp_path / "texts.npz"]
+    words += ["--output", tmp_path / "tuned", "--accelerator", "cpu", "--dropout", 0.0]
+    assert run(*words) == 0
+    assert "no_change" in capsys.readouterr().out
+    tuned = sct.CellModel.from_pretrained(tmp_path / "tuned", device="cpu")
+    assert list(tuned.config.embedder.parts) == ["genes", "values", "go", "perturbation"]
+    assert {"train_loss"} <= set(pd.read_csv(tmp_path / "tuned" / "history.csv"))
+    assert "model" in set(pd.read_csv(tmp_path / "tuned" / "scores.csv")["method"])
+    assert run(*words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_finetune_names_the_nearest_model_type(tmp_path, capsys):
+    assert run("finetune", "--dataset", "none", "--output", tmp_path, "--model-type", "scgenept_go_d") == 2
+    assert "Did you mean 'scgenept_go_" in capsys.readouterr().err

@@ -238,6 +238,118 @@ def demo(*, output: str = "demo_output", model: str = "scgpt-demo", rng: int = 0
     print(import_module("scgpt_tools.demo").run_demo(output, model=model, rng=rng))
 
 
+def finetune(
+    *,
+    dataset: str,
+    output: str,
+    task: Literal["perturb"] = "perturb",
+    model: str = "scgpt-human",
+    model_type: str | None = None,
+    gene_embeddings: str | None = None,
+    condition_key: str = "condition",
+    split: str = "split",
+    epochs: int | None = None,
+    batch_size: int = 64,
+    lr: float = 1e-4,
+    step_epochs: int = 1,
+    dropout: float | None = None,
+    length: int = 1536,
+    patience: int = 10,
+    accelerator: str = "auto",
+    overwrite: bool = False,
+    rng: int = 42,
+) -> None:
+    """Fine-tune a model on a perturbation screen, and score it on held-out perturbations beside baselines.
+
+    Parameters
+    ----------
+    dataset
+        A table in .h5ad or .zarr, or the name of a data set in the folder of SCGPT_TOOLS_DATA, with log-normalised cells.
+    output
+        Folder for the model, its history (``history.csv``) and its scores (``scores.csv``).
+    task
+        What to learn.
+    model
+        Where to start from.
+    model_type
+        Model type of scGenePT, such as ``scgenept_go_c_gpt_concat``; none fine-tunes the model as it is.
+    gene_embeddings
+        File or folder with the embeddings of the model type's texts; none fetches the published ones by name.
+    condition_key
+        Column of ``obs`` with the conditions.
+    split
+        Column of ``obs`` with the parts; if there is none, perturbations are held out as GEARS' simulation split.
+    epochs
+        Visits of every training cell; none takes those of the authors.
+    batch_size
+        Cells of a minibatch.
+    lr
+        Learning rate.
+    step_epochs
+        Epochs between two steps down of the learning rate.
+    dropout
+        Probability in the encoder; none takes that of the authors.
+    length
+        Most genes of a cell; of more, some are drawn for each cell and epoch.
+    patience
+        Epochs without a better score on the validation part after which to stop.
+    accelerator
+        ``auto``, ``cpu``, ``gpu`` or ``mps``.
+    overwrite
+        Replace a model in the output folder.
+    rng
+        Seed of the division and the training.
+    """
+    from scgpt_tools import datasets, pp, tl  # all of these import torch or AnnData
+    from scgpt_tools.data.stores import open_table  # AnnData
+    from scgpt_tools.models import parse_model_type, to_scgenept  # torch
+    from scgpt_tools.models.formats import check_target  # torch
+    from scgpt_tools.train import finetune as learn  # torch
+
+    place = check_target(output)
+    if (place / "config.json").exists() and not overwrite:
+        raise FileExistsError(
+            f"Expected a folder without a model, found one in {output!r}. Pass --overwrite to replace it."
+        )
+    kind = None if model_type is None else parse_model_type(model_type)
+    if Path(dataset).exists():
+        with open_table(dataset) as table:
+            cells = table.to_memory()
+    else:
+        cells = datasets.load(dataset)
+    pp.parse_conditions(cells, condition_key)
+    if split not in cells.obs:
+        pp.perturbation_split(cells, rng=rng, key_added=split)
+    start: Any = model
+    if kind is not None:
+        texts: Any = gene_embeddings
+        if kind.sources and texts is None:
+            texts = {name: datasets.gene_embeddings(source) for name, source in kind.sources.items()}
+        start = to_scgenept(model, kind, texts, rng=rng)
+    chosen: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    tuned = learn(
+        cells,
+        start,
+        task=task,
+        validation=split,
+        batch_size=batch_size,
+        lr=lr,
+        step_epochs=step_epochs,
+        dropout=dropout,
+        length=length,
+        patience=patience,
+        accelerator=accelerator,
+        rng=rng,
+        **chosen,
+    )
+    tuned.save(place)
+    if tuned.history is not None:
+        tuned.history.to_csv(place / "history.csv")
+    scores = tl.evaluate_perturbation(cells, {"model": tuned}, split=split, rng=rng)
+    scores.table.to_csv(place / "scores.csv", index=False)
+    print(scores)
+
+
 def info() -> None:
     """Show versions, devices, attention backends and settings, for reports of bugs."""
     import torch  # slow to import
@@ -265,6 +377,7 @@ COMMANDS: dict[str, Command] = {
     "tokenize": TableCommand("scgpt_tools.pp:tokenize", "bin each cell's expressed genes as a model does"),
     "models": Command(models, "list the models that can be loaded by name"),
     "pretrain": Command("scgpt_tools.train.pretrain:pretrain", "train a model from scratch"),
+    "finetune": Command(finetune, "fine-tune a model on a perturbation screen"),
     "demo": Command(demo, "embed bundled cells with the bundled model, offline"),
     "info": Command(info, "show versions, devices and settings"),
 }
