@@ -34,7 +34,7 @@ LAYERS = (
     ("models", "objectives", "screens"),
     ("train", "inference"),
     ("pp", "tl", "pl", "get", "datasets", "wrappers"),
-    ("cli", "demo", "testing", "__main__"),
+    ("cli", "deepsc", "demo", "testing", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

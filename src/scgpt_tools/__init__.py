@@ -14,6 +14,7 @@ from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
     from scgpt_tools import datasets, get, metrics, models, pl, pp, tl, tokens, train
+    from scgpt_tools.deepsc import PerturbationPredictor
     from scgpt_tools.models import CellModel
     from scgpt_tools.vocabulary import Vocabulary
     from scgpt_tools.wrappers import PerturbationData, scGPTConfig, scGPTModel, scGPTPerturbationModel
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CellModel",
     "PerturbationData",
+    "PerturbationPredictor",
     "Vocabulary",
     "datasets",
     "get",
@@ -42,6 +44,7 @@ __version__ = version("scgpt-tools")
 _HOMES = {
     "CellModel": "scgpt_tools.models",
     "PerturbationData": "scgpt_tools.screens.perturbation_data",
+    "PerturbationPredictor": "scgpt_tools.deepsc",
     "Vocabulary": "scgpt_tools.vocabulary",
     "scGPTConfig": "scgpt_tools.wrappers",
     "scGPTModel": "scgpt_tools.wrappers",

@@ -378,6 +378,7 @@ COMMANDS: dict[str, Command] = {
     "models": Command(models, "list the models that can be loaded by name"),
     "pretrain": Command("scgpt_tools.train.pretrain:pretrain", "train a model from scratch"),
     "finetune": Command(finetune, "fine-tune a model on a perturbation screen"),
+    "deepsc-perturb": Command("scgpt_tools.deepsc:deepsc_perturb", "fine-tune DeepSC on a screen, score and draw it"),
     "demo": Command(demo, "embed bundled cells with the bundled model, offline"),
     "info": Command(info, "show versions, devices and settings"),
 }

@@ -207,7 +207,8 @@ def with_flags(
         embedder=embedder_of(part, flags=True),
         encoder=config.encoder if dropout is None else replace(config.encoder, dropout=dropout),
         pooling="mean",
-        heads=Named(expression=config.heads.get("expression", MixtureRegressorConfig())),
+        # Nothing reads the bins that the second one predicts, but the original's models have it.
+        heads=Named(expression=config.heads.get("expression", MixtureRegressorConfig()), bins=config.heads.get("bins")),
         tokenizer=screen_tokenizer(bins),
     )
 

@@ -216,6 +216,9 @@ def arguments_from(weights: Mapping[str, Tensor], said: Mapping[str, Any], gener
 
 
 def _told(weights: Mapping[str, Tensor], generation: Generation) -> dict[str, Any]:
+    for name in ("gene_embedding.gene_embedding.weight", "classifier.6.weight"):
+        if name not in weights:
+            raise ValueError(f"Expected all tensors of DeepSC's generation {generation!r}, found no {name}.")
     genes, dim = weights["gene_embedding.gene_embedding.weight"].shape
     dual, single, values = (_count(weights, name) for name in ("layers", "cross_attention_layers", "expression_layers"))
     told: dict[str, Any] = {

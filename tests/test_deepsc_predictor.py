@@ -1,0 +1,91 @@
+"""DeepSC's predictor of perturbations and its command."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import scgpt_tools as sct
+from scgpt_tools.cli import main
+from scgpt_tools.models import CellModel, DeepSCModel
+from screen_tables import screen
+
+pytestmark = pytest.mark.filterwarnings("ignore:The predictions of model are nearly the same")
+SIZES = {"num_layers": 2, "num_heads": 2, "gene_embedding_participate_til_layer": 1, "attention_stream": 2}
+
+
+@pytest.fixture
+def cells():
+    adata = screen(12)
+    sct.pp.perturbation_split(adata, draw="stable")
+    return adata
+
+
+@pytest.fixture
+def table(cells, tmp_path):
+    path = tmp_path / "gene_map.csv"
+    names = list(cells.var_names)[:-1]
+    pd.DataFrame({"feature_name": names, "id": range(len(names))}).to_csv(path, index=False)
+    return path
+
+
+def arguments(table, tmp_path, **more) -> dict:
+    given = {"csv_path": str(table), "output_dir": str(tmp_path / "out"), "epoch": 1, "accelerator": "cpu"}
+    return given | more
+
+
+@pytest.mark.parametrize("generation", ["base", "v2"])
+def test_training_writes_what_the_original_does(cells, table, tmp_path, generation):
+    network = DeepSCModel(16, cells.n_vars - 1, **SIZES, generation=generation)
+    gene = next(name for name in cells.obs["condition"].unique() if name != "ctrl").split("+")[0]
+    args = SimpleNamespace(**arguments(table, tmp_path, perts_to_plot=[f"{gene}+ctrl"]))
+    fabric = SimpleNamespace(device=torch.device("cpu"), world_size=1)
+    predictor = sct.PerturbationPredictor(args, fabric, network, cells)
+    assert predictor.matched["unmatched"] == 1
+    scores = predictor.train()
+    out = tmp_path / "out"
+    assert {"pearson", "pearson_delta", "mse"} <= set(scores)
+    assert set(json.loads((out / "test_metrics.json").read_text())) == set(scores)
+    kept = torch.load(out / "checkpoints" / "best_model.pt", weights_only=True)["model"]
+    assert "pert_encoder.weight" in kept
+    assert torch.load(out / "checkpoints" / "epoch_1.pt", weights_only=True)["epoch"] == 1
+    (figure,) = predictor.plot_predictions()
+    assert figure.stat().st_size > 1000
+    profiles = predictor.predict([[gene]], pool_size=5)
+    assert profiles[gene].shape == (cells.n_vars,)
+    assert np.isfinite(profiles[gene]).all()
+    again = CellModel.from_pretrained(
+        out / "checkpoints" / "best_model.pt", vocabulary=table, settings={"num_heads": 2}, device="cpu"
+    )
+    assert again.config.family == "deepsc_perturbation"
+
+
+def test_the_command_does_the_same(cells, table, tmp_path):
+    (tmp_path / "data").mkdir()
+    cells.write_h5ad(tmp_path / "data" / "tiny.h5ad")
+    sizes = ["--embedding_dim", "8", "--num_layers", "2", "--num_heads", "2", "--epoch", "1", "--accelerator", "cpu"]
+    places = ["--data_path", str(tmp_path / "data"), "--csv_path", str(table), "--output_dir", str(tmp_path / "out")]
+    gene = next(name for name in cells.obs["condition"].unique() if name != "ctrl").split("+")[0]
+    assert main(["deepsc-perturb", "--data_name", "tiny", *places, *sizes, "--perts_to_plot", f"{gene}+ctrl"]) == 0
+    assert (tmp_path / "out" / "visualizations" / f"{gene}+ctrl.png").is_file()
+
+
+def test_what_is_missing_is_said(cells, table, tmp_path):
+    network = DeepSCModel(16, cells.n_vars - 1, **SIZES)
+    with pytest.raises(FileNotFoundError, match=r"cells at one of .*norman"):
+        sct.PerturbationPredictor({"data_path": str(tmp_path)}, None, network)
+    with pytest.raises(FileNotFoundError, match="`csv_path`"):
+        sct.PerturbationPredictor({}, None, network, cells)
+    with pytest.raises(ValueError, match="`pretrained_model_path` with"):
+        sct.PerturbationPredictor(arguments(table, tmp_path, pretrained_model=True), None, network, cells)
+    others = cells.copy()
+    others.var_names = [f"OTHER{number}" for number in range(others.n_vars)]
+    with pytest.raises(ValueError, match="genes of the table, found none"):
+        sct.PerturbationPredictor(arguments(table, tmp_path), None, network, others)
+    with pytest.raises(ValueError, match=r"after `train\(\)`"):
+        sct.PerturbationPredictor(arguments(table, tmp_path), None, network, cells).predict([["A"]])
