@@ -166,9 +166,10 @@ class PerturbationPredictor:
         # The original's names: scGPT's four correlations, and the errors of GEARS.
         names = own["metric"].astype(str).str.removeprefix("scgpt_").replace(_NAMES)
         own = own.assign(metric=names)
-        found = {name: float(value) for name, value in own.groupby("metric", observed=True)["value"].mean().items()}
-        for (group, name), value in own.groupby(["group", "metric"], observed=True)["value"].mean().items():
-            found[f"test_{group}_{name}"] = float(value)
+        found = {str(name): float(rows["value"].mean()) for name, rows in own.groupby("metric", observed=True)}
+        for group in own["group"].dropna().unique():
+            for name, rows in own[own["group"] == group].groupby("metric", observed=True):
+                found[f"test_{group}_{name}"] = float(rows["value"].mean())
         text = json.dumps({name: value if np.isfinite(value) else None for name, value in found.items()}, indent=1)
         replace_file(self.output / "test_metrics.json", lambda aside: aside.write_text(text + "\n", encoding="utf-8"))
         return found
@@ -272,7 +273,7 @@ def _saving(folder: Path) -> Any:
     """A callback that keeps the weights of each epoch."""
     lightning = optional("lightning", extra="train")
 
-    class Saving(lightning.Callback):  # type: ignore[misc, name-defined]
+    class Saving(lightning.Callback):  # type: ignore[name-defined]
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             if trainer.is_global_zero:
                 number, model = trainer.current_epoch + 1, module.model

@@ -9,6 +9,7 @@ import torch
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import (
     AdversaryConfig,
+    BinsConfig,
     ClassifierConfig,
     ExpressionConfig,
     FromCellConfig,
@@ -37,6 +38,7 @@ def model() -> CellModel:
             expression_from_cell=FromCellConfig(nonzero=True),
             cell_type=ClassifierConfig(classes=CLASSES),
             batch=AdversaryConfig(classes=BATCHES),
+            bins=BinsConfig(bins=5, stream=None),
         ),
     )
     return CellModel(config)
@@ -66,7 +68,8 @@ def cells() -> TokenBatch:
 
 @pytest.fixture
 def masked(cells) -> TokenBatch:
-    return MaskValues(ratio=0.4)(cells, np.random.default_rng(0))
+    batch = MaskValues(ratio=0.4)(cells, np.random.default_rng(0))
+    return batch.replace(target_bins=batch.target.clamp(min=0).long())
 
 
 @pytest.fixture
