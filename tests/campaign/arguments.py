@@ -184,6 +184,7 @@ OTHER_KINDS: dict[str, str] = {
     "pl.joint_embedding.color": "present, one or more",
     "pp.embed_gene_texts.source": "text",
     "tl.ablate_texts.how": "text or texts",
+    "pl.perturbation_de.predicted": "present, one or more",
     "pl.perturbation_de.genes": "texts",
     "pl.perturbation_heatmap.genes": "texts",
     "pl.gene_network.genes": "texts",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 
 import scgpt_tools as sct
@@ -141,6 +145,19 @@ def test_gene_embeddings_by_name_and_from_a_folder(server, tmp_path):
         sct.datasets.gene_embeddings("go_c_avg", cache_dir=tmp_path / "cache")
     (tmp_path / "NCBI_gene_embeddings-gpt3.5-ada.pickle").write_bytes(pickle.dumps({"A": [3.0]}))
     assert sct.datasets.gene_embeddings("ncbi", folder=tmp_path).width == 1
+
+
+def test_the_default_model_of_predictions_says_what_it_is(server, tmp_path, monkeypatch, caplog):
+    server.files = {name.replace("scgenept_go_all", "scgenept_go_c"): content for name, content in server.files.items()}
+    adata = ad.AnnData(
+        sp.csr_matrix(np.array([[0.0, 0.7, 1.2, 0.3]] * 3, dtype=np.float32)), var=pd.DataFrame(index=GENES)
+    )
+    caplog.set_level(logging.INFO, logger="scgpt_tools")
+    with sct.settings.override(cache_dir=tmp_path / "cache"):
+        sct.tl.predict_perturbation(adata, ["A", "B+C"], condition_key=None, show_progress=False)
+    assert "scgenept_go_c-norman" in caplog.text
+    assert "CRISPRa in K562 (Norman 2019)" in caplog.text
+    assert adata.layers["predicted_B+C"].shape == (3, 4)
 
 
 def test_the_table_has_seven_variants_of_two_screens():

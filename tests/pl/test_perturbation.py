@@ -62,6 +62,18 @@ def test_boxes_show_the_change_from_the_mean_control(cells):
         assert [heights.min(), heights.max()] == pytest.approx(np.quantile(values, [0.25, 0.75]), abs=1e-5)
 
 
+def test_several_models_stand_side_by_side(cells):
+    cells.layers["other"] = cells.layers["predicted"] * 2
+    ax = sct.pl.perturbation_de(cells, "G0", predicted=["predicted", "other"], n_genes=3, show=False)
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["control (40 cells)", "observed (20 cells)", "predicted (20 cells)", "other (20 cells)"]
+    assert len(ax.patches) == 12
+    with pytest.raises(KeyError, match="absent"):
+        sct.pl.perturbation_de(cells, "G0", predicted=["predicted", "absent"], show=False)
+    with pytest.raises(ValueError, match="at most 5"):
+        sct.pl.perturbation_de(cells, "G0", predicted=list("abcdef"), show=False)
+
+
 def test_layers_of_one_perturbation_stand_at_the_controls(cells):
     values = np.full(cells.shape, np.nan, dtype=np.float32)
     controls = (cells.obs["condition"] == "ctrl").to_numpy()
@@ -181,7 +193,7 @@ def test_controls_need_no_labels(cells):
         ({"genes": "G0"}, "list of texts"),
         ({"genes": []}, "at least 1"),
         ({"n_genes": 0}, "at least 1"),
-        ({"predicted": None}, "to be a text"),
+        ({"predicted": None}, "to be a list of texts"),
         ({"layer": ["X"]}, "to be a text"),
         ({"figsize": 3}, "a width and a height"),
         ({"show": "no"}, "True or False"),

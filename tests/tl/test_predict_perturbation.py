@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -194,7 +195,7 @@ def test_models_without_flags_are_refused(cells, make_model):
     with pytest.raises(ValueError, match=r"fine-tuned to predict perturbations, found 'tiny'.*task='perturb'"):
         sct.tl.predict_perturbation(cells, "G0", make_model())
     with pytest.raises(TypeError, match="Expected `model`"):
-        sct.tl.predict_perturbation(cells, "G0")
+        sct.tl.predict_perturbation(cells)
     with pytest.raises(KeyError, match="Did you mean 'condition'"):
         sct.tl.predict_perturbation(cells, "G0", generator(cells.var_names), condition_key="conditions")
 
@@ -311,7 +312,17 @@ def test_names_of_layers_that_no_file_can_keep_are_refused(unchanged):
 
 def test_without_a_model_it_is_said_how_to_make_one(cells):
     with pytest.raises(TypeError, match=r"Expected `model`.*finetune\(.*task='perturb'\), and pass model=model"):
+        sct.tl.predict_perturbation(cells)
+
+
+def test_named_perturbations_without_a_model_take_a_released_one(cells, caplog, tmp_path):
+    caplog.set_level(logging.INFO, logger="scgpt_tools")
+    with (
+        sct.settings.override(offline=True, cache_dir=tmp_path),
+        pytest.raises(FileNotFoundError, match="scgenept_go_c"),
+    ):
         sct.tl.predict_perturbation(cells, perts=["G0"])
+    assert "'scgenept_go_c-norman' (scgpt-human, then CRISPRa in K562" in caplog.text
 
 
 @pytest.mark.parametrize("perts", [None, "G0", ["G0", "G1+G2"]])

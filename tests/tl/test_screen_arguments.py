@@ -77,7 +77,7 @@ BAD = {
     ("cells", "groups"): [5, ["batch"], ""], ("cells", "test"): [*SHARES[:3], ["a"]], ("cells", "val"): SHARES[:3],
     ("cells", "stratify"): [5, [5]], ("cells", "rng"): SEEDS, ("cells", "key_added"): KEYS, ("cells", "copy"): FLAGS,
     ("predict", "perts"): [5, [], [5], [""], ["G0", None], {"G0": 1}, "ctrl", "NO", "G0+", ["G0", "A/B"]],
-    ("predict", "model"): [None, 5], ("predict", "condition_key"): [5, ["condition"], ""], ("predict", "layer"): [5, ["X"]],
+    ("predict", "model"): [["a"], 5], ("predict", "condition_key"): [5, ["condition"], ""], ("predict", "layer"): [5, ["X"]],
     ("predict", "batch_size"): COUNTS, ("predict", "rng"): SEEDS, ("predict", "key_added"): KEYS,
     ("predict", "copy"): FLAGS, ("predict", "include"): ["some"], ("predict", "direction"): ["left", 1],
     ("predict", "show_progress"): ["no", 1],

@@ -150,6 +150,9 @@ _RELEASED = (
 
 RELEASED: dict[str, ReleasedModel] = {model.name: model for model in _RELEASED}
 
+DEFAULT_PERTURBATION = "scgenept_go_c-norman"
+"""What predicts perturbations where no model is named."""
+
 
 def available() -> pd.DataFrame:
     """Models that can be loaded by name.

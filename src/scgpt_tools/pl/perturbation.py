@@ -14,7 +14,7 @@ from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import OWN_CONDITION, PredictionKeys, RankingKeys
 from scgpt_tools._lookup import absent, lookup
-from scgpt_tools._validate import check_key, check_type
+from scgpt_tools._validate import check_key, check_texts, check_type
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.metrics.perturbation import pearson
 from scgpt_tools.pl._style import PALETTE, axes, finish
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 KINDS = {"control": PALETTE["grey"], "observed": PALETTE["blue"], "predicted": PALETTE["orange"]}
 """Colour of each kind of cells."""
+_OF_MODELS = tuple(PALETTE[name] for name in ("orange", "vermilion", "green", "purple", "sky"))
 
 
 @renamed(key="condition_key")
@@ -39,7 +40,7 @@ def perturbation_de(
     adata: AnnData,
     perturbation: str,
     *,
-    predicted: str = "predicted",
+    predicted: str | Sequence[str] = "predicted",
     condition_key: str | None = "condition",
     de_key: str = "perturbation_de",
     genes: Sequence[str] | None = None,
@@ -65,7 +66,8 @@ def perturbation_de(
     perturbation
         Which one, such as ``"KLF1"``, ``"KLF1+ctrl"`` or ``"SAMD1+ZBTB1"``.
     predicted
-        Layer of :func:`scgpt_tools.tl.predict_perturbation`, or the beginning of the names of several.
+        Layer of :func:`scgpt_tools.tl.predict_perturbation`, or the beginning of the names of several.  A list of such
+        shows the predictions of several models side by side; the first of them chooses genes that no ranking does.
     condition_key
         Column of ``obs`` with the conditions; ``None`` takes all cells for controls.
     de_key
@@ -95,7 +97,13 @@ def perturbation_de(
         If there are no controls, neither cells nor predictions have the perturbation, or predictions are not finite.
     """
     check_arguments(perturbation_de, locals())
-    cells = _Compared.read(adata, perturbation, predicted=predicted, key=condition_key, layer=layer)
+    names = check_texts("predicted", [predicted] if isinstance(predicted, str) else predicted)
+    if len(names) > len(_OF_MODELS):
+        raise ValueError(f"Expected at most {len(_OF_MODELS)} predictions to compare, found {len(names)}.")
+    models = {
+        name: _Compared.read(adata, perturbation, predicted=name, key=condition_key, layer=layer) for name in names
+    }
+    cells = models[names[0]]
     chosen = list(genes) if genes is not None else _ranked_genes(adata, cells, de_key, n_genes)
     by_prediction = chosen is None
     if chosen is None:
@@ -103,13 +111,18 @@ def perturbation_de(
     columns = [column_of(adata, gene) for gene in chosen]
     ax = axes(ax, figsize=figsize or (max(4.0, 1.5 + 0.42 * len(chosen)), 3.6))
     centre = cells.control[:, columns].mean(axis=0)
-    kinds = {kind: colour for kind, colour in KINDS.items() if len(getattr(cells, kind))}
-    for number, (kind, colour) in enumerate(kinds.items()):
-        values = getattr(cells, kind)[:, columns] - centre
+    drawn = [(kind, KINDS[kind], getattr(cells, kind)) for kind in ("control", "observed")]
+    several = len(models) > 1
+    for colour, (name, own) in zip(_OF_MODELS, models.items(), strict=False):
+        drawn.append((name if several else "predicted", colour if several else KINDS["predicted"], own.predicted))
+    drawn = [entry for entry in drawn if len(entry[2])]
+    step = 0.81 / max(len(drawn), 3)
+    for number, (kind, colour, expression) in enumerate(drawn):
+        values = expression[:, columns] - centre
         boxes = ax.boxplot(
             list(values.T),
-            positions=np.arange(len(chosen)) + 0.27 * (number - (len(kinds) - 1) / 2),
-            widths=0.22,
+            positions=np.arange(len(chosen)) + step * (number - (len(drawn) - 1) / 2),
+            widths=0.8 * step,
             whis=(5, 95),
             showfliers=False,
             patch_artist=True,

@@ -16,6 +16,7 @@ from scgpt_tools._validate import as_seed, check_key_name
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.perturbation import Predictor, open_predictor, read_perturbations
+from scgpt_tools.models.zoo import DEFAULT_PERTURBATION, RELEASED
 from scgpt_tools.screens.batches import paired_controls
 from scgpt_tools.screens.conditions import control_mask, read_conditions
 from scgpt_tools.settings import settings
@@ -82,7 +83,8 @@ def predict_perturbation(
         ``None`` predicts every cell under its own condition from its paired control, for evaluation.  One perturbation
         such as ``"KLF1"`` or ``"SAMD1+ZBTB1"``, or several, predict every control cell as if it had been perturbed.
     model
-        Result of :func:`scgpt_tools.train.finetune` with ``task="perturb"``, or the folder that it was saved to.
+        Result of :func:`scgpt_tools.train.finetune` with ``task="perturb"``, the folder that it was saved to, or a released
+        model; with ``perts``, ``None`` takes scGenePT as fine-tuned on Norman's activation screen in K562, and says so.
     condition_key
         Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`; ``None`` takes all cells for
         controls.
@@ -186,6 +188,13 @@ def predict_perturbation(
     for layer_added in () if as_anndata else several or [keys.layer]:
         check_key_name("the layer of a perturbation", layer_added)
         check_new_key(adata, "layers", keys.uns, default=PredictionKeys().uns, entry=layer_added)
+    if model is None and wanted is not None:
+        released = RELEASED[DEFAULT_PERTURBATION]
+        logger.info(
+            "Predicting with %r (%s). Pass `model` for one that was fine-tuned on your own cells.",
+            released.name, released.training_data,
+        )  # fmt: skip
+        model = released.name
     predictor = open_predictor(
         adata,
         model,
