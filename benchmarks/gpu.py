@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    sct.settings.show_progress = False
+    sct.settings.show_progress, sct.settings.verbosity = False, "error"
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {os.cpu_count()} cores\n")
     for task in arguments.tasks:
         {"embed": embed, "predict": predict, "train": train}[task](arguments)
@@ -146,11 +146,11 @@ def train(arguments: argparse.Namespace) -> None:
     base = sct.CellModel(FAMILIES["scgpt"](vocabulary, **SIZE), vocabulary)
     print(f"Fine-tuning for cell types on {adata.n_obs} cells, one epoch, whole call, validation included")
     print("| precision | cells/s | GiB on the device |\n| --- | --: | --: |")
-    for precision in ("bf16-mixed", "32-true"):
-        options = {"label": "label", "epochs": 1, "batch_size": 32, "lr": 1e-4, "precision": precision}
+    for precision in ("bf16", "fp32"):
+        options = {"label_key": "label", "epochs": 1, "batch_size": 32, "lr": 1e-4, "precision": precision}
 
         def run(options: dict[str, object] = options) -> None:
-            sct.train.finetune(base, adata, task="annotate", accelerator="gpu", **options)
+            sct.train.finetune(adata, base, task="annotate", accelerator="gpu", **options)
 
         rate, memory = rate_of(run, adata.n_obs, 1)
         print(f"| {precision} | {rate:.0f} | {memory:.2f} |")
