@@ -225,7 +225,7 @@ def check_starts(folder: Path, case: dict) -> bool:
         for call in case["calls"]:
             kind = parse_model_type(call["model_type"], compat="upstream")
             width = call["constructor"]["genept_emb_size"] or call["constructor"]["go_emb_size"] or 4
-            texts = {gene: np.linspace(0, 1, width) + i for i, gene in enumerate(case["vocab"][:3])}
+            texts = {gene: np.linspace(0, 1, width) + i for i, gene in enumerate(case["vocab"][:-3])}
             model = sct.models.to_scgenept(base, kind, dict.fromkeys(kind.sources, texts) or None, missing="draw")
             written = read_contents(model.export(Path(place) / call["model_type"]) / "best_model.pt").weights
             plain = {name.replace("Wqkv.", "in_proj_"): tensor for name, tensor in weights.items()}
@@ -302,7 +302,8 @@ def check_batches(folder: Path, case: dict) -> bool:
         recorded = {name.partition(".")[2]: found for name, found in expected.items() if name.startswith(f"{number}.")}
         columns = recorded["gene_columns"].numpy()
         draws = call["max_seq_len"] < len(genes) and len(columns) == call["max_seq_len"]
-        batch, ours = assembled(known, genes, call, values, perturbed, targets)
+        how = "sample" if draws else "shared"
+        batch, ours = assembled(known, genes, call, values, perturbed, targets, overflow=how)
         if not draws:
             np.testing.assert_array_equal(ours[0], columns)
             check_batch(batch, recorded)
@@ -323,10 +324,10 @@ def check_batches(folder: Path, case: dict) -> bool:
     return True
 
 
-def assembled(known: Vocabulary, genes: list[str], call: dict, values, perturbed, targets):
+def assembled(known: Vocabulary, genes: list[str], call: dict, values, perturbed, targets, *, overflow="shared"):
     config = sct.models.FAMILIES["scgenept"](known).tokenizer
     reading = replace(
-        config, genes=call["include_zero_gene"], length=call["max_seq_len"], unknown="pad", overflow="sample"
+        config, genes=call["include_zero_gene"], length=call["max_seq_len"], unknown="pad", overflow=overflow
     )
     features = FeatureTable.from_var(pd.DataFrame(index=genes), known, duplicates="all")
     screen = ScreenTokens.match(features, genes, Tokenizer(reading, known))

@@ -126,6 +126,10 @@ def ours(folder: Path) -> bool:
 def read(source: Source) -> Checkpoint:
     """Read a checkpoint as it was released, or as training wrote it."""
     theirs = source.contents.weights
+    if theirs["ln.weight"].dim() != 1:
+        raise ValueError(
+            f"Expected `ln.weight` of the checkpoint to be a vector, found {tuple(theirs['ln.weight'].shape)}."
+        )
     args = source.settings
     if args is None:
         dim = theirs["ln.weight"].shape[0]
@@ -138,15 +142,26 @@ def read(source: Source) -> Checkpoint:
     weights, transfer = read_names(theirs, _ALL_NAMES)
     weights = as_float(weights)
     check_matrices(weights)
-    said = str(source.weights)
-    config = _config(Settings(args), weights, vocabulary, sources=_sources(axes, said))
     rows = {key: len(tensor) for key, tensor in weights.items() if key.endswith(_TABLES)}
-    if wrong := {key: count for key, count in rows.items() if count != config.n_tokens}:
-        raise ValueError(
-            f"Expected {config.n_tokens} rows, one for each token of {VOCABULARY}, found {wrong}: the vocabulary does not "
-            "belong to these weights."
-        )
+    vocabulary = _fit(vocabulary, rows)
+    config = _config(Settings(args), weights, vocabulary, sources=_sources(axes, str(source.weights)), rows=rows)
     return Checkpoint(config, vocabulary, weights, transfer, args)
+
+
+def _fit(vocabulary: Vocabulary, rows: Mapping[str, int]) -> Vocabulary:
+    """The vocabulary with the special tokens that the original appends where a file lacks them."""
+    whole = vocabulary.with_specials()
+    if not rows:
+        return whole
+    most = max(rows.values())
+    if len(whole) > most:
+        whole = vocabulary
+    if len(whole) > most or min(rows.values()) < most:
+        raise ValueError(
+            f"Expected {len(whole)} rows or more, one for each token of {VOCABULARY}, and as many in each table, found "
+            f"{dict(rows)}: the vocabulary does not belong to these weights."
+        )
+    return whole
 
 
 _TABLES = ("genes.table.weight", "text.table.weight", "go.table.weight")
@@ -166,7 +181,12 @@ def _sources(axes: list[str], path: str) -> dict[str, str]:
 
 
 def _config(
-    settings: Settings, weights: Mapping[str, Tensor], vocabulary: Vocabulary, *, sources: Mapping[str, str]
+    settings: Settings,
+    weights: Mapping[str, Tensor],
+    vocabulary: Vocabulary,
+    *,
+    sources: Mapping[str, str],
+    rows: Mapping[str, int],
 ) -> ModelConfig:
     dim = weights["embedder.norm.weight"].shape[0]
     blocks = [int(key.split(".")[2]) for key in weights if key.startswith("encoder.blocks.")]
@@ -193,7 +213,7 @@ def _config(
     tokenizer = {**plain_tokenizer, **own.mapping("tokenizer")}
     return ModelConfig(
         family=NAME,
-        n_tokens=len(vocabulary),
+        n_tokens=max(rows.values(), default=len(vocabulary)),
         pad_id=vocabulary.pad_id,
         dim=dim,
         embedder=EmbedderConfig(parts=Named(parts), norm="layer"),

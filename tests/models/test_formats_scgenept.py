@@ -1,0 +1,110 @@
+"""Files of scGenePT that are not quite as they should be, and the others' that are none."""
+
+from __future__ import annotations
+
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scgpt_tools import tl
+from scgpt_tools.models import FAMILIES, CellModel
+from scgpt_tools.models.formats.scgenept import WEIGHTS
+from scgpt_tools.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary([*"ABCD", "<pad>", "<cls>", "<eoc>"])
+TINY = {"dim": 8, "layers": 1, "heads": 2, "hidden": 8, "width": 3}
+
+
+def made(model_type: str = "scgenept_go_f") -> CellModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CellModel(FAMILIES["scgenept"](VOCABULARY, model_type=model_type, **TINY), VOCABULARY).eval()
+
+
+def tensors(model: CellModel, tmp_path) -> dict[str, torch.Tensor]:
+    return torch.load(model.export(tmp_path / "written") / "best_model.pt", weights_only=True)
+
+
+def released(tmp_path, weights, *, folder="scgenept_go_all/norman", name=WEIGHTS[-1], tokens=VOCABULARY.tokens):
+    """A folder as the original's: float64 tables, no settings."""
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    doubles = {key: x.double() if key.startswith("gopt") and "embedding" in key else x for key, x in weights.items()}
+    torch.save(doubles, place / name)
+    (place / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(tokens)}))
+    return place
+
+
+def load(place, **settings) -> CellModel:
+    return CellModel.from_pretrained(place, device="cpu", settings=settings or {"nheads": 2})
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_folder_as_it_was_released(tmp_path, name):
+    model = made()
+    again = load(released(tmp_path, tensors(model, tmp_path), name=name))
+    assert again.config.embedder.parts["go"].source.startswith("go_all")
+    assert again.state_dict()["embedder.go.table.weight"].dtype == torch.float32
+    kept = again.state_dict()
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_folder_tells_functions_from_all_of_go(tmp_path):
+    weights = tensors(made(), tmp_path)
+    for folder, source in (("scgenept_go_f/adamson", "go_f"), ("scgenept_go_all/adamson", "go_all"), ("x/y", "go_f")):
+        place = released(tmp_path, weights, folder=folder, name="best_model.pt")
+        assert load(place).config.embedder.parts["go"].source == source
+
+
+def test_without_settings_the_number_of_heads_is_taken_with_a_warning(tmp_path):
+    weights = tensors(made(), tmp_path)
+    with pytest.warns(UserWarning, match="nheads = 8"):
+        assert CellModel.from_pretrained(released(tmp_path, weights), device="cpu").config.encoder.heads == 8
+
+
+def test_special_tokens_that_a_vocabulary_lacks_are_appended(tmp_path):
+    again = load(released(tmp_path, tensors(made(), tmp_path), tokens=VOCABULARY.tokens[:4]))
+    assert again.vocabulary.tokens == VOCABULARY.tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"gopt_encoder_f.embedding.weight": torch.zeros(5, 3)}, "does not belong to these weights"),
+        ({"gopt_encoder_c.embedding.weight": torch.zeros(7, 3)}, "one table of GO texts"),
+        ({"gopt_encoder_f.fc.weight": torch.zeros(8, 4)}, "do not fit"),
+        ({"ln.weight": torch.zeros(8, 1)}, "to be a vector"),
+        ({"pert_encoder.weight": torch.zeros(3)}, "to be a matrix"),
+        ({"something.else": torch.zeros(3)}, "none of its parts takes"),
+        ({"decoder.fc.2.weight": torch.full((8, 8), float("nan"))}, "to be finite"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path, change, said):
+    weights = tensors(made(), tmp_path) | change
+    with pytest.raises(ValueError, match=said):
+        load(released(tmp_path, weights))
+
+
+def test_another_vocabulary_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not belong to these weights"):
+        load(released(tmp_path, tensors(made(), tmp_path), tokens=[*VOCABULARY.tokens, "E"]))
+
+
+def test_a_model_of_scgpt_is_none_of_scgenept(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = FAMILIES["scgpt_perturbation"](VOCABULARY, dim=8, layers=1, heads=2, hidden=8)
+        folder = CellModel(config, VOCABULARY).export(tmp_path / "scgpt")
+    assert load(folder).config.family == "scgpt_perturbation"
+
+
+def test_predicting_a_gene_that_is_not_measured_changes_nothing():
+    adata = ad.AnnData(np.full((2, 3), 0.7, dtype=np.float32), var=pd.DataFrame(index=list("ABC")))
+    with pytest.raises(ValueError, match="no column for D"):
+        tl.predict_perturbation(adata, "D", made(), condition_key=None)
+    assert not adata.layers
+    assert not adata.uns
