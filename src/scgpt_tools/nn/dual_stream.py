@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scgpt_tools.nn.attention import Attention, Layout, PaddedLayout
+from scgpt_tools.nn.attention import Attention, Layout, PackedLayout, PaddedLayout, packing_pays
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.mixture import MixtureConfig, MixtureFeedForward
 from scgpt_tools.nn.sockets import Embedded, Encoded, Encoder, EncoderConfig, Sizes, check_least
@@ -190,9 +190,17 @@ class DualStreams(Encoder):
     ) -> Encoded:
         """Encode both streams; ``first_only`` spares the last layer all but the first token of each cell."""
         genes, values = embedded.total(_GENES), embedded.total(_VALUES)
-        if not self.packs:
-            layout = cast("PaddedLayout", layout).unmasked()
-        return self.encode(genes, values, layout, first_only=first_only)
+        if self.packs:
+            return self.encode(genes, values, layout, first_only=first_only)
+        layout = cast("PaddedLayout", layout).unmasked()
+        dropout = self.training and _attention_dropout(self.config) > 0
+        # Where padding is seen all cells are as long as each other, and can lie in a row without being packed.
+        if layout.backend != "sdpa" or not packing_pays(torch.ones_like(layout.mask), dropout=dropout):
+            return self.encode(genes, values, layout, first_only=first_only)
+        cells, length = layout.mask.shape
+        in_a_row = PackedLayout.from_lengths((length,) * cells, layout.mask.device)
+        encoded = self.encode(genes.flatten(0, 1), values.flatten(0, 1), in_a_row, first_only=first_only)
+        return encoded.unpacked(lambda stream: stream.unflatten(0, (cells, -1)))
 
     def encode(self, genes: Tensor, values: Tensor, layout: Layout, *, first_only: bool = False) -> Encoded:
         """From the two streams at the start to those at the end."""
