@@ -69,8 +69,11 @@ def test_a_table_of_scores_beside_the_baselines(model):
     methods = set(scores.table["method"])
     assert {"with texts", "texts zeroed", "texts shuffled", "texts random", "retrained"} <= methods
     assert {"no_change", "perturbed_mean", "split_half"} <= methods
-    found = scores.compare("with texts")
+    assert scores.models[0] == "with texts"
+    found = scores.compare(others=scores.models[1:])
     assert {"low", "high", "verdict"} <= set(found)
+    assert set(found["other"]) == set(scores.models[1:])
+    assert (found.loc[found["other"] == "retrained", "difference"] == 0).all()
     wide = scores.table.pivot(index="condition", columns="method", values="value")
     np.testing.assert_array_equal(wide["with texts"], wide["retrained"])
     assert not np.array_equal(wide["with texts"], wide["texts random"])

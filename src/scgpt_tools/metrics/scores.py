@@ -64,10 +64,20 @@ class PerturbationScores:
             index="method", columns="metric", values="value", aggfunc="mean", sort=False, observed=True, dropna=False
         )
 
-    def compare(self, model: str | None = None, *, level: float = 0.95, rng: RngLike = 0) -> pd.DataFrame:
-        """Paired differences of a model to every baseline; see :func:`scgpt_tools.metrics.compare_methods`."""
+    def compare(
+        self,
+        model: str | None = None,
+        *,
+        others: Sequence[str] | None = None,
+        level: float = 0.95,
+        rng: RngLike = 0,
+    ) -> pd.DataFrame:
+        """Paired differences of a model to others; see :func:`scgpt_tools.metrics.compare_methods`.
+
+        ``others=None`` takes every baseline.
+        """
         chosen = self.models[0] if model is None else model
-        return compare_methods(self.table, chosen, self.baselines, level=level, rng=rng)
+        return compare_methods(self.table, chosen, self.baselines if others is None else others, level=level, rng=rng)
 
     def ranges(self) -> pd.Series:
         """How much of its range each metric has here; see :func:`scgpt_tools.metrics.dynamic_ranges`."""

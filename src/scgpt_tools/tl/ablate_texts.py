@@ -74,7 +74,8 @@ def ablate_texts(
     Returns
     -------
     :class:`~scgpt_tools.metrics.scores.PerturbationScores` of ``"with texts"``, ``"texts zeroed"`` and so on, the baselines
-    and the ceiling.  ``compare("with texts")`` has the paired differences with their intervals.
+    and the ceiling.  ``compare(others=scores.models[1:])`` has the paired differences to the model with its texts, with their
+    intervals; without ``others``, those to the baselines.
 
     Raises
     ------
@@ -85,7 +86,7 @@ def ablate_texts(
     --------
     >>> import scgpt_tools as sct
     >>> scores = sct.tl.ablate_texts(adata, model)  # doctest: +SKIP
-    >>> scores.summary()  # doctest: +SKIP
+    >>> scores.compare(others=scores.models[1:])  # doctest: +SKIP
     """
     check_arguments(ablate_texts, locals())
     wanted = check_texts("how", [how] if isinstance(how, str) else how)
