@@ -116,6 +116,29 @@ def test_cosine_rises_then_falls_to_its_end():
     assert rate_factor(100, OptimizerConfig(schedule="cosine", end=0.1), steps=100, steps_per_epoch=20) == 0.1
 
 
+def test_a_line_falls_to_its_end():
+    factors = rates(OptimizerConfig(schedule="linear", warmup=10, end=0.1))
+    assert factors[10] == 1
+    assert [a - b for a, b in zip(factors[10:], factors[11:], strict=False)] == pytest.approx([0.01] * 89)
+    assert rate_factor(120, OptimizerConfig(schedule="linear", end=0.1), steps=100, steps_per_epoch=20) == 0.1
+
+
+def test_everything_but_biases_can_decay(make_model):
+    model = make_model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1, decayed="all_but_biases"))
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert "encoder.blocks.0.attention_norm.weight" in decayed
+    assert "embedder.genes.norm.weight" not in decayed
+    assert not any(name.endswith("bias") for name in decayed)
+
+
+def test_decay_by_the_gradient(make_model):
+    model = make_model()
+    assert type(make_optimizer(model, OptimizerConfig(decoupled=False))) is torch.optim.Adam
+    assert type(make_optimizer(model, OptimizerConfig())) is torch.optim.AdamW
+
+
 def test_warmup_can_be_a_share():
     assert rates(OptimizerConfig(schedule="constant", warmup=0.25)) == rates(
         OptimizerConfig(schedule="constant", warmup=25)
@@ -153,9 +176,11 @@ WRONG = {
     "head_lr": [0.0, math.nan, "fast"],
     "layer_decay": [0.0, 1.1, math.nan, None],
     "weight_decay": [-0.1, math.nan, "0"],
+    "decayed": ["all", None],
+    "decoupled": ["no", 1, None],
     "betas": [(0.9,), (0.9, 1.0), 0.9, (0.9, "x")],
     "eps": [0.0, -1.0, math.nan],
-    "schedule": ["linear", "Cosine", None, 3],
+    "schedule": ["triangle", "Cosine", None, 3],
     "warmup": [-1, math.nan, "5"],
     "end": [-0.1, 1.5, math.nan],
     "step_factor": [0.0, 1.5, "0.9"],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scgpt_tools.train.optim import CYCLES, OptimizerConfig, make_schedule
-from scgpt_tools.train.schedules import WarmupCosineCycles
+from scgpt_tools.train.schedules import LinearWarmup, WarmupCosineCycles
 
 
 def rates(config: OptimizerConfig, steps: int = 40) -> list[tuple[float, float]]:
@@ -52,3 +52,23 @@ def test_the_dip_of_the_original_can_be_left_out():
 def test_cycles_need_a_length():
     with pytest.raises(ValueError, match="`warmup` for schedule='restarts'"):
         OptimizerConfig(schedule="restarts")
+
+
+def warmed_up(steps: int, **options) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    plan, found = LinearWarmup(optimizer, **options), []
+    for _ in range(steps):
+        found.append(plan.get_last_lr()[0])
+        optimizer.step()
+        plan.step()
+    return found
+
+
+def test_a_warm_up_from_zero_and_what_follows():
+    line = warmed_up(14, total_steps=10, warmup_steps=2, shape="linear")
+    assert line[:4] == pytest.approx([0, 0.5, 1, 0.875])
+    assert line[10:] == [0.0] * 4
+    assert warmed_up(14, total_steps=10)[10:] == pytest.approx([0.0] * 4)
+    assert warmed_up(14, total_steps=10, clamped=False)[13] > 0.2
+    with pytest.raises(ValueError, match="`shape`"):
+        warmed_up(1, total_steps=10, shape="step")

@@ -13,6 +13,7 @@ from scgpt_tools.metrics.baselines import (
     predict_baselines,
 )
 from scgpt_tools.metrics.bins import BinScores, bin_scores
+from scgpt_tools.metrics.decoding import DecodingScores, decode_changes, gene_vectors, mean_changes, most_changed
 from scgpt_tools.metrics.differential import de_agreement, differential_expression
 from scgpt_tools.metrics.discrimination import centroid_accuracy, discrimination_score, pairwise, prediction_rank
 from scgpt_tools.metrics.distribution import energy_distance, mmd, wasserstein
@@ -42,6 +43,7 @@ from scgpt_tools.metrics.perturbation import (
 )
 from scgpt_tools.metrics.perturbation_scgenept import scgenept_scores
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
+from scgpt_tools.metrics.probe import ProbeScores, linear_probe, probe_split
 from scgpt_tools.metrics.retrieval import top_k_accuracy
 from scgpt_tools.metrics.scores import PerturbationScores
 from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference
@@ -51,8 +53,10 @@ __all__ = [
     "Ballot",
     "BinScores",
     "ClusterScores",
+    "DecodingScores",
     "EdgeScores",
     "PerturbationScores",
+    "ProbeScores",
     "TrainingEffects",
     "Truth",
     "additive",
@@ -65,6 +69,7 @@ __all__ = [
     "cosine",
     "de_agreement",
     "de_weights",
+    "decode_changes",
     "differential_expression",
     "direction_match",
     "discrimination_score",
@@ -72,12 +77,16 @@ __all__ = [
     "dynamic_ranges",
     "energy_distance",
     "evaluation_table",
+    "gene_vectors",
     "genetic_interactions",
     "l2",
     "linear",
+    "linear_probe",
     "mae",
     "matching_mean",
+    "mean_changes",
     "mmd",
+    "most_changed",
     "mse",
     "no_change",
     "paired_difference",
@@ -86,6 +95,7 @@ __all__ = [
     "perturbed_mean",
     "predict_baselines",
     "prediction_rank",
+    "probe_split",
     "r2",
     "rmse",
     "scgenept_scores",

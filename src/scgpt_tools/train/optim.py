@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from scgpt_tools._validate import check_fraction, check_integer, check_number
+from scgpt_tools._validate import check_flag, check_fraction, check_integer, check_number
 from scgpt_tools.config import settle_fields
+from scgpt_tools.nn.transformer import Block
 from scgpt_tools.train.schedules import RestartsWithWarmup, WarmRestarts, WarmupCosineCycles
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools.models.cell_model import CellModel
 
-Schedule: TypeAlias = Literal["constant", "cosine", "step", "restarts", "cosine_cycles", "warm_restarts"]
+Schedule: TypeAlias = Literal["constant", "cosine", "linear", "step", "restarts", "cosine_cycles", "warm_restarts"]
 CYCLES = ("restarts", "cosine_cycles", "warm_restarts")
 
 # The floor of "restarts", as a part of the highest rate: 5e-6 of 3e-4.
@@ -47,11 +48,16 @@ class OptimizerConfig:
     The last layer has ``lr``."""
     weight_decay: float = 0.0
     """Decay of matrices and tables; norms and biases never decay."""
+    decayed: Literal["matrices", "all_but_biases"] = "matrices"
+    """What decays.  ``"all_but_biases"`` pulls the norms within layers and single vectors to zero as well, as scModelForge
+    does; other norms never decay."""
+    decoupled: bool = True
+    """Decay weights by themselves (AdamW); without, by the gradient, as scModelForge's ``adam`` does."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     """scGPT takes 1e-4 with float16, where smaller numbers drown."""
     schedule: Schedule = "step"
-    """After the warm-up: the same rate, half a cosine down to ``end``, or a factor every epoch.  Or cycles, each of three
+    """After the warm-up: the same rate, half a cosine or a line down to ``end``, or a factor every epoch.  Or cycles, each of three
     times the warm-up, with peaks that fall by ``step_factor``: ``"restarts"`` warms up in each of them, from a sixtieth
     of the rate (:class:`~scgpt_tools.train.schedules.RestartsWithWarmup`), ``"cosine_cycles"`` in the first
     (:class:`~scgpt_tools.train.schedules.WarmupCosineCycles`); ``"warm_restarts"`` has cycles as long as the warm-up with
@@ -59,7 +65,7 @@ class OptimizerConfig:
     warmup: float = 0.0
     """Optimiser steps of linear warm-up; below 1 a share of all steps.  scGPT's pre-training takes 10,000."""
     end: float = 0.0
-    """Last learning rate of the cosine, as a part of the highest."""
+    """Last learning rate of the cosine or the line, as a part of the highest."""
     step_factor: float = 0.9
     """Factor of the ``"step"`` schedule and from one cycle to the next; 0.9 in scGPT's tutorials and in DeepSC."""
     step_epochs: int = 1
@@ -78,6 +84,7 @@ class OptimizerConfig:
         check_fraction("step_factor", self.step_factor, zero=False)
         check_fraction("layer_decay", self.layer_decay, zero=False)
         check_integer("step_epochs", self.step_epochs)
+        check_flag("decoupled", self.decoupled)
         if self.schedule in CYCLES and not self.warmup:
             raise ValueError(f"Expected `warmup` for schedule={self.schedule!r}, whose cycles it measures, found 0.")
 
@@ -89,7 +96,7 @@ def parameter_groups(model: CellModel, config: OptimizerConfig) -> list[dict[str
     named by part and decay, the backbone's also by its depth where the rate depends on that; groups without parameters
     are left out.
     """
-    decays = _decaying(model)
+    decays = _decaying(model) if config.decayed == "matrices" else _all_but_biases(model)
     new = {id(parameter) for part in model.by_task for parameter in part.parameters()}
     depths = _depths(model)
     groups: dict[str, dict[str, Any]] = {}
@@ -121,7 +128,8 @@ def parameter_groups(model: CellModel, config: OptimizerConfig) -> list[dict[str
 
 def make_optimizer(model: CellModel, config: OptimizerConfig) -> Optimizer:
     """Adam over the trainable parameters of a model."""
-    return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps)
+    adam = torch.optim.AdamW if config.decoupled else torch.optim.Adam
+    return adam(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def make_schedule(optimizer: Optimizer, config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> LambdaLR:
@@ -148,9 +156,10 @@ def rate_factor(step: int, config: OptimizerConfig, *, steps: int, steps_per_epo
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if config.schedule == "cosine":
+    if config.schedule in ("cosine", "linear"):
         progress = min(1.0, (step - warmup) / max(1.0, steps - warmup))
-        return config.end + (1 - config.end) * 0.5 * (1 + math.cos(math.pi * progress))
+        left = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return config.end + (1 - config.end) * left
     if config.schedule == "step":
         return config.step_factor ** (step // steps_per_epoch // config.step_epochs)
     return 1.0
@@ -162,6 +171,17 @@ def _depths(model: CellModel) -> dict[int, int]:
     return {
         id(parameter): len(parts) - 1 - place for place, part in enumerate(parts) for parameter in part.parameters()
     }
+
+
+def _all_but_biases(model: nn.Module) -> set[str]:
+    """Names of all parameters but biases and norms outside layers."""
+    layers = [f"{name}." for name, module in model.named_modules() if isinstance(module, Block)]
+    outside = {
+        f"{prefix}.weight"
+        for prefix, module in model.named_modules()
+        if isinstance(module, _NORMS) and not prefix.startswith(tuple(layers))
+    }
+    return {name for name, _ in model.named_parameters() if not name.endswith("bias")} - outside
 
 
 def _decaying(model: nn.Module) -> set[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim.lr_scheduler import LambdaLR
 
-from scgpt_tools._validate import check_fraction, check_integer, check_number
+from scgpt_tools._validate import check_choice, check_fraction, check_integer, check_number
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -141,3 +141,47 @@ def _restarts(peak: float, floor: float, gamma: float, steps: int, warmup: int, 
         return rate / peak
 
     return factor
+
+
+class LinearWarmup(LambdaLR):
+    """A linear warm-up from 0, then a cosine or a line down to 0 (scModelForge).
+
+    Parameters
+    ----------
+    optimizer
+        What to schedule.
+    total_steps
+        Optimiser steps of the whole run.
+    warmup_steps
+        Steps of the warm-up.
+    shape
+        What follows it.
+    clamped
+        Stay at 0 after the last step.  scModelForge's cosine rises again; its line does not.
+    last_epoch
+        Steps that were made before; -1 for none.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        total_steps: int,
+        warmup_steps: int = 0,
+        shape: Literal["cosine", "linear"] = "cosine",
+        clamped: bool = True,
+        last_epoch: int = -1,
+    ) -> None:
+        check_integer("total_steps", total_steps)
+        check_integer("warmup_steps", warmup_steps, least=0)
+        check_choice("shape", shape, ("cosine", "linear"))
+
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return step / warmup_steps
+            progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+            if shape == "linear":
+                return max(0.0, 1 - progress)
+            return (1 + math.cos(math.pi * (min(1.0, progress) if clamped else progress))) / 2
+
+        super().__init__(optimizer, factor, last_epoch=last_epoch)
