@@ -124,6 +124,8 @@ KINDS: dict[str, str] = {
     **dict.fromkeys("n_neighbors min_genes max_genes".split(), "count"),
     **dict.fromkeys("network program".split(), "present"),
     "weight_decay": "not negative",
+    "decayed": "choice",
+    "decoupled": "flag",
     "strong": "number",
     "warmup": "not negative",
     "gene_sets": "sets of genes",

@@ -366,7 +366,7 @@ def test_what_does_not_go_together_is_refused(base, cells, arguments, error, mes
         ("tokenizer", "all"), ("dropout", 1.0), ("dropout", -0.1), ("dropout", np.nan), ("dropout", "0"),
         ("batch_parts", "no"), ("freeze", True), ("unfreeze_every", 0), ("lora", 0), ("lora", "8"), ("lora", True),
         ("config", {"epochs": 3}), ("callbacks", History()), ("loggers", "csv"), ("epochs", 0), ("lr", np.nan),
-        ("schedule", "linear"), ("folder", 3), ("resume", "False"), ("rng", 1.5),
+        ("schedule", "triangle"), ("folder", 3), ("resume", "False"), ("rng", 1.5),
     ],
 )  # fmt: skip
 def test_every_argument_is_checked(base, cells, name, value):

@@ -71,11 +71,10 @@ def mean_changes(X: ArrayLike | sp.spmatrix, labels: ArrayLike, control: str) ->
     )
     if table.ndim != 2 or names.shape != (table.shape[0],):
         raise ValueError(f"Expected (cells, genes) and a label of each cell, found {table.shape} and {names.shape}.")
-    present = sorted(set(names) - {control})
-    if control not in names or not present:
-        raise ValueError(
-            f"Expected controls {control!r} and perturbed cells, found the labels {sorted(set(names))[:8]}."
-        )
+    labelled = sorted(set(names.tolist()))
+    present = [name for name in labelled if name != control]
+    if control not in labelled or not present:
+        raise ValueError(f"Expected controls {control!r} and perturbed cells, found the labels {labelled[:8]}.")
     means = {
         name: np.asarray(table[names == name].mean(axis=0), dtype=np.float64).ravel() for name in [control, *present]
     }
@@ -143,8 +142,14 @@ def decode_changes(
     baseline = np.broadcast_to(changes[train].mean(axis=0), predicted.shape)
     where = mask_of(most_changed(changes[test], n_top_genes), changes.shape[1])
     ours, others = (_scores(side, changes[test], where) for side in (predicted.reshape(n_test, -1), baseline))
+    own, other = ([float(np.nanmean(score)) for score in side] for side in (ours, others))
     return DecodingScores(
-        *(float(np.nanmean(score)) for score in (*ours, *others)),
+        pearson=own[0],
+        mse=own[1],
+        direction=own[2],
+        mean_pearson=other[0],
+        mean_mse=other[1],
+        mean_direction=other[2],
         above_mean=float((np.nan_to_num(ours[0]) > np.nan_to_num(others[0])).mean()),
         train=tuple(names[number] for number in train),
         test=tuple(names[number] for number in test),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scgpt_tools.train.fit import Precision
     from scgpt_tools.train.freezing import Freeze
     from scgpt_tools.train.lora import LoraConfig
-    from scgpt_tools.train.optim import Schedule
+    from scgpt_tools.train.optim import Decayed, Schedule
 
 
 class _Default:
@@ -126,6 +126,8 @@ def finetune(
     head_lr: float | None = OF_TASK,
     layer_decay: float = OF_TASK,
     weight_decay: float = OF_TASK,
+    decayed: Decayed = OF_TASK,
+    decoupled: bool = OF_TASK,
     betas: tuple[float, float] = OF_TASK,
     eps: float = OF_TASK,
     schedule: Schedule = OF_TASK,
@@ -256,8 +258,8 @@ def finetune(
     rng
         Whole number or generator for the division, the order of cells, what is hidden and dropout; ``None`` draws anew at
         every call.  0 by default.  The run and its files have the number.
-    epochs, max_steps, batch_size, accumulate, lr, head_lr, layer_decay, weight_decay, betas, eps, schedule, warmup, end, \
-step_factor, step_epochs, clip, gradient_checkpointing, precision, monitor, mode, patience, folder, resume, \
+    epochs, max_steps, batch_size, accumulate, lr, head_lr, layer_decay, weight_decay, decayed, decoupled, betas, eps, \
+schedule, warmup, end, step_factor, step_epochs, clip, gradient_checkpointing, precision, monitor, mode, patience, folder, resume, \
 checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
         Fields of :class:`~scgpt_tools.train.FitConfig` to change, for example ``epochs=5``, ``head_lr=1e-3``,
         ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.  To annotate 10 epochs of 32 cells, to

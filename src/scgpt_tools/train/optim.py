@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scgpt_tools.models.cell_model import CellModel
 
 Schedule: TypeAlias = Literal["constant", "cosine", "linear", "step", "restarts", "cosine_cycles", "warm_restarts"]
+Decayed: TypeAlias = Literal["matrices", "all_but_biases"]
 CYCLES = ("restarts", "cosine_cycles", "warm_restarts")
 
 # The floor of "restarts", as a part of the highest rate: 5e-6 of 3e-4.
@@ -48,7 +49,7 @@ class OptimizerConfig:
     The last layer has ``lr``."""
     weight_decay: float = 0.0
     """Decay of matrices and tables; norms and biases never decay."""
-    decayed: Literal["matrices", "all_but_biases"] = "matrices"
+    decayed: Decayed = "matrices"
     """What decays.  ``"all_but_biases"`` pulls the norms within layers and single vectors to zero as well, as scModelForge
     does; other norms never decay."""
     decoupled: bool = True
