@@ -17,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.train import finetune
 from scgpt_tools.train.pretrain import pretrain
 
@@ -31,6 +32,22 @@ CONFIG = {
         {"name": "contrastive_cells", "weight": 5},
     ],
     "train": {"epochs": 3, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu", "schedule": "cosine"},
+}
+
+# Bins are averaged over bins, and experts count what they do, over both processes; padding is hidden, which differs between
+# minibatches of one size and another.
+DEEPSC = {
+    "data": {"paths": ["logged.h5ad"], "validation": 0.1},
+    "family": {
+        "name": "deepsc",
+        "dim": 16,
+        "layers": 2,
+        "heads": 2,
+        "dropout": 0.0,
+        "options": {"padding_mask": True, "gene_layers": 1},
+    },
+    "corruption": {"name": "mask_values", "ratio": 0.4},
+    "train": {"epochs": 3, "batch_size": 16, "lr": 1e-3, "accelerator": "cpu", "schedule": "restarts", "warmup": 3},
 }
 
 PRETRAIN = "import sys; from scgpt_tools.train import pretrain; pretrain(sys.argv[1], data=sys.argv[2])"
@@ -80,14 +97,17 @@ model.to("cpu").save(folder / f"{name}{os.environ['RANK']}")
 
 @pytest.fixture
 def folder(tmp_path, make_cells) -> Path:
-    make_cells(80, seed=1).write_h5ad(tmp_path / "cells.h5ad")
+    cells = make_cells(80, seed=1)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    cells.X = cells.X.log1p()
+    cells.write_h5ad(tmp_path / "logged.h5ad")
     return tmp_path
 
 
-def written(folder: Path, name: str, **train) -> Path:
+def written(folder: Path, name: str, base: dict = CONFIG, **train) -> Path:
     """A configuration file whose output is a folder of its own."""
     path = folder / f"{name}.yaml"
-    config = CONFIG | {"train": CONFIG["train"] | train, "output": str(folder / name)}
+    config = base | {"train": base["train"] | train, "output": str(folder / name)}
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -148,11 +168,56 @@ def test_two_processes_are_one_with_the_doubled_minibatch(folder):
     columns = [name for name in one if name.startswith(("train_", "validation_"))]
     assert "train_contrastive_cells" in columns
     np.testing.assert_allclose(two[columns], one[columns], rtol=2e-4)
-    from scgpt_tools.models.cell_model import CellModel
-
     shared = CellModel.from_pretrained(folder / "shared", device="cpu")
     for name, tensor in alone.state_dict().items():
         torch.testing.assert_close(shared.state_dict()[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_two_streams_as_one(folder):
+    alone = pretrain(written(folder, "alone", DEEPSC, batch_size=16), data=folder)
+    config = written(folder, "shared", DEEPSC, batch_size=8, devices=2, strategy="ddp")
+    finish(
+        start(
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "--no-python",
+            sys.executable,
+            "-c",
+            PRETRAIN,
+            str(config),
+            str(folder),
+        )  # fmt: skip
+    )
+    one, two = (pd.read_csv(folder / name / "run" / "history.csv") for name in ("alone", "shared"))
+    columns = ["train_loss", "train_masked_bins", "train_masked_expression"]
+    np.testing.assert_allclose(two[columns], one[columns], rtol=2e-4)
+    shared = CellModel.from_pretrained(folder / "shared", device="cpu")
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(shared.state_dict()[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_pretraining_two_streams_goes_on_where_it_was_killed(folder):
+    finish(start("-c", PRETRAIN, str(written(folder, "whole", DEEPSC, epochs=30, checkpoint_steps=2)), str(folder)))
+    process = start("-c", PRETRAIN, str(written(folder, "killed", DEEPSC, epochs=30, checkpoint_steps=2)), str(folder))
+    history = folder / "killed" / "run" / "history.csv"
+    try:
+        deadline = time.monotonic() + 120
+        while not (history.exists() and len(history.read_text().splitlines()) > 3):
+            assert process.poll() is None, process.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    again = written(folder, "killed", DEEPSC, epochs=30, checkpoint_steps=2, resume=True)
+    finish(start("-c", PRETRAIN, str(again), str(folder)))
+    whole, resumed = (load_file(folder / name / "model.safetensors") for name in ("whole", "killed"))
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
 
 
 def in_two(folder: Path, name: str, *, until: int = 0, options: str = "{}") -> subprocess.Popen[bytes]:
