@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from golden_runners._scmodelforge_data import run_orthologs, run_shard_folder
 from golden_runners._scmodelforge_models import run_adapters, run_classification, run_export, run_model
 from golden_runners._scmodelforge_tokens import run_masking, run_pipeline, run_selection, run_tokens
 from golden_runners._scmodelforge_training import (
@@ -33,6 +34,8 @@ def runner_of(case: dict) -> Callable[[Path, dict], None]:
         run_masking: "mask_action_ratio" in made,
         run_steps: "optimizer" in called,
         run_schedules: bool({"cosine_warmup", "cosine", "linear"} & set(called)),
+        run_shard_folder: "shard_size" in made,
+        run_orthologs: "canonical_organism" in made,
         run_weighted: "curriculum_warmup_epochs" in made,
         run_shards: "num_replicas" in made,
         run_probe: "cell_type_key" in made,

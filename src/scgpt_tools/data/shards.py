@@ -1,0 +1,206 @@
+"""Cells in shards as scModelForge writes them: arrays that are mapped into memory, and a manifest.
+
+Each shard is a folder with ``X.npy`` (float32) and ``gene_indices.npy`` (int64), whose rows are the values above zero of a
+cell and their token ids, with zeros behind; ``n_genes.npy``, ``obs.parquet`` and ``metadata.json``.  Unlike the original's,
+the reader compares the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scgpt_tools._files import as_path, read_json, written_together
+from scgpt_tools._optional import optional
+from scgpt_tools._validate import check_integer, check_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.tokens.features import FeatureTable
+    from scgpt_tools.vocabulary import Vocabulary
+
+MANIFEST, OBS = "manifest.json", "obs.parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Some cells, of which nothing is read before it is asked for."""
+
+    values: NDArray[np.float32]
+    """(n, M) values above zero, then zeros."""
+    genes: NDArray[np.int64]
+    """(n, M) token ids, then zeros."""
+    n_genes: NDArray[np.int64]
+    """(n,) how many are there."""
+    obs: pd.DataFrame
+    """What is known of the cells."""
+
+    def matrix(self, n_tokens: int) -> sp.csr_matrix:
+        """Put the values into a table with a column for each token.
+
+        Parameters
+        ----------
+        n_tokens
+            Size of the vocabulary.
+        """
+        there = np.arange(self.values.shape[1]) < self.n_genes[:, None]
+        starts = np.concatenate(([0], np.cumsum(self.n_genes)))
+        found = sp.csr_matrix((self.values[there], self.genes[there], starts), shape=(len(self.n_genes), n_tokens))
+        found.sort_indices()
+        return found
+
+
+def write_shards(
+    source: RowSource,
+    features: FeatureTable,
+    vocabulary: Vocabulary,
+    folder: str | PathLike[str],
+    *,
+    shard_size: int = 500_000,
+    obs_keys: Sequence[str] = (),
+    absent: str | None = None,
+) -> Path:
+    """Write cells in shards, one after another.
+
+    Parameters
+    ----------
+    source
+        The cells.
+    features
+        Which columns are which tokens; other genes are left out.
+    vocabulary
+        What ``features`` were matched to; its hash goes to the manifest.
+    folder
+        Where to write; must hold no manifest yet.
+    shard_size
+        Cells of a shard.
+    obs_keys
+        Columns of ``obs`` to keep, as texts (extra ``text``, for pyarrow); without any no ``obs.parquet`` is written.
+    absent
+        What stands for a column that is not there; ``None`` refuses it.
+
+    Returns
+    -------
+    The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds shards already.
+    ImportError
+        If columns of ``obs`` are kept and pyarrow is not installed.
+    KeyError
+        If a column of ``obs`` is not there.
+    """
+    check_integer("shard_size", shard_size)
+    place, keys = as_path("folder", folder), check_texts("obs_keys", obs_keys, least=0)
+    if keys:
+        optional("pyarrow", extra="text")
+    missing = [key for key in keys if key not in source.obs.columns]
+    if missing and absent is None:
+        raise KeyError(f"Expected the columns {missing} in obs, found {list(map(str, source.obs.columns))[:8]}.")
+    if (place / MANIFEST).exists():
+        raise FileExistsError(f"Expected a folder without shards, found {MANIFEST} in {str(place)!r}. Choose another.")
+    sizes = []
+    for number, start in enumerate(range(0, len(source), shard_size)):
+        cells = np.arange(start, min(start + shard_size, len(source)))
+        obs = pd.DataFrame(
+            {
+                key: np.full(len(cells), absent)
+                if key in missing
+                else source.obs[key].iloc[cells].astype(str).to_numpy()
+                for key in keys
+            }
+        )
+        _write(place / f"shard_{number:03d}", source.take(cells), features, obs)
+        sizes.append(len(cells))
+    manifest = {
+        "n_shards": len(sizes),
+        "total_cells": len(source),
+        "shard_sizes": sizes,
+        "vocab_hash": vocabulary_hash(vocabulary),
+    }
+    with written_together(place) as aside:
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return place
+
+
+def open_shards(folder: str | PathLike[str], vocabulary: Vocabulary) -> list[Shard]:
+    """Open shards without reading them.
+
+    Parameters
+    ----------
+    folder
+        What :func:`write_shards` or scModelForge wrote.
+    vocabulary
+        The one that token ids are of.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is not there.
+    ImportError
+        If the shards have columns of ``obs`` and pyarrow is not installed.
+    ValueError
+        If the shards were written with another vocabulary.
+    """
+    place = as_path("folder", folder)
+    if not (place / MANIFEST).is_file():
+        raise FileNotFoundError(f"Expected {MANIFEST} in the folder of shards {str(place)!r}, found none.")
+    manifest = read_json(place / MANIFEST)
+    if manifest.get("vocab_hash") != vocabulary_hash(vocabulary):
+        raise ValueError(
+            f"Expected shards of this vocabulary in {str(place)!r}, found those of another: their token ids would stand for "
+            "other genes. Write them again."
+        )
+    return [
+        _open(place / f"shard_{number:03d}") for number in range(check_integer("n_shards", manifest.get("n_shards")))
+    ]
+
+
+def vocabulary_hash(vocabulary: Vocabulary) -> str:
+    """MD5 of the genes and their ids, as scModelForge has it; it tells vocabularies apart and protects from nothing."""
+    genes = {token: number for number, token in enumerate(vocabulary) if not vocabulary.is_special(token)}
+    return hashlib.md5(json.dumps(genes, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+
+
+def _write(folder: Path, X: sp.csr_matrix, features: FeatureTable, obs: pd.DataFrame) -> None:
+    known = sp.csr_matrix(X)[:, features.columns]
+    known.data[known.data < 0] = 0
+    known.eliminate_zeros()
+    known.sort_indices()
+    counts = np.diff(known.indptr).astype(np.int64)
+    most = int(max(counts, default=0))
+    values, genes = np.zeros((len(counts), most), np.float32), np.zeros((len(counts), most), np.int64)
+    there = np.arange(most) < counts[:, None]
+    values[there], genes[there] = known.data, features.ids[known.indices]
+    with written_together(folder) as aside:
+        for name, array in (("X", values), ("gene_indices", genes), ("n_genes", counts)):
+            np.save(aside / f"{name}.npy", array)
+        if len(obs.columns):
+            obs.to_parquet(aside / OBS)
+        said = {"n_cells": len(counts), "max_genes": most}
+        (aside / "metadata.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def _open(folder: Path) -> Shard:
+    values, genes, n_genes = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("X", "gene_indices", "n_genes")
+    )
+    obs = pd.DataFrame(index=range(len(n_genes)))
+    if (folder / OBS).is_file():
+        optional("pyarrow", extra="text")
+        obs = pd.read_parquet(folder / OBS)
+    return Shard(values, genes, n_genes, obs)

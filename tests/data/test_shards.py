@@ -1,0 +1,54 @@
+"""Shards there and back, and what is refused."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.data.shards import open_shards, write_shards
+from scgpt_tools.tokens import FeatureTable
+from scgpt_tools.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(["<pad>", "<cls>", "A", "B", "C"])
+
+
+@pytest.fixture
+def cells() -> ad.AnnData:
+    X = np.random.default_rng(0).poisson(0.7, size=(7, 4)).astype(np.float32)
+    X[2] = 0
+    return ad.AnnData(X, pd.DataFrame(index=[f"cell{i}" for i in range(7)]), pd.DataFrame(index=list("CxAB")))
+
+
+def written(cells, folder, **options):
+    features = FeatureTable.from_var(cells.var, VOCABULARY, min_coverage=0)
+    return write_shards(RowSource(cells), features, VOCABULARY, folder, shard_size=3, **options)
+
+
+def test_there_and_back(cells, tmp_path):
+    shards = open_shards(written(cells, tmp_path), VOCABULARY)
+    assert [len(shard.n_genes) for shard in shards] == [3, 3, 1]
+    assert isinstance(shards[0].values, np.memmap)
+    found = np.concatenate([shard.matrix(len(VOCABULARY)).toarray() for shard in shards])
+    np.testing.assert_array_equal(found[:, [4, 2, 3]], cells.X[:, [0, 2, 3]])
+    assert not found[2].any()
+
+
+def test_refusals(cells, tmp_path):
+    written(cells, tmp_path)
+    with pytest.raises(FileExistsError, match=r"manifest\.json"):
+        written(cells, tmp_path)
+    with pytest.raises(ValueError, match="those of another"):
+        open_shards(tmp_path, Vocabulary(["<pad>", "<cls>", "B", "A", "C"]))
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
+        open_shards(tmp_path / "shard_000", VOCABULARY)
+
+
+def test_columns_that_are_not_there(cells, tmp_path):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(KeyError, match="kind"):
+        written(cells, tmp_path, obs_keys=["kind"])
+    shard = open_shards(written(cells, tmp_path, obs_keys=["kind"], absent="unknown"), VOCABULARY)[0]
+    assert shard.obs["kind"].tolist() == ["unknown"] * 3
