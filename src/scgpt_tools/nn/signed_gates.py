@@ -17,6 +17,8 @@ from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.sockets import Embedded, Encoded, Sizes, check_least
 
 if TYPE_CHECKING:
+    from typing import Literal  # noqa: F401 - a field of the base names it
+
     from torch import Tensor
 
     from scgpt_tools.nn.attention import Layout

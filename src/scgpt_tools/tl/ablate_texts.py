@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    import numpy as np  # noqa: F401 - a part of RngLike
     import torch
     from anndata import AnnData
 
