@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from golden_runners._scmodelforge import batch_of, built, loaded, same, same_gradients, tensors, without_targets
 from scgpt_tools.objectives import MaskedBins, MaskedExpression, MaskedGenes
@@ -84,13 +84,21 @@ def run_classification(folder: Path, case: dict) -> None:
     output = model(batch, ("cell_type",))
     same(output.cell, expected["embeddings"], case, "embeddings")
     same(output["cell_type"], expected["logits"], case, "logits")
-    loss = cross_entropy(output["cell_type"], inputs["task_labels"])
+    labels = inputs["task_labels"]
+    if arguments["task"] == "regression":
+        loss = mse_loss(output["cell_type"].view(labels.shape), labels)
+    else:
+        loss = cross_entropy(output["cell_type"], labels)
     same(loss, expected["loss"], case, "loss")
     loss.backward()
     same_gradients(model, expected, case)
     out = model.heads["cell_type"].out
     last = max(name for name in expected if name.startswith("grad.head.net.") and name.endswith("weight"))
     same(out.weight.grad, expected[last], case, last)
+
+
+# Maps that the original adapts unless it is told otherwise, by our names.
+_MAPS = {"out_proj": "out", "linear1": "expand", "linear2": "contract"}
 
 
 def run_adapters(folder: Path, case: dict) -> None:
@@ -105,14 +113,16 @@ def run_adapters(folder: Path, case: dict) -> None:
     merged = built(case["constructor_args"]["backbone"], weights, lora=lora)
     plain = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}
     model = built(case["constructor_args"]["backbone"], plain)
-    settings = LoraConfig(rank=lora["rank"], alpha=lora["alpha"], targets=("out", "expand", "contract"))
+    settings = LoraConfig(
+        rank=lora["rank"], alpha=lora["alpha"], targets=tuple(_MAPS[name] for name in lora["target_modules"] or _MAPS)
+    )
     maps = adapted_maps(model, settings)
     with torch.no_grad():
         same(merged.embed_cells(batch), expected["encode_merged"], case, "merged")
         same(model.embed_cells(batch), expected["encode_recorded_eval"], case, "without adapters")
         kind = peft.LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=0.0, target_modules=maps)
         peft.LoraModel(model, kind, "default")
-        ours = {"out_proj": "attention.out", "linear1": "feed_forward.expand", "linear2": "feed_forward.contract"}
+        ours = {name: model.encoder.adapted[ours] for name, ours in _MAPS.items()}
         trained = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
         for name, tensor in weights.items():
             if ".lora_" in name:

@@ -28,7 +28,9 @@ def settings_of(arguments: dict, inputs: dict) -> TokenizerConfig:
     style, n_bins = arguments["strategy"], arguments.get("n_bins", 51)
     zeros = arguments.get("include_zero_genes", style not in ("rank_value", "gene_embedding"))
     edges = None
-    if style == "binned_expression":
+    if arguments.get("bin_edges") is not None:
+        edges = tuple(arguments["bin_edges"])
+    elif style == "binned_expression":
         quantile = arguments.get("binning_method", "uniform") == "quantile"
         edges = (
             quantile_edges(inputs["fit_values"].numpy(), n_bins)
@@ -139,6 +141,7 @@ def run_masking(folder: Path, case: dict) -> None:
         other=other,
         keep=round(1 - made["mask_action_ratio"] - other, 10),
         compat=True,
+        keep_first=int(bool((batch.genes[:, 0] == SPECIALS.index("<cls>")).all())),
         mask_gene=SPECIALS.index("<mask>"),
     )
     order = torch.full_like(batch.genes, 10**6)

@@ -48,3 +48,15 @@ def test_annotation(cells):
     )
     sct.tl.annotate(cells, tuned, key_added="guess")
     assert set(cells.obs["guess"]) <= set(cells.obs["kind"])
+
+
+def test_what_comes_next_is_not_asked_of_an_encoder_that_sees_it(tmp_path, cells):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    config = {
+        "data": {"paths": ["cells.h5ad"]},
+        "family": {"name": "scmodelforge", **SIZES},
+        "corruption": {"name": "next_tokens"},
+    }
+    with pytest.raises(ValueError, match="looks back only"):
+        pretrain(config, data=tmp_path, output=tmp_path / "model")
+    assert not (tmp_path / "model" / "config.json").exists()

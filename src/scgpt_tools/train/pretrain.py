@@ -22,6 +22,7 @@ from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.families import family_named
 from scgpt_tools.objectives import Objective, check_objectives
 from scgpt_tools.tokens.corruptions import Corruption, GenerateExpression, MaskValues
+from scgpt_tools.tokens.gene_masking import NextTokens
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 from scgpt_tools.train.collection import (
     Collection,
@@ -160,6 +161,11 @@ def pretrain(
         counts = collection.count_cells()
         vocabulary = _vocabulary(config, counts, folder)
         model = new_model(config, vocabulary)
+        if isinstance(config.corruption, NextTokens) and not model.encoder.ordered:
+            raise ValueError(
+                f"Expected a model that looks back only for the corruption 'next_tokens', found {config.family.name!r}, which "
+                "would see what it is asked for. Take the family 'scmodelforge_causal', or another corruption."
+            )
         cells = _cells(config, collection, counts, model)
         logger.info(
             "Training on %d cells and %d genes of %d files.", len(cells.train), len(vocabulary), len(collection.sources)
