@@ -97,7 +97,7 @@ def test_without_settings_the_usual_number_of_heads_is_taken_with_a_warning(tmp_
     folder = model.export(tmp_path)
     (folder / "config.json").unlink()
     with pytest.warns(UserWarning, match="num_heads"):
-        again = CellModel.from_pretrained(folder, device="cpu")
+        again = CellModel.from_pretrained(folder / "model.safetensors", device="cpu")
     assert again.config.encoder.heads == 8
 
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from scgpt_tools.models.config import HeadConfig
 
 SETTINGS, VOCABULARY, WEIGHTS = "config.json", "gene_vocab.json", ("model.safetensors", "model.pt")
-LAYOUT = FolderLayout("scModelForge's format", SETTINGS, WEIGHTS, VOCABULARY, settings_needed=False)
+LAYOUT = FolderLayout("scModelForge's format", SETTINGS, WEIGHTS, VOCABULARY)
 TYPES = {"transformer_encoder": ENCODER, "autoregressive_transformer": CAUSAL, "masked_autoencoder": AUTOENCODER}
 
 HEADS = 8
