@@ -142,6 +142,9 @@ def test_families_take_their_sizes(family):
     assert (config.family, config.dim, config.n_tokens, config.pad_id) == (family, 32, 27, vocabulary.pad_id)
     kind = DualStreamConfig if family.startswith("deepsc") else TransformerConfig
     own = {"gene_layers": 2} if family.startswith("deepsc") else {}
+    if family.startswith("scmodelforge"):
+        own = {"activation": "gelu", "norm": "pre", "final_norm": True}
+        own |= {"causal": family.endswith("causal"), "sees_hidden": not family.endswith("autoencoder")}
     assert config.encoder == kind(layers=3, heads=4, hidden=20, dropout=0.3, **own)
 
 

@@ -15,6 +15,7 @@ from scgpt_tools.models.config import (
     FromCellConfig,
     ModelConfig,
     Named,
+    TokenClassesConfig,
     TransformerConfig,
     scgpt_embedder,
 )
@@ -39,6 +40,7 @@ def model() -> CellModel:
             cell_type=ClassifierConfig(classes=CLASSES),
             batch=AdversaryConfig(classes=BATCHES),
             bins=BinsConfig(bins=5, stream=None),
+            genes=TokenClassesConfig(),
         ),
     )
     return CellModel(config)
@@ -69,7 +71,7 @@ def cells() -> TokenBatch:
 @pytest.fixture
 def masked(cells) -> TokenBatch:
     batch = MaskValues(ratio=0.4)(cells, np.random.default_rng(0))
-    return batch.replace(target_bins=batch.target.clamp(min=0).long())
+    return batch.replace(target_bins=batch.target.clamp(min=0).long(), target_genes=batch.genes)
 
 
 @pytest.fixture
