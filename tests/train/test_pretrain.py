@@ -314,7 +314,7 @@ def test_a_run_goes_on_with_its_own_files_only(folder, tmp_path):
         ("data", {"validation": 1.0}), ("data", {"validation": -0.1, "test": 0.2}), ("data", {"block": 0}),
         ("data", {"sampling": "some"}), ("data", {"rng": 1.5}), ("family", {"dim": 0}),
         ("family", {"dropout": 1.0}), ("family", {"gain": 0}), ("vocabulary", {"min_coverage": 2.0}),
-        ("vocabulary", {"min_cells": 0}), ("train", {"epochs": 0}), ("train", {"schedule": "linear"}),
+        ("vocabulary", {"min_cells": 0}), ("train", {"epochs": 0}), ("train", {"schedule": "triangle"}),
     ],
 )  # fmt: skip
 def test_every_setting_is_checked(part, options):
