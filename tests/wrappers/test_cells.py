@@ -337,7 +337,7 @@ def test_a_run_of_a_wrapper_goes_on_with_its_question_only(build, adata, tmp_pat
     [
         {"CLS": "False"}, {"epochs": 0}, {"lr": np.nan}, {"batch_size": 1.5}, {"grad_clip": -1.0}, {"seed": -1},
         {"scheduler_step": 0}, {"scheduler_gamma": 0.0}, {"use_amp": "no"}, {"save_dir": 3}, {"log_interval": 0},
-        {"mask_ratio": "0.4"}, {"schedule": "linear"},
+        {"mask_ratio": "0.4"}, {"schedule": "triangle"},
     ],
     ids=str,
 )  # fmt: skip
