@@ -293,6 +293,8 @@ def test_of_several_columns_the_one_with_most_counts_is_read(adata, as_form, mod
 @pytest.mark.parametrize("key", ["", " ", ".", "..", "a/b", None, 5, ["x"]])
 @pytest.mark.parametrize("task", ["embed", "embed_genes", "annotate", "map_reference", "tokenize"])
 def test_a_name_that_no_file_can_keep_is_refused(adata, classifier, unchanged, key, task):
+    if key is None and task.startswith("embed"):
+        pytest.skip("the key of the model's family")
     before = unchanged(adata)
     function = getattr(sct.pp if task == "tokenize" else sct.tl, task)
     with pytest.raises((ValueError, TypeError), match="Expected `key_added`"):

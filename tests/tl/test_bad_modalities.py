@@ -33,8 +33,8 @@ def damaged(trained, monkeypatch) -> CellModel:
     real = trained.encoder.forward
 
     def strange(*args, **options):
-        x, weights = real(*args, **options)
-        return x * float("nan"), weights
+        encoded = real(*args, **options)
+        return encoded._replace(tokens=encoded.tokens * float("nan"))
 
     monkeypatch.setattr(trained.encoder, "forward", strange)
     return trained
