@@ -41,6 +41,7 @@ def test_freed_memory_is_used_again():
 ERRORS = [
     torch.cuda.OutOfMemoryError("CUDA out of memory."),
     RuntimeError("MPS backend out of memory (allocated: 9 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 
@@ -62,7 +63,7 @@ def small_device(error, most):
     return compute, seen
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "mps"])
+@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "mps", "library"])
 def test_where_memory_is_short_a_minibatch_is_computed_in_parts(error):
     batch = some_cells(7)
     compute, seen = small_device(error, 2)

@@ -93,7 +93,7 @@ def provenance(adata: AnnData | MuData) -> pd.DataFrame:
     Parameters
     ----------
     adata
-        A table with results of :mod:`scgpt_tools.tl` or :mod:`scgpt_tools.pp`.
+        A table with results of ``tl`` or ``pp``.
 
     Returns
     -------

@@ -103,7 +103,9 @@ class Fitting:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "backend out of memory" in str(error)
+    # CUDA's libraries have words of their own for a card that is nearly full.
+    said = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "backend out of memory" in said or "ALLOC_FAILED" in said
 
 
 def compute(
@@ -153,7 +155,7 @@ def computed_rows(
     with (
         torch.inference_mode(),
         autocast(plan.precision, model.device),
-        in_threads(several=model.device.type != "cpu" or divisible(model), device=model.device) as run,
+        in_threads(several=model.device.type == "cuda" or divisible(model), device=model.device) as run,
     ):
         # A norm that takes the label of the first cell for all has to see the minibatch as it is.
         whole = model.config.embedder.norm == "domain_of_first"

@@ -45,7 +45,7 @@ class ReleasedModel:
     """One set of published weights."""
 
     name: str
-    """What :meth:`~scgpt_tools.CellModel.from_pretrained` takes."""
+    """What :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes."""
     repository: str | None
     """Where it is downloaded from, on the Hugging Face Hub; ``None`` for what this package ships or a bucket has."""
     bucket: str | None = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.nn.attention import Layout
+    from scgpt_tools.nn.dual_stream import Cross  # noqa: F401 - a field of the base names it
     from scgpt_tools.nn.mixture import MixtureConfig
     from scgpt_tools.tokens.batch import PackedTokens, TokenBatch
 

@@ -27,7 +27,11 @@ from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
 from scgpt_tools.train.checkpoints import Fields, read_state, run_folder, whole_files
 from scgpt_tools.train.diagnosis import LossNotFiniteError, not_finite
-from scgpt_tools.train.optim import OptimizerConfig, Schedule  # noqa: F401 - a field of the base names it
+from scgpt_tools.train.optim import (
+    Decayed,  # noqa: F401 - a field of the base names it
+    OptimizerConfig,
+    Schedule,  # noqa: F401 - a field of the base names it
+)
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.train.runs import (
     BEST,
@@ -104,7 +108,7 @@ class FitConfig(OptimizerConfig):
     clip: float | None = 1.0
     """Largest norm of all gradients together; ``None`` does not clip."""
     precision: Precision = "fp32"
-    """Number format of matrix products, in the words of :mod:`scgpt_tools.tl`; the weights stay in float32.  ``bf16`` needs
+    """Number format of matrix products, in the words of ``tl``; the weights stay in float32.  ``bf16`` needs
     no loss scaling, and ``auto`` takes it on CUDA devices that have it."""
     monitor: str | None = None
     """Metric that says which state is best: ``validation_loss``, ``validation_accuracy``, ``train_loss``, ...;

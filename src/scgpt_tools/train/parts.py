@@ -39,7 +39,7 @@ def parts_for(
     tokenizer: TokenizerConfig,
     dropout: float | None = None,
 ) -> dict[str, Any]:
-    """Fields of a model's configuration that a task changes, as arguments of :meth:`~scgpt_tools.CellModel.adapt`.
+    """Fields of a model's configuration that a task changes, as arguments of :meth:`~scgpt_tools.models.CellModel.adapt`.
 
     ``batch_parts`` add an embedding of each batch for the expression heads, and with ``batch_norm`` a norm for each.
     """

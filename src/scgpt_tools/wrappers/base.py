@@ -129,7 +129,7 @@ class Wrapper(ABC):
         Parameters
         ----------
         directory
-            Folder to write; :meth:`from_pretrained`, :meth:`scgpt_tools.CellModel.from_pretrained` and the original
+            Folder to write; :meth:`from_pretrained`, :meth:`scgpt_tools.models.CellModel.from_pretrained` and the original
             read it.  A model in scGPT's format that this package wrote there is replaced.
 
         Returns
@@ -176,14 +176,14 @@ class Wrapper(ABC):
         Parameters
         ----------
         model
-            What :meth:`scgpt_tools.CellModel.from_pretrained` takes, such as ``"scgpt-human"``.
+            What :meth:`scgpt_tools.models.CellModel.from_pretrained` takes, such as ``"scgpt-human"``.
         device
             As for the class.
         gene_list
             Genes to read; the others are left out of the cells.  The vocabulary stays the checkpoint's, and genes that
             it lacks are appended with untrained rows.
         revision, token, cache_dir
-            As for :meth:`scgpt_tools.CellModel.from_pretrained`.
+            As for :meth:`scgpt_tools.models.CellModel.from_pretrained`.
         force_download
             Download the files again although they are in the cache.
         resume_download

@@ -43,7 +43,7 @@ class Family:
     """Describe the model of several modalities that a model becomes, from its configuration and the tokenizer of all of
     them; ``None`` for a family without."""
     original: str = "scgpt"
-    """Format of the original's checkpoints, which :meth:`~scgpt_tools.CellModel.export` writes."""
+    """Format of the original's checkpoints, which :meth:`~scgpt_tools.models.CellModel.export` writes."""
     finetuning: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Defaults by task that differ from the task's own: fields of :class:`~scgpt_tools.train.FitConfig` and arguments of
     :func:`~scgpt_tools.train.finetune`."""

@@ -56,7 +56,7 @@ def to_scgenept(
     Parameters
     ----------
     model
-        A model of scGPT, or what :meth:`~scgpt_tools.CellModel.from_pretrained` takes; it stays as it is.
+        A model of scGPT, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes; it stays as it is.
     model_type
         A name that :func:`~scgpt_tools.models.parse_model_type` reads, or :class:`~scgpt_tools.models.ModelType`.
     gene_embeddings
