@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import lightning
 import numpy as np
@@ -247,6 +248,21 @@ def test_records_of_the_version_before_count(make_model, make_data, tmp_path):
     record["asked"]["hidden"] = {name: value for name, value in hidden.items() if value is not None}
     (tmp_path / RUN).write_text(json.dumps(record))
     fit(make_model(), make_data(), BOTH, replace(how, resume=True))
+
+
+def test_a_run_that_the_version_before_began_goes_on(annotate, tmp_path):
+    """It lacks settings that came later, which have their defaults; ``earlier`` holds what that version wrote."""
+    annotate(tmp_path)
+    record = json.loads((Path(__file__).parent / "earlier" / RUN).read_text())
+    assert "decayed" not in record["asked"]["settings"]
+    now = json.loads((tmp_path / RUN).read_text())
+    # Checkpoints have the number of their run, and weights depend on the machine.
+    record["scgpt_tools_run"] = now["scgpt_tools_run"]
+    record["asked"] |= {name: now["description"][name] for name in ("base", "starting weights")}
+    (tmp_path / RUN).write_text(json.dumps(record))
+    annotate(tmp_path, resume=True, **QUICK | {"epochs": 2})
+    with pytest.raises(ValueError, match="settings.decoupled True, found False"):
+        annotate(tmp_path, resume=True, decoupled=False)
 
 
 def test_a_model_trained_in_place_goes_on_in_its_folder(make_model, make_data, tmp_path):

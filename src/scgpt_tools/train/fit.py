@@ -274,7 +274,8 @@ def fit(
     with _folder(config) as folder, _quiet(), own_random_numbers(config.seed), patient_products():
         checkpoint = run = None
         if config.resume and (folder / LAST).is_file():
-            run = check_same(folder, described or {}, began_here=_TRAINED_IN.get(model) == folder.resolve())
+            began_here = _TRAINED_IN.get(model) == folder.resolve()
+            run = check_same(folder, described or {}, usual=FitConfig(), began_here=began_here)
             checkpoint = _checkpoint_to_resume(model, config, folder, run)
         elif config.folder is not None:
             check_free(folder)

@@ -67,12 +67,11 @@ def describe_run(
     # Named for themselves.
     network.pop("batch_names")
     tokenizer = network.pop("tokenizer")
-    settings = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in OPEN}
     return {
         **_plain(more),
         "classes": None if classifier is None else _plain(classifier.names),
         "batches": _plain(model.config.batch_names),
-        "settings": _plain(settings) | {"monitor": monitor},
+        "settings": _settings(config) | {"monitor": monitor},
         "objectives": {term.name: _plain(term) for term in objectives},
         "hidden": None if data.corruption is None else _plain(data.corruption),
         **data.describe(),
@@ -112,10 +111,10 @@ def check_free(folder: Path) -> None:
         _read(folder)
 
 
-def check_same(folder: Path, description: Mapping[str, Any], *, began_here: bool) -> str:
+def check_same(folder: Path, description: Mapping[str, Any], *, usual: Dataclass, began_here: bool) -> str:
     """Refuse to go on with a run of another description.
 
-    ``began_here``: whether this very model was trained by that run, so that its weights are no longer those that it
+    ``usual``: settings that stand for those that came later than the run; ``began_here``: whether this very model was trained by that run, so that its weights are no longer those that it
     began with.
     """
     if not (folder / RUN).is_file():
@@ -124,7 +123,7 @@ def check_same(folder: Path, description: Mapping[str, Any], *, began_here: bool
             "an older version of this package or incomplete: begin in another folder."
         )
     record = _read(folder)
-    before, now = _flat(_current(record["description"])), _flat(json.loads(json.dumps(description)))
+    before, now = _flat(_current(record["description"], usual)), _flat(json.loads(json.dumps(description)))
     differing = [
         name for name in dict.fromkeys([*now, *before]) if not _alike(name, before, now, began_here=began_here)
     ]
@@ -153,11 +152,11 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _current(description: Mapping[str, Any]) -> dict[str, Any]:
+def _current(description: Mapping[str, Any], usual: Dataclass) -> dict[str, Any]:
     """The description of a run of the version before in the words of this one."""
     description = dict(description)
     if isinstance(settings := description.get("settings"), dict):
-        description["settings"] = _renamed(settings, seed="rng")
+        description["settings"] = _settings(usual) | _renamed(settings, seed="rng")
     if isinstance(terms := description.get("objectives"), dict):
         description["objectives"] = {name: _renamed(term, shown="visible") for name, term in terms.items()}
     if isinstance(hidden := description.get("hidden"), dict):
@@ -174,6 +173,11 @@ def _current(description: Mapping[str, Any]) -> dict[str, Any]:
             tokenizer["overflow"] = "shared" if reading.get("sampling") == "original" else "sample"
         description["tokenizer"] = to_dict(from_dict(TokenizerConfig, tokenizer, where=f"{RUN}.tokenizer"))
     return description
+
+
+def _settings(config: Dataclass) -> dict[str, Any]:
+    """Settings that change what is learnt."""
+    return {field.name: _plain(getattr(config, field.name)) for field in fields(config) if field.name not in OPEN}
 
 
 def _renamed(values: Any, **names: str) -> Any:
