@@ -8,6 +8,8 @@ import pytest
 
 import scgpt_tools as sct
 from scgpt_tools.models import CellModel
+from scgpt_tools.objectives import CellType, MaskedBins, MaskedExpression
+from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.train.pretrain import pretrain
 
 SIZES = {"dim": 16, "layers": 1, "heads": 2, "hidden": 16, "dropout": 0.1}
@@ -48,6 +50,34 @@ def test_annotation(cells):
     )
     sct.tl.annotate(cells, tuned, key_added="guess")
     assert set(cells.obs["guess"]) <= set(cells.obs["kind"])
+
+
+@pytest.mark.parametrize(
+    ("family", "corruption", "term"),
+    [
+        ("scmodelforge", None, MaskedExpression()),
+        ("deepsc", MaskValues(), MaskedBins()),
+    ],
+)
+def test_fine_tuning_hides_values_by_markers_of_the_model(cells, monkeypatch, family, corruption, term):
+    from scgpt_tools.models import FAMILIES as KNOWN
+    from scgpt_tools.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.from_genes(cells.var_names, KNOWN[family].specials)
+    model = CellModel(KNOWN[family](vocabulary, **SIZES), vocabulary).eval()
+    used = []
+    monkeypatch.setattr(
+        MaskValues, "__call__", lambda self, *given, call=MaskValues.__call__: used.append(self) or call(self, *given)
+    )
+    if family == "deepsc":
+        cells.X = cells.X.log1p()
+    sct.train.finetune(
+        cells, model, task="annotate", label_key="kind", objectives=[CellType(), term], corruption=corruption,
+        epochs=1, lr=1e-3, accelerator="cpu",
+    )  # fmt: skip
+    tokenizer = model.config.tokenizer
+    assert {hidden.mask_bin for hidden in used} == {tokenizer.mask_bin}
+    assert {hidden.mask_position for hidden in used} == {0 if tokenizer.positions else None}
 
 
 def test_what_comes_next_is_not_asked_of_an_encoder_that_sees_it(tmp_path, cells):

@@ -135,10 +135,11 @@ class CellTask(Task[OpenedCells]):
     def batches(self, model: CellModel, opened: OpenedCells) -> CellDataModule:
         """Tokens of the cells, some of them hidden if a term asks for hidden values."""
         _warn_about_length(model, opened.features)
+        corruption = self._hidden(model, opened.terms)
         return CellDataModule(
             [CellTable(opened.source, opened.features, _codes(opened.batches), _codes(opened.labels))],
             model.tokenizer,
-            corruption=self._hidden(model, opened.terms),
+            corruption=None if corruption is None else corruption.of(model.tokenizer),
             train=opened.train,
             validation=opened.validation,
             sampling=self.sampling,
