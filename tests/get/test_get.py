@@ -107,6 +107,12 @@ def test_where_results_come_from():
     assert "pooling='cls'" in row["params"]
 
 
+def test_numbers_that_were_drawn_with_keep_their_digits():
+    adata = ad.AnnData(np.zeros((2, 3), np.float32))
+    adata.uns = {"drawn": {"params": {"rng": 2**63 - 1}}, "other": {"params": {}}}
+    assert sct.get.provenance(adata).loc["drawn", "rng"] == 2**63 - 1
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

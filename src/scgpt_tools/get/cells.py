@@ -112,7 +112,8 @@ def provenance(adata: AnnData | MuData) -> pd.DataFrame:
     check_arguments(provenance, locals())
     rows = {name: _row(record) for name, record in adata.uns.items() if _is_ours(record)}
     columns = ["model", "checksum", "family", "n_matched", "n_features", "rng", "params"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    # As objects: a row without a number would make floats of the others.
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object)
 
 
 def _is_ours(record: Any) -> bool:
