@@ -124,3 +124,8 @@ def test_the_door_trains_as_the_model(screen):
     )
     with pytest.raises(ValueError, match="vocabulary"):
         sct.train.finetune(screen, door.cell_model, task="perturb", validation=0.0, **FAST)
+
+
+def test_what_its_head_cannot_tell_is_refused_before_training(model, log_cells):
+    with pytest.raises(ValueError, match="for the term 'zero_likelihood', found one of its family's own"):
+        sct.train.finetune(log_cells, model, task="integrate", batch_key="batch", **FAST)

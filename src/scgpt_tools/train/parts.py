@@ -80,8 +80,14 @@ def _heads(
     changes: dict[str, Any] = {}
     if "bins" in read and "bins" not in heads:
         raise ValueError("Expected a model with a head of bins for the term 'masked_bins', found one without.")
+    own = heads.get("expression", ExpressionConfig())
+    if "zero_likelihood" in names and not (isinstance(own, ExpressionConfig) or getattr(own, "nonzero", False)):
+        raise ValueError(
+            "Expected a model whose head of expression says how likely a value is not zero, for the term 'zero_likelihood', "
+            "found one of its family's own that does not. Pass `objectives` without that term."
+        )
     # Another head of that name is a family's own.
-    if "expression" in read and isinstance(heads.get("expression", ExpressionConfig()), ExpressionConfig):
+    if "expression" in read and isinstance(own, ExpressionConfig):
         expression = heads.find("expression", ExpressionConfig) or ExpressionConfig()
         changes["expression"] = replace(expression, nonzero=expression.nonzero or "zero_likelihood" in names)
     if "expression_from_cell" in read:
