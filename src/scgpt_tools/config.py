@@ -95,7 +95,7 @@ class Named(Mapping[str, Entry]):
         raise FrozenInstanceError(f"cannot assign to {name!r}; make another with `replace`")
 
     def __hash__(self) -> int:
-        return hash(tuple(self._entries.items()))
+        return hash(frozenset(self._entries.items()))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mapping) and self._entries == dict(other)

@@ -148,6 +148,13 @@ def test_families_take_their_sizes(family):
     assert config.encoder == kind(layers=3, heads=4, hidden=20, dropout=0.3, **own)
 
 
+def test_equal_tables_have_equal_hashes():
+    one, other = Named(a=ClassifierConfig(classes=2), b=ExpressionConfig()), ExpressionConfig()
+    same = Named(b=other, a=ClassifierConfig(classes=2))
+    assert one == same
+    assert hash(one) == hash(same)
+
+
 def test_scgpt_is_the_released_model():
     """51.33 million parameters with 60,697 tokens, as the files have; the tokenizer is that of pre-training."""
     config = replace(FAMILIES["scgpt"](testing.tiny_vocabulary()), n_tokens=60_697)
