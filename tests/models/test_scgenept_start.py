@@ -12,6 +12,7 @@ import torch
 from scgpt_tools import models, pp, tl
 from scgpt_tools.data.gene_embeddings import GeneEmbeddings
 from scgpt_tools.models import FAMILIES, CellModel, ModelType, to_scgenept
+from scgpt_tools.models.families.scmodelforge import SPECIALS
 from scgpt_tools.train import finetune
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen
@@ -167,3 +168,11 @@ def test_the_settings_of_an_export_say_what_tensors_do_not(base, tmp_path):
     exported = to_scgenept(base, "scgenept_go_all_gpt_avg", TEXTS, missing="draw").export(tmp_path)
     assert json.loads((exported / "args.json").read_text())["scgpt_tools"]["languages"]["go"]["source"] == "go_all_avg"
     assert models.parse_model_type("scgenept_go_all_gpt_avg").sources["go"] == "go_all_avg"
+
+
+@pytest.mark.parametrize("family", ["deepsc", "scmodelforge"])
+def test_only_scgpt_can_be_started_from(family):
+    vocabulary = Vocabulary([*SPECIALS, *GENES])
+    other = CellModel(FAMILIES[family](vocabulary, dim=16, layers=1, heads=2), vocabulary)
+    with pytest.raises(ValueError, match=f"Expected a model of scGPT, found '{family}'"):
+        to_scgenept(other, "scgenept_ncbi", TEXTS)

@@ -16,8 +16,9 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import as_seed, check_choice, check_type
 from scgpt_tools.data.gene_embeddings import GeneEmbeddings, Missing, warn_of_coverage
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.models.config import LanguageConfig
+from scgpt_tools.models.config import LanguageConfig, TransformerConfig
 from scgpt_tools.models.families.scgenept import scgenept
+from scgpt_tools.models.families.scgpt import SCGPT, SCGPT_MULTIOMIC, SCGPT_PERTURBATION
 from scgpt_tools.models.scgenept.names import ModelType, parse_model_type
 from scgpt_tools.models.transfer import copy_weights
 
@@ -33,6 +34,7 @@ Given: TypeAlias = GeneEmbeddings | Mapping[str, Any] | str | PathLike[str]
 
 _TAKEN = ("embedder.genes.", "embedder.values.", "encoder.")
 _OF_ATTENTION = "encoder."
+_BASES = tuple(family.name for family in (SCGPT, SCGPT_PERTURBATION, SCGPT_MULTIOMIC))
 
 
 def to_scgenept(
@@ -89,7 +91,8 @@ def to_scgenept(
     TypeError
         If a stream of texts has no embeddings.
     ValueError
-        If there is no such model type, a file holds anything but vectors, or no gene of it is in the vocabulary.
+        If the model is none of scGPT, there is no such model type, a file holds anything but vectors, or no gene of it is
+        in the vocabulary.
 
     Warns
     -----
@@ -114,6 +117,11 @@ def to_scgenept(
     kind = parse_model_type(model_type, compat=compat) if isinstance(model_type, str) else model_type
     found = _embeddings(kind, gene_embeddings)
     base = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
+    if base.config.family not in _BASES or not isinstance(base.config.encoder, TransformerConfig):
+        raise ValueError(
+            f"Expected a model of scGPT, found {base.config.family!r} with the encoder {base.config.encoder.kind!r}. Start "
+            "from one of scGPT, such as 'scgpt-human'."
+        )
     tables = _tables(base, found, missing=missing, genes=genes, compat=compat, seed=seed)
     config = scgenept(
         base.vocabulary,
