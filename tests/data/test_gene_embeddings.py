@@ -173,3 +173,20 @@ def test_no_overlap_is_refused():
 def test_coverage_is_counted():
     report = GeneEmbeddings.from_mapping(MAPPING).report(VOCABULARY, ["A", "X", "Q", "B"])
     assert report == {"embedded": 3, "vocabulary": 3, "vocabulary_embedded": 2, "data": 4, "data_embedded": 2}
+
+
+def test_the_text_of_an_alias_stands_behind_that_of_the_gene():
+    vocabulary = Vocabulary(["B", "A", "<pad>", "<cls>"], aliases={"OLD_A": "A", "OLD_B": "B"})
+    found = GeneEmbeddings(("A", "OLD_A", "OLD_B"), VECTORS)
+    rows = found.rows(vocabulary)
+    np.testing.assert_allclose(rows[:2], VECTORS[[2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(found.rows(vocabulary, genes=["OLD_A"])[1], VECTORS[1], rtol=1e-6)
+
+
+def test_references_in_a_pickle_do_not_multiply(tmp_path):
+    value: list = [np.ones(1)]
+    for _ in range(7):
+        value = [value] * 60
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(value))
+    found = read_pickle(tmp_path / "a.pkl")
+    assert found[0] is found[59]

@@ -236,13 +236,17 @@ class GeneEmbeddings:
         if compat is not None:
             check_choice("compat", compat, ("upstream",))
             return self._upstream(vocabulary, rng, genes)
-        wanted = self.genes if genes is None else [gene for gene in dict.fromkeys(genes) if gene in set(self.genes)]
         row = {gene: number for number, gene in enumerate(self.genes)}
+        wanted = list(self.genes if genes is None else (gene for gene in dict.fromkeys(genes) if gene in row))
+        named = set(wanted)
         ids = vocabulary.ids(wanted)
         known = [
             (token, row[gene])
             for token, gene in zip(ids.tolist(), wanted, strict=True)
-            if token >= 0 and not vocabulary.is_special(gene)
+            # A token's own text comes before that of another name for it.
+            if token >= 0
+            and not vocabulary.is_special(gene)
+            and (vocabulary.tokens[token] == gene or vocabulary.tokens[token] not in named)
         ]
         if not known:
             raise ValueError(

@@ -136,7 +136,7 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _arrays(_Unpickler(file).load())
+            return _arrays(_Unpickler(file).load(), {})
     except (pickle.UnpicklingError, ValueError) as error:
         found = str(error)[:160] or "a damaged file"
     except OSError:
@@ -149,20 +149,24 @@ def read_pickle(path: Path) -> Any:
     )
 
 
-def _arrays(value: Any, depth: int = 0) -> Any:
-    """Arrays in the places of what stands for them, as deep as plain values go."""
+def _arrays(value: Any, made: dict[tuple[int, int], Any], depth: int = 0) -> Any:
+    """Arrays in the places of what stands for them, as deep as plain values go; ``made``: what was made of each before."""
     if isinstance(value, _Array):
         return value.array
-    if isinstance(value, dict) and depth < _MOST_DEPTH:
-        return {key: _arrays(entry, depth + 1) for key, entry in value.items()}
+    if not isinstance(value, dict | list | tuple) or depth >= _MOST_DEPTH:
+        return value
+    # A few references in a file can stand for more values than there is memory.
+    place = (id(value), depth)
+    if place in made:
+        return made[place]
+    found: Any = value
+    if isinstance(value, dict):
+        found = {key: _arrays(entry, made, depth + 1) for key, entry in value.items()}
     # Long lists of numbers stay as they are.
-    if (
-        isinstance(value, list | tuple)
-        and depth < _MOST_DEPTH
-        and any(isinstance(x, _Array | dict | list) for x in value)
-    ):
-        return type(value)(_arrays(entry, depth + 1) for entry in value)
-    return value
+    elif any(isinstance(x, _Array | dict | list) for x in value):
+        found = type(value)(_arrays(entry, made, depth + 1) for entry in value)
+    made[place] = found
+    return found
 
 
 _MOST_DEPTH = 8
