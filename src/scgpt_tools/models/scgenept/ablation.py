@@ -41,7 +41,8 @@ def ablate(
         A model with embeddings of texts about genes, which stays as it is.
     how
         ``"zeroed"`` takes the texts away; ``"shuffled"`` gives each gene the text of another; ``"random"`` gives each gene
-        random numbers of the same norm.  Genes without a text stay as they are.
+        random numbers of the same norm.  Genes without a text stay as they are where the model masks them; rows that were
+        drawn for them (``missing="draw"``, the original's files) count as texts, as the tables do not tell them apart.
     streams
         Parts of the embedder to change, such as ``"go"``; ``None`` for all that read texts.
     rng
