@@ -56,6 +56,21 @@ def test_the_key_is_that_of_the_family(source, make_model, tmp_path):
     assert list(ad.read_zarr(tmp_path / "out.zarr").obsm) == ["X_toy"]
 
 
+def test_an_encoder_that_sees_padding_goes_on_with_the_same_minibatches(adata, source, tmp_path):
+    from scgpt_tools.models import FAMILIES, CellModel
+    from scgpt_tools.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.from_genes(adata.var_names)
+    sizes = {"dim": 8, "layers": 1, "heads": 2, "hidden": 8}
+    model = CellModel(FAMILIES["deepsc"](vocabulary, **sizes), vocabulary).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert embed(source, tmp_path / "out.zarr", model, batch_size=4)
+        with pytest.raises(ValueError, match="settings"):
+            embed(source, tmp_path / "out.zarr", model, batch_size=2)
+    assert ad.read_zarr(tmp_path / "out.zarr").uns["X_DeepSC"]["params"]["batch_size"] == 4
+
+
 @pytest.mark.parametrize("kind", ["h5ad", "dense", "h5mu", "zarr2", "zarr3"])
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_the_result_is_that_of_embed(adata, model, tmp_path, kind, chunk):

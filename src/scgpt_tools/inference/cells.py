@@ -182,6 +182,8 @@ class Cells:
                 "batch_key": request.batch_key or "",
                 **({} if request.modalities is None else {"modalities": ", ".join(request.modalities)}),
                 **params,
+                # Of encoders that see padding, cells depend on those beside them.
+                **({} if getattr(model.config.encoder, "padding_mask", True) else {"batch_size": request.batch_size}),
                 "rng": self.plan.seed,
                 "precision": self.plan.precision,
                 "attention": self.attention or "auto",

@@ -90,7 +90,8 @@ def annotate(
     {modality}
     {batch_key}
     batch_size
-        Cells computed at once; the result does not depend on it.
+        Cells computed at once; the result does not depend on it, except for models whose encoder sees padding, such as
+        DeepSC, of which ``params`` has it.
     device, precision, attention
         As in :func:`scgpt_tools.tl.embed`.
     {rng}

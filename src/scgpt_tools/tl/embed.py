@@ -98,7 +98,8 @@ def embed(
         Most tokens of a cell, the cell token included, at least 2; ``None`` takes what the model was trained with (1200).  Longer
         cells are represented by a random subset of their genes.
     batch_size
-        Cells computed at once; the result does not depend on it.
+        Cells computed at once; the result does not depend on it, except for models whose encoder sees padding, such as
+        DeepSC, of which ``params`` has it.
     device
         ``None`` takes ``settings.device``, else CUDA, MPS or CPU, whichever is there; a loaded model stays where it is.
     precision

@@ -281,7 +281,7 @@ def _with_content(stored: StoredCells, start: int, stop: int) -> tuple[AnnData, 
 
 
 def _request(about: dict[str, Any], stored: StoredCells, cells: Cells, keys: EmbedKeys, chunk: int) -> dict[str, str]:
-    """What has to agree for finished chunks to be of use.  Sizes of minibatches may differ: only rounding does."""
+    """What has to agree for finished chunks to be of use.  Sizes of minibatches may differ unless the encoder sees padding."""
     values = cells.source.take(range(len(cells.source)))
     features = cells.plan.features
     return {
