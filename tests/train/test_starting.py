@@ -45,3 +45,16 @@ def test_a_family_says_what_its_models_become(toy, monkeypatch):
     assert calls == [(toy.vocabulary, None, 0.1, 1)]
     assert (tuned.config.family, tuned.config.pooling) == ("toy", "mean")
     assert set(tuned.transfer.used) == set(toy.state_dict())
+
+
+def test_defaults_of_a_family_that_nobody_reads_are_refused(make_model, monkeypatch):
+    from dataclasses import replace
+
+    from scgpt_tools.models.families import FAMILIES
+    from scgpt_tools.train.starting import of_family
+
+    family = replace(FAMILIES["scgpt"], finetuning={"annotate": {"dropout": 0.3}, "perturb": {"dropout": 0.3}})
+    monkeypatch.setitem(FAMILIES, "scgpt", family)
+    assert of_family(make_model(), "perturb") == {"dropout": 0.3}
+    with pytest.raises(TypeError, match="default of the family 'scgpt' for 'annotate' named 'dropout'"):
+        of_family(make_model(), "annotate")

@@ -45,8 +45,8 @@ class Family:
     original: str = "scgpt"
     """Format of the original's checkpoints, which :meth:`~scgpt_tools.models.CellModel.export` writes."""
     finetuning: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Defaults by task that differ from the task's own: fields of :class:`~scgpt_tools.train.FitConfig` and arguments of
-    :func:`~scgpt_tools.train.finetune`."""
+    """Defaults by task that differ from the task's own: fields of :class:`~scgpt_tools.train.FitConfig`, and
+    ``dropout`` for ``"perturb"``."""
     objectives: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Loss terms by task, each a ``name`` and its options, as a configuration file holds them.
 
