@@ -8,7 +8,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from scgpt_tools import _plugins, testing
-from scgpt_tools.models import FAMILIES, families
+from scgpt_tools.models import FAMILIES, CellModel, families
+from scgpt_tools.models.config import HEADS
 from scgpt_tools.models.families import Family, embedding_key, family_named, gene_embedding_key
 from scgpt_tools.objectives import check_objectives
 
@@ -58,6 +59,24 @@ def test_a_package_adds_a_family(installed):
     assert family_named("toy") is TOY
     config = replace(FAMILIES["scgpt"](testing.tiny_vocabulary()), family="toy")
     assert (embedding_key(config), gene_embedding_key(config)) == ("X_toy", "X_toy_genes")
+
+
+def test_heads_that_a_package_adds_are_there_when_a_model_is_read(installed, tmp_path, monkeypatch):
+    (tmp_path / "added_family.py").write_text(
+        "from dataclasses import replace\n"
+        "from scgpt_tools.models.config import HEADS, ExpressionConfig\n"
+        "from scgpt_tools.models.families import FAMILIES\n"
+        "HEADS['added'] = ExpressionConfig\n"
+        "TOY = replace(FAMILIES['scgpt'], name='toy')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    vocabulary = testing.tiny_vocabulary()
+    model = CellModel(FAMILIES["scgpt"](vocabulary, dim=8, layers=1, heads=2, hidden=8), vocabulary)
+    model.save(tmp_path / "model")
+    installed(toy="added_family:TOY")
+    assert "added" not in HEADS
+    CellModel.from_pretrained(tmp_path / "model", device="cpu")
+    assert HEADS.pop("added")
 
 
 def test_embeddings_of_a_family_that_is_not_installed_have_its_name():

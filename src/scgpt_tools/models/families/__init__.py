@@ -50,6 +50,11 @@ def family_named(name: str) -> Family:
     return lookup(with_plugins(FAMILIES, GROUP, Family), name, "family of models")
 
 
+def load_families() -> None:
+    """Import families of other packages, whose modules may add parts, encoders and heads to the tables of these."""
+    with_plugins(FAMILIES, GROUP, Family)
+
+
 def find_family(config: ModelConfig) -> Family | None:
     """The family of a model; ``None`` if it is of a package that is not installed."""
     return with_plugins(FAMILIES, GROUP, Family).get(config.family)

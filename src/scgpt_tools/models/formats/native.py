@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from scgpt_tools._files import placed, written_together
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import ModelConfig
+from scgpt_tools.models.families import load_families
 from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.base import (
     as_float,
@@ -125,6 +126,7 @@ def _read_content(source: Source) -> _Content:
         )
     if version == 1 and isinstance(content.get("model"), dict):
         content["model"] = in_todays_words(content["model"], where=f"{CONFIG}.model")
+    load_families()
     return from_dict(_Content, content, where=CONFIG)
 
 
