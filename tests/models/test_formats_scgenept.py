@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -108,3 +109,26 @@ def test_predicting_a_gene_that_is_not_measured_changes_nothing():
         tl.predict_perturbation(adata, "D", made(), condition_key=None)
     assert not adata.layers
     assert not adata.uns
+
+
+@pytest.mark.parametrize("family", ["scgenept", "scgpt"])
+@pytest.mark.parametrize(
+    "change",
+    [{"norm": "pre"}, {"activation": "gelu"}, {"final_norm": True}, {"causal": True}, {"padding_mask": False}],
+)
+def test_layers_that_the_original_runs_otherwise_are_not_written(tmp_path, family, change):
+    sizes = {key: size for key, size in TINY.items() if key != "width" or family == "scgenept"}
+    config = FAMILIES[family](VOCABULARY, **sizes)
+    changed = CellModel(replace(config, encoder=replace(config.encoder, **change)), VOCABULARY)
+    key, value = next(iter(change.items()))
+    with pytest.raises(ValueError, match=f"{key}={value!r}"):
+        changed.export(tmp_path)
+
+
+def test_writing_draws_nothing_from_the_generator_of_others(tmp_path):
+    model, before = made(), torch.random.get_rng_state()
+    first = tensors(model, tmp_path / "a")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(3)
+    again = tensors(model, tmp_path / "b")
+    assert torch.equal(first["cls_decoder.out_layer.weight"], again["cls_decoder.out_layer.weight"])

@@ -36,7 +36,15 @@ from scgpt_tools.models.formats.base import as_float, checksums, read_settings, 
 from scgpt_tools.models.formats.format import Checkpoint, Format, Source, share_known
 from scgpt_tools.models.formats.rename import Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt import ARGS, ATTENTION_NAMES, OTHER_NAMES, VOCABULARY
-from scgpt_tools.models.formats.scgpt_config import CHECKSUMS, OWN, Settings, check_matrices, checksums_in
+from scgpt_tools.models.formats.scgpt_config import (
+    CHECKSUMS,
+    OWN,
+    Settings,
+    check_layers,
+    check_matrices,
+    checksums_in,
+    transformer_of,
+)
 from scgpt_tools.nn.heads import ClassifierHead
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 from scgpt_tools.vocabulary import Vocabulary
@@ -258,11 +266,14 @@ def write(
             "original cannot: it would predict other numbers. Train with missing='draw' to exchange models with it, or "
             "keep this one with `save`."
         )
+    check_layers(transformer_of(config))
     tensors = _merged({key: tensor.detach().cpu() for key, tensor in weights.items()}, languages)
     if "heads.cls.out.weight" not in tensors:
-        tensors |= {
-            f"heads.cls.{key}": value.detach() for key, value in ClassifierHead(config.dim, 1).state_dict().items()
-        }
+        # The same numbers each time, and none of the caller's.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            unused = ClassifierHead(config.dim, 1).state_dict()
+        tensors |= {f"heads.cls.{key}": value.detach() for key, value in unused.items()}
     go = languages.get("go")
     axis = "c" if go is None else go.source.removeprefix("go_").split("_")[0]
     prefix = _GO.get(axis, _GO["f"])

@@ -28,6 +28,7 @@ from scgpt_tools.models.formats.rename import Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt_config import (
     CHECKSUMS,
     OWN,
+    check_layers,
     check_matrices,
     checksums_in,
     config_from,
@@ -209,6 +210,7 @@ def write(
             "Expected `attention_names` to be 'fused' or 'wrapped' for a model with encoder.norm='replace', found "
             "'torch': the original's layers of that spelling know no such norm and would compute other numbers."
         )
+    check_layers(transformer_of(config), norms=("post", "replace"))
     theirs = to_scgpt({key: tensor.detach().cpu() for key, tensor in weights.items()}, attention_names)
     theirs = {key: tensor.contiguous() for key, tensor in theirs.items()}
     args = settings_of(config, vocabulary, fused=attention_names != "torch")

@@ -449,6 +449,24 @@ def transformer_of(config: ModelConfig) -> TransformerConfig:
     return config.encoder
 
 
+def check_layers(encoder: TransformerConfig, *, norms: tuple[str, ...] = ("post",)) -> None:
+    """Refuse an encoder whose layers the original would run otherwise, as no setting of its names them."""
+    usual: dict[str, tuple[Any, ...]] = {
+        "norm": norms,
+        "activation": ("relu",),
+        "final_norm": (False,),
+        "causal": (False,),
+        "sees_hidden": (True,),
+        "padding_mask": (True,),
+    }
+    others = [f"{name}={value!r}" for name, known in usual.items() if (value := getattr(encoder, name)) not in known]
+    if others:
+        raise ValueError(
+            f"Expected an encoder such as the original's to write it in its format, found one with {', '.join(others)}: the "
+            "original would compute other numbers. Keep the model with `save`."
+        )
+
+
 def _in_our_words(
     config: ModelConfig, vocabulary: Vocabulary, settings: Mapping[str, Any], *, affine: bool
 ) -> dict[str, Any]:
