@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -22,8 +23,6 @@ TOKENS = scmodelforge_tokens(length=20)
 
 def original(name: str) -> CellModel:
     """A model that the original could have."""
-    from dataclasses import replace
-
     config = FAMILIES[name](VOCABULARY, **TINY, tokenizer=TOKENS)
     if name == "scmodelforge_causal":
         from scgpt_tools.models.config import Named, TokenClassesConfig
@@ -153,3 +152,68 @@ def test_what_the_original_has_no_words_for_is_refused(tmp_path):
     plain = FAMILIES["scmodelforge"](VOCABULARY, **TINY | {"final_norm": True})
     with pytest.raises(ValueError, match="a norm after the last layer"):
         CellModel(plain, VOCABULARY).export(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("scmodelforge_causal", {"both_ways_for_cells": False}),
+        ("scmodelforge_causal", {"causal": False}),
+        ("scmodelforge", {"causal": True}),
+        ("scmodelforge", {"norm": "post"}),
+        ("scmodelforge", {"padding_mask": False}),
+        ("scmodelforge_autoencoder", {"sees_hidden": True}),
+    ],
+)
+def test_an_encoder_that_the_original_runs_otherwise_is_refused(tmp_path, name, change):
+    model = original(name)
+    changed = CellModel(replace(model.config, encoder=replace(model.config.encoder, **change)), VOCABULARY)
+    key, value = next(iter(change.items()))
+    with pytest.raises(ValueError, match=f"{key}={value!r}"):
+        changed.export(tmp_path)
+
+
+def tuned_file(tmp_path, hyper_parameters, extra):
+    """A file of fine-tuning, and the vocabulary beside it."""
+    folder = original("scmodelforge").export(tmp_path / "folder")
+    weights = {f"model.backbone.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    content = {"state_dict": weights | extra, "hyper_parameters": hyper_parameters}
+    torch.save(content, tmp_path / "tuned.ckpt")
+    return tmp_path / "tuned.ckpt", {"vocabulary": folder / "gene_vocab.json", "device": "cpu"}
+
+
+@pytest.mark.parametrize("alpha", [4, None])
+def test_the_scale_of_adapters_is_read_from_hyper_parameters(tmp_path, alpha):
+    before = "model.backbone.encoder.layers.0.linear1"
+    adapter = {
+        f"{before}.lora_A.default.weight": torch.ones(2, 16),
+        f"{before}.lora_B.default.weight": torch.ones(24, 2),
+    }
+    lora = {"rank": 2} if alpha is None else {"rank": 2, "alpha": alpha}
+    path, options = tuned_file(tmp_path, {"model_config": {"num_heads": 2}, "finetune": {"lora": lora}}, adapter)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = CellModel.from_pretrained(path, **options)
+    assert any("lora.alpha" in str(warning.message) for warning in caught) == (alpha is None)
+    name = "encoder.blocks.0.feed_forward.expand.weight"
+    change = again.state_dict()[name] - original("scmodelforge").state_dict()[name]
+    torch.testing.assert_close(change, torch.full((24, 16), float(alpha or 16)))
+
+
+def test_a_head_of_a_regression_is_no_classifier(tmp_path):
+    head = {"model.head.net.1.weight": torch.ones(1, 16), "model.head.net.1.bias": torch.ones(1)}
+    path, options = tuned_file(tmp_path, {"model_config": {"num_heads": 2}, "task": "regression"}, head)
+    with pytest.warns(UserWarning, match="of the task 'regression': it is left out"):
+        again = CellModel.from_pretrained(path, **options)
+    assert "cell_type" not in again.config.heads
+    assert set(again.transfer.dropped) >= {"head.net.1.weight", "head.net.1.bias"}
+
+
+def test_what_the_settings_leave_open_is_warned_of(tmp_path):
+    folder = original("scmodelforge").export(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    del content["scgpt_tools"], content["model_config"]["num_heads"]
+    content["tokenizer_config"] |= {"strategy": "binned_expression", "binning_method": "quantile"}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="`num_heads`"), pytest.warns(UserWarning, match="found 'quantile'"):
+        assert CellModel.from_pretrained(folder, device="cpu").config.encoder.heads == 8

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from scgpt_tools._files import placed, read_json, written_together
 from scgpt_tools._validate import check_choice
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import (
     ClassifierConfig,
@@ -55,7 +56,8 @@ SETTINGS, VOCABULARY, WEIGHTS = "config.json", "gene_vocab.json", ("model.safete
 LAYOUT = FolderLayout("scModelForge's format", SETTINGS, WEIGHTS, VOCABULARY)
 TYPES = {"transformer_encoder": ENCODER, "autoregressive_transformer": CAUSAL, "masked_autoencoder": AUTOENCODER}
 
-HEADS = 8
+HEADS, ALPHA = 8, 16.0
+_DEEPEST = 6
 _BACKBONE = "backbone."
 
 
@@ -179,14 +181,26 @@ def read(source: Source) -> Checkpoint:
     source.check_content(checksums_in(settings))
     vocabulary = source.vocabulary(read_vocabulary)
     backbone, head = _bare(source.contents.weights)
-    backbone = _merged(as_float(backbone), settings)
+    beside = source.contents.beside
+    adapted = any(".lora_A." in name for name in backbone)
+    backbone = _merged(as_float(backbone), _alpha(settings, beside) if adapted else ALPHA)
     family = _family(settings, backbone)
     rules = NAMES[family]
     tuned: tuple[Rule, ...] = ()
+    task = _said(settings, "task", str) or _said(beside, "task", str) or "classification"
+    dropped: dict[str, str] = {}
+    if head and task != "classification":
+        dropped = {f"head.{name}": f"the head of a {task}, which predicts no classes" for name in head}
+        warn_user(
+            f"Expected a fine-tuned head that tells classes apart, found one of the task {task!r}: it is left out. Take the "
+            "rest for embeddings, or fine-tune it anew."
+        )
+        head = {}
     if head:
         depth = sum(tensor.dim() == 2 for tensor in head.values())
         tuned = _TUNED.get(depth, ())
     weights, transfer = read_names({**backbone, **as_float(head)}, (*tuned, *rules))
+    transfer = replace(transfer, dropped={**transfer.dropped, **dropped})
     if "heads.expression.missing" in weights:
         weights["heads.expression.missing"] = weights["heads.expression.missing"].flatten()
     return Checkpoint(_config(settings, weights, vocabulary, family), vocabulary, weights, transfer, settings)
@@ -216,10 +230,31 @@ def _find(beside: Any, depth: int = 0) -> dict[str, Any] | None:
     return None
 
 
-def _merged(weights: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:
+def _said(place: Any, name: str, kind: type, depth: int = 0) -> Any:
+    """The first value of a kind that has a name among settings and those within them, or ``None``."""
+    if not isinstance(place, Mapping) or depth > _DEEPEST:
+        return None
+    if isinstance(place.get(name), kind):
+        return place[name]
+    return next((found for value in place.values() if (found := _said(value, name, kind, depth + 1)) is not None), None)
+
+
+def _alpha(settings: Mapping[str, Any], beside: Mapping[str, Any]) -> float:
+    """Scale of the adapters, which the tensors do not tell."""
+    for place in (settings, beside):
+        lora = Settings(_said(place, "lora", dict) or {}, f"{SETTINGS}: lora")
+        if lora.has("alpha"):
+            return lora.number("alpha", ALPHA)
+    warn_user(
+        f"Expected `lora.alpha`, the scale of the adapters, among the settings of the checkpoint, found none: {ALPHA:g} is "
+        f"taken. If it was trained with another its results are wrong; name it in {SETTINGS}."
+    )
+    return ALPHA
+
+
+def _merged(weights: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """Add low-rank adapters to the maps that they stand beside."""
     plain = {_plain_name(name): tensor for name, tensor in weights.items() if ".lora_" not in name}
-    lora = Settings(settings).within("lora")
     for name, down in weights.items():
         before, found, after = name.partition(".lora_A.")
         if not found:
@@ -227,7 +262,6 @@ def _merged(weights: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[str
         up = weights.get(f"{before}.lora_B.{after}")
         if up is None or f"{before}.weight" not in plain:
             raise ValueError(f"Expected both parts of the adapter beside a map, found {name!r} alone.")
-        alpha = lora.number("alpha", 16.0)
         plain[f"{before}.weight"] = plain[f"{before}.weight"] + alpha / len(down) * (up @ down)
     return plain
 
@@ -255,8 +289,20 @@ def _config(
     rows = len(weights["embedder.positions.table.weight"])
     dropout = said.number("dropout", 0.1)
     own = Settings(settings).within(OWN)
-    n_heads = said.whole("num_heads", least=1) or said.whole("encoder_heads", least=1) or HEADS
+    n_heads = said.whole("num_heads", least=1) or said.whole("encoder_heads", least=1)
+    if n_heads is None:
+        warn_user(
+            f"Expected `num_heads` in `model_config` of {SETTINGS}, found none: {HEADS} is taken, which tensors do not tell. "
+            "If the model was made otherwise its results are wrong; add the number."
+        )
+        n_heads = HEADS
     tokenizer = _tokenizer(settings, rows, len(weights["heads.bins.out.weight"]) if family == CAUSAL else None)
+    binning = Settings(settings).within("tokenizer_config").text("binning_method", "uniform")
+    if tokenizer.edges is not None and binning != "uniform" and not own.has("tokenizer"):
+        warn_user(
+            f"Expected `binning_method` 'uniform' in `tokenizer_config` of {SETTINGS}, found {binning!r}, whose edges no file "
+            "has: edges of equal width are taken. Bins mean other values here; set `edges` of the tokenizer if you have them."
+        )
     parts = embedder(tokenizer, dropout=dropout, rows=rows)
     if "embedder.values.weight" not in weights:
         parts = replace(parts, parts=parts.parts.replace(values=None))
@@ -368,6 +414,12 @@ def write(
         what
         for what, there in {
             "a norm after the last layer": encoder.final_norm,
+            f"norm={encoder.norm!r}": encoder.norm != "pre",
+            f"causal={encoder.causal}": encoder.causal != (family == CAUSAL),
+            # The original embeds cells with all tokens in sight, whatever it was trained with.
+            "both_ways_for_cells=False": family == CAUSAL and not encoder.both_ways_for_cells,
+            f"sees_hidden={encoder.sees_hidden}": encoder.sees_hidden != (family != AUTOENCODER),
+            "padding_mask=False": not encoder.padding_mask,
             "no table of positions": "positions" not in config.embedder.parts,
             "no `cls` or `mean` pooling": config.pooling not in ("cls", "mean"),
             "a decoder that knows genes": decoder is not None and decoder.genes,
