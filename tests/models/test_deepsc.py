@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,11 @@ from scgpt_tools.models import (
     build_gene_ids_for_dataset,
     build_vocab_from_csv,
 )
+from scgpt_tools.models.config import ClassifierConfig
 from scgpt_tools.models.deepsc.losses import PretrainingLoss
 from scgpt_tools.models.deepsc.vocabulary import expressed_cells
+from scgpt_tools.models.families import FAMILIES
+from scgpt_tools.models.families.deepsc import cell_tokenizer
 from scgpt_tools.nn.mixture import routers
 from scgpt_tools.tokens.gene_tables import read_gene_table
 from scgpt_tools.vocabulary import Vocabulary
@@ -246,3 +250,34 @@ def test_losses_need_what_they_are_made_of():
         PretrainingLoss(use_ldam_loss=True)
     with pytest.raises(ValueError, match="enable_huber_loss"):
         PretrainingLoss(enable_huber_loss=False)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_with_padding", "cls"])
+def test_exports_keep_what_the_original_has_no_words_for(pooling, tmp_path, gene_map):
+    vocabulary = read_gene_table(gene_map)
+    plan = FAMILIES["deepsc"](vocabulary, dim=8, layers=2, heads=2, tokenizer=replace(cell_tokenizer(5), length=7))
+    heads = plan.heads.replace(cell_type=ClassifierConfig(classes=2, names=("B", "T")))
+    model = CellModel(replace(plan, heads=heads, pooling=pooling), vocabulary)
+    model.export(tmp_path / "classifier")
+    again = CellModel.from_pretrained(tmp_path / "classifier", device="cpu").config
+    assert again.encoder.pooled == "values"
+    assert (again.pooling, again.tokenizer) == (pooling, model.config.tokenizer)
+    flagged = replace(FAMILIES["deepsc_perturbation"](vocabulary, dim=8, layers=2, heads=2), perturbation_flags=(1, 2))
+    CellModel(flagged, vocabulary).export(tmp_path / "flags")
+    assert CellModel.from_pretrained(tmp_path / "flags", device="cpu").config.perturbation_flags == (1, 2)
+
+
+@pytest.mark.parametrize("changes", [{"padding_mask": True}, {"hidden": 9}])
+def test_exports_refuse_what_the_original_lacks(changes, tmp_path, gene_map):
+    vocabulary = read_gene_table(gene_map)
+    model = CellModel(FAMILIES["deepsc"](vocabulary, dim=8, layers=2, heads=2, **changes), vocabulary)
+    with pytest.raises(ValueError, match="keep this model with `save`"):
+        model.export(tmp_path / "out")
+
+
+def test_the_mean_of_the_original_counts_padding(tmp_path, gene_map):
+    theirs = DeepSCClassifier(model_of("dual"), n_cls=3)
+    torch.save(theirs.state_dict(), tmp_path / "x.pt")
+    said = {"num_heads": 2, "cross_attention_architecture": "A"}
+    ours = CellModel.from_pretrained(tmp_path / "x.pt", vocabulary=gene_map, settings=said, device="cpu")
+    assert ours.config.pooling == theirs.cell_model.config.pooling == "mean_with_padding"

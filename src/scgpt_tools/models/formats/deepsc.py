@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scgpt_tools._files import placed, written_together
+from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import check_choice
 from scgpt_tools.models.config import BinAndNumberConfig, ClassifierConfig, EarlierStreamConfig
 from scgpt_tools.models.folders import FolderLayout
@@ -23,8 +24,10 @@ from scgpt_tools.models.formats.deepsc_config import (
     arguments_from,
     config_of,
     generation_of,
+    own_facts,
     said_of,
     streams_of,
+    with_own_facts,
 )
 from scgpt_tools.models.formats.format import Checkpoint, Format
 from scgpt_tools.models.formats.rename import Rule, read_names, write_names
@@ -284,7 +287,8 @@ def read(source: Source) -> Checkpoint:
     """
     said = source.settings_or(_USUAL)
     own = said.pop(OWN, {})
-    source.check_content(own.get("checksums", {}) if isinstance(own, dict) else {})
+    own = own if isinstance(own, dict) else {}
+    source.check_content(own.get("checksums", {}))
     theirs = as_float(without_encoder(source.contents.weights))
     generation = generation_of(theirs)
     classifier = said.pop("classifier", {})
@@ -292,6 +296,7 @@ def read(source: Source) -> Checkpoint:
     config = config_of(arguments, generation)
     if "cls_decoder.out_layer.weight" in theirs:
         config = _with_classifier(config, theirs, {**dict(source.contents.beside), **classifier})
+    config = with_own_facts(config, own, f"{SETTINGS}: {OWN}")
     weights, transfer = read_names(theirs, rules_for(config))
     vocabulary = source.vocabulary(lambda path: read_gene_table(path, genes=arguments.num_genes))
     return Checkpoint(config, vocabulary, weights, transfer, said)
@@ -306,7 +311,7 @@ def _with_classifier(config: ModelConfig, weights: Mapping[str, Tensor], said: M
     names = tuple(map(str, names)) if names and len(names) == classes else None
     return replace(
         config,
-        pooling=POOLINGS.get(said.get("cell_emb_style", "avg-pool"), "mean"),
+        pooling=lookup(POOLINGS, said.get("cell_emb_style", "avg-pool"), "cell_emb_style"),
         encoder=replace(streams_of(config), pooled="fused"),
         heads=config.heads.replace(cell_type=ClassifierConfig(classes=classes, layers=layers, names=names)),
     )
@@ -333,7 +338,7 @@ def write(
     with written_together(folder, instead_of=WEIGHTS) as aside:
         save_tensors(lambda: torch.save(theirs, aside / file), aside / file)
         write_gene_table(vocabulary, aside / GENES)
-        said[OWN] = {"checksums": checksums(aside, (GENES, file))}
+        said[OWN] = own_facts(config) | {"checksums": checksums(aside, (GENES, file))}
         (aside / SETTINGS).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from scgpt_tools._lookup import absent
-from scgpt_tools.config import from_dict, settle_fields
+from scgpt_tools.config import from_dict, settle_fields, to_dict
 from scgpt_tools.models.config import (
     BinAndNumberConfig,
     BinsConfig,
@@ -22,6 +22,7 @@ from scgpt_tools.models.config import (
     Named,
 )
 from scgpt_tools.models.families.deepsc import cell_tokenizer, embedder_of, regressor_of, with_flags
+from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +39,7 @@ GENERATIONS: dict[Generation, str] = {
     "l0": "the first generation, of November 2025",
     "l1": "the second generation, of November 2025",
 }
-POOLINGS: dict[str, Pooling] = {"cls": "cls", "avg-pool": "mean"}
+POOLINGS: dict[str, Pooling] = {"cls": "cls", "avg-pool": "mean_with_padding"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +283,46 @@ def streams_of(config: ModelConfig) -> DualStreamConfig:
     return config.encoder
 
 
+def check_writable(config: ModelConfig) -> None:
+    """Refuse what the original cannot compute.
+
+    Raises
+    ------
+    ValueError
+        If the model hides padding, or has other widths or another softmax of experts than the original.
+    """
+    encoder, regressor = streams_of(config), config.heads.get("expression")
+    advice = "It would predict other numbers there; keep this model with `save`."
+    if encoder.padding_mask:
+        raise ValueError(f"Expected padding_mask=False, as the original attends, found True. {advice}")
+    if encoder.hidden not in (None, 4 * config.dim):
+        raise ValueError(f"Expected hidden={4 * config.dim}, four times the width, found {encoder.hidden}. {advice}")
+    if isinstance(regressor, MixtureRegressorConfig) and regressor.temperature != 1:
+        raise ValueError(f"Expected temperature=1 of the regressor, found {regressor.temperature}. {advice}")
+
+
+def own_facts(config: ModelConfig) -> dict[str, Any]:
+    """What the original has no words for, to be kept beside its arguments."""
+    return {
+        "pooling": config.pooling,
+        "pooled": streams_of(config).pooled,
+        "perturbation_flags": list(config.perturbation_flags),
+        "tokenizer": to_dict(config.tokenizer),
+    }
+
+
+def with_own_facts(config: ModelConfig, own: Mapping[str, Any], where: str) -> ModelConfig:
+    """The configuration with the facts of :func:`own_facts`, as far as there are any."""
+    kept = {name: own[name] for name in ("pooling", "perturbation_flags") if name in own}
+    if "perturbation_flags" in kept:
+        kept["perturbation_flags"] = tuple(kept["perturbation_flags"])
+    if "pooled" in own:
+        kept["encoder"] = replace(streams_of(config), pooled=own["pooled"])
+    if "tokenizer" in own:
+        kept["tokenizer"] = from_dict(TokenizerConfig, own["tokenizer"], where=f"{where}.tokenizer")
+    return replace(config, **kept)
+
+
 def said_of(config: ModelConfig) -> dict[str, Any]:
     """Arguments of the original for one of our configurations, to write beside its weights.
 
@@ -290,6 +331,7 @@ def said_of(config: ModelConfig) -> dict[str, Any]:
     ValueError
         If the original has no such model.
     """
+    check_writable(config)
     encoder = streams_of(config)
     values = config.embedder.parts["values"]
     bins = config.heads.find("bins", BinsConfig)
