@@ -83,6 +83,10 @@ def test_what_is_missing_is_said(cells, table, tmp_path):
         sct.PerturbationPredictor({}, None, network, cells)
     with pytest.raises(ValueError, match="`pretrained_model_path` with"):
         sct.PerturbationPredictor(arguments(table, tmp_path, pretrained_model=True), None, network, cells)
+    torch.save({"other": torch.zeros(2)}, tmp_path / "other.pt")
+    wrong = arguments(table, tmp_path, pretrained_model_path=str(tmp_path / "other.pt"))
+    with pytest.raises(ValueError, match="tensors of DeepSC's layers"):
+        sct.PerturbationPredictor(wrong, None, network, cells)
     others = cells.copy()
     others.var_names = [f"OTHER{number}" for number in range(others.n_vars)]
     with pytest.raises(ValueError, match="genes of the table, found none"):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NAMES = {"gears_mse": "mse", "gears_mse_de": "mse_de"}
+_LAYERS = ("layers.", "gene_self_attention_layers.", "cross_attention_layers.", "expression_layers.")
 _CELLS = ("perturb_processed.h5ad", "cells.h5ad")
 
 
@@ -71,8 +72,10 @@ class PredictorArguments:
     @classmethod
     def of(cls, given: Any) -> PredictorArguments:
         """Take those that a mapping or any object with attributes has."""
-        has = given if isinstance(given, Mapping) else vars(given)
-        return cls(**{field.name: has[field.name] for field in fields(cls) if field.name in has})
+        names = [field.name for field in fields(cls)]
+        if isinstance(given, Mapping):
+            return cls(**{name: given[name] for name in names if name in given})
+        return cls(**{name: getattr(given, name) for name in names if hasattr(given, name)})
 
 
 class PerturbationPredictor:
@@ -247,6 +250,12 @@ class PerturbationPredictor:
                 raise ValueError("Expected a DeepSCModel to load `pretrained_model_path` into, found a CellModel.")
             path = as_path("pretrained_model_path", self.args.pretrained_model_path)
             report = model.load_state_dict(read_contents(path).weights, strict=False)
+            taken = set(model.state_dict()) - set(report.missing_keys)
+            if not any(name.startswith(_LAYERS) for name in taken):
+                raise ValueError(
+                    f"Expected tensors of DeepSC's layers in {str(path)!r}, found none among such as "
+                    f"{report.unexpected_keys[:3]}. Pass weights of a DeepSCModel."
+                )
             logger.info("Not in %s: %s; not used of it: %s.", path, report.missing_keys, report.unexpected_keys)
         network = model.cell_model if isinstance(model, DeepSCModel) else model
         if network._vocabulary is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from scgpt_tools.models import (
     build_gene_ids_for_dataset,
     build_vocab_from_csv,
 )
-from scgpt_tools.models.config import ClassifierConfig
+from scgpt_tools.models.config import ClassifierConfig, GenesConfig
 from scgpt_tools.models.deepsc.losses import PretrainingLoss
 from scgpt_tools.models.deepsc.vocabulary import expressed_cells
 from scgpt_tools.models.families import FAMILIES
@@ -250,6 +251,8 @@ def test_losses_need_what_they_are_made_of():
         PretrainingLoss(use_ldam_loss=True)
     with pytest.raises(ValueError, match="enable_huber_loss"):
         PretrainingLoss(enable_huber_loss=False)
+    with pytest.raises(ValueError, match="regression loss"):
+        PretrainingLoss(use_normal_regression_loss=False)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "mean_with_padding", "cls"])
@@ -281,3 +284,36 @@ def test_the_mean_of_the_original_counts_padding(tmp_path, gene_map):
     said = {"num_heads": 2, "cross_attention_architecture": "A"}
     ours = CellModel.from_pretrained(tmp_path / "x.pt", vocabulary=gene_map, settings=said, device="cpu")
     assert ours.config.pooling == theirs.cell_model.config.pooling == "mean_with_padding"
+
+
+@pytest.mark.parametrize("kind", ["l0", "l1"])
+def test_first_generations_take_no_flags(kind):
+    with pytest.raises(ValueError, match="first generations, whose layers read no flags"):
+        model_of(kind).to_perturbation()
+
+
+def test_surplus_inputs_are_counted():
+    given = list(inputs().values())
+    with pytest.raises(TypeError, match="at most 5 inputs after `gene_ids`"):
+        model_of("dual")(*given, None, None, None, None)
+
+
+def test_cells_of_zeros_are_predicted_as_zeros():
+    batch = SimpleNamespace(x=torch.zeros(6, 1), pert=["A+ctrl", "B+ctrl"])
+    predicted = model_of("v1").pred_perturb(batch, gene_ids=np.arange(1, 4), genes=["A", "B", "C"])
+    assert predicted.tolist() == [[0.0] * 3] * 2
+
+
+def test_parts_that_streams_do_not_read_are_refused(gene_map):
+    plan = FAMILIES["deepsc"](read_gene_table(gene_map), dim=8, layers=2, heads=2)
+    parts = plan.embedder.parts
+    more = parts.replace(positions=GenesConfig())
+    for embedder in (replace(plan.embedder, norm="layer"), replace(plan.embedder, parts=more)):
+        with pytest.raises(ValueError, match="leave them out"):
+            replace(plan, embedder=embedder)
+
+
+def test_streams_have_no_place_for_cells():
+    model = model_of("dual")
+    with pytest.raises(ValueError, match="reads one stream"):
+        model.cell_model(model.batch(**inputs()), cell=torch.zeros(3, 8))

@@ -162,10 +162,6 @@ class CellModel(nn.Module):
         values
             Also embed the values of the batch.
         """
-        if self.encoder.parts:
-            raise ValueError(
-                f"Expected an encoder that reads one stream, in which cells can stand, found {self.config.encoder.kind!r}."
-            )
         unseen = {"generated"} if values else {"generated", *CHANNELS}
         layout = layout_of(self, batch, "sdpa")
         return self._run(batch, ("expression",), layout, cell=cell, without=unseen)["expression"]
@@ -213,6 +209,10 @@ class CellModel(nn.Module):
         first_only: bool = False,
     ) -> tuple[Embedded, Encoded]:
         """From tokens to what the embedder and the encoder make of them; see the sockets of both."""
+        if cell is not None and self.encoder.parts:
+            raise ValueError(
+                f"Expected an encoder that reads one stream, in which cells can stand, found {self.config.encoder.kind!r}."
+            )
         embedded = self.embedder(batch, without=without)
         if cell is not None:
             embedded = embedded.with_first(cell)

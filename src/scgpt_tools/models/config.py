@@ -179,10 +179,32 @@ class ModelConfig:
             raise ValueError(f"Expected `pad_id` within 0 .. {self.n_tokens - 1}, found {self.pad_id}.")
         self.encoder.check(self.sizes)
         self.embedder.check(self.sizes)
+        self._check_streams()
         for head in self.heads.values():
             head.check(self.sizes)
         for flag in self.perturbation_flags:
             check_row("perturbation_flags", flag, self.perturbation.rows if self.perturbation else 0)
+
+    def _check_streams(self) -> None:
+        """Refuse what has no effect where the encoder reads parts of the embedder one by one."""
+        embedder, read = self.embedder, self.encoder.parts
+        if not read:
+            return
+        if embedder.norm != "none" or embedder.dropout:
+            raise ValueError(
+                f"Expected an embedder without norm and dropout for {self.encoder.kind!r}, which reads its parts one by one, "
+                f"found norm={embedder.norm!r} and dropout={embedder.dropout}. They would have no effect; leave them out."
+            )
+        unread = [
+            name
+            for name, part in embedder.parts.items()
+            if (part.of if isinstance(part, GenerationConfig) else name) not in read
+        ]
+        if unread:
+            raise ValueError(
+                f"Expected parts of the embedder among {list(read)} for {self.encoder.kind!r}, found {unread}. Nothing would "
+                "read them; leave them out."
+            )
 
     @property
     def sizes(self) -> Sizes:

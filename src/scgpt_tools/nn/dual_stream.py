@@ -43,6 +43,7 @@ _GENES, _VALUES = ("genes", "perturbation"), ("values", "perturbation")
 class DualStreamConfig(EncoderConfig):
     """Layers in which expression looks at genes, then layers of expression alone."""
 
+    parts: ClassVar[tuple[str, ...]] = ("genes", "values", "perturbation")
     layers: int = 10
     """All of them."""
     dropout: float = 0.1
@@ -160,7 +161,7 @@ class DualBlock(nn.Module):
 class DualStreams(Encoder):
     """Layers of genes and expression, and a map that fuses both streams for the heads."""
 
-    parts = ("genes", "values", "perturbation")
+    parts = DualStreamConfig.parts
     adapted: ClassVar[dict[str, str]] = {
         **{name: f"attention.{name}" for name in ("query", "key", "value", "out")},
         "expand": "feed_forward.expand",

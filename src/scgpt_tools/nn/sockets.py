@@ -124,6 +124,8 @@ class Embedded(NamedTuple):
 class EncoderConfig(OneOf):
     """How tokens come to see each other."""
 
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Parts of the embedder that are read one by one, in place of all together."""
     layers: int = 12
     heads: int = 8
     dropout: float = 0.2

@@ -84,6 +84,12 @@ class PretrainingLoss:
     def __post_init__(self) -> None:
         if self.enable_mse and not (self.enable_mse_loss or self.enable_huber_loss):
             raise ValueError("Expected `enable_mse_loss` or `enable_huber_loss` with `enable_mse`, found neither.")
+        regressions = (self.use_normal_regression_loss, self.use_hard_regression_loss, self.use_exp_regression_loss)
+        if self.enable_mse and not any(regressions):
+            raise ValueError(
+                "Expected a regression loss with `enable_mse`, found none on. Set `use_normal_regression_loss`, "
+                "`use_hard_regression_loss` or `use_exp_regression_loss`."
+            )
         if (self.use_ldam_loss or self.enable_alternating_ldam_mean_ce_loss) and self.class_counts is None:
             raise ValueError("Expected `class_counts`, how often each bin occurs, for LDAM, found None.")
 

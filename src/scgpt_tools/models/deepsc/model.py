@@ -225,6 +225,10 @@ class DeepSCModel(_Door):
         first generation has its gates (B, L, L, 3), or None, before the streams.
         """
         names = (*_INPUTS[self.generation], *_SWITCHES)
+        if len(args) > len(names):
+            raise TypeError(
+                f"Expected at most {len(names)} inputs after `gene_ids` ({', '.join(names)}), found {len(args)}."
+            )
         given = dict(zip(names, args, strict=False)) | kwargs
         for name in given:
             if name not in names:
@@ -338,6 +342,8 @@ class DeepSCModel(_Door):
         values = torch.as_tensor(batch_data.x)[:, 0].reshape(len(batch_data.pert), -1).float()
         flags = perturbation_flags(batch_data.pert, genes)
         columns = selected_columns(values, include_zero_gene)
+        if not len(columns):
+            return torch.zeros_like(values)
         known = (ids[columns] != 0).to(values.dtype)
         inputs: dict[str, Tensor] = {
             "normalized_expr": values[:, columns] * known,

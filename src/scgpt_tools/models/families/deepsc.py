@@ -11,6 +11,7 @@ from scgpt_tools.models.config import (
     ContinuousConfig,
     DeepRegressorConfig,
     DualStreamConfig,
+    EarlierStreamConfig,
     EmbedderConfig,
     GenesConfig,
     MixtureConfig,
@@ -195,6 +196,11 @@ def with_flags(
     config: ModelConfig, *, values: Literal["bins", "number"] | None = None, dropout: float | None = None
 ) -> ModelConfig:
     """Describe the model of perturbations in the sizes of another; ``values=None`` keeps how values are embedded."""
+    if isinstance(config.encoder, EarlierStreamConfig):
+        raise ValueError(
+            "Expected a current model of DeepSC for perturbations, found one of its first generations, whose layers read no "
+            "flags. Start from a base model."
+        )
     part = config.embedder.parts["values"]
     bins = part.rows - 3 if isinstance(part, BinAndNumberConfig) else None
     if values == "number" or (values is None and bins is None):
