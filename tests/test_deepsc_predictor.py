@@ -60,7 +60,10 @@ def test_training_writes_what_the_original_does(cells, table, tmp_path, generati
     assert profiles[gene].shape == (cells.n_vars,)
     assert np.isfinite(profiles[gene]).all()
     again = CellModel.from_pretrained(
-        out / "checkpoints" / "best_model.pt", vocabulary=table, settings={"num_heads": 2}, device="cpu"
+        out / "checkpoints" / "best_model.pt",
+        vocabulary=table,
+        settings={"num_heads": 2, "cross_attention_architecture": "A"},
+        device="cpu",
     )
     assert again.config.family == "deepsc_perturbation"
 

@@ -32,6 +32,7 @@ GENES = [f"GENE{number}" for number in range(20)]
 SIZES = {"embedding_dim": 8, "num_genes": 20, "num_layers": 3, "num_heads": 2, "num_bins": 5}
 SIZES |= {"gene_embedding_participate_til_layer": 2}
 MOE = {"n_moe_layers": 1, "use_moe_ffn": True, "moe_inter_dim": 4, "n_routed_experts": 3, "score_func": "sigmoid"}
+MOE |= {"n_activated_experts": 2, "route_scale": 1.0}
 KINDS = {
     "dual": ({"attention_stream": 2}, "base"),
     "single": ({"attention_stream": 1, "cross_attention_architecture": "B", "use_moe_regressor": False}, "base"),
@@ -87,7 +88,7 @@ def test_checkpoints_are_read_and_written_back(kind, tmp_path, gene_map):
     theirs = model_of(kind)
     file = tmp_path / "x.ckpt"
     torch.save({"model": {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}, "epoch": 3}, file)
-    said = {"num_heads": 2, **KINDS[kind][0]}
+    said = {"num_heads": 2, "cross_attention_architecture": "A", **KINDS[kind][0]}
     ours = CellModel.from_pretrained(file, vocabulary=gene_map, settings=said, device="cpu")
     assert ours.config == theirs.cell_model.config
     assert ours.vocabulary["ALIAS3"] == ours.vocabulary["GENE3"] == 4 or "GENE3" in ours.vocabulary.aliases
@@ -115,7 +116,7 @@ def test_classifiers_are_read_with_the_names_of_their_classes(tmp_path, gene_map
     theirs = DeepSCClassifier(model_of("dual"), n_cls=3, num_layers_cls=2, cell_emb_style="cls").eval()
     weights = {"model": theirs.state_dict(), "id2type": {0: "B", 1: "NK", 2: "T"}, "epoch": 1}
     torch.save(weights, tmp_path / "x.ckpt")
-    said = {"num_heads": 2, "classifier": {"cell_emb_style": "cls"}}
+    said = {"num_heads": 2, "cross_attention_architecture": "A", "classifier": {"cell_emb_style": "cls"}}
     ours = CellModel.from_pretrained(tmp_path / "x.ckpt", vocabulary=gene_map, settings=said, device="cpu")
     assert ours.config.heads.cell_type.names == ("B", "NK", "T")
     given = inputs()
@@ -317,3 +318,13 @@ def test_streams_have_no_place_for_cells():
     model = model_of("dual")
     with pytest.raises(ValueError, match="reads one stream"):
         model.cell_model(model.batch(**inputs()), cell=torch.zeros(3, 8))
+
+
+def test_settings_of_experts_are_needed_and_compared(tmp_path, gene_map):
+    torch.save(model_of("experts").state_dict(), tmp_path / "x.pt")
+    said = {"num_heads": 2, "cross_attention_architecture": "C", "moe": {"score_func": "sigmoid"}}
+    with pytest.warns(UserWarning, match=r"say moe.n_activated_experts, moe.route_scale, which"):
+        CellModel.from_pretrained(tmp_path / "x.pt", vocabulary=gene_map, settings=said, device="cpu")
+    said["moe"] = MOE | {"n_routed_experts": 4}
+    with pytest.raises(ValueError, match=r"moe.n_routed_experts=3, as the tensors say, found 4"):
+        CellModel.from_pretrained(tmp_path / "x.pt", vocabulary=gene_map, settings=said, device="cpu")

@@ -16,6 +16,7 @@ import torch
 from scgpt_tools._files import placed, written_together
 from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import check_choice
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.models.config import BinAndNumberConfig, ClassifierConfig, EarlierStreamConfig
 from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.base import as_float, checksums, read_settings, save_tensors
@@ -27,6 +28,7 @@ from scgpt_tools.models.formats.deepsc_config import (
     own_facts,
     said_of,
     streams_of,
+    unsaid,
     with_own_facts,
 )
 from scgpt_tools.models.formats.format import Checkpoint, Format
@@ -292,6 +294,12 @@ def read(source: Source) -> Checkpoint:
     theirs = as_float(without_encoder(source.contents.weights))
     generation = generation_of(theirs)
     classifier = said.pop("classifier", {})
+    if missing := unsaid(theirs, said, generation):
+        taken = ", ".join(f"{name} = {value!r}" for name, value in missing.items())
+        warn_user(
+            f"Expected settings that say {', '.join(missing)}, which tensors do not tell, found none: {taken} is taken. If the "
+            "model was made otherwise its results are wrong; pass `settings=` with its own values."
+        )
     arguments = arguments_from(theirs, {**_USUAL, **said}, generation)
     config = config_of(arguments, generation)
     if "cls_decoder.out_layer.weight" in theirs:

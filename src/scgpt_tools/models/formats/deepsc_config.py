@@ -212,7 +212,10 @@ def arguments_from(weights: Mapping[str, Tensor], said: Mapping[str, Any], gener
     for name, value in told.items():
         if name in said and said[name] != value and not (name == "num_layers_ffn" and max(said[name], 2) == value):
             raise ValueError(f"Expected {name}={value}, as the tensors say, found {said[name]!r} in the settings.")
-    moe = dict(said.get("moe") or {}) | _mixture_told(weights)
+    moe = dict(said.get("moe") or {})
+    mixture = _mixture_told(weights)
+    _check_mixture(moe, mixture, _count(weights, "expression_layers"))
+    moe |= mixture
     return Arguments.of({**said, **told, "moe": moe})
 
 
@@ -263,6 +266,34 @@ def _mixture_told(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "moe_inter_dim": hidden,
         "n_shared_experts": len(weights[f"{place}shared_experts.w1.weight"]) // hidden,
     }
+
+
+def _check_mixture(said: Mapping[str, Any], told: Mapping[str, Any], value_layers: int) -> None:
+    """Refuse settings of experts that the tensors contradict."""
+    said = dict(said)
+    layers = min(said.get("n_moe_layers", MixtureArguments.n_moe_layers), value_layers)
+    if "n_moe_layers" in said:
+        said["n_moe_layers"] = layers
+    if layers < 1 and said.get("use_moe_ffn"):
+        said["use_moe_ffn"] = False
+    for name, value in told.items():
+        if name in said and said[name] != value:
+            raise ValueError(f"Expected moe.{name}={value}, as the tensors say, found {said[name]!r} in the settings.")
+
+
+def unsaid(weights: Mapping[str, Tensor], said: Mapping[str, Any], generation: Generation) -> dict[str, Any]:
+    """What neither tensors nor settings tell though numbers depend on it, with what is taken."""
+    names = ["num_heads"]
+    if generation == "l0":
+        names.append("alpha")
+    elif generation != "l1" and _count(weights, "layers") + _count(weights, "cross_attention_layers"):
+        names.append("cross_attention_architecture")
+    found = {name: Arguments.__dataclass_fields__[name].default for name in names if name not in said}
+    if _mixture_told(weights)["use_moe_ffn"]:
+        experts, moe = MixtureArguments(), said.get("moe") or {}
+        unknown = [name for name in ("n_activated_experts", "score_func", "route_scale") if name not in moe]
+        found |= {f"moe.{name}": getattr(experts, name) for name in unknown}
+    return found
 
 
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
