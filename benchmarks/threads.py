@@ -37,10 +37,13 @@ from scgpt_tools.train.starting import perturbation_model
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# Each ends with the benchmark, however that ends.
+_WITH_PARENT = "import os\nparent = os.getppid()\n"
 NEIGHBOURS = {
     "none": None,
-    "loop": "while True: pass",
-    "torch": "import torch\ntorch.set_num_threads(2)\nx = torch.rand(256, 256)\nwhile True: x = (x @ x).softmax(dim=1)",
+    "loop": _WITH_PARENT + "while os.getppid() == parent: pass",
+    "torch": _WITH_PARENT + "import torch\ntorch.set_num_threads(2)\nx = torch.rand(256, 256)\n"
+    "while os.getppid() == parent: x = (x @ x).softmax(dim=1)",
 }
 TASKS = ("embed", "annotate", "predict", "screen", "train")
 # Cells to embed, cells to predict of so many genes, perturbations, cells of a training step and steps.
