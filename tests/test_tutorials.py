@@ -106,9 +106,9 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 def kinds(cell: nbformat.NotebookNode) -> list[str]:
     """What a cell shows: streams by name, else pictures and texts; versions of mudata differ in who has HTML.
 
-    Warnings count; the package's messages, which go with ``settings.verbosity``, do not, nor that they part other text.
+    Messages do not count, which go with ``settings.verbosity``, nor that they part other text.
     """
-    seen = [output for output in cell.outputs if output.get("name") != "stderr" or "Warning" in output.text]
+    seen = [output for output in cell.outputs if output.get("name") != "stderr"]
     named = [output.get("name") or ("image" if "image/png" in output.data else "text") for output in seen]
     return [kind for kind, before in zip(named, [None, *named], strict=False) if (kind, before) != ("stdout", "stdout")]
 
