@@ -12,6 +12,7 @@ from scgpt_tools.metrics.baselines import (
     perturbed_mean,
     predict_baselines,
 )
+from scgpt_tools.metrics.benchmark import BenchmarkScores
 from scgpt_tools.metrics.bins import BinScores, bin_scores
 from scgpt_tools.metrics.decoding import DecodingScores, decode_changes, gene_vectors, mean_changes, most_changed
 from scgpt_tools.metrics.differential import de_agreement, differential_expression
@@ -46,11 +47,12 @@ from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
 from scgpt_tools.metrics.probe import ProbeScores, linear_probe, probe_split
 from scgpt_tools.metrics.retrieval import top_k_accuracy
 from scgpt_tools.metrics.scores import PerturbationScores
-from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference
+from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference, t_interval
 
 __all__ = [
     "AnnotationScores",
     "Ballot",
+    "BenchmarkScores",
     "BinScores",
     "ClusterScores",
     "DecodingScores",
@@ -105,6 +107,7 @@ __all__ = [
     "score_edges",
     "spread_ratio",
     "summarise_scores",
+    "t_interval",
     "top_k_accuracy",
     "verdict",
     "vote",

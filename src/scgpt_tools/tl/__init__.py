@@ -5,6 +5,7 @@ from __future__ import annotations
 from scgpt_tools.tl.ablate_texts import ablate_texts
 from scgpt_tools.tl.annotate import annotate
 from scgpt_tools.tl.attention import attention, attention_targets
+from scgpt_tools.tl.benchmark import benchmark
 from scgpt_tools.tl.embed import embed
 from scgpt_tools.tl.embed_genes import embed_genes
 from scgpt_tools.tl.embed_store import embed_store
@@ -25,6 +26,7 @@ __all__ = [
     "annotate",
     "attention",
     "attention_targets",
+    "benchmark",
     "embed",
     "embed_genes",
     "embed_store",
