@@ -90,7 +90,7 @@ def tiny_batch(model: CellModel, lengths: Sequence[int] = (6, 9, 3, 7), rng: int
     )
     labels = max(config.context.batches, config.domains)
     if labels:
-        batch = batch.replace(batch=torch.arange(len(lengths)) % labels)
+        batch = batch.replace(batch_id=torch.arange(len(lengths)) % labels)
     if config.context.modalities:
         batch = batch.replace(modality=torch.from_numpy(random.integers(config.context.modalities, size=mask.shape)))
     if config.perturbation is not None:

@@ -34,7 +34,7 @@ def tables(adata, second, vocabulary):
         return CellTable(
             RowSource(cells),
             FeatureTable.from_var(cells.var, vocabulary, min_coverage=0.0),
-            batch=cells.obs["batch"].astype("category").cat.codes.to_numpy(np.int64),
+            batch_id=cells.obs["batch"].astype("category").cat.codes.to_numpy(np.int64),
             label=cells.obs["cell_type"].cat.codes.to_numpy(np.int64),
         )
 
@@ -86,7 +86,7 @@ def test_tokens_of_two_tables_are_those_of_each(tables, tokenizer):
             assert {token: seen[token] for token in expected} == expected
             assert int(batch.mask[place].sum()) == len(expected)
         assert batch.label[place] == table.label[row]
-        assert batch.batch[place] == table.batch[row]
+        assert batch.batch_id[place] == table.batch_id[row]
 
 
 def test_padding_is_padding_where_tables_meet(tables, tokenizer, vocabulary):
@@ -144,7 +144,7 @@ def test_a_loader_goes_on_where_it_was_left(tables, tokenizer, sampling, workers
 
 def test_one_batch_minibatches_are_pure(tables, tokenizer):
     data = CellDataModule(tables, tokenizer, sampling="one_batch")
-    assert all(len(batch.batch.unique()) == 1 for batch in data.loader("train", batch_size=5))
+    assert all(len(batch.batch_id.unique()) == 1 for batch in data.loader("train", batch_size=5))
 
 
 def test_blocks_read_the_same_from_a_file(tables, tokenizer, vocabulary, as_form, adata):
@@ -208,7 +208,7 @@ def test_labels_are_for_all_tables_or_none(tables, tokenizer):
     with pytest.raises(ValueError, match="label"):
         CellDataModule([bare], tokenizer, sampling="balanced")
     with pytest.raises(ValueError, match="one number per cell"):
-        CellTable(tables[1].source, tables[1].features, batch=np.zeros(3, np.int64))
+        CellTable(tables[1].source, tables[1].features, batch_id=np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="at least one table"):
         CellDataModule([], tokenizer)
 

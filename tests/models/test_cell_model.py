@@ -172,14 +172,14 @@ def test_the_first_label_counts_for_all_cells_of_a_minibatch(batch, monkeypatch)
     model = build(replace(SCGPT, embedder=scgpt_embedder(norm="domain_of_first"), domains=2))
     with torch.no_grad():
         model.embedder.norm.domains[1].running_mean.add_(1)
-    found = model.embed_cells(batch.replace(batch=torch.tensor([1, 0, 1, 0])))
-    torch.testing.assert_close(found, model.embed_cells(batch.replace(batch=torch.tensor([1, 1, 1, 1]))))
+    found = model.embed_cells(batch.replace(batch_id=torch.tensor([1, 0, 1, 0])))
+    torch.testing.assert_close(found, model.embed_cells(batch.replace(batch_id=torch.tensor([1, 1, 1, 1]))))
 
 
 def test_embed_cells_needs_no_labels_that_only_heads_read():
     model = build(replace(SCGPT, context=ContextConfig(batches=2, modalities=3)))
     batch = testing.tiny_batch(model)
-    found = model.embed_cells(batch.replace(batch=None, modality=None))
+    found = model.embed_cells(batch.replace(batch_id=None, modality=None))
     torch.testing.assert_close(found, model(batch).cell, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="with `modality`"):
         model(batch.replace(modality=None))
@@ -190,7 +190,7 @@ def test_a_norm_by_domain_needs_its_labels():
     batch = testing.tiny_batch(model)
     for call in (model, model.embed_cells):
         with pytest.raises(ValueError, match="batch labels"):
-            call(batch.replace(batch=None))
+            call(batch.replace(batch_id=None))
 
 
 def test_gradients_without_padding_are_those_with_it(batch, monkeypatch):

@@ -13,10 +13,10 @@ MASK = torch.tensor([[True, True, True], [True, True, False]])
 VALUES = torch.ones(2, 3)
 
 
-def context(pooling: str = "cls", batch=BATCH, modality=MODALITY, **parts):
+def context(pooling: str = "cls", batch_id=BATCH, modality=MODALITY, **parts):
     torch.manual_seed(0)
     part = Context(4, **parts)
-    return part, part(batch, modality, pooling=pooling, mask=MASK, values=VALUES)
+    return part, part(batch_id, modality, pooling=pooling, mask=MASK, values=VALUES)
 
 
 def test_none_without_parts():
@@ -44,7 +44,7 @@ def test_both_are_added():
     torch.testing.assert_close(found.cell, vectors[:, 0] + labels)
 
 
-@pytest.mark.parametrize(("parts", "name"), [({"batches": 2}, "batch"), ({"modalities": 3}, "modality")])
+@pytest.mark.parametrize(("parts", "name"), [({"batches": 2}, "batch_id"), ({"modalities": 3}, "modality")])
 def test_absent_labels_are_named(parts, name):
     with pytest.raises(ValueError, match=f"with `{name}`"):
         context(**{name: None}, **parts)

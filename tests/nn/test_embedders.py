@@ -142,7 +142,7 @@ def test_generated_tokens_have_the_flag_for_a_value():
 
 def test_packed_and_padded_tokens_are_the_same():
     part = embedder(perturbation_rows=3, norm="domain", domains=2)
-    batch = BATCH.replace(perturbed=FLAGS, batch=torch.tensor([1, 0]))
+    batch = BATCH.replace(perturbed=FLAGS, batch_id=torch.tensor([1, 0]))
     torch.testing.assert_close(part(batch.packed()).tokens, part(batch).tokens.flatten(0, 1))
 
 

@@ -63,7 +63,7 @@ def cells() -> TokenBatch:
         values,
         mask,
         index=torch.arange(CELLS),
-        batch=torch.arange(CELLS) % BATCHES,
+        batch_id=torch.arange(CELLS) % BATCHES,
         label=torch.arange(CELLS) % CLASSES,
     )
 

@@ -138,7 +138,7 @@ def test_batch_adversary_reverses_the_gradient_of_the_encoder_only(model, cells)
     encoder, head = gradients(value(BatchAdversary(), model, cells))
     plain_head = model.heads["batch"]
     cell = model(cells, ()).cell
-    encoder_plain, head_plain = gradients(F.cross_entropy(plain_head.out(plain_head.hidden(cell)), cells.batch))
+    encoder_plain, head_plain = gradients(F.cross_entropy(plain_head.out(plain_head.hidden(cell)), cells.batch_id))
     torch.testing.assert_close(encoder, -encoder_plain)
     torch.testing.assert_close(head, head_plain)
 

@@ -38,7 +38,7 @@ def test_packing_keeps_what_networks_read_of_real_tokens():
     assert isinstance(packed, PackedTokens)
     assert packed.lengths == LENGTHS
     assert set(packed.present()) == {name for name, declared in DECLARED.items() if declared.read}
-    assert packed.batch.tolist() == [batch.batch[0]] * 5 + [batch.batch[1]] * 2 + [batch.batch[2]] * 3
+    assert packed.batch_id.tolist() == [batch.batch_id[0]] * 5 + [batch.batch_id[1]] * 2 + [batch.batch_id[2]] * 3
     assert torch.equal(packed.positions, batch.positions[batch.mask])
     moved = packed.to("cpu")
     assert moved.lengths == LENGTHS

@@ -76,7 +76,7 @@ def make_data(cells, tiny_vocabulary, make_model):
         table = CellTable(
             RowSource(cells),
             FeatureTable.from_var(cells.var, tiny_vocabulary),
-            batch=cells.obs["batch"].cat.codes.to_numpy(np.int64),
+            batch_id=cells.obs["batch"].cat.codes.to_numpy(np.int64),
             label=cells.obs["kind"].cat.codes.to_numpy(np.int64),
         )
         defaults = {"corruption": GenerateValues(ratio=0.4), "validation": np.arange(0, 60, 6)}

@@ -176,7 +176,7 @@ def test_minibatches_of_one_batch_or_of_all(base, cells):
             self.sampling = sampling
 
         def on_train_batch_start(self, trainer, module, batch, *_):
-            seen[self.sampling].append(len(batch.batch.unique()))
+            seen[self.sampling].append(len(batch.batch_id.unique()))
 
     for sampling in seen:
         watch = Watch(sampling)
@@ -339,7 +339,7 @@ def test_one_class_is_nothing_to_learn(base, cells):
             "freezes the backbone",
         ),
         ({"task": "annotate", "label_key": "kind", "freeze": "heads"}, ValueError, "`freeze` to be one of"),
-        ({"task": "annotate", "label_key": "kind", "sampling": "one_batch"}, ValueError, "Expected a `batch`"),
+        ({"task": "annotate", "label_key": "kind", "sampling": "one_batch"}, ValueError, "Expected `batch_key`"),
         (
             {"task": "annotate", "label_key": "kind", "batch_parts": True},
             ValueError,

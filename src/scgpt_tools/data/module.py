@@ -50,13 +50,13 @@ class CellTable:
     source: Rows
     features: FeatureTable
     """Which columns are which tokens."""
-    batch: NDArray[np.int64] | None = None
+    batch_id: NDArray[np.int64] | None = None
     """(cells,) technical batch of each cell."""
     label: NDArray[np.int64] | None = None
     """(cells,) class of each cell, negative for unknown."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "label"):
+        for name in ("batch_id", "label"):
             found = getattr(self, name)
             if found is not None and found.shape != (len(self.source),):
                 raise ValueError(f"Expected `{name}` to hold one number per cell, found shape {found.shape}.")
@@ -106,7 +106,7 @@ class CellDataModule:
         rest = np.setdiff1d(np.arange(len(self)), self.validation)
         self.train = rest if train is None else _cells(train, len(self), "train")
         self._check_parts()
-        self.batch = self._joined("batch", needed=sampling == "one_batch")
+        self.batch_id = self._joined("batch_id", needed=sampling == "one_batch")
         self.label = self._joined("label", needed=sampling == "balanced")
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ class CellDataModule:
             return epochs.in_batches(self.validation, batch_size)
         rng = np.random.default_rng([_ORDER, seed, number])
         if self.sampling == "one_batch":
-            return epochs.by_label(self.train, self._of_train(self.batch), batch_size, seed=seed, epoch=number)
+            return epochs.by_label(self.train, self._of_train(self.batch_id), batch_size, seed=seed, epoch=number)
         if self.sampling == "balanced":
             order = epochs.balanced(self.train, self._of_train(self.label), rng)
         elif self.sampling == "blocks":
@@ -170,7 +170,7 @@ class CellDataModule:
                 places = np.searchsorted(mine, asked)
                 parts.append(self.tokenizer(X, table.features, keys, rng=seed, rows=places, index=mine))
         batch = assemble(parts, cells, self.tokenizer.padding)
-        return batch.replace(batch=_labels(self.batch, cells), label=_labels(self.label, cells))
+        return batch.replace(batch_id=_labels(self.batch_id, cells), label=_labels(self.label, cells))
 
     @property
     def used(self) -> NDArray[np.int64]:
@@ -223,7 +223,7 @@ class CellDataModule:
             },
             "values": self.look(digest=True),
             "label of each cell": checksum(self.label),
-            "batch of each cell": checksum(self.batch),
+            "batch of each cell": checksum(self.batch_id),
             "training cells": {"number": int(self.train.size), "which": checksum(self.train)},
             "validation cells": {"number": int(self.validation.size), "which": checksum(self.validation)},
             "sampling": self.sampling,

@@ -126,8 +126,8 @@ class Cells:
 
     def of(self, source: Rows) -> Cells:
         """The same walk through other cells of the same columns."""
-        batch = batch_codes(source, self.model, self.request.batch_key, conditioned=self.request.conditioned)
-        return replace(self, source=source, plan=replace(self.plan, batch=batch))
+        batch_id = batch_ids(source, self.model, self.request.batch_key, conditioned=self.request.conditioned)
+        return replace(self, source=source, plan=replace(self.plan, batch_id=batch_id))
 
     def compute(
         self,
@@ -229,10 +229,10 @@ def open_cells(
     source.check_memory()
     features = _features(source, loaded, tokenizer, request, totals)
     logger.info("Genes: %s.", features.coverage.headline())
-    batch = batch_codes(source, loaded, request.batch_key, conditioned=request.conditioned)
+    batch_id = batch_ids(source, loaded, request.batch_key, conditioned=request.conditioned)
     if request.tokens is None:
         warn_about_rows(source, tokenizer.config.expects)
-    return planned(loaded, source, features, request, tokenizer=tokenizer, batch=batch)
+    return planned(loaded, source, features, request, tokenizer=tokenizer, batch_id=batch_id)
 
 
 def planned(
@@ -242,7 +242,7 @@ def planned(
     request: Request,
     *,
     tokenizer: Tokenizer | None = None,
-    batch: NDArray[np.int64] | None = None,
+    batch_id: NDArray[np.int64] | None = None,
 ) -> Cells:
     """Rows whose columns are matched already as something to run a model over."""
     plan = RowPlan(
@@ -252,7 +252,7 @@ def planned(
         seed=request.rng,
         precision=resolve_precision(request.precision, model.device),
         prebinned=request.tokens is not None,
-        batch=batch,
+        batch_id=batch_id,
         attention=request.attention or settings.attention,
     )
     return Cells(model, source, plan, request)
@@ -281,7 +281,7 @@ def _mask_text(mask_var: ArrayLike | str) -> str:
     return mask_var if isinstance(mask_var, str) else f"{np.count_nonzero(mask_var)} genes of an array"
 
 
-def batch_codes(
+def batch_ids(
     source: Rows, model: CellModel, key: str | None, *, conditioned: bool = False
 ) -> NDArray[np.int64] | None:
     """Batch of each cell for a model that normalises each by itself, or tells its heads; others do not look."""

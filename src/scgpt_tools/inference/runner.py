@@ -56,7 +56,7 @@ class RowPlan:
     precision: str
     prebinned: bool = False
     """Take values as :func:`scgpt_tools.pp.tokenize` wrote them."""
-    batch: NDArray[np.int64] | None = None
+    batch_id: NDArray[np.int64] | None = None
     """(cells,) technical batch of each cell, for models that treat each by itself."""
     attention: AttentionBackend | None = None
     """Backend; ``None`` for the fastest."""
@@ -246,7 +246,11 @@ def _batches(source: Rows, plan: RowPlan) -> Iterator[TokenBatch]:
                 index=block.index,
                 prebinned=plan.prebinned,
             )
-            yield batch if plan.batch is None else batch.replace(batch=torch.from_numpy(plan.batch[block.index[rows]]))
+            yield (
+                batch
+                if plan.batch_id is None
+                else batch.replace(batch_id=torch.from_numpy(plan.batch_id[block.index[rows]]))
+            )
 
 
 class _Minibatch:

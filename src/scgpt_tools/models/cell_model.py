@@ -231,7 +231,9 @@ class CellModel(nn.Module):
         self, batch: TokenBatch, embedded: Embedded, encoded: Encoded, cell: Tensor, heads: Iterable[str]
     ) -> dict[str, Tensor]:
         seen = batch.mask if batch.generated is None else batch.mask & ~batch.generated
-        context = self.context(batch.batch, batch.modality, pooling=self.config.pooling, mask=seen, values=batch.values)
+        context = self.context(
+            batch.batch_id, batch.modality, pooling=self.config.pooling, mask=seen, values=batch.values
+        )
         inputs = HeadInput(
             batch=batch,
             tokens=encoded.tokens,

@@ -31,7 +31,7 @@ class Context(nn.Module):
         self.modality = NormedTable(modalities, dim, modality_pad) if modalities else None
 
     def forward(
-        self, batch: Tensor | None, modality: Tensor | None, *, pooling: str, mask: Tensor, values: Tensor
+        self, batch_id: Tensor | None, modality: Tensor | None, *, pooling: str, mask: Tensor, values: Tensor
     ) -> ContextVectors | None:
         """Embed labels (B,) and modalities (B, L); ``None`` for a model without context."""
         tokens: Tensor | None = None
@@ -40,7 +40,7 @@ class Context(nn.Module):
             vectors = self.modality(_needed(modality, "modality"))
             tokens, cell = vectors, pool(pooling, vectors, mask, values)
         if self.batch is not None:
-            labels = self.batch(_needed(batch, "batch"))
+            labels = self.batch(_needed(batch_id, "batch_id"))
             tokens = (
                 labels.unsqueeze(1).expand(-1, mask.shape[1], -1) if tokens is None else tokens + labels.unsqueeze(1)
             )

@@ -375,7 +375,7 @@ class Embedder(nn.Module):
             multiply = self.config.parts[name].operation == "multiply"
             tokens = tokens * vectors[name].to(tokens.dtype) if multiply else tokens + vectors[name]
         if isinstance(self.norm, SharedNorm | DomainNorm):
-            tokens = self.norm(tokens, batch.batch)
+            tokens = self.norm(tokens, batch.batch_id)
         elif self.norm is not None:
             tokens = self.norm(tokens)
         return tokens if self.dropout is None else self.dropout(tokens)

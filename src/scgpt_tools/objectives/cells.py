@@ -108,7 +108,7 @@ class BatchAdversary(Objective):
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Cross-entropy of the logits."""
-        return _cross_entropy(views["first"]["batch"], batch.require("batch"))
+        return _cross_entropy(views["first"]["batch"], batch.require("batch_id"))
 
 
 def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:

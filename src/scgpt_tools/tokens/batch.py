@@ -59,7 +59,7 @@ class Tokens:
     """(B,) int64 row of the source that each cell came from."""
     expressed: Tensor | None = field(default=None, metadata=_cell(torch.int64))
     """(B, M) int64 known features above zero in each of M modalities, -1 where a cell was not measured."""
-    batch: Tensor | None = field(default=None, metadata=_cell(torch.int64, read=True))
+    batch_id: Tensor | None = field(default=None, metadata=_cell(torch.int64, read=True))
     """(B,) int64 label of the technical batch."""
     label: Tensor | None = field(default=None, metadata=_cell(torch.int64))
     """(B,) int64 class to predict, for example the cell type."""

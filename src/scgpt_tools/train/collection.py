@@ -126,9 +126,9 @@ class Collection:
                     min_coverage=min_coverage,
                     totals=source.totals,
                 ),
-                batch=batch,
+                batch_id=batch_id,
             )
-            for source, batch in zip(self.sources, labels, strict=True)
+            for source, batch_id in zip(self.sources, labels, strict=True)
         ]
 
     def _count(self, number: int) -> pd.DataFrame:

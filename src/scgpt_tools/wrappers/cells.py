@@ -471,7 +471,7 @@ def _as_dict(batch: TokenBatch) -> BatchDict:
         "src_key_padding_mask": ~batch.mask,
         "target_values": batch.target,
         "index": batch.index,
-        BATCHES: batch.batch,
+        BATCHES: batch.batch_id,
         LABELS: batch.label,
     }
     return {name: tensor for name, tensor in found.items() if tensor is not None}

@@ -34,7 +34,7 @@ def embed_cells(
     check_weights(cells.state_dict(), repr(cells.name))
     table = open_table(wrapper, adata, labels=False, batches=cells.config.domains > 0)
     request = Request(batch_size=batch_size, precision=precision, rng=seed)
-    opened = planned(cells, table.source, table.features, request, batch=table.batch)
+    opened = planned(cells, table.source, table.features, request, batch_id=table.batch_id)
     return opened.embed(
         pooling=cast("CellPooling", cells.config.pooling), normalize=normalize, show_progress=None
     ).values

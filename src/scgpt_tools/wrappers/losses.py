@@ -95,7 +95,7 @@ def batch_of(data: BatchDict, *, mask_value: float) -> TokenBatch:
         genes=data["src"],
         values=shown,
         mask=mask,
-        batch=data.get(BATCHES),
+        batch_id=data.get(BATCHES),
         label=data.get(LABELS),
         perturbed=data.get("input_pert_flags"),
         target=target,

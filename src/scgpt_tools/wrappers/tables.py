@@ -28,9 +28,9 @@ def open_table(wrapper: Wrapper, adata: AnnData, *, labels: bool, batches: bool)
     source = RowSource(adata)
     features = match(source, wrapper.vocab, wrapper.gene_list)
     warn_about_rows(source, wrapper.cell_model.config.tokenizer.expects)
-    batch = _batches(wrapper, adata).codes if batches else None
+    batch_id = _batches(wrapper, adata).codes if batches else None
     label = _classes(wrapper, adata).codes if labels else None
-    return CellTable(source, features, batch, label)
+    return CellTable(source, features, batch_id, label)
 
 
 def has_labels(wrapper: Wrapper, adata: AnnData) -> bool:

@@ -100,7 +100,9 @@ class CellTask(Task[OpenedCells]):
             terms = tuple(self.weighted(terms, tokenizer))
         check_weights(terms, tokenizer)
         labels = None if self.label_key is None else read_classes(source.obs, self.label_key, allow_unknown=True)
-        batches = _read_batches(source, model, self.batch_key, add_parts=self.has_batch_parts)
+        batches = _read_batches(
+            source, model, self.batch_key, needed=self.sampling == "one_batch", add_parts=self.has_batch_parts
+        )
         usable = np.ones(len(source), dtype=bool)
         if labels is not None and "cell_type" in {term.name for term in terms}:
             usable = labels.codes != UNKNOWN
@@ -155,11 +157,11 @@ class CellTask(Task[OpenedCells]):
         return MaskValues(ratio=0.4, mask_value=tokenizer.mask_value, mask_bin=tokenizer.mask_bin)
 
 
-def _read_batches(source: Rows, model: CellModel, key: str | None, *, add_parts: bool) -> Classes | None:
+def _read_batches(source: Rows, model: CellModel, key: str | None, *, needed: bool, add_parts: bool) -> Classes | None:
     """Batches of the table, numbered as the model numbers them where it has parts for each already."""
     has_parts = bool(model.config.domains or model.config.context.batches)
     if key is None:
-        if has_parts or add_parts:
+        if needed or has_parts or add_parts:
             raise ValueError("Expected `batch_key`, the column of `obs` with technical batches, found None.")
         return None
     keep = has_parts and not add_parts
