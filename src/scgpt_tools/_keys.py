@@ -79,6 +79,15 @@ class EmbedGenesKeys(_Named):
         """One row per gene."""
         return self.key
 
+    def varm_of(self, group: str) -> str:
+        """One row per gene, by its tokens in a group of cells."""
+        return f"{self.key}_{group}"
+
+    @property
+    def varm_cells(self) -> str:
+        """Cells of each group with a token of each gene; of contextual embeddings only."""
+        return f"{self.key}_n_cells"
+
 
 @dataclass(frozen=True)
 class GeneNetworkKeys(_Named):

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 import scgpt_tools as sct
 from mudatas import without_pulling
+from scgpt_tools.data.rows import RowSource
+from scgpt_tools.tokens.features import FeatureTable
 
 KEY = "X_scGPT_genes"
 
@@ -173,3 +175,78 @@ def test_each_stream_of_a_model_with_texts(adata, model):
     assert not np.allclose(adata.varm["X_scGenePT_go"], adata.varm["X_scGenePT_genes"], equal_nan=True)
     with pytest.raises(ValueError, match="Found no embedding of genes of this model: 'text'"):
         sct.tl.embed_genes(adata, with_texts, stream="text")
+
+
+CONTEXTUAL = "X_scGPT_genes_contextual"
+
+
+def tokens_by_hand(adata, model) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the tokens of each gene over the cells one by one, and how many there were."""
+    sums, counts = np.zeros((adata.n_vars, model.dim)), np.zeros(adata.n_vars)
+    source = RowSource(adata)
+    features = FeatureTable.from_var(adata.var, model.vocabulary)
+    for row in range(adata.n_obs):
+        batch = model.tokenizer(source.take([row]), features, source.keys[[row]])
+        with torch.no_grad():
+            tokens = model(batch, (), attention="eager").tokens[0]
+        for token, name in zip(tokens, batch.genes[0].tolist(), strict=True):
+            gene = model.vocabulary.tokens[name]
+            if gene in adata.var_names:
+                place = adata.var_names.get_loc(gene)
+                sums[place] += token.numpy()
+                counts[place] += 1
+    return sums, counts
+
+
+def test_contextual_vectors_are_means_of_tokens(adata, model):
+    sums, counts = tokens_by_hand(adata, model)
+    sct.tl.embed_genes(adata, model, contextual=True, min_cells=1, show_progress=False)
+    seen = counts > 0
+    np.testing.assert_allclose(adata.varm[CONTEXTUAL][seen], sums[seen] / counts[seen, None], atol=1e-5)
+    assert np.isnan(adata.varm[CONTEXTUAL][~seen]).all()
+    assert list(adata.varm[f"{CONTEXTUAL}_n_cells"]["all cells"]) == list(counts)
+    assert adata.uns[CONTEXTUAL]["params"]["contextual"] is True
+
+
+def test_groups_have_contextual_vectors_of_their_own_in_any_batch_size(adata, model):
+    sct.tl.embed_genes(
+        adata, model, contextual=True, groupby="cell_type", min_cells=2, batch_size=5, show_progress=False
+    )
+    assert set(adata.varm) == {f"{CONTEXTUAL}_{end}" for end in ("B", "T", "NK", "n_cells")}
+    for group in ("B", "T", "NK"):
+        own = adata[adata.obs["cell_type"] == group].copy()
+        sums, counts = tokens_by_hand(own, model)
+        found = adata.varm[f"{CONTEXTUAL}_{group}"]
+        enough = counts >= 2
+        assert 5 < enough.sum() < 20
+        np.testing.assert_allclose(found[enough], sums[enough] / counts[enough, None], atol=1e-5)
+        assert np.isnan(found[~enough]).all()
+    sct.tl.gene_network(adata, use_rep=f"{CONTEXTUAL}_B", threshold=0.0, show_progress=False)
+    assert adata.varp["gene_network"].nnz > 0
+
+
+def test_a_slash_in_the_name_of_a_group_is_a_dash_in_its_key(adata, model):
+    adata.obs["kind"] = np.where(adata.obs["cell_type"] == "B", "B/plasma", "other")
+    with pytest.warns(UserWarning, match="writing 'B/plasma' as 'B-plasma'"):
+        sct.tl.embed_genes(adata, model, contextual=True, groupby="kind", min_cells=1, show_progress=False)
+    assert f"{CONTEXTUAL}_B-plasma" in adata.varm
+    adata.obs.loc["cell1", "kind"] = "B-plasma"
+    with pytest.raises(ValueError, match="'B-plasma' twice"):
+        sct.tl.embed_genes(adata, model, contextual=True, groupby="kind", show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"contextual": False, "groupby": "cell_type"}, ValueError, "`groupby` with contextual=True only"),
+        ({"groupby": "type"}, KeyError, "Did you mean 'cell_type'"),
+        ({"min_cells": 13}, ValueError, r"at least min_cells=13 cells .* the most frequent has"),
+        ({"min_cells": 0}, ValueError, "`min_cells` to be at least 1"),
+        ({"layer": "raw"}, KeyError, "'raw'"),
+    ],
+)
+def test_contextual_vectors_that_cannot_be_are_refused(adata, model, unchanged, options, error, message):
+    before = unchanged(adata)
+    with pytest.raises(error, match=message):
+        sct.tl.embed_genes(adata, model, **{"contextual": True, "show_progress": False} | options)
+    assert unchanged(adata) == before

@@ -95,6 +95,18 @@ def embed_cells(model: Network, batch: TokenBatch, *, attention: str | None, poo
         return torch.cat(list(run(embed, divided(model, batch))))
 
 
+def embed_tokens(model: Network, batch: TokenBatch, *, attention: str | None = None) -> Tensor:
+    """What the encoder makes of the real tokens of a batch, (N, D), cell by cell, without padding where it can be."""
+    attention = attention or _fastest_attention(model)
+    if attention in PACKED and bool(batch.mask.any(dim=1).all()):
+        packed = batch.packed().to(model.device, non_blocking=True)
+        layout = PackedLayout.from_lengths(packed.lengths, model.device, backend=attention)
+        return model.encode(packed, layout)[1].tokens
+    batch = batch.to(model.device)
+    padded = PaddedLayout.from_mask(batch.mask, backend="sdpa" if attention in PACKED else attention)
+    return model.encode(batch, padded)[1].tokens[batch.mask]
+
+
 def _embed(model: Network, batch: TokenBatch, *, attention: str, pooling: str) -> Tensor:
     first_only = pooling == "cls"
     if batch.generated is not None:

@@ -14,10 +14,10 @@ import torch
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent
-from scgpt_tools._validate import as_seed, check_choice, check_integer, check_key, check_key_name, check_texts
-from scgpt_tools.data.classes import read_classes
+from scgpt_tools._validate import as_seed, check_choice, check_integer, check_key, check_texts
 from scgpt_tools.inference.cells import Cells, Request, open_cells
 from scgpt_tools.models.attention_maps import Normalization, attention_products, normalized
+from scgpt_tools.tl._groups import read_groups
 from scgpt_tools.tokens.joint import tokenizer_of
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 LayerNumber: TypeAlias = int
 """A layer of the network, from 0, or from the end with a minus."""
-
-_ALL = "all cells"
 
 
 @shared_docs
@@ -108,7 +106,7 @@ def attention(
     """
     check_arguments(attention, locals())
     check_choice("normalise", normalise, get_args(Normalization))
-    groups = _groups(adata, groupby)
+    groups = read_groups(adata.obs, groupby)
     table = _of_genes(adata, genes)
     cells = _read_in_full(
         open_cells(table, model, Request(layer=use_layer, batch_size=1, device=device, rng=as_seed(rng)))
@@ -242,15 +240,6 @@ def _of_genes(adata: AnnData, genes: Sequence[str] | None) -> AnnData:
     if missing := [name for name in names if name not in adata.var_names]:
         raise KeyError(absent(missing[0], adata.var_names, "gene in `var_names`:"))
     return adata[:, adata.var_names.isin(names)]
-
-
-def _groups(adata: AnnData, groupby: str | None) -> pd.Categorical[Any]:
-    if groupby is None:
-        return pd.Categorical([_ALL] * adata.n_obs)
-    groups = read_classes(adata.obs, groupby, allow_unknown=True)
-    for name in groups.names:
-        check_key_name(f"a group of obs[{groupby!r}]", name)
-    return pd.Categorical.from_codes(groups.codes, pd.Index(groups.names))
 
 
 def _read_in_full(cells: Cells) -> Cells:
