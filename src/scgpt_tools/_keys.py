@@ -126,6 +126,43 @@ class ProgramScoreKeys(_Named):
 
 
 @dataclass(frozen=True)
+class KnockoutKeys:
+    """What the table of :func:`scgpt_tools.tl.knockout` holds."""
+
+    gene: str = "gene"
+    """Column of ``obs`` with the gene that is changed."""
+    group: str = "group"
+    """Column of ``obs`` with the group of cells."""
+    role: str = "role"
+    """Column of ``obs``: ``"asked"`` or ``"random"``."""
+    n_cells: str = "n_cells"
+    """Column of ``obs`` with the cells of the group."""
+    n_changed: str = "n_changed"
+    """Column of ``obs`` with the cells that the change makes a difference to."""
+    value: str = "mean_value"
+    """Column of ``obs`` with how much of the gene the cells with it have."""
+    shift: str = "shift"
+    """Column of ``obs`` with the mean distance of changed cells from where they were."""
+    displacement: str = "displacement"
+    """Column of ``obs`` and key of ``obsm``: mean move of all cells of the group, its length and itself."""
+    expected: str = "expected_shift"
+    """Column of ``obs`` with the shift of matched random genes."""
+    z_score: str = "z_score"
+    """Column of ``obs`` with the shift against them."""
+    p_value: str = "p_value"
+    """Column of ``obs``."""
+    q_value: str = "q_value"
+    """Column of ``obs``."""
+    uns: str = "knockout"
+    """Settings and provenance."""
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Columns of ``obs`` that compare a gene with random ones."""
+        return (self.expected, self.z_score, self.p_value, self.q_value)
+
+
+@dataclass(frozen=True)
 class ConditionKeys:
     """What :func:`scgpt_tools.pp.parse_conditions` writes."""
 

@@ -38,6 +38,22 @@ def test_scores_of_hubs_alone_are_not_ahead_of_their_baseline():
     assert found.auroc_hubs == pytest.approx(found.auroc, abs=0.06)
 
 
+def test_genes_of_equal_degree_are_exchanged_whatever_their_order_in_the_table():
+    module = np.repeat(np.arange(20), 5)
+    edges = (module[:, None] == module) & ~np.eye(100, dtype=bool)
+    found = score_edges(edges * 1.0, edges)
+    assert found.auroc == found.early_precision == 1.0
+    assert found.auroc_hubs == pytest.approx(0.5, abs=0.05)
+    assert found.early_precision_hubs == pytest.approx(found.density, abs=0.05)
+
+
+def test_ties_at_the_threshold_count_in_part():
+    edges = reference()
+    assert score_edges(np.zeros(edges.shape), edges).early_precision == pytest.approx(
+        score_edges(edges * 1.0, edges).density
+    )
+
+
 def test_direction_counts_only_where_asked_for():
     truth = np.zeros((3, 3), dtype=bool)
     truth[0, 1] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scgpt_tools.get.cells import annotation, class_probabilities, provenance
-from scgpt_tools.get.genes import gene_network, gene_programs
+from scgpt_tools.get.genes import gene_network, gene_programs, knockout, knockout_effects
 from scgpt_tools.get.screens import perturbation_de, perturbation_effects, perturbation_split
 
 __all__ = [
@@ -11,6 +11,8 @@ __all__ = [
     "class_probabilities",
     "gene_network",
     "gene_programs",
+    "knockout",
+    "knockout_effects",
     "perturbation_de",
     "perturbation_effects",
     "perturbation_split",

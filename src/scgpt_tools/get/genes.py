@@ -10,11 +10,13 @@ import pandas as pd
 from scipy import sparse
 
 from scgpt_tools._arguments import check_arguments
-from scgpt_tools._keys import GeneNetworkKeys, GeneProgramKeys
+from scgpt_tools._keys import GeneNetworkKeys, GeneProgramKeys, KnockoutKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_key
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
 
 
@@ -72,3 +74,89 @@ def gene_programs(adata: AnnData, key: str = GeneProgramKeys.key) -> pd.DataFram
     found = sorted(record["programs"].items(), key=lambda entry: -len(entry[1]))
     rows = [(str(name), str(gene)) for name, genes in found for gene in genes]
     return pd.DataFrame(rows, columns=["program", "gene"])
+
+
+def knockout(knockouts: AnnData, groups: str | Sequence[str] | None = None, *, random: bool = False) -> pd.DataFrame:
+    """Genes by how far a change of each moves cells, from :func:`scgpt_tools.tl.knockout`.
+
+    Parameters
+    ----------
+    knockouts
+        What :func:`scgpt_tools.tl.knockout` returned.
+    groups
+        One group of cells or several; ``None`` for all.
+    random
+        Also list the random genes that the others were compared with.
+
+    Returns
+    -------
+    One row a gene and group, by falling z-score, those without one last: ``gene``, ``group``, ``role``, ``n_cells``,
+    ``n_changed``, ``mean_value``, ``shift``, ``displacement``, ``expected_shift``, ``z_score``, ``p_value`` and
+    ``q_value``.
+
+    Raises
+    ------
+    KeyError
+        If the table is of something else, or a group is absent; the message lists what is there.
+    """
+    check_arguments(knockout, locals())
+    keys = KnockoutKeys()
+    check_key(knockouts.uns, keys.uns, "uns")
+    table = knockouts.obs if random else knockouts.obs[knockouts.obs[keys.role] == "asked"]
+    if groups is not None:
+        wanted, there = [groups] if isinstance(groups, str) else list(groups), list(table[keys.group].unique())
+        if missing := [name for name in wanted if name not in there]:
+            raise KeyError(absent(missing[0], there, "group of cells named"))
+        table = table[table[keys.group].isin(wanted)]
+    return table.sort_values(keys.z_score, ascending=False, kind="stable").reset_index(drop=True)
+
+
+def knockout_effects(
+    knockouts: AnnData, gene: str, *, group: str | None = None, n_genes: int | None = None
+) -> pd.DataFrame:
+    """Predicted expression of other genes after a change of one, from :func:`scgpt_tools.tl.knockout`.
+
+    Parameters
+    ----------
+    knockouts
+        What :func:`scgpt_tools.tl.knockout` returned with ``expression``.
+    gene
+        The gene that is changed.
+    group
+        Group of cells; ``None`` for the only one.
+    n_genes
+        Other genes to return, those that change most first; ``None`` for all.
+
+    Returns
+    -------
+    One row a gene, by falling absolute change: ``gene`` and ``change``, in the unit of the model's tokens.
+
+    Raises
+    ------
+    KeyError
+        If no expression was predicted, or the gene or the group is absent; the message lists what is there.
+    ValueError
+        If there are several groups and none is named.
+    """
+    check_arguments(knockout_effects, locals())
+    keys = KnockoutKeys()
+    check_key(knockouts.uns, keys.uns, "uns")
+    if knockouts.X is None:
+        raise KeyError("Expected predicted expression in the table, found none. Pass `expression=` to `tl.knockout`.")
+    groups = list(knockouts.obs[keys.group].unique())
+    if group is None and len(groups) > 1:
+        raise ValueError(f"Expected `group` to be one of {groups}, found None.")
+    chosen = groups[0] if group is None else group
+    if chosen not in groups:
+        raise KeyError(absent(chosen, groups, "group of cells named"))
+    own = ((knockouts.obs[keys.gene] == gene) & (knockouts.obs[keys.group] == chosen)).to_numpy()
+    if not own.any():
+        raise KeyError(absent(gene, knockouts.obs[keys.gene].unique(), "changed gene named"))
+    change = np.asarray(knockouts.X[int(own.argmax())], dtype=np.float64).ravel()
+    table = pd.DataFrame({"gene": knockouts.var_names.astype(object), "change": change})
+    table = table[table["change"].notna() & (table["gene"] != gene)]
+    return (
+        table.sort_values("change", key=np.abs, ascending=False, kind="stable")
+        .head(n_genes or len(table))
+        .reset_index(drop=True)
+    )

@@ -159,7 +159,7 @@ def computed_rows(
     ):
         # A norm that takes the label of the first cell for all has to see the minibatch as it is.
         whole = model.config.embedder.norm == "domain_of_first"
-        pieces = _pieces(model, prefetched(_batches(source, plan)), compute if whole else Fitting(compute), finish)
+        pieces = _pieces(model, prefetched(token_batches(source, plan)), compute if whole else Fitting(compute), finish)
         for computed in run(_Piece.computed, pieces):
             if computed is not None:
                 rows, values = computed
@@ -233,7 +233,8 @@ def _keep_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
-def _batches(source: Rows, plan: RowPlan) -> Iterator[TokenBatch]:
+def token_batches(source: Rows, plan: RowPlan) -> Iterator[TokenBatch]:
+    """Minibatches of cells of like length, in the order of computing."""
     for block in source.blocks(BLOCK_ROWS):
         lengths = plan.tokenizer.lengths(block.X, plan.features)
         for rows in length_buckets(lengths, batch_size=plan.batch_size):

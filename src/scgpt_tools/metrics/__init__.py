@@ -28,6 +28,7 @@ from scgpt_tools.metrics.evaluation import (
 )
 from scgpt_tools.metrics.interactions import genetic_interactions
 from scgpt_tools.metrics.mapping import Ballot, vote
+from scgpt_tools.metrics.matched_null import MatchedNull, matched_null
 from scgpt_tools.metrics.networks import EdgeScores, score_edges
 from scgpt_tools.metrics.panel import Truth
 from scgpt_tools.metrics.perturbation import (
@@ -57,6 +58,7 @@ __all__ = [
     "ClusterScores",
     "DecodingScores",
     "EdgeScores",
+    "MatchedNull",
     "PerturbationScores",
     "ProbeScores",
     "TrainingEffects",
@@ -85,6 +87,7 @@ __all__ = [
     "linear",
     "linear_probe",
     "mae",
+    "matched_null",
     "matching_mean",
     "mean_changes",
     "mmd",

@@ -35,6 +35,8 @@ class EdgeScores(NamedTuple):
     """Mean AUROC where each gene is exchanged for one of like degree in the reference: what hubs alone explain."""
     auprc_hubs: float
     """Mean average precision of the same."""
+    early_precision_hubs: float
+    """Mean early precision of the same."""
     n_pairs: int
     """Pairs that were judged."""
     n_edges: int
@@ -71,7 +73,7 @@ def score_edges(
 
     Returns
     -------
-    Scores and their baselines, by the definitions of BEELINE (Pratapa et al., 2020) without its division by chance.
+    Scores and their baselines, by the definitions of BEELINE :cite:p:`Pratapa2020` without its division by chance.
 
     Raises
     ------
@@ -98,36 +100,41 @@ def score_edges(
     if n_edges in (0, len(truth)):
         raise ValueError(f"Expected edges and pairs without one, found {n_edges} edges among {len(truth)} pairs.")
     shuffled = [_judge(edges[np.ix_(order, order)][judged], found) for order in _like_degrees(edges, n_shuffles, rng)]
-    best = np.argsort(-found, kind="stable")[:n_edges]
-    auroc, auprc = _judge(truth, found)
+    auroc, auprc, early_precision = _judge(truth, found)
     return EdgeScores(
         auroc=auroc,
         auprc=auprc,
-        early_precision=float(truth[best].mean()),
+        early_precision=early_precision,
         density=n_edges / len(truth),
         auroc_hubs=float(np.nanmean([own[0] for own in shuffled])),
         auprc_hubs=float(np.nanmean([own[1] for own in shuffled])),
+        early_precision_hubs=float(np.nanmean([own[2] for own in shuffled])),
         n_pairs=len(truth),
         n_edges=n_edges,
     )
 
 
-def _judge(truth: NDArray[np.bool_], found: NDArray[np.float64]) -> tuple[float, float]:
+def _judge(truth: NDArray[np.bool_], found: NDArray[np.float64]) -> tuple[float, float, float]:
+    """AUROC, average precision and early precision; pairs of equal scores at its threshold count in part."""
     if truth.all() or not truth.any():
-        return np.nan, np.nan
-    return float(roc_auc_score(truth, found)), float(average_precision_score(truth, found))
+        return np.nan, np.nan, np.nan
+    n_edges = int(truth.sum())
+    least = np.partition(found, -n_edges)[-n_edges]
+    above, level = found > least, found == least
+    right = truth[above].sum() + (n_edges - above.sum()) * truth[level].mean()
+    return float(roc_auc_score(truth, found)), float(average_precision_score(truth, found)), float(right / n_edges)
 
 
 def _like_degrees(edges: NDArray[np.bool_], n_draws: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
     """Orders of the genes that exchange genes of like degree only."""
     degree = edges.sum(axis=0) + edges.sum(axis=1)
-    ranks = np.argsort(np.argsort(degree, kind="stable"), kind="stable")
-    groups = ranks * min(_DEGREE_BINS, max(1, len(degree) // 2)) // len(degree)
+    n_groups = min(_DEGREE_BINS, max(1, len(degree) // 2))
     orders = []
     for _ in range(n_draws):
         order = np.arange(len(degree))
-        for group in np.unique(groups):
-            own = np.flatnonzero(groups == group)
+        # Genes of equal degree in any order, or neighbours in the table would be exchanged with each other only.
+        ranked = np.lexsort((rng.random(len(degree)), degree))
+        for own in np.array_split(ranked, n_groups):
             order[own] = rng.permutation(own)
         orders.append(order)
     return orders

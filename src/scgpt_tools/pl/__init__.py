@@ -6,6 +6,7 @@ from scgpt_tools.pl.annotation import confidence, confusion_matrix
 from scgpt_tools.pl.coverage import coverage
 from scgpt_tools.pl.embedding import embedding
 from scgpt_tools.pl.gene_networks import gene_network, program_heatmap
+from scgpt_tools.pl.knockout import knockout
 from scgpt_tools.pl.modalities import joint_embedding, modality_weights
 from scgpt_tools.pl.perturbation import perturbation_de, perturbation_scatter
 from scgpt_tools.pl.scores import scores
@@ -18,6 +19,7 @@ __all__ = [
     "embedding",
     "gene_network",
     "joint_embedding",
+    "knockout",
     "modality_weights",
     "perturbation_benchmark",
     "perturbation_de",

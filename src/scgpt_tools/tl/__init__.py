@@ -14,11 +14,13 @@ from scgpt_tools.tl.gene_network import gene_network, similar_genes
 from scgpt_tools.tl.gene_programs import enrich_programs, gene_programs, score_programs
 from scgpt_tools.tl.genetic_interactions import genetic_interactions
 from scgpt_tools.tl.impute import impute
+from scgpt_tools.tl.knockout import knockout
 from scgpt_tools.tl.map_reference import index_reference, map_reference
 from scgpt_tools.tl.modality_weights import modality_weights
 from scgpt_tools.tl.predict_perturbation import predict_perturbation
 from scgpt_tools.tl.rank_perturbations import rank_perturbations
 from scgpt_tools.tl.score_embedding import score_embedding
+from scgpt_tools.tl.score_network import compare_networks, score_network
 from scgpt_tools.tl.screen import screen
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "attention",
     "attention_targets",
     "benchmark",
+    "compare_networks",
     "embed",
     "embed_genes",
     "embed_store",
@@ -37,11 +40,13 @@ __all__ = [
     "genetic_interactions",
     "impute",
     "index_reference",
+    "knockout",
     "map_reference",
     "modality_weights",
     "predict_perturbation",
     "rank_perturbations",
     "score_embedding",
+    "score_network",
     "score_programs",
     "screen",
     "similar_genes",

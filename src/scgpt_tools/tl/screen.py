@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +12,9 @@ from anndata import AnnData
 
 from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._files import as_path, remove_left_behind, replace_file
 from scgpt_tools._keys import ScreenKeys
-from scgpt_tools._outputs import check_place, check_room
 from scgpt_tools._validate import as_seed, check_integer
+from scgpt_tools.data.finished_rows import FinishedRows
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.perturbation import Predictor, open_predictor, read_perturbations
 from scgpt_tools.screens.conditions import control_mask, read_conditions
@@ -38,10 +34,8 @@ if TYPE_CHECKING:
     from scgpt_tools.tokens.perturbations import Direction, GeneSet
 
 
-logger = logging.getLogger(__name__)
-
-# Controls that are read at once, and bytes of a checksum.
-_RUN, _CHECKSUM = 64, 32
+# Controls that are read at once.
+_RUN = 64
 
 
 @renamed(key="condition_key")
@@ -156,16 +150,18 @@ def screen(
     rows = _controls(adata, predictor, condition_key, n_controls)
     about = predictor.provenance(condition_key=condition_key or "")
     control, values = _mean_of(predictor, rows)
-    finished = _Store.open(store, _request(about, adata, rows, values), adata.n_vars)
-    finished.check_room(wanted)
+    finished = FinishedRows.open(
+        store, _request(about, adata, rows, values), width=2 * adata.n_vars, what="this screen"
+    )
+    finished.check_room(map(_key_of, wanted))
     results = np.empty((2, len(wanted), predictor.source.n_columns), dtype=np.float32)
     with settings.progress((), total=len(wanted), unit="perturbation", show=show_progress) as bar:
         for number, (name, perturbed) in enumerate(wanted.items()):
-            found = finished.read(name)
+            found = finished.read(_key_of(name))
             if found is None:
-                found = _moments(predictor, rows, perturbed)
-                finished.write(name, found)
-            results[:, number] = found
+                found = _moments(predictor, rows, perturbed).ravel()
+                finished.write(_key_of(name), found)
+            results[:, number] = found.reshape(2, -1)
             bar.update()
     return _table(adata, wanted, results, control, predictor, about | {"n_controls": len(rows)})
 
@@ -237,82 +233,9 @@ def _table(
     return AnnData(results[0], obs=obs, var=var, layers=layers, uns={keys.uns: about})
 
 
-@dataclass(frozen=True)
-class _Store:
-    """Finished perturbations, a file each; without a folder nothing is kept.
-
-    A file begins with a checksum of the request, the perturbation and its values, so that one that is damaged, or of
-    something else, is known and computed again.
-    """
-
-    folder: Path | None
-    n_columns: int
-    request: str = ""
-
-    @classmethod
-    def open(cls, folder: str | PathLike[str] | None, request: Mapping[str, str], n_columns: int) -> _Store:
-        if folder is None:
-            return cls(None, n_columns)
-        path = as_path("store", folder)
-        check_place(path)
-        written = path / "request.json"
-        before = _read_request(written) if written.is_file() else request
-        if different := sorted(name for name in request if before.get(name) != request[name]):
-            raise ValueError(
-                f"Expected the store '{path}' to belong to this screen, found other {', '.join(different)}. Choose "
-                "another folder, or delete this one."
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        remove_left_behind(path)
-        text = json.dumps(dict(request), indent=1)
-        if not written.is_file():
-            replace_file(written, lambda aside: aside.write_text(text, encoding="utf-8"))
-        return cls(path, n_columns, sha256(text.encode()).hexdigest())
-
-    def check_room(self, names: Iterable[str]) -> None:
-        """Refuse to begin if the disk cannot take what is not finished."""
-        if self.folder is not None:
-            size = _CHECKSUM + 8 * self.n_columns
-            check_room(self.folder, size * sum(not path.is_file() for path in map(self._path, names) if path))
-
-    def read(self, name: str) -> NDArray[np.float32] | None:
-        path = self._path(name)
-        if path is None or not path.is_file():
-            return None
-        content = path.read_bytes()
-        values = content[_CHECKSUM:]
-        if content[:_CHECKSUM] != self._checksum(name, values):
-            logger.warning("Computing %s again: %s is damaged, or of something else.", name, path)
-            return None
-        return np.frombuffer(values, dtype="<f4").reshape(2, self.n_columns)
-
-    def write(self, name: str, found: NDArray[np.float32]) -> None:
-        path, values = self._path(name), found.astype("<f4").tobytes()
-        if path is not None:
-            replace_file(path, lambda aside: aside.write_bytes(self._checksum(name, values) + values))
-
-    def _checksum(self, name: str, values: bytes) -> bytes:
-        return sha256("\n".join([self.request, _key_of(name), ""]).encode() + values).digest()
-
-    def _path(self, name: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{sha256(_key_of(name).encode()).hexdigest()[:32]}.f4"
-
-
 def _key_of(name: str) -> str:
     """The order in which genes are written does not matter to the model."""
     return "+".join(sorted(name.split("+")))
-
-
-def _read_request(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"Expected {path} to describe the store, found it damaged. Delete the store, or choose another."
-        )
-    return found
 
 
 def _request(about: Mapping[str, Any], adata: AnnData, rows: NDArray[np.int64], values: str) -> dict[str, str]:
