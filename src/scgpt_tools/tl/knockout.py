@@ -69,8 +69,8 @@ def knockout(
     store: str | PathLike[str] | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
-    precision: Precision = "fp32",
     attention: AttentionBackend | None = None,
+    precision: Precision = "fp32",
     rng: RngLike = 0,
     show_progress: bool | None = None,
 ) -> AnnData:
@@ -109,7 +109,8 @@ def knockout(
     n_null
         Random genes to compare with, chosen for likeness to ``genes`` in how many cells have them and how much of them;
         ``None`` compares with nothing.  P-values are no smaller than 1 / (1 + ``n_null``).
-    {layer}
+    layer
+        Key of ``layers`` to read; ``None`` takes ``X``.
     {batch_key}
     pooling, length
         As in :func:`scgpt_tools.tl.embed`.  A gene counts in cells that have a token of it, so in long cells where it is

@@ -68,7 +68,8 @@ def score_network(
     directed
         Judge whether the first gene of an edge acts on the second: pairs start from genes that are first in some edge of
         the reference.  Otherwise the larger score of both directions is taken.
-    {layer}
+    layer
+        Key of ``layers`` to take co-expression from; ``None`` takes ``X``.
     n_shuffles
         Draws of the exchange of genes.
     {rng_simple}
@@ -122,7 +123,6 @@ def score_network(
     return table
 
 
-@shared_docs
 def compare_networks(
     adata: AnnData,
     *,
@@ -141,7 +141,8 @@ def compare_networks(
     ----------
     adata, use_rep, maps, knockouts, genes
         As in :func:`scgpt_tools.tl.score_network`.
-    {layer}
+    layer
+        Key of ``layers`` to take co-expression from; ``None`` takes ``X``.
 
     Returns
     -------
