@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 
 import scgpt_tools as sct
 from scgpt_tools.metrics import PerturbationScores
-from scgpt_tools.pl.screens import ROLES
+from scgpt_tools.pl._forest import ROLES
 
 METHODS = {"mine": "model", "no_change": "baseline", "additive": "baseline", "split_half": "ceiling"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scgpt_tools.pl.annotation import confidence, confusion_matrix
+from scgpt_tools.pl.benchmark import benchmark
 from scgpt_tools.pl.coverage import coverage
 from scgpt_tools.pl.embedding import embedding
 from scgpt_tools.pl.gene_networks import gene_network, program_heatmap
@@ -13,6 +14,7 @@ from scgpt_tools.pl.scores import scores
 from scgpt_tools.pl.screens import perturbation_benchmark, perturbation_heatmap
 
 __all__ = [
+    "benchmark",
     "confidence",
     "confusion_matrix",
     "coverage",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
 from scipy.cluster.hierarchy import leaves_list, linkage
@@ -17,21 +16,18 @@ from scgpt_tools._validate import check_finite, check_key, check_type
 from scgpt_tools.metrics.evaluation import summarise_scores
 from scgpt_tools.metrics.panel import SCALES
 from scgpt_tools.metrics.scores import PerturbationScores
-from scgpt_tools.pl._style import PALETTE, axes, finish
+from scgpt_tools.pl._forest import forest, panels_for
+from scgpt_tools.pl._style import axes, finish
 from scgpt_tools.pl.perturbation import column_of, dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-ROLES = {"model": PALETTE["vermilion"], "baseline": PALETTE["blue"], "ceiling": PALETTE["black"]}
-"""Colour of each kind of method."""
-_MARKERS = {"model": "D", "baseline": "o", "ceiling": "s"}
 _BENCHMARK = (
     "mse",
     "mse_weighted",
@@ -108,9 +104,12 @@ def perturbation_benchmark(
         raise ValueError(f"Expected one metric for the given `ax`, found {len(names)}.")
     summary = summarise_scores(table)
     roles = table.drop_duplicates("method").set_index("method")["role"]
-    panels = [ax] if ax is not None else _panels(len(names), min(ncols, len(names)), len(roles), figsize)
+    panels = [ax] if ax is not None else panels_for(len(names), min(ncols, len(names)), len(roles), figsize)
     for panel, name in zip(panels, names, strict=False):
-        _forest(panel, summary[summary["metric"] == name].set_index("method"), roles, name)
+        forest(panel, summary[summary["metric"] == name].set_index("method"), roles)
+        panel.set_title(_TITLES.get(name, name), fontsize="medium", loc="left")
+        better = "higher is better" if SCALES[name].higher_is_better else "lower is better"
+        panel.set_xlabel(better, fontsize="small")
     figure = panels[0].get_figure(root=True)
     n = table["condition"].nunique()
     if figure is not None and ax is None:
@@ -214,39 +213,6 @@ def perturbation_heatmap(
 
 def _first_bad(effects: NDArray[np.float64]) -> int:
     return int((~np.isfinite(effects)).any(axis=1).argmax())
-
-
-def _panels(n: int, ncols: int, n_methods: int, figsize: tuple[float, float] | None) -> list[Axes]:
-    nrows = -(-n // ncols)
-    size = figsize or (1.6 + 2.3 * ncols, nrows * (1.1 + 0.26 * n_methods))
-    _, grid = plt.subplots(nrows, ncols, figsize=size, layout="constrained", sharey=True, squeeze=False)
-    panels = list(grid.ravel())
-    for empty in panels[n:]:
-        empty.set_axis_off()
-    return panels[:n]
-
-
-def _forest(ax: Axes, summary: pd.DataFrame, roles: pd.Series, metric: str) -> None:
-    """Means and intervals of all methods, models on top."""
-    order = {"model": 0, "baseline": 1, "ceiling": 2}
-    methods = sorted(roles.index, key=lambda name: order[roles[name]])
-    for height, method in enumerate(methods):
-        role = roles[method]
-        if method not in summary.index or np.isnan(summary.loc[method, "mean"]):
-            continue
-        mean, low, high = (float(summary.loc[method, name]) for name in ("mean", "low", "high"))
-        ax.plot([low, high], [height, height], color=ROLES[role], linewidth=1.5, alpha=0.6, solid_capstyle="butt")
-        ax.plot(mean, height, marker=_MARKERS[role], color=ROLES[role], markersize=5, linestyle="none")
-        if role == "model":
-            ax.axvline(mean, color=ROLES[role], linewidth=0.7, linestyle=":", zorder=0)
-    ax.set_yticks(range(len(methods)), methods)
-    ax.set_ylim(len(methods) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", color=PALETTE["grey"], linewidth=0.4, alpha=0.6)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    better = "higher is better" if SCALES[metric].higher_is_better else "lower is better"
-    ax.set_title(_TITLES.get(metric, metric), fontsize="medium", loc="left")
-    ax.set_xlabel(better, fontsize="small")
 
 
 def _leaves(values: NDArray[np.float64]) -> NDArray[np.int64]:
