@@ -258,6 +258,17 @@ class AnnotateKeys(_Named):
         return f"{self.key}_distances"
 
 
+@dataclass(frozen=True)
+class TargetKeys(_Named):
+    """What :func:`scgpt_tools.tl.predict` writes; to ``uns`` also the names of the targets."""
+
+    key: str = "scgpt_predicted"
+
+    def obs(self, target: str) -> str:
+        """Predicted number of each cell."""
+        return f"{self.key}_{target}"
+
+
 OWN_CONDITION = "own condition"
 """What :func:`scgpt_tools.tl.predict_perturbation` records instead of a perturbation where each cell has its own."""
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from scgpt_tools import testing
 from scgpt_tools.models import FAMILIES, CellModel
-from scgpt_tools.models.config import ClassifierConfig
+from scgpt_tools.models.config import ClassifierConfig, RegressorConfig
 from scgpt_tools.models.families.scmodelforge import SPECIALS, scmodelforge_tokens
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -200,12 +200,21 @@ def test_the_scale_of_adapters_is_read_from_hyper_parameters(tmp_path, alpha):
     torch.testing.assert_close(change, torch.full((24, 16), float(alpha or 16)))
 
 
-def test_a_head_of_a_regression_is_no_classifier(tmp_path):
-    head = {"model.head.net.1.weight": torch.ones(1, 16), "model.head.net.1.bias": torch.ones(1)}
+def test_a_head_of_a_regression_predicts_numbers(tmp_path):
+    head = {"model.head.net.1.weight": torch.zeros(2, 16), "model.head.net.1.bias": torch.tensor([1.0, 3.0])}
     path, options = tuned_file(tmp_path, {"model_config": {"num_heads": 2}, "task": "regression"}, head)
-    with pytest.warns(UserWarning, match="of the task 'regression': it is left out"):
-        again = CellModel.from_pretrained(path, **options)
+    again = CellModel.from_pretrained(path, **options)
     assert "cell_type" not in again.config.heads
+    assert again.config.heads.find("targets", RegressorConfig).names == ("0", "1")
+    assert again.heads["targets"].logits(torch.zeros(4, 16)).tolist() == [[1.0, 3.0]] * 4
+
+
+def test_a_head_of_another_task_is_left_out(tmp_path):
+    head = {"model.head.net.1.weight": torch.ones(1, 16), "model.head.net.1.bias": torch.ones(1)}
+    path, options = tuned_file(tmp_path, {"model_config": {"num_heads": 2}, "task": "survival"}, head)
+    with pytest.warns(UserWarning, match="of the task 'survival': it is left out"):
+        again = CellModel.from_pretrained(path, **options)
+    assert not {"cell_type", "targets"} & set(again.config.heads)
     assert set(again.transfer.dropped) >= {"head.net.1.weight", "head.net.1.bias"}
 
 

@@ -15,6 +15,7 @@ from scgpt_tools.models.config import (
     FromCellConfig,
     ModelConfig,
     Named,
+    RegressorConfig,
     TokenClassesConfig,
     TransformerConfig,
     scgpt_embedder,
@@ -41,6 +42,7 @@ def model() -> CellModel:
             batch=AdversaryConfig(classes=BATCHES),
             bins=BinsConfig(bins=5, stream=None),
             genes=TokenClassesConfig(),
+            targets=RegressorConfig(names=("age",), centre=(0.0,), scale=(1.0,)),
         ),
     )
     return CellModel(config)
@@ -65,6 +67,7 @@ def cells() -> TokenBatch:
         index=torch.arange(CELLS),
         batch_id=torch.arange(CELLS) % BATCHES,
         label=torch.arange(CELLS) % CLASSES,
+        targets=torch.arange(CELLS)[:, None] / CELLS,
     )
 
 

@@ -402,7 +402,10 @@ def test_the_model_first_is_taken_with_the_keywords_of_then(base, cells):
         ({"label": "kind"}, "^Expected `label_key`, a column of the AnnData's obs, found its former name `label`"),
         ({"seed": 1}, "^Expected `rng`, found its former name `seed`"),
         ({"label_key": "kind", "within": "batch"}, "^Expected no `within` for task='annotate', .* of task='perturb'"),
-        ({"task": "perturb", "batch_key": "batch"}, "task='perturb'.* of task='annotate', 'integrate', 'multiomic'"),
+        (
+            {"task": "perturb", "batch_key": "batch"},
+            "task='perturb'.* of task='annotate', 'regress', 'integrate', 'multiomic'",
+        ),
         ({"task": "perturb", "tokenizer": {"length": 9}}, "^Expected no `tokenizer` for task='perturb'"),
     ],
 )

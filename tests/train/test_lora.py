@@ -7,8 +7,11 @@ import pytest
 import torch
 
 import scgpt_tools as sct
+from scgpt_tools.models import FAMILIES, CellModel
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.train.lora import LoraConfig, adapters
+from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.vocabulary import Vocabulary
 
 
 def shapes(model):
@@ -29,15 +32,21 @@ def test_adapters_begin_as_nothing_and_leave_nothing(make_model, cells):
     assert type(model.encoder.blocks[0].attention.query) is Linear
 
 
-def test_merged_weights_do_what_adapters_did(make_model, cells):
-    model = make_model(dropout=0.0).eval()
+@pytest.mark.parametrize("family", ["scgpt", "scmodelforge"])
+def test_adapters_act_in_eval_mode_as_they_do_once_merged(cells, family):
+    vocabulary = Vocabulary.from_genes(cells.var_names, FAMILIES[family].specials)
+    sizes = {"dim": 16, "layers": 2, "heads": 2, "hidden": 16, "dropout": 0.1}
+    with own_random_numbers(0):
+        model = CellModel(FAMILIES[family](vocabulary, **sizes), vocabulary).eval()
+    before = sct.tl.embed(cells, model, key_added="X", copy=True).obsm["X"]
     with adapters(model, LoraConfig(rank=2, alpha=8)):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(generator=torch.Generator().manual_seed(0))
-        inside = sct.tl.embed(cells, model, copy=True).obsm["X_scGPT"]
-    np.testing.assert_allclose(sct.tl.embed(cells, model, copy=True).obsm["X_scGPT"], inside, atol=1e-5)
+        inside = sct.tl.embed(cells, model, key_added="X", copy=True).obsm["X"]
+    np.testing.assert_allclose(sct.tl.embed(cells, model, key_added="X", copy=True).obsm["X"], inside, atol=1e-5)
+    assert np.abs(inside - before).max() > 0.01
 
 
 @pytest.mark.parametrize("targets", [("query", "value"), ("out",), ("expand", "contract")])

@@ -54,12 +54,16 @@ class CellTable:
     """(cells,) technical batch of each cell."""
     label: NDArray[np.int64] | None = None
     """(cells,) class of each cell, negative for unknown."""
+    targets: NDArray[np.float32] | None = None
+    """(cells, targets) numbers of each cell, NaN for unknown."""
 
     def __post_init__(self) -> None:
         for name in ("batch_id", "label"):
             found = getattr(self, name)
             if found is not None and found.shape != (len(self.source),):
                 raise ValueError(f"Expected `{name}` to hold one number per cell, found shape {found.shape}.")
+        if self.targets is not None and self.targets.shape[:1] != (len(self.source),):
+            raise ValueError(f"Expected `targets` to hold a row per cell, found shape {self.targets.shape}.")
 
 
 class CellDataModule:
@@ -108,6 +112,7 @@ class CellDataModule:
         self._check_parts()
         self.batch_id = self._joined("batch_id", needed=sampling == "one_batch")
         self.label = self._joined("label", needed=sampling == "balanced")
+        self.targets = self._joined("targets", needed=False)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -170,7 +175,11 @@ class CellDataModule:
                 places = np.searchsorted(mine, asked)
                 parts.append(self.tokenizer(X, table.features, keys, rng=seed, rows=places, index=mine))
         batch = assemble(parts, cells, self.tokenizer.padding)
-        return batch.replace(batch_id=_labels(self.batch_id, cells), label=_labels(self.label, cells))
+        return batch.replace(
+            batch_id=_labels(self.batch_id, cells),
+            label=_labels(self.label, cells),
+            targets=_labels(self.targets, cells),
+        )
 
     @property
     def used(self) -> NDArray[np.int64]:
@@ -223,6 +232,7 @@ class CellDataModule:
             },
             "values": self.look(digest=True),
             "label of each cell": checksum(self.label),
+            **({} if self.targets is None else {"targets of each cell": checksum(self.targets)}),
             "batch of each cell": checksum(self.batch_id),
             "training cells": {"number": int(self.train.size), "which": checksum(self.train)},
             "validation cells": {"number": int(self.validation.size), "which": checksum(self.validation)},
@@ -240,7 +250,7 @@ class CellDataModule:
         if both.size:
             raise ValueError(f"Expected no cell in both parts, found {both.size} of them, the first being {both[0]}.")
 
-    def _joined(self, name: str, *, needed: bool) -> NDArray[np.int64] | None:
+    def _joined(self, name: str, *, needed: bool) -> NDArray[Any] | None:
         parts = [getattr(table, name) for table in self.tables]
         if all(part is not None for part in parts):
             return np.concatenate(parts)
@@ -354,5 +364,5 @@ def _cells(numbers: ArrayLike, n_cells: int, name: str) -> NDArray[np.int64]:
     return cells
 
 
-def _labels(labels: NDArray[np.int64] | None, cells: NDArray[np.int64]) -> torch.Tensor | None:
+def _labels(labels: NDArray[Any] | None, cells: NDArray[np.int64]) -> torch.Tensor | None:
     return None if labels is None else torch.from_numpy(labels[cells])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.config import ModelConfig
-    from scgpt_tools.nn.heads import ClassifierHead
+    from scgpt_tools.nn.heads import ClassifierHead, RegressorHead
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.tokens.tokenizer import Tokenizer
@@ -193,6 +193,12 @@ def class_probabilities(model: CellModel, cells: Tensor) -> Tensor:
     """(B, C) float32 probabilities from embeddings (B, D), by the head ``cell_type``, which reads these alone."""
     head = cast("ClassifierHead", model.heads["cell_type"])
     return head.logits(cells).float().softmax(dim=1)
+
+
+def target_numbers(model: CellModel, cells: Tensor) -> Tensor:
+    """(B, T) float32 numbers in the units of the data from embeddings (B, D), by the head ``targets``."""
+    head = cast("RegressorHead", model.heads["targets"])
+    return head.in_units(head.logits(cells).float())
 
 
 def expression_of(model: CellModel, *, attention: str | None = None) -> Callable[[TokenBatch], Tensor]:

@@ -32,6 +32,7 @@ from scgpt_tools.nn.heads import (
     ExpressionConfig,
     FromCellConfig,
     FromCellStyle,
+    RegressorConfig,
 )
 from scgpt_tools.nn.language import LanguageConfig
 from scgpt_tools.nn.mixture import MixtureConfig, MixtureRegressorConfig
@@ -79,6 +80,7 @@ __all__ = [
     "PartConfig",
     "PerturbationConfig",
     "Pooling",
+    "RegressorConfig",
     "ScaleConfig",
     "TableConfig",
     "TokenClassesConfig",

@@ -9,7 +9,7 @@ Shape letters: B cells, L tokens, D width, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from scgpt_tools.nn.sockets import HeadConfig, HeadInput, Sizes, check_least
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+"""Between the layers of heads that read cells."""
 
 FromCellStyle = Literal["inner", "inner_detached", "concat", "sum"]
 
@@ -306,12 +309,75 @@ class ClassifierConfig(HeadConfig):
 
     def build(self, sizes: Sizes) -> nn.Module:
         """Make the head."""
-        activation = {"relu": nn.ReLU, "gelu": nn.GELU}[self.activation]
         return ClassifierHead(
             sizes.dim,
             self.classes,
             self.layers,
-            activation,
+            ACTIVATIONS[self.activation],
+            width=self.width,
+            norm=self.norm,
+            dropout=self.dropout,
+        )
+
+
+class RegressorHead(ClassifierHead):
+    """Predict numbers from the cell embedding, in the unit that they were learnt in."""
+
+    def __init__(self, dim: int, *, centre: tuple[float, ...], scale: tuple[float, ...], **more: Any) -> None:
+        super().__init__(dim, len(centre), **more)
+        self.centre, self.scale = centre, scale
+
+    def in_units(self, scaled: Tensor) -> Tensor:
+        """(B, T) what the head says, in the units of the data."""
+        return scaled * scaled.new_tensor(self.scale) + scaled.new_tensor(self.centre)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressorConfig(HeadConfig):
+    """Predict numbers, such as an age or a score, from the cell embedding.
+
+    The head says how many spreads a number lies above the mean of the training cells; both travel with the model.
+    """
+
+    names: tuple[str, ...]
+    """What the numbers are."""
+    centre: tuple[float, ...]
+    """Mean of each number over the training cells."""
+    scale: tuple[float, ...]
+    """Its standard deviation."""
+    layers: int = 3
+    width: int | None = None
+    """Width between the layers; ``None`` for that of the cell embedding."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """After each layer but the last."""
+    norm: bool = True
+    """Layer norm after the activation."""
+    dropout: float = 0.0
+    """Before the last layer."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+        check_least("layers", self.layers, 1)
+        if not self.names or not len(self.names) == len(self.centre) == len(self.scale):
+            raise ValueError(
+                f"Expected a name, a centre and a scale of each number, found {len(self.names)}, {len(self.centre)} and "
+                f"{len(self.scale)}."
+            )
+        if min(self.scale) <= 0:
+            raise ValueError(f"Expected scales above 0, found {min(self.scale)}.")
+        if self.width is not None:
+            check_least("width", self.width, 1)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"Expected `dropout` to be in [0, 1), found {self.dropout}.")
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Make the head."""
+        return RegressorHead(
+            sizes.dim,
+            centre=self.centre,
+            scale=self.scale,
+            layers=self.layers,
+            activation=ACTIVATIONS[self.activation],
             width=self.width,
             norm=self.norm,
             dropout=self.dropout,

@@ -14,7 +14,14 @@ from scgpt_tools.nn.embedders import (
     ScaleConfig,
     TableConfig,
 )
-from scgpt_tools.nn.heads import AdversaryConfig, AffineConfig, ClassifierConfig, ExpressionConfig, FromCellConfig
+from scgpt_tools.nn.heads import (
+    AdversaryConfig,
+    AffineConfig,
+    ClassifierConfig,
+    ExpressionConfig,
+    FromCellConfig,
+    RegressorConfig,
+)
 from scgpt_tools.nn.language import LanguageConfig
 from scgpt_tools.nn.mixture import MixtureRegressorConfig
 from scgpt_tools.nn.signed_gates import EarlierStreamConfig
@@ -48,6 +55,7 @@ HEADS: dict[str, type[HeadConfig]] = {
     "affine": AffineConfig,
     "from_cell": FromCellConfig,
     "classifier": ClassifierConfig,
+    "regressor": RegressorConfig,
     "adversary": AdversaryConfig,
     "bins": BinsConfig,
     "mixture_regressor": MixtureRegressorConfig,

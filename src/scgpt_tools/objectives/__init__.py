@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scgpt_tools.config import from_dict
 from scgpt_tools.objectives.base import Objective, View, Views
 from scgpt_tools.objectives.bins import MaskedBins
-from scgpt_tools.objectives.cells import BatchAdversary, CellType, ContrastiveCells, ElasticSimilarity
+from scgpt_tools.objectives.cells import BatchAdversary, CellTargets, CellType, ContrastiveCells, ElasticSimilarity
 from scgpt_tools.objectives.expression import (
     MaskedExpression,
     MaskedExpressionFromCell,
@@ -27,6 +27,7 @@ __all__ = [
     "OBJECTIVES",
     "RECIPES",
     "BatchAdversary",
+    "CellTargets",
     "CellType",
     "ContrastiveCells",
     "ElasticSimilarity",
@@ -57,6 +58,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         MaskedGenes,
         MaskedBins,
         CellType,
+        CellTargets,
         ContrastiveCells,
         ElasticSimilarity,
         BatchAdversary,

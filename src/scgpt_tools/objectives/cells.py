@@ -43,6 +43,26 @@ class CellType(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CellTargets(Objective):
+    """Predict numbers of a cell: squared error, averaged over those that are known.
+
+    Numbers are in standard deviations of the training cells, so 1 is what their mean scores, and 1 less this is the share
+    of the variance that is explained.
+    """
+
+    name: ClassVar[str] = "cell_targets"
+    heads: ClassVar[tuple[str, ...]] = ("targets",)
+
+    def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
+        """Squared error of all numbers."""
+        found, true = views["first"]["targets"].float(), batch.require("targets")
+        known = ~true.isnan()
+        errors = (found - true.where(known, found.detach())).square()
+        # A minibatch without any number teaches nothing, which is no error.
+        return errors.sum() / torch.clamp(known.sum(), min=1) * share_of_mean(known)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContrastiveCells(Objective):
     r"""Recognise each cell in a second pass that differs by dropout only (CCE).
 

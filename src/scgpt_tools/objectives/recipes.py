@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scgpt_tools.objectives.cells import BatchAdversary, CellType, ElasticSimilarity
+from scgpt_tools.objectives.cells import BatchAdversary, CellTargets, CellType, ElasticSimilarity
 from scgpt_tools.objectives.expression import (
     MaskedExpression,
     MaskedExpressionFromCell,
@@ -45,6 +45,11 @@ ANNOTATE = Recipe(
     source="scGPT's tutorial on annotation: cross-entropy only, every other switch off",
 )
 
+REGRESS = Recipe(
+    objectives=(CellTargets(),),
+    source="squared error, as scModelForge's head for regression; the rest as for classes",
+)
+
 INTEGRATE = Recipe(
     objectives=(
         MaskedExpression(),
@@ -71,6 +76,7 @@ PERTURB = Recipe(
 RECIPES: dict[str, Recipe] = {
     "pretrain": PRETRAIN,
     "annotate": ANNOTATE,
+    "regress": REGRESS,
     "integrate": INTEGRATE,
     "multiomic": MULTIOMIC,
     "perturb": PERTURB,

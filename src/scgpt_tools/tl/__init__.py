@@ -17,6 +17,7 @@ from scgpt_tools.tl.impute import impute
 from scgpt_tools.tl.knockout import knockout
 from scgpt_tools.tl.map_reference import index_reference, map_reference
 from scgpt_tools.tl.modality_weights import modality_weights
+from scgpt_tools.tl.predict import predict
 from scgpt_tools.tl.predict_perturbation import predict_perturbation
 from scgpt_tools.tl.rank_perturbations import rank_perturbations
 from scgpt_tools.tl.score_embedding import score_embedding
@@ -43,6 +44,7 @@ __all__ = [
     "knockout",
     "map_reference",
     "modality_weights",
+    "predict",
     "predict_perturbation",
     "rank_perturbations",
     "score_embedding",

@@ -63,6 +63,8 @@ class Tokens:
     """(B,) int64 label of the technical batch."""
     label: Tensor | None = field(default=None, metadata=_cell(torch.int64))
     """(B,) int64 class to predict, for example the cell type."""
+    targets: Tensor | None = field(default=None, metadata=_cell(torch.float32))
+    """(B, T) float32 numbers of each cell to predict, NaN where they are not known."""
     modality: Tensor | None = field(default=None, metadata=_token(torch.int64, None, read=True))
     """(B, L) int64 modality of each token."""
     perturbed: Tensor | None = field(default=None, metadata=_token(torch.int64, read=True))

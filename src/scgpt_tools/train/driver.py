@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scgpt_tools._optional import optional
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.train.fit import check_watchers, fit
-from scgpt_tools.train.freezing import Freeze, check_freezing, frozen
+from scgpt_tools.train.freezing import Freeze, check_freezing, frozen, release_of
 from scgpt_tools.train.lora import adapters
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.train.starting import check_model_and_cells, fit_fields, fit_settings, low_rank, of_family, open_model
@@ -36,6 +36,7 @@ def learn(
     *,
     freeze: Freeze,
     unfreeze_every: int | None,
+    unfreeze_after: int | None,
     lora: LoraConfig | int | None,
     config: FitConfig | None,
     changes: Mapping[str, Any],
@@ -50,12 +51,10 @@ def learn(
     check_model_and_cells(model, adata)
     check_watchers(callbacks, loggers)
     adapted = low_rank(lora)
-    check_freezing(freeze, adapted, unfreeze_every)
+    check_freezing(freeze, adapted, unfreeze_every, unfreeze_after)
     settings = fit_settings(task.fit, config, changes, function="`finetune`")
-    if unfreeze_every is not None and settings.strategy == "fsdp":
-        raise ValueError(
-            "Expected `unfreeze_every` to be None with strategy='fsdp', which settles what is trained once."
-        )
+    if (late := release_of(unfreeze_every, unfreeze_after)) is not None and settings.strategy == "fsdp":
+        raise ValueError(f"Expected `{late}` to be None with strategy='fsdp', which settles what is trained once.")
     loaded = open_model(model, settings)
     usual = of_family(loaded, task.name)
     settings = fit_settings({**task.fit, **fit_fields(usual)}, config, changes, function="`finetune`")
@@ -68,6 +67,7 @@ def learn(
         "base": settings.folder and loaded.checksum,
         "freeze": freeze,
         "unfreeze_every": unfreeze_every,
+        **({} if unfreeze_after is None else {"unfreeze_after": unfreeze_after}),
         "lora": adapted,
         **task.describe(opened),
     }
@@ -76,9 +76,9 @@ def learn(
         data = task.batches(tuned, opened)
         logger.info("Fine-tuning on %d cells, validating on %d.", len(data.train), len(data.validation))
         history = History(None if settings.folder is None else settings.folder / "history.csv")
-        watchers = [history, *_unfreezing(tuned, unfreeze_every), *callbacks]
-        # Gradual unfreezing wants all parameters in the optimiser, and freezes them itself.
-        with frozen(tuned, "nothing" if unfreeze_every else freeze), adapters(tuned, adapted):
+        watchers = [history, *_unfreezing(tuned, unfreeze_every, unfreeze_after), *callbacks]
+        # What is released later has to be in the optimiser, and is frozen by a callback.
+        with frozen(tuned, "nothing" if late else freeze), adapters(tuned, adapted):
             fit(tuned, data, opened.terms, settings, callbacks=watchers, loggers=loggers, description=description)
     tuned.name, tuned.history = f"{loaded.name} ({task.name})", history.table
     return tuned.to(loaded.device)
@@ -101,10 +101,10 @@ def _watching(settings: FitConfig, task: Task[Any], opened: Opened, own: set[str
     return settings
 
 
-def _unfreezing(model: CellModel, every: int | None) -> list[Any]:
-    if every is None:
+def _unfreezing(model: CellModel, every: int | None, after: int | None) -> list[Any]:
+    if every is None and after is None:
         return []
-    # It defines a class of Lightning, so it can be imported only where Lightning is.
-    from scgpt_tools.train.unfreezing import GradualUnfreezing
+    # They define classes of Lightning, so they can be imported only where Lightning is.
+    from scgpt_tools.train.unfreezing import GradualUnfreezing, LateUnfreezing
 
-    return [GradualUnfreezing(model, every)]
+    return [GradualUnfreezing(model, every)] if every is not None else [LateUnfreezing(model, after or 0)]

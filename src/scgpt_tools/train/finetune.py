@@ -48,7 +48,18 @@ OF_TASK: Final[Any] = _Default()
 
 _FORMER = {"label": "label_key", "batch": "batch_key", "key": "condition_key", "seed": "rng"}
 _FIT = {field.name for field in fields(FitConfig)}
-_OF_EVERY_TASK = {"adata", "model", "task", "freeze", "unfreeze_every", "lora", "config", "callbacks", "loggers"}
+_OF_EVERY_TASK = {
+    "adata",
+    "model",
+    "task",
+    "freeze",
+    "unfreeze_every",
+    "unfreeze_after",
+    "lora",
+    "config",
+    "callbacks",
+    "loggers",
+}
 
 Given = ParamSpec("Given")
 
@@ -85,6 +96,7 @@ def finetune(
     task: str = "annotate",
     label_key: str | None = None,
     batch_key: str | None = None,
+    target_keys: str | Sequence[str] | None = None,
     condition_key: str = "condition",
     layer: Layers = None,
     genes: str | None = None,
@@ -115,6 +127,7 @@ def finetune(
     activation: str | None = None,
     freeze: Freeze = "nothing",
     unfreeze_every: int | None = None,
+    unfreeze_after: int | None = None,
     lora: LoraConfig | int | None = None,
     config: FitConfig | None = None,
     rng: RngLike = OF_TASK,
@@ -167,6 +180,8 @@ def finetune(
     task
         ``"annotate"`` learns the classes of ``label_key``, for :func:`scgpt_tools.tl.annotate`: cross-entropy, on the
         genes that each cell expresses.
+        ``"regress"`` learns the numbers of ``target_keys``, such as an age or a score, for :func:`scgpt_tools.tl.predict`:
+        squared error in standard deviations of the training cells, on the genes that each cell expresses.
         ``"integrate"`` learns an embedding without the batches of ``batch_key``, for :func:`scgpt_tools.tl.embed`:
         masked expression from tokens and from the cell, zero likelihood, elastic similarity and a batch adversary, with
         a norm for each batch (DSBN), on all genes of the table whether expressed or not.  Choose some 1200 highly
@@ -183,6 +198,9 @@ def finetune(
         Not for ``"perturb"``.
     batch_key
         Column of ``obs`` with technical batches.  Not for ``"perturb"``.
+    target_keys
+        One or several columns of ``obs`` with numbers.  A cell without a number (NaN) of a column is not trained on for it.
+        For ``"regress"``.
     condition_key
         Column of ``obs`` with conditions as :func:`scgpt_tools.pp.parse_conditions` writes them.  For ``"perturb"``.
     layer
@@ -250,6 +268,8 @@ def finetune(
         but what the task brings with it.
     unfreeze_every
         With ``freeze="backbone"``: release one part more every so many epochs, from the last layer to the embedder.
+    unfreeze_after
+        With ``freeze="backbone"``: train everything after so many epochs.
     lora
         Train low-rank adapters in the encoder (extra ``peft``) instead of its weights: their settings or rank.  They
         are merged at the end.
@@ -262,7 +282,7 @@ def finetune(
 schedule, warmup, end, step_factor, step_epochs, clip, gradient_checkpointing, precision, monitor, mode, patience, folder, resume, \
 checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
         Fields of :class:`~scgpt_tools.train.FitConfig` to change, for example ``epochs=5``, ``head_lr=1e-3``,
-        ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.  To annotate 10 epochs of 32 cells, to
+        ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.  To annotate and to regress 10 epochs of 32 cells, to
         integrate 15 of 64, for several modalities 20 of 32, and to perturb 15 of 64 (scGenePT: 20) with ``patience=10``.
     callbacks, loggers
         Callbacks and loggers of Lightning.
@@ -307,6 +327,7 @@ checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
         model,
         freeze=freeze,
         unfreeze_every=unfreeze_every,
+        unfreeze_after=unfreeze_after,
         lora=lora,
         config=config,
         changes=changes,

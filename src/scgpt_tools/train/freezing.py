@@ -20,13 +20,31 @@ Freeze: TypeAlias = Literal["nothing", "embedder", "backbone"]
 (:attr:`~scgpt_tools.CellModel.by_task`)."""
 
 
-def check_freezing(freeze: Freeze, lora: LoraConfig | None, unfreeze_every: int | None = None) -> None:
+def release_of(unfreeze_every: int | None, unfreeze_after: int | None) -> str | None:
+    """Name of the argument that releases frozen parts later, if there is one."""
+    if unfreeze_every is not None:
+        return "unfreeze_every"
+    return None if unfreeze_after is None else "unfreeze_after"
+
+
+def check_freezing(
+    freeze: Freeze,
+    lora: LoraConfig | None,
+    unfreeze_every: int | None = None,
+    unfreeze_after: int | None = None,
+) -> None:
     """Refuse what does not go together, before anything is opened."""
     check_choice("freeze", freeze, get_args(Freeze))
-    if unfreeze_every is not None:
-        check_integer("unfreeze_every", unfreeze_every)
-        if freeze != "backbone":
-            raise ValueError(f"`unfreeze_every` goes with freeze='backbone' only, found {freeze=}.")
+    if unfreeze_every is not None and unfreeze_after is not None:
+        raise ValueError(
+            f"Expected `unfreeze_every`, part by part, or `unfreeze_after`, all at once, found {unfreeze_every} and "
+            f"{unfreeze_after}."
+        )
+    for name, epochs in (("unfreeze_every", unfreeze_every), ("unfreeze_after", unfreeze_after)):
+        if epochs is not None:
+            check_integer(name, epochs)
+            if freeze != "backbone":
+                raise ValueError(f"`{name}` goes with freeze='backbone' only, found {freeze=}.")
     if lora is not None and freeze != "nothing":
         raise ValueError(f"`lora` freezes the backbone itself and goes with freeze='nothing' only, found {freeze=}.")
 
@@ -37,16 +55,24 @@ def frozen(model: CellModel, freeze: Freeze) -> Iterator[None]:
 
     ``model``: the model; changed in place.
     """
+    hold(model, freeze)
+    try:
+        yield
+    finally:
+        model.requires_grad_()
+
+
+def hold(model: CellModel, freeze: Freeze) -> None:
+    """Freeze parts of a model, and train all others.
+
+    ``model``: the model; changed in place.
+    """
     held = {"nothing": None, "embedder": model.embedder, "backbone": model}[freeze]
     model.requires_grad_()
     if held is not None:
         held.requires_grad_(requires_grad=False)
         for part in model.by_task:
             part.requires_grad_()
-    try:
-        yield
-    finally:
-        model.requires_grad_()
 
 
 def stages(model: CellModel) -> list[list[nn.Parameter]]:

@@ -13,6 +13,7 @@ from scgpt_tools.models.config import (
     HeadConfig,
     ModelConfig,
     Named,
+    RegressorConfig,
 )
 from scgpt_tools.train.starting import modality_config
 
@@ -36,6 +37,7 @@ def parts_for(
     batches: tuple[str, ...] | None,
     batch_parts: bool,
     batch_norm: bool = True,
+    regressor: RegressorConfig | None = None,
     tokenizer: TokenizerConfig,
     dropout: float | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def parts_for(
 
     ``batch_parts`` add an embedding of each batch for the expression heads, and with ``batch_norm`` a norm for each.
     """
-    heads = _heads(config.heads, objectives, classes, batches)
+    heads = _heads(config.heads, objectives, classes, batches, regressor)
     if tokenizer.parts and not config.tokenizer.parts:
         heads = _without_untaught(heads, objectives)
     changes: dict[str, Any] = {"heads": heads, "tokenizer": tokenizer}
@@ -73,6 +75,7 @@ def _heads(
     objectives: Sequence[Objective],
     classes: tuple[str, ...] | None,
     batches: tuple[str, ...] | None,
+    regressor: RegressorConfig | None,
 ) -> Named[HeadConfig]:
     """Heads that the model has, and those that objectives read."""
     names = {objective.name for objective in objectives}
@@ -100,6 +103,14 @@ def _heads(
         classifier = heads.find("cell_type", ClassifierConfig)
         layers = 3 if classifier is None else classifier.layers
         changes["cell_type"] = ClassifierConfig(classes=len(classes), layers=layers, names=classes)
+    if "targets" in read:
+        if regressor is None:
+            raise ValueError(
+                "Expected task='regress' with `target_keys` for the term 'cell_targets', found another task."
+            )
+        before = heads.find("targets", RegressorConfig)
+        layers = regressor.layers if before is None else before.layers
+        changes["targets"] = replace(regressor, layers=layers)
     if "batch" in read:
         if batches is None:
             raise ValueError("Expected `batch_key`, the column of `obs` with the batches to hide, found None.")

@@ -1,4 +1,4 @@
-"""Gradual unfreezing as Lightning calls it."""
+"""Unfreezing during a run, as Lightning calls it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
 
-from scgpt_tools.train.freezing import release
+from scgpt_tools.train.freezing import hold, release
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
@@ -39,3 +39,29 @@ class GradualUnfreezing(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Release the parts of this epoch."""
         release(self.model, trainer.current_epoch // self.every)
+
+
+class LateUnfreezing(Callback):
+    """Train what the task brings alone for some epochs, and then everything.
+
+    As for :class:`GradualUnfreezing`, all parameters are in the optimiser from the start.
+
+    Parameters
+    ----------
+    model
+        The model that is trained.
+    after
+        Epochs before everything is trained.
+    """
+
+    def __init__(self, model: CellModel, after: int) -> None:
+        super().__init__()
+        self.model, self.after = model, after
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold or release by the epoch that a run goes on with."""
+        hold(self.model, "backbone" if trainer.current_epoch < self.after else "nothing")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold or release by this epoch."""
+        hold(self.model, "backbone" if trainer.current_epoch < self.after else "nothing")

@@ -23,6 +23,7 @@ from scgpt_tools.models.config import (
     DecoderConfig,
     ModelConfig,
     Named,
+    RegressorConfig,
     TokenClassesConfig,
     TransformerConfig,
 )
@@ -94,10 +95,14 @@ def _classes(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 
 # A fine-tuned head is a list of layers, of which the linear ones have weights: one, or two with an activation between.
-_TUNED = {
-    1: (Rule("net.1.", "heads.cell_type.out."), Rule("net.0.", "heads.cell_type.out.")),
-    2: (Rule("net.0.", "heads.cell_type.hidden.0."), Rule("net.3.", "heads.cell_type.out.")),
-}
+def _tuned(head: str, depth: int) -> tuple[Rule, ...]:
+    if depth == 1:
+        return (Rule("net.1.", f"heads.{head}.out."), Rule("net.0.", f"heads.{head}.out."))
+    return (Rule("net.0.", f"heads.{head}.hidden.0."), Rule("net.3.", f"heads.{head}.out.")) if depth == 2 else ()
+
+
+_TUNED = {"classification": "cell_type", "regression": "targets"}
+"""Our head for each of their tasks."""
 NAMES: dict[str, tuple[Rule, ...]] = {
     ENCODER: (*_SHARED, *_classes("head", "genes")),
     CAUSAL: (*_SHARED, *_classes("gene_head", "genes"), *_classes("expression_head", "bins")),
@@ -189,16 +194,16 @@ def read(source: Source) -> Checkpoint:
     tuned: tuple[Rule, ...] = ()
     task = _said(settings, "task", str) or _said(beside, "task", str) or "classification"
     dropped: dict[str, str] = {}
-    if head and task != "classification":
-        dropped = {f"head.{name}": f"the head of a {task}, which predicts no classes" for name in head}
+    if head and task not in _TUNED:
+        dropped = {f"head.{name}": f"the head of a {task}" for name in head}
         warn_user(
-            f"Expected a fine-tuned head that tells classes apart, found one of the task {task!r}: it is left out. Take the "
-            "rest for embeddings, or fine-tune it anew."
+            f"Expected a fine-tuned head for {' or '.join(_TUNED)}, found one of the task {task!r}: it is left out. Take "
+            "the rest for embeddings, or fine-tune it anew."
         )
         head = {}
     if head:
         depth = sum(tensor.dim() == 2 for tensor in head.values())
-        tuned = _TUNED.get(depth, ())
+        tuned = _tuned(_TUNED[task], depth)
     weights, transfer = read_names({**backbone, **as_float(head)}, (*tuned, *rules))
     transfer = replace(transfer, dropped={**transfer.dropped, **dropped})
     if "heads.expression.missing" in weights:
@@ -361,17 +366,26 @@ def _heads(
         heads["genes"] = TokenClassesConfig()
     if family == CAUSAL:
         heads["bins"] = TokenClassesConfig(classes=len(weights["heads.bins.out.weight"]))
-    if (out := weights.get("heads.cell_type.out.weight")) is not None:
-        hidden = weights.get("heads.cell_type.hidden.0.weight")
-        heads["cell_type"] = ClassifierConfig(
-            classes=len(out),
-            layers=1 if hidden is None else 2,
-            width=None if hidden is None else len(hidden),
-            activation="gelu",
-            norm=False,
-            dropout=0.1,
-        )
+    for name in _TUNED.values():
+        if (out := weights.get(f"heads.{name}.out.weight")) is not None:
+            hidden = weights.get(f"heads.{name}.hidden.0.weight")
+            heads[name] = _tuned_head(name, len(out), None if hidden is None else len(hidden))
     return Named(heads)
+
+
+def _tuned_head(name: str, outputs: int, width: int | None) -> HeadConfig:
+    """The head of a fine-tuned checkpoint; its files keep no names, and numbers as they were learnt."""
+    options: dict[str, Any] = {
+        "layers": 1 if width is None else 2,
+        "width": width,
+        "activation": "gelu",
+        "norm": False,
+        "dropout": 0.1,
+    }
+    if name == "cell_type":
+        return ClassifierConfig(classes=outputs, **options)
+    names = tuple(str(number) for number in range(outputs))
+    return RegressorConfig(names=names, centre=(0.0,) * outputs, scale=(1.0,) * outputs, **options)
 
 
 def _tokenizer(settings: Mapping[str, Any], rows: int, bins: int | None) -> TokenizerConfig:

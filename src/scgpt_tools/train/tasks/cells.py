@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.nn.heads import RegressorConfig
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.corruptions import Corruption
     from scgpt_tools.tokens.features import FeatureTable
@@ -47,6 +48,10 @@ class OpenedCells(Opened):
     tokenizer: TokenizerConfig
     labels: Classes | None
     batches: Classes | None
+    targets: NDArray[np.float32] | None = None
+    """(cells, targets) numbers to learn, as the head predicts them; NaN where they are not known."""
+    regressor: RegressorConfig | None = None
+    """The head that predicts them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +82,10 @@ class CellTask(Task[OpenedCells]):
         """Whether the model gets parts for each batch."""
         return self.batch_key is not None if self.batch_parts is None else self.batch_parts
 
+    def usable(self, source: Rows) -> NDArray[np.bool_]:
+        """(cells,) which have what is learnt, labels apart."""
+        return np.ones(len(source), dtype=bool)
+
     def weighted(self, terms: Sequence[Objective], tokenizer: TokenizerConfig) -> Sequence[Objective]:
         """The usual loss terms as this tokenizer needs them."""
         return terms
@@ -103,9 +112,9 @@ class CellTask(Task[OpenedCells]):
         batches = _read_batches(
             source, model, self.batch_key, needed=self.sampling == "one_batch", add_parts=self.has_batch_parts
         )
-        usable = np.ones(len(source), dtype=bool)
+        usable = self.usable(source)
         if labels is not None and "cell_type" in {term.name for term in terms}:
-            usable = labels.codes != UNKNOWN
+            usable &= labels.codes != UNKNOWN
         train, validation = _parts(source, self.validation, usable, [labels, batches], seed=seed)
         return OpenedCells(
             terms=terms,
@@ -127,6 +136,7 @@ class CellTask(Task[OpenedCells]):
             batches=None if opened.batches is None else opened.batches.names,
             batch_parts=self.has_batch_parts,
             batch_norm=self.batch_norm,
+            regressor=opened.regressor,
             tokenizer=opened.tokenizer,
             dropout=self.dropout,
         )
@@ -139,7 +149,7 @@ class CellTask(Task[OpenedCells]):
         _warn_about_length(model, opened.features)
         corruption = self._hidden(model, opened.terms)
         return CellDataModule(
-            [CellTable(opened.source, opened.features, _codes(opened.batches), _codes(opened.labels))],
+            [CellTable(opened.source, opened.features, _codes(opened.batches), _codes(opened.labels), opened.targets)],
             model.tokenizer,
             corruption=None if corruption is None else corruption.of(model.tokenizer),
             train=opened.train,
