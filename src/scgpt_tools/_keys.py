@@ -243,6 +243,11 @@ class AnnotateKeys(_Named):
         return f"{self.key}_distance"
 
     @property
+    def obs_p_value(self) -> str:
+        """P-value for being of that class at all; of the mapping only."""
+        return f"{self.key}_p_value"
+
+    @property
     def obsm(self) -> str:
         """Probability of every class."""
         return f"{self.key}_probabilities"

@@ -167,6 +167,22 @@ class EmbedCommand(TableCommand):
         _embed_by_chunks(Command(self.by_chunks, "").resolve(), options, chunk)
 
 
+@dataclass(frozen=True)
+class IndexCommand(Command):
+    """A function that reads any number of tables and writes a folder."""
+
+    def add_arguments(self, parser: ArgumentParser, function: Callable[..., Any]) -> None:
+        """Add the files and what the function takes, its tables excepted."""
+        parser.add_argument("input", nargs="+", help="Tables with embedded cells: .h5ad, .h5mu or .zarr.")
+        parser.add_argument("-o", "--output", required=True, help="Folder for the index.")
+        parser.add_argument("--annotations", nargs="+", help=_about(function)[1]["annotations"])
+        _add_function(parser, function, skip={"sources", "output", "annotations"})
+
+    def run(self, options: dict[str, Any]) -> None:
+        """Call the function."""
+        self.resolve()(options.pop("input"), options.pop("output"), **options)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
@@ -375,6 +391,7 @@ COMMANDS: dict[str, Command] = {
     "embed": EmbedCommand("scgpt_tools.tl:embed", "embed cells with a model", takes_mudata=True),
     "embed-genes": TableCommand("scgpt_tools.tl:embed_genes", "look up a model's embedding of each gene"),
     "tokenize": TableCommand("scgpt_tools.pp:tokenize", "bin each cell's expressed genes as a model does"),
+    "index": IndexCommand("scgpt_tools.tl:index_store", "index annotated cells to map others to"),
     "models": Command(models, "list the models that can be loaded by name"),
     "pretrain": Command("scgpt_tools.train.pretrain:pretrain", "train a model from scratch"),
     "finetune": Command(finetune, "fine-tune a model on a perturbation screen"),
@@ -414,7 +431,7 @@ def _add_function(parser: ArgumentParser, function: Callable[..., Any], *, skip:
     """Add the parameters of a function as options, described by its docstring."""
     parameters = signature(function).parameters
     left_out: set[str | int] = {*skip}
-    for name in (name for name in _FROM_SHELL if name in parameters):
+    for name in (name for name in _FROM_SHELL if name in parameters and name not in skip):
         needed = parameters[name].default is Parameter.empty
         default = {"required": True} if needed else {"default": parameters[name].default}
         parser.add_argument(f"--{name}", type=_FROM_SHELL[name], **default)

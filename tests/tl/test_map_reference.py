@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import scgpt_tools as sct
-from scgpt_tools.models import ReferenceIndex
+from scgpt_tools.models import AtlasIndex, ReferenceIndex
 
 CENTRES = {"B": (0, 0), "NK": (8, 0), "T": (0, 8)}
 ABOUT = {"model": {"name": "tiny", "checksum": "abc"}, "params": {"pooling": "cls", "normalize": True}}
@@ -194,3 +194,93 @@ def test_arguments_of_the_wrong_kind_are_refused(adata, model, unchanged, option
     with pytest.raises(error, match=f"Expected `{next(iter(options))}`"):
         sct.tl.map_reference(adata, **{"reference": adata, "label_key": "cell_type"} | options)
     assert unchanged(adata) == before
+
+
+def clouds(n: int, seed: int, *, donors: int = 3, shift: float = 0.0, apart: float = 8 / 3) -> ad.AnnData:
+    """Cells of three types that overlap, from donors that each move all of them their own way."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.choice(list(CENTRES), n)
+    donor = rng.integers(0, donors, n)
+    vectors = apart / 8 * np.array([CENTRES[kind] for kind in kinds]) + rng.normal(size=(n, 2))
+    vectors += shift * np.random.default_rng(seed + 1).normal(size=(donors, 2))[donor]
+    obs = pd.DataFrame({"kind": kinds, "donor": donor}, index=[f"{seed}-{i}" for i in range(n)])
+    return ad.AnnData(
+        np.zeros((n, 1), dtype=np.float32), obs=obs, obsm={"X_scGPT": vectors}, uns={"X_scGPT": dict(ABOUT)}
+    )
+
+
+def calibration_error(query: ad.AnnData, key: str) -> float:
+    """Mean distance of confidence and share of right answers in ten groups of equal size."""
+    confidence = query.obs[f"{key}_confidence"].to_numpy()
+    right = (query.obs[key].astype(str) == query.obs["kind"]).to_numpy()
+    groups = np.array_split(np.argsort(confidence), 10)
+    return float(np.mean([abs(confidence[group].mean() - right[group].mean()) for group in groups]))
+
+
+@pytest.mark.parametrize("how", ["majority", "weighted"])
+def test_calibrated_confidence_is_how_often_answers_are_right(how):
+    reference, query = clouds(2_000, 0, apart=1.5), clouds(3_000, 5, apart=1.5)
+    sct.tl.map_reference(query, reference, label_key="kind", how=how, k=3, key_added="votes")
+    sct.tl.map_reference(query, reference, label_key="kind", how=how, k=3, calibrate=True)
+    assert calibration_error(query, "mapped_cell_type") < 0.05 < calibration_error(query, "votes")
+    # The votes themselves, and who wins them, stay as they are.
+    pd.testing.assert_series_equal(query.obs["mapped_cell_type"], query.obs["votes"], check_names=False)
+    np.testing.assert_array_equal(query.obsm["mapped_cell_type_probabilities"], query.obsm["votes_probabilities"])
+
+
+def test_unknown_cells_are_rejected_and_known_ones_at_the_rate_that_was_asked_for():
+    reference, query = clouds(2_000, 0), clouds(2_000, 5)
+    query.obsm["X_scGPT"][:100] = (14, 0) + np.random.default_rng(0).normal(size=(100, 2))
+    sct.tl.map_reference(query, reference, label_key="kind", reject=0.05)
+    rejected = (query.obs["mapped_cell_type"] == "unassigned").to_numpy()
+    assert rejected[:100].all()
+    assert rejected[100:].mean() == pytest.approx(0.05, abs=0.03)
+    assert (query.obs["mapped_cell_type_p_value"].to_numpy()[:100] < 0.02).all()
+    params = query.uns["mapped_cell_type"]["params"]
+    assert (params["reject"], params["calibrate"], params["held_out_across"]) == (0.05, False, "")
+    # Their share of the votes says nothing about it.
+    assert query.obs["mapped_cell_type_confidence"].iloc[:100].mean() > 0.9
+
+
+def test_batches_that_are_held_out_keep_cells_of_new_donors():
+    reference, query = clouds(3_000, 0, donors=12, shift=2.0), clouds(2_000, 20, donors=12, shift=2.0)
+    within = sct.tl.index_reference(reference, label_key="kind")
+    across = sct.tl.index_reference(reference, label_key="kind", batch_key="donor")
+    assert across.calibration.across == "donor"
+    lost = []
+    for index in (within, across):
+        found = sct.tl.map_reference(query, index, reject=0.05, copy=True)
+        lost.append((found.obs["mapped_cell_type"] == "unassigned").mean())
+    assert lost[1] < lost[0]
+
+
+def test_an_index_in_faiss_form_maps_like_the_table(query, reference, tmp_path):
+    pytest.importorskip("faiss", reason="the extra `index` is not installed")
+    expected = sct.tl.map_reference(query, reference, label_key="kind", copy=True)
+    index = sct.tl.index_reference(reference, label_key="kind", index="Flat")
+    assert isinstance(index, AtlasIndex)
+    for source in (index, index.save(tmp_path / "atlas")):
+        found = sct.tl.map_reference(query, source, copy=True)
+        pd.testing.assert_frame_equal(found.obs, expected.obs, rtol=1e-4)
+    with pytest.raises(ValueError, match="`backend` to be 'auto' or 'faiss'"):
+        sct.tl.map_reference(query, index, backend="sklearn")
+
+
+def test_what_cannot_be_calibrated_is_refused(query, reference, unchanged):
+    before = unchanged(query)
+    plain = sct.tl.index_reference(reference, label_key="kind", n_held_out=0)
+    with pytest.raises(ValueError, match="index with held-out cells to calibrate"):
+        sct.tl.map_reference(query, plain, calibrate=True)
+    with pytest.raises(ValueError, match="at most 50 neighbours .* found k=55"):
+        sct.tl.map_reference(query, sct.tl.index_reference(reference, label_key="kind"), k=55, reject=0.1)
+    with pytest.raises(ValueError, match="Expected `reject`"):
+        sct.tl.map_reference(query, reference, label_key="kind", reject=1.0)
+    assert unchanged(query) == before
+
+
+def test_cells_without_a_batch_cannot_be_held_out_by_it(reference):
+    reference.obs["donor"] = ["one"] * 59 + [np.nan]
+    with pytest.raises(ValueError, match=r"obs\['donor'\] of every cell"):
+        sct.tl.index_reference(reference, label_key="kind", batch_key="donor")
+    with pytest.raises(ValueError, match="at least two batches"):
+        sct.tl.index_reference(reference[:59].copy(), label_key="kind", batch_key="donor")

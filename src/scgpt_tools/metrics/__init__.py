@@ -14,6 +14,7 @@ from scgpt_tools.metrics.baselines import (
 )
 from scgpt_tools.metrics.benchmark import BenchmarkScores
 from scgpt_tools.metrics.bins import BinScores, bin_scores
+from scgpt_tools.metrics.calibration import calibrated_confidence, conformal_p_values
 from scgpt_tools.metrics.decoding import DecodingScores, decode_changes, gene_vectors, mean_changes, most_changed
 from scgpt_tools.metrics.differential import de_agreement, differential_expression
 from scgpt_tools.metrics.discrimination import centroid_accuracy, discrimination_score, pairwise, prediction_rank
@@ -66,9 +67,11 @@ __all__ = [
     "additive",
     "bin_scores",
     "bootstrap_interval",
+    "calibrated_confidence",
     "centroid_accuracy",
     "class_scores",
     "compare_methods",
+    "conformal_p_values",
     "confusion_table",
     "cosine",
     "de_agreement",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scgpt_tools.models.atlas import AtlasIndex
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ModelConfig
 from scgpt_tools.models.deepsc import (
@@ -26,6 +27,7 @@ from scgpt_tools.models.zoo import available
 
 __all__ = [
     "FAMILIES",
+    "AtlasIndex",
     "CellModel",
     "DataCollator",
     "DeepSCClassifier",

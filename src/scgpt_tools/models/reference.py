@@ -1,7 +1,7 @@
 """Annotated cells to look up the neighbours of new ones in.
 
-An index holds vectors, labels and where the vectors come from; it is a folder of three small files.  Search is exact
-and gives the same neighbours with faiss and without.
+An index holds vectors, labels and where the vectors come from; it is a folder of a few files.  Search is exact and gives
+the same neighbours with faiss and without.  For millions of cells there is :mod:`scgpt_tools.models.atlas`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from scgpt_tools._files import as_path, checksum_of, placed, read_json, read_ste
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice, check_integer, check_type
 from scgpt_tools.config import from_dict
+from scgpt_tools.models.calibration import Calibration
+from scgpt_tools.models.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +33,8 @@ Backend: TypeAlias = Literal["auto", "faiss", "sklearn"]
 """Who looks for candidates: faiss where it is installed, or scikit-learn."""
 
 VECTORS, LABELS, ABOUT = "vectors.npy", "labels.npy", "reference.json"
+# Of an index with held-out cells.
+_HELD_OUT = {name: f"held_out_{name}.npy" for name in ("codes", "weights", "neighbours", "distances")}
 
 # Candidates beyond k whose distances are computed again: two backends round differently, so near the k-th neighbour
 # they may disagree on who is in.
@@ -38,15 +42,6 @@ _SPARE = 8
 _FORMAT = 1
 # Cells whose candidates are compared at once.
 _ROWS = 1024
-
-
-class Neighbours(NamedTuple):
-    """Nearest cells of the reference, nearest first; equally near ones in the order of the reference."""
-
-    rows: NDArray[np.int64]
-    """(N, k) numbers of cells of the reference."""
-    distances: NDArray[np.float32]
-    """(N, k) squared Euclidean distances."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +58,15 @@ class ReferenceIndex:
         Names of the classes.
     source
         How the vectors were made, as :func:`scgpt_tools.tl.embed` leaves it in ``uns``; empty if unknown.
+    calibration
+        Cells of the reference that were mapped to the others, or ``None``.
     """
 
     vectors: NDArray[np.float32]
     codes: NDArray[np.int64]
     classes: tuple[str, ...]
     source: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         for name in ("vectors", "codes"):
@@ -109,7 +107,9 @@ class ReferenceIndex:
         """(classes,) share of the cells of each class."""
         return np.bincount(self.codes, minlength=len(self.classes)) / len(self)
 
-    def search(self, vectors: ArrayLike, k: int = 10, *, backend: Backend = "auto") -> Neighbours:
+    def search(
+        self, vectors: ArrayLike, k: int = 10, *, backend: Backend = "auto", among: NDArray[np.bool_] | None = None
+    ) -> Neighbours:
         """Find the nearest cells.
 
         Parameters
@@ -120,6 +120,8 @@ class ReferenceIndex:
             Number of neighbours; fewer where the reference has fewer cells.
         backend
             Who looks; the result is the same.
+        among
+            (cells,) which cells of the reference to look among; ``None`` takes all.
 
         Returns
         -------
@@ -132,11 +134,12 @@ class ReferenceIndex:
         """
         check_integer("k", k)
         check_choice("backend", backend, get_args(Backend))
-        queries = _finite(vectors, self.dim)
-        k = min(k, len(self))
-        wanted = min(k + _SPARE, len(self))
-        candidates = _BACKENDS[_chosen(backend)](self.vectors, queries, wanted)
-        return _nearest(self.vectors, queries, candidates, k)
+        queries = finite_queries(vectors, self.dim)
+        reference = self.vectors if among is None else self.vectors[among]
+        k = min(k, len(reference))
+        candidates = _BACKENDS[_chosen(backend)](reference, queries, min(k + _SPARE, len(reference)))
+        found = _nearest(reference, queries, candidates, k)
+        return found if among is None else found._replace(rows=np.flatnonzero(among)[found.rows])
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write the index to a folder; its files take their place together, also where the index was loaded from it.
@@ -164,14 +167,18 @@ class ReferenceIndex:
                     f"Expected a folder for a reference, found {', '.join(there)} of something else in {str(path)!r}, "
                     "which saving would replace. Choose another folder, or remove those."
                 )
-        with written_together(path) as aside:
-            _write_array(aside / VECTORS, np.ascontiguousarray(self.vectors, dtype=np.float32))
-            _write_array(aside / LABELS, np.ascontiguousarray(self.codes, dtype=np.int64))
+        arrays = {VECTORS: self.vectors.astype(np.float32, copy=False), LABELS: self.codes.astype(np.int64, copy=False)}
+        if self.calibration is not None:
+            arrays |= {file: getattr(self.calibration, name) for name, file in _HELD_OUT.items()}
+        with written_together(path, instead_of=_HELD_OUT.values()) as aside:
+            for name, array in arrays.items():
+                _write_array(aside / name, np.ascontiguousarray(array))
             about = {
                 "format": _FORMAT,
                 "classes": list(self.classes),
-                "source": _plain(self.source),
-                "checksums": {name: checksum_of(aside / name) for name in (VECTORS, LABELS)},
+                "source": plain(self.source),
+                **({} if self.calibration is None else {"across": self.calibration.across}),
+                "checksums": {name: checksum_of(aside / name) for name in arrays},
             }
             (aside / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True), encoding="utf-8")
         return path
@@ -198,7 +205,7 @@ class ReferenceIndex:
             was saved with the others, or a vector is not finite.
         """
         path = as_path("folder", folder)
-        return read_steadily(path, _NAMES, lambda: cls(*_read(path)))
+        return read_steadily(path, (*_NAMES, *_HELD_OUT.values()), lambda: cls(*_read(path)))
 
 
 _NAMES = (VECTORS, LABELS, ABOUT)
@@ -211,7 +218,8 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def _read(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...], Mapping[str, Any]]:
+def _read(folder: Path) -> tuple[Any, ...]:
+    """The fields of an index."""
     files = {name: placed(folder, name) for name in _NAMES}
     if missing := [name for name, path in files.items() if path is None]:
         raise FileNotFoundError(f"Expected a reference in {str(folder)!r}, found no {', '.join(missing)} there.")
@@ -220,15 +228,31 @@ def _read(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[s
     if about.get("format") != _FORMAT:
         raise ValueError(f"Expected a reference in format {_FORMAT}, found format {about.get('format')!r}.")
     content = from_dict(_About, about, where=ABOUT)
-    for name, expected in content.checksums.items():
-        if name in present and checksum_of(present[name]) != expected:
-            raise ValueError(
-                f"Expected {str(present[name])!r} to be the file that was saved together with {ABOUT}, found another: "
-                "its checksum differs. Copy the whole folder again, or build the reference anew."
-            )
+    # Folders of the first version have no checksums, and no held-out cells.
+    held_out = {name: placed(folder, file) for name, file in _HELD_OUT.items() if file in content.checksums}
+    if missing := [_HELD_OUT[name] for name, path in held_out.items() if path is None]:
+        raise FileNotFoundError(f"Expected a reference in {str(folder)!r}, found no {', '.join(missing)} there.")
+    kept = {name: path for name, path in held_out.items() if path is not None}
+    check_checksums({**present, **{_HELD_OUT[name]: path for name, path in kept.items()}}, content.checksums, ABOUT)
     vectors = _read_array(present[VECTORS], "fiu", 2).astype(np.float32, copy=False)
     codes = _read_array(present[LABELS], "iu", 1).astype(np.int64, copy=False)
-    return vectors, codes, content.classes, content.source
+    calibration = None
+    if kept:
+        arrays = {
+            name: _read_array(path, "fiu", 1 if name in ("codes", "weights") else 2) for name, path in kept.items()
+        }
+        calibration = Calibration(**arrays, across=content.across)
+    return vectors, codes, content.classes, content.source, calibration
+
+
+def check_checksums(files: Mapping[str, Path], checksums: Mapping[str, str], about: str) -> None:
+    """Refuse files that are not those that were saved together; ``about``: the file that says which they are."""
+    for name, expected in checksums.items():
+        if name in files and checksum_of(files[name]) != expected:
+            raise ValueError(
+                f"Expected {str(files[name])!r} to be the file that was saved together with {about}, found another: "
+                "its checksum differs. Copy the whole folder again, or build the reference anew."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +262,7 @@ class _About:
     format: int
     classes: tuple[str, ...]
     source: dict[str, Any] = field(default_factory=dict)
+    across: str = ""
     checksums: dict[str, str] = field(default_factory=dict)
 
 
@@ -306,7 +331,8 @@ def _nearest(
     return Neighbours(rows, distances)
 
 
-def _finite(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
+def finite_queries(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
+    """Vectors to look for, checked."""
     queries = np.ascontiguousarray(vectors, dtype=np.float32)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(f"Expected vectors of {dim} dimensions as the reference has, found shape {queries.shape}.")
@@ -316,8 +342,8 @@ def _finite(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
     return queries
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers and texts as JSON knows them; files give some back as numpy's."""
     if hasattr(value, "items"):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

@@ -14,8 +14,9 @@ from scgpt_tools.tl.gene_network import gene_network, similar_genes
 from scgpt_tools.tl.gene_programs import enrich_programs, gene_programs, score_programs
 from scgpt_tools.tl.genetic_interactions import genetic_interactions
 from scgpt_tools.tl.impute import impute
+from scgpt_tools.tl.index_reference import index_reference, index_store
 from scgpt_tools.tl.knockout import knockout
-from scgpt_tools.tl.map_reference import index_reference, map_reference
+from scgpt_tools.tl.map_reference import map_reference
 from scgpt_tools.tl.modality_weights import modality_weights
 from scgpt_tools.tl.predict import predict
 from scgpt_tools.tl.predict_perturbation import predict_perturbation
@@ -41,6 +42,7 @@ __all__ = [
     "genetic_interactions",
     "impute",
     "index_reference",
+    "index_store",
     "knockout",
     "map_reference",
     "modality_weights",

@@ -27,15 +27,22 @@ def write_labels(
     unassigned: str,
     about: dict[str, Any],
     without: NDArray[np.bool_],
+    rejected: NDArray[np.bool_] | None = None,
+    confidence: NDArray[np.floating[Any]] | None = None,
 ) -> int:
     """Write the class of each cell, or that it has none.
 
     ``winner`` (cells,) number of the class; ``probabilities`` (cells, classes); ``about``: provenance; the names of the
-    classes are added; ``without`` (cells,) cells that nothing is known of; they get no class and a confidence of 0.
+    classes are added; ``without`` (cells,) cells that nothing is known of; they get no class and a confidence of 0;
+    ``rejected`` (cells,) cells that get no class for another reason; ``confidence`` (cells,), where it is not the
+    probability of the class.
     """
-    confidence = np.take_along_axis(probabilities, winner[:, None], axis=1)[:, 0].astype(np.float32)
-    confidence[without] = 0
+    if confidence is None:
+        confidence = np.take_along_axis(probabilities, winner[:, None], axis=1)[:, 0]
+    confidence = np.where(without, 0, confidence).astype(np.float32)
     below = (confidence < threshold) | without
+    if rejected is not None:
+        below |= rejected
     names = [*classes, unassigned] if below.any() else list(classes)
     labels = np.asarray(names, dtype=object)[np.where(below, len(classes), winner)]
     table.obs[keys.obs] = pd.Categorical(labels, categories=names)

@@ -3,117 +3,55 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
-from mudata import MuData
 
 from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
+from scgpt_tools._files import as_path
 from scgpt_tools._keys import AnnotateKeys
-from scgpt_tools._validate import check_choice, check_key, check_type
+from scgpt_tools._validate import check_choice
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.classes import UNKNOWN, read_classes
 from scgpt_tools.data.modalities import cell_columns
-from scgpt_tools.data.rows import plain_vectors, slots_of
+from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key, check_writable
 from scgpt_tools.metrics.mapping import Vote, vote
+from scgpt_tools.models.atlas import AtlasIndex, is_atlas
 from scgpt_tools.models.reference import Backend, ReferenceIndex
 from scgpt_tools.tl._labels import check_unassigned, write_labels
+from scgpt_tools.tl._spaces import COLUMNS, check_same_space, embedding_of, empty_cells
+from scgpt_tools.tl.index_reference import N_HELD_OUT, index_reference
 from scgpt_tools.tokens.coverage import some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
+    from mudata import MuData
     from numpy.typing import NDArray
 
+    from scgpt_tools.models.neighbours import Neighbours
+
+    Index = ReferenceIndex | AtlasIndex
+
 logger = logging.getLogger(__name__)
-
-# What two embeddings must share to lie in the same space.
-_SPACE = (
-    ("model", "checksum"),
-    ("model", "architecture"),
-    ("params", "pooling"),
-    ("params", "normalize"),
-    *(("tokenizer", name) for name in ("genes", "values", "bins", "ties", "cls", "cls_value", "expects")),
-)
-# Names of the dimensions of an embedding that is kept as a frame.
-_COLUMNS = "columns"
-
-
-@renamed(label="label_key")
-@shared_docs
-def index_reference(
-    reference: AnnData | MuData, *, label_key: str, use_rep: str = "X_scGPT", modality: str | None = None
-) -> ReferenceIndex:
-    """Make an index of annotated cells, to keep and to map other cells to.
-
-    Parameters
-    ----------
-    reference
-        Embedded cells with known types; not changed.  Cells without a type are left out.
-    label_key
-        Column of ``obs`` with the types.
-    use_rep
-        Key of ``obsm`` with the embedding.
-    {modality}
-
-    Returns
-    -------
-    The index, which has ``save``; :meth:`scgpt_tools.models.ReferenceIndex.load` reads it, and so does
-    :func:`map_reference`.
-
-    Raises
-    ------
-    KeyError
-        If ``label_key`` or ``use_rep`` is absent.
-    ValueError
-        If no cell has a type, or a vector is not finite.
-
-    Warns
-    -----
-    UserWarning
-        If cells expressed no known gene when they were embedded; they are left out.
-
-    Examples
-    --------
-    >>> import scgpt_tools as sct
-    >>> sct.tl.embed(reference, "scgpt-demo")  # doctest: +SKIP
-    >>> sct.tl.index_reference(reference, label_key="cell_type").save("blood")  # doctest: +SKIP
-    >>> sct.tl.embed(query, "scgpt-demo")  # doctest: +SKIP
-    >>> sct.tl.map_reference(query, "blood")  # doctest: +SKIP
-    """
-    check_arguments(index_reference, locals())
-    table = slots_of(reference, modality)
-    vectors, source = _embedding(table, use_rep)
-    labels = read_classes(cell_columns(table), label_key, allow_unknown=True)
-    empty = _empty(table, use_rep)
-    if empty.any():
-        warn_user(
-            f"Expected reference cells with known features above zero, found {int(empty.sum()):,} of {len(empty):,} "
-            f"without any when they were embedded (first: {str(table.obs_names[empty][0])!r}). They are left out."
-        )
-    known = (labels.codes != UNKNOWN) & ~empty
-    if not known.any():
-        raise ValueError(f"Expected cells with a type in obs[{label_key!r}] that express a known gene, found none.")
-    return ReferenceIndex(vectors[known], labels.codes[known], labels.names, {**source, "label_key": label_key})
 
 
 @renamed(label="label_key")
 @shared_docs
 def map_reference(
     query: AnnData | MuData,
-    reference: AnnData | MuData | ReferenceIndex | str | PathLike[str],
+    reference: AnnData | MuData | ReferenceIndex | AtlasIndex | str | PathLike[str],
     *,
     label_key: str | None = None,
     use_rep: str = "X_scGPT",
     k: int = 10,
     how: Vote = "majority",
+    calibrate: bool = False,
     threshold: float = 0.0,
+    reject: float = 0.0,
     unassigned: str = "unassigned",
     backend: Backend = "auto",
     modality: str | None = None,
@@ -127,8 +65,8 @@ def map_reference(
     query
         Embedded cells.
     reference
-        Embedded cells with known types, or what :func:`index_reference` made of them, or the folder that this was
-        saved to.
+        Embedded cells with known types, or what :func:`index_reference` made of them, or the folder that this was saved
+        to, which may be an index of scGPT's own (``index.faiss``, ``meta.h5ad``, ``index_config.json``).
     label_key
         Column of ``obs`` of the reference with the types; an index has them already.
     use_rep
@@ -138,13 +76,19 @@ def map_reference(
     how
         ``"majority"`` counts neighbours; ``"weighted"`` favours types that are rare in the reference, as scGPT does
         with atlases.  Of types with equal scores, the one of the nearer neighbour is taken.
+    calibrate
+        Take as confidence not the share of the votes but how often winners with that share are right among cells of the
+        reference that were mapped to the others.
     threshold
-        Leave cells whose type has a smaller share of the votes without a type.
+        Leave cells with a smaller confidence without a type.
+    reject
+        Leave cells without a type that lie farther from the reference than cells of their type do: of the cells of a
+        known type, about this share is lost.  0.05 is usual, 0 rejects none.
     unassigned
         What such cells get, and cells that expressed no known gene when they were embedded, with a confidence of 0.
     backend
         Who looks for neighbours: ``"faiss"``, ``"sklearn"``, or ``"auto"``, which takes faiss if it is installed.  The
-        result is the same.
+        result is the same.  An index in faiss' form needs faiss.
     {modality}
     key_added
         Column of the result, and beginning of the other names.
@@ -157,9 +101,11 @@ def map_reference(
     ``obs[key_added]`` : categorical
         Type of each cell.
     ``obs[f"{key_added}_confidence"]`` : float32
-        Share of the votes for it.
+        Share of the votes for it, or with ``calibrate`` the probability that it is right.
     ``obs[f"{key_added}_distance"]`` : float32
         Mean squared Euclidean distance to the neighbours; large where the reference has nothing like the cell.
+    ``obs[f"{key_added}_p_value"]`` : float32
+        With ``calibrate`` or ``reject``: conformal p-value for being a cell of that type, by this distance.
     ``obsm[f"{key_added}_probabilities"]`` : float32, (cells, types)
         Share of the votes for every type, in the order of ``uns[key_added]["classes"]``.
     ``obsm[f"{key_added}_neighbors"]`` : int64, (cells, k)
@@ -175,12 +121,19 @@ def map_reference(
         If ``label_key`` or ``use_rep`` is absent.
     ValueError
         If query and reference were embedded by different models or in different ways, have columns of other names, a
-        vector is not finite, or ``key_added`` is the name of something else.
+        vector is not finite, ``key_added`` is the name of something else, or the index has no held-out cells to calibrate
+        with, as scGPT's own have none.
 
     Warns
     -----
     UserWarning
         If cells expressed no known gene when they were embedded, or one of the two does not say how it was embedded.
+
+    Notes
+    -----
+    Confidences and p-values mean what they say for new cells that differ from the reference no more than its held-out
+    cells do.  Those of an index made with ``batch_key`` were mapped to other batches and allow for what a batch changes;
+    without it they were mapped to cells of their own batch as well, and cells of a new data set are rejected too often.
     """
     check_arguments(map_reference, locals())
     check_choice("how", how, get_args(Vote))
@@ -188,19 +141,33 @@ def map_reference(
     cells = slots_of(query, modality)
     check_writable(query, cells, copy=copy)
     check_new_key(cells, "obs", key_added, default="mapped_cell_type")
-    vectors, source = _embedding(cells, use_rep)
-    index = _open_reference(reference, label_key=label_key, use_rep=use_rep, modality=modality)
+    vectors, source = embedding_of(cells, use_rep)
+    calibrates = calibrate or reject > 0
+    index = _open_reference(reference, label_key, use_rep, modality, N_HELD_OUT if calibrates else 0)
+    if calibrates and index.calibration is None:
+        raise ValueError(
+            "Expected an index with held-out cells to calibrate confidences or reject unknown cells, found one without. "
+            "Make it with `index_reference(..., n_held_out=2000)`, or leave `calibrate` and `reject` out."
+        )
     check_unassigned(unassigned, index.classes)
-    _check_same_space(source, index.source)
-    vectors = _in_order(vectors, source.get(_COLUMNS), index.source.get(_COLUMNS))
-    empty = _empty(cells, use_rep)
+    check_same_space(source, index.source)
+    vectors = _in_order(vectors, source.get(COLUMNS), index.source.get(COLUMNS))
+    empty = empty_cells(cells.obs_names, cells.uns.get(use_rep))
     if empty.any():
         warn_user(
             f"Expected cells with known features above zero, found {int(empty.sum()):,} of {len(empty):,} without any "
             f"when they were embedded (first: {str(cells.obs_names[empty][0])!r}). They get no type but {unassigned!r}."
         )
-    found = index.search(vectors, k, backend=backend)
+    found = _neighbours(index, vectors, k, backend)
     ballot = vote(index.codes[found.rows], len(index.classes), how=how, proportions=index.proportions)
+    confidence, p_values = None, None
+    if calibrates and index.calibration is not None:
+        index.calibration.check_neighbours(found.rows.shape[1])
+        p_values = index.calibration.p_values(found.distances, ballot.winner)
+        if calibrate:
+            confidence = index.calibration.confidence(
+                ballot.confidence, found.rows.shape[1], how=how, proportions=index.proportions
+            )
     keys = AnnotateKeys(key_added)
     params = {
         "use_rep": use_rep,
@@ -208,6 +175,8 @@ def map_reference(
         "k": found.rows.shape[1],
         "how": how,
     }
+    if calibrates and index.calibration is not None:
+        params |= {"calibrate": calibrate, "reject": reject, "held_out_across": index.calibration.across}
     about = {
         "params": {**params, "threshold": threshold, "unassigned": unassigned, "n_reference": len(index)},
         "model": dict(source.get("model", {})),
@@ -224,7 +193,11 @@ def map_reference(
         unassigned=unassigned,
         about=about,
         without=empty,
+        rejected=None if p_values is None else p_values <= reject,
+        confidence=confidence,
     )
+    if p_values is not None:
+        table.obs[keys.obs_p_value] = p_values.astype(np.float32)
     table.obs[keys.obs_distance] = found.distances.mean(axis=1)
     table.obsm[keys.obsm_neighbours], table.obsm[keys.obsm_distances] = found.rows, found.distances
     logger.info("Added `obs[%r]`; %d of %d cells are %s.", keys.obs, left_out, len(vectors), unassigned)
@@ -243,17 +216,21 @@ def _in_order(vectors: NDArray[np.float32], own: Sequence[str] | None, wanted: S
     return vectors[:, [place[name] for name in wanted]]
 
 
-def _empty(table: AnnData | MuData, use_rep: str) -> NDArray[np.bool_]:
-    """Cells of which the model has seen nothing when it embedded them."""
-    about = table.uns.get(use_rep)
-    names = about.get("empty", ()) if isinstance(about, Mapping) else ()
-    return np.asarray(table.obs_names.isin([str(name) for name in np.atleast_1d(np.asarray(names, dtype=object))]))
+def _neighbours(index: Index, vectors: NDArray[np.float32], k: int, backend: Backend) -> Neighbours:
+    if isinstance(index, ReferenceIndex):
+        return index.search(vectors, k, backend=backend)
+    if backend == "sklearn":
+        raise ValueError("Expected `backend` to be 'auto' or 'faiss' with an index in faiss' form, found 'sklearn'.")
+    return index.search(vectors, k)
 
 
-def _open_reference(reference: Any, *, label_key: str | None, use_rep: str, modality: str | None) -> ReferenceIndex:
+def _open_reference(
+    reference: Any, label_key: str | None, use_rep: str, modality: str | None, n_held_out: int
+) -> Index:
     if isinstance(reference, str | PathLike):
-        reference = ReferenceIndex.load(reference)
-    if isinstance(reference, ReferenceIndex):
+        folder = as_path("reference", reference)
+        reference = AtlasIndex.load(folder) if is_atlas(folder) else ReferenceIndex.load(folder)
+    if isinstance(reference, ReferenceIndex | AtlasIndex):
         if label_key is not None:
             raise ValueError(
                 f"Expected no `label_key` with an index, which has its types already, found {label_key!r}."
@@ -268,37 +245,4 @@ def _open_reference(reference: Any, *, label_key: str | None, use_rep: str, moda
         raise ValueError(
             f"Expected `label_key` to name the column of `obs` with the types, one of {columns}; found None."
         )
-    return index_reference(reference, label_key=label_key, use_rep=use_rep, modality=modality)
-
-
-def _embedding(table: AnnData | MuData, use_rep: str) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """Vectors, and how they were made as far as that is known."""
-    check_type("the table", table, (AnnData, MuData))
-    found = table.obsm[check_key(table.obsm, use_rep, "obsm")]
-    about = table.uns.get(use_rep)
-    kept = ("model", "params", "tokenizer") if isinstance(about, Mapping) else ()
-    source = {name: about[name] for name in kept if isinstance(about.get(name), Mapping)}
-    if isinstance(found, pd.DataFrame):
-        source[_COLUMNS] = [str(name) for name in found.columns]
-    return plain_vectors(found, f"obsm[{use_rep!r}]"), source
-
-
-def _check_same_space(query: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-    ours, theirs = _space(query), _space(reference)
-    for (_, name), own, other in zip(_SPACE, ours, theirs, strict=True):
-        if own is not None and other is not None and own != other:
-            raise ValueError(
-                f"Expected cells embedded in the same way as the reference, found {name} {own[:12]!r} for the "
-                f"query and {other[:12]!r} for the reference. Embed both with the same model and arguments."
-            )
-    if (ours[0] is None) != (theirs[0] is None):
-        who = "query" if ours[0] is None else "reference"
-        warn_user(
-            f"The {who} does not say which model embedded it (`uns` was lost, for example in a concatenation), so it "
-            "cannot be checked that both lie in the same space."
-        )
-
-
-def _space(source: Mapping[str, Any]) -> list[str | None]:
-    values = [source.get(part, {}).get(name) for part, name in _SPACE]
-    return [None if value is None else str(value) for value in values]
+    return index_reference(reference, label_key=label_key, use_rep=use_rep, modality=modality, n_held_out=n_held_out)
