@@ -1,12 +1,23 @@
-"""Former names of arguments."""
+"""Former names of arguments, and what is given in a wrong place."""
 
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from anndata import AnnData
 
 from scgpt_tools._arguments import check_arguments, renamed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    from mudata import MuData
+
+    from scgpt_tools.models import CellModel
 
 
 @renamed(label="label_key", seed="rng")
@@ -40,3 +51,26 @@ def test_the_signature_is_that_of_the_function_and_its_arguments_are_checked():
         pytest.raises(ValueError, match="Expected `rng` to be at least 0"),
     ):
         named(None, seed=-1)  # type: ignore[call-arg]
+
+
+class _Model:
+    """What a model is known by."""
+
+    embed_cells = adapt = None
+
+
+def placed(adata: AnnData | MuData, perts: str | Sequence[str], model: CellModel | str | PathLike[str]) -> None:
+    check_arguments(placed, locals())
+
+
+def test_a_table_or_a_model_in_a_wrong_place_names_its_place():
+    adata = AnnData(np.ones((2, 2)))
+    with pytest.raises(
+        TypeError, match=r"`perts` to be .*found .*_Model.*\. `model` takes a model: placed\(adata, perts, model"
+    ):
+        placed(adata, _Model(), None)
+    with pytest.raises(TypeError, match=r"`model` to be .*found AnnData\. `adata` takes a table of cells"):
+        placed(adata, "G0", adata)
+    with pytest.raises(TypeError, match=r"found str 'cells.h5ad'\. Read it first: anndata.read_h5ad\('cells.h5ad'\)"):
+        placed("cells.h5ad", "G0", _Model())
+    placed(adata, "G0", _Model())

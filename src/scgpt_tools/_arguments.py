@@ -8,8 +8,9 @@ read.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, partial, wraps
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
 from scgpt_tools import _types
@@ -67,7 +68,10 @@ def check_arguments(function: Callable[..., object], given: Mapping[str, Any]) -
     """
     for name, (check, optional) in _checks(function).items():
         if name in given and (given[name] is not None or not optional):
-            check(name, given[name])
+            try:
+                check(name, given[name])
+            except TypeError as error:
+                raise TypeError(f"{error}{_place(function, name, given[name])}") from None
 
 
 @cache
@@ -80,6 +84,23 @@ def _checks(function: Callable[..., object]) -> dict[str, tuple[Check, bool]]:
         if check is not None:
             found[name] = (check, "None" in kinds)
     return found
+
+
+def _place(function: Callable[..., object], name: str, value: Any) -> str:
+    """Where a table or a model belongs that was given in another place, as one more sentence of a message."""
+    takes = ("AnnData", "MuData") if _is_table(value) else _OF_MODELS if _is_model(value) else ()
+    parameters = inspect.signature(function).parameters
+    fitting = [
+        other
+        for other, parameter in parameters.items()
+        if other != name and any(word in str(parameter.annotation) for word in takes)
+    ]
+    if not fitting:
+        return ""
+    order = [other for other, entry in parameters.items() if entry.kind is not entry.KEYWORD_ONLY]
+    what = "a table of cells" if _is_table(value) else "a model"
+    more = ", ..." if len(order) < len(parameters) else ""
+    return f" `{fitting[0]}` takes {what}: {function.__name__}({', '.join(order)}{more})."
 
 
 def check_layers(name: str, value: Any) -> None:
@@ -111,14 +132,70 @@ _POSITIVE: Check = partial(check_number, above=0)
 _PLAIN = ("int", "float", "str", "Sequence[str]")
 
 
+# This module may know neither AnnData nor models, so both are told by what they have.
+_OF_MODELS = ("CellModel", "AnyModel", "HasTokenizer", "VocabularySource", "Prediction")
+
+
+def _is_table(value: Any) -> bool:
+    return all(hasattr(value, slot) for slot in ("obs", "var", "uns", "obsm"))
+
+
+def _is_model(value: Any) -> bool:
+    return hasattr(value, "embed_cells") and hasattr(value, "adapt")
+
+
 def _table(name: str, value: Any) -> None:
-    # This module may not know of AnnData; these it has and a MuData has not.
-    if not all(hasattr(value, slot) for slot in ("obs", "var", "uns", "obsm", "layers")):
-        raise TypeError(f"Expected `{name}` to be an AnnData, found {type(value).__name__}.")
+    # A MuData has no layers.
+    if not _is_table(value) or not hasattr(value, "layers"):
+        _refuse_table(name, value, "an AnnData")
+
+
+def _mudata(name: str, value: Any) -> None:
+    if not _is_table(value) or not hasattr(value, "mod"):
+        _refuse_table(name, value, "a MuData")
+
+
+def _any_table(name: str, value: Any) -> None:
+    if not _is_table(value):
+        _refuse_table(name, value, "an AnnData or a MuData")
+
+
+def _refuse_table(name: str, value: Any, expected: str) -> None:
+    if isinstance(value, str | PathLike):
+        ending = "read_h5mu" if str(value).endswith(".h5mu") else "read_h5ad"
+        reader = f"mudata.{ending}" if ending == "read_h5mu" else f"anndata.{ending}"
+        raise TypeError(
+            f"Expected `{name}` to be {expected}, found {type(value).__name__} {str(value)!r}. Read it first: {reader}({str(value)!r})."
+        )
+    raise TypeError(f"Expected `{name}` to be {expected}, found {type(value).__name__}.")
+
+
+def _model(name: str, value: Any) -> None:
+    if not isinstance(value, str | PathLike) and not _is_model(value):
+        raise TypeError(f"Expected `{name}` to be a model, its name or its folder, found {type(value).__name__}.")
+
+
+def _no_table(name: str, value: Any) -> None:
+    """For what may be many things, but never cells."""
+    if _is_table(value):
+        raise TypeError(f"Expected `{name}` to be a model, its name or its folder, found {type(value).__name__}.")
+
+
+def _names(name: str, value: Any) -> None:
+    """A text or any number of them, which are looked at where they are read: an iterator gives them once."""
+    if not isinstance(value, Iterable) or isinstance(value, Mapping) or _is_table(value):
+        raise TypeError(f"Expected `{name}` to be a text or a list of texts, found {type(value).__name__}.")
 
 
 KINDS: dict[str, Check] = {
     "AnnData": _table,
+    "MuData": _mudata,
+    "AnnData | MuData": _any_table,
+    "CellModel | str | PathLike[str]": _model,
+    "AnyModel | Sequence[AnyModel]": _no_table,
+    "HasTokenizer | Vocabulary | str | PathLike[str]": _no_table,
+    "VocabularySource": _no_table,
+    "str | Iterable[str]": _names,
     "bool": check_flag,
     "int": check_integer,
     "float": check_number,
@@ -131,7 +208,7 @@ KINDS: dict[str, Check] = {
     "str | PathLike[str]": as_path,
     **{
         alias: partial(check_choice, choices=get_args(getattr(_types, alias)))
-        for alias in ("GeneSampling", "Include", "Unknown", "Unmeasured")
+        for alias in ("Extend", "GeneSampling", "Include", "Unknown", "Unmeasured")
     },
 }
 """What an argument may be, by its annotation without ``None``."""

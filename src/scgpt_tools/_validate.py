@@ -30,7 +30,7 @@ def check_choice(name: str, value: Value, choices: Collection[Value]) -> Value:
     """One of a few allowed values."""
     if not isinstance(value, Hashable) or value not in choices:
         listing = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"Expected `{name}` to be one of {listing}, found {value!r}.")
+        raise ValueError(f"Expected `{name}` to be one of {listing}, found {_shown(value)}.")
     return value
 
 
@@ -107,7 +107,7 @@ def _as_float(value: Real) -> float:
 def check_text(name: str, value: Any) -> str:
     """One text that is not blank."""
     if not isinstance(value, str):
-        raise TypeError(f"Expected `{name}` to be a text, found {type(value).__name__}: {value!r}.")
+        raise TypeError(f"Expected `{name}` to be a text, found {_kind_and_value(value)}.")
     if not value.strip():
         raise ValueError(f"Expected `{name}` to be a text that is not blank, found {value!r}.")
     return value
@@ -215,6 +215,12 @@ def as_seed(rng: RngLike, *, bits: int = 63) -> int:
     generator = as_generator(rng)
     number = int(rng) if isinstance(rng, Integral) else int(generator.integers(0, 2**63 - 1, endpoint=True))
     return number & (2**bits - 1)
+
+
+def _kind_and_value(value: object) -> str:
+    """Kind of a value, and the value where that is short."""
+    kind, shown = type(value).__name__, _shown(value)
+    return kind if kind == shown else f"{kind}: {shown}"
 
 
 def _shown(value: object) -> str:

@@ -7,6 +7,7 @@ to come to the same result.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from campaign.subjects import FIT, SUBJECTS, Subject
 from scgpt_tools.train.tasks import TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 NAN, INF = float("nan"), float("inf")
 NO_NUMBER = {"text": "3", "flag": True, "list": [3], "NaN": NAN, "infinite": INF}
@@ -183,6 +184,7 @@ KINDS: dict[str, str] = {
 
 OTHER_KINDS: dict[str, str] = {
     "pl.confusion_matrix.normalize": "choice",
+    "pl.embedding.color": "present, one or more",
     "pl.joint_embedding.color": "present, one or more",
     "pp.embed_gene_texts.source": "text",
     "tl.ablate_texts.how": "text or texts",
@@ -209,6 +211,8 @@ OTHER_KINDS: dict[str, str] = {
 NOT_WRONG: set[tuple[str, str]] = {
     ("pp.preprocess.bins", "none"),
     ("pl.embedding.titles", "absent"),
+    # Not read where no gene is drawn.
+    ("pl.embedding.layer", "absent"),
     # Not read where no expression is drawn.
     ("pl.joint_embedding.layer", "absent"),
     # Not read where perturbations are named.
@@ -253,6 +257,25 @@ def kind_of(subject: Subject, name: str) -> str:
 def takes_none(parameter: inspect.Parameter) -> bool:
     """Whether a parameter may be None."""
     return "None" in str(parameter.annotation) or str(parameter.annotation) in ("Layers", "RngLike")
+
+
+MISPLACED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    "a table": (inputs.cells, ("AnnData", "MuData", "Any")),
+    "a model": (
+        inputs.embedder,
+        ("CellModel", "AnyModel", "HasTokenizer", "VocabularySource", "Prediction", "Encode", "Any"),
+    ),
+}
+"""What is given in a wrong place, made when it is needed, and what annotations of its right places name."""
+
+
+def misplaced() -> Iterator[Argument]:
+    """Every parameter of every subject with a table or a model that belongs elsewhere."""
+    for subject in SUBJECTS.values():
+        for name, parameter in subject.parameters().items():
+            for what, (make, words) in MISPLACED.items():
+                if not any(word in str(parameter.annotation) for word in words):
+                    yield Argument(subject, name, what, make)
 
 
 ALIKE: dict[str, tuple[Callable[[Any], Any], ...]] = {

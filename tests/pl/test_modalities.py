@@ -54,7 +54,7 @@ def test_weights_by_group(mdata):
 @pytest.mark.parametrize(
     ("draw", "error", "message"),
     [
-        (lambda m: sct.pl.joint_embedding(m["rna"]), TypeError, "Expected a MuData"),
+        (lambda m: sct.pl.joint_embedding(m["rna"]), TypeError, "to be a MuData, found AnnData"),
         (lambda m: sct.pl.joint_embedding(m, use_rep="X_umap"), KeyError, "X_umap"),
         (lambda m: sct.pl.joint_embedding(m, "prot:CD8"), KeyError, "no label or feature 'prot:CD8'"),
         (lambda m: sct.pl.joint_embedding(m, "prot:CD4", layer="counts"), KeyError, "counts"),

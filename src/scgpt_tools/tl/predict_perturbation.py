@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -104,8 +105,8 @@ def predict_perturbation(
         Columns without a token: ``"drop"``, they keep the value of the control, or ``"pad"``, they take part under the
         token of padding as in the original, and change all other predictions.  ``None`` for what training did.
     unmeasured
-        Perturbed genes without a column: refuse them (``"error"``), or add their ``"token"`` to the cells, for models
-        that were trained so.  ``None`` for what training did.
+        Perturbed genes without a column: refuse them (``"error"``), add their ``"token"`` to the cells, for models
+        that were trained so, or ``"drop"`` what perturbs them, with a warning.  ``None`` for what training did.
     direction
         What the perturbations do, ``"up"`` or ``"down"``, for a model that was trained on both; ``None`` takes what
         :func:`scgpt_tools.pp.parse_conditions` recorded, and else what the model was trained on.
@@ -129,7 +130,7 @@ def predict_perturbation(
 
     ``layers[key_added]`` : float32, (cells, genes)
         Predictions in the unit of the input, for ``perts=None`` or one perturbation; NaN for cells that are no
-        controls in the second case.
+        controls in the second case, and for those that are dropped.
     ``layers[f"{key_added}_{perturbation}"]`` : float32, (cells, genes)
         The same for each of several perturbations, such as ``layers["predicted_SAMD1+ZBTB1"]``.
     ``uns[key_added]`` : :class:`dict`
@@ -180,6 +181,11 @@ def predict_perturbation(
         rng=seed,
         copy=copy,
     )
+    if model is None and isinstance(perts, str) and (perts in RELEASED or Path(perts).is_dir()):
+        raise ValueError(
+            f"Expected `perts` to name genes such as 'KLF1', found {perts!r}, which is a model. Pass model={perts!r}: "
+            "predict_perturbation(adata, perts, model)."
+        )
     wanted = None if perts is None else read_perturbations(perts)
     keys = PredictionKeys(check_key_name("key_added", key_added))
     if as_anndata and copy:
@@ -213,7 +219,9 @@ def predict_perturbation(
     else:
         controls = np.flatnonzero(control_mask(conditions))
         parts = {name: _Part(controls, controls, [genes] * len(controls)) for name, genes in wanted.items()}
-    predictor.check(genes for part in parts.values() for genes in part.perturbed)
+    parts = _known(predictor, parts)
+    if len(several) > 1:
+        several = [keys.layer_of(name) for name in parts]
     about = {"perturbations": np.array(list(parts), dtype=object)} | predictor.provenance(
         condition_key=condition_key or ""
     )
@@ -247,6 +255,19 @@ class _Part(NamedTuple):
     rows: NDArray[np.int64]
     """The control that each prediction starts from."""
     perturbed: list[GeneSet]
+
+
+def _known(predictor: Predictor, parts: dict[str, _Part]) -> dict[str, _Part]:
+    """What the model can be conditioned on of what is to be predicted."""
+    known = predictor.knows([genes for part in parts.values() for genes in part.perturbed])
+    found, start = {}, 0
+    for name, part in parts.items():
+        mine = known[start : start + len(part.perturbed)]
+        start += len(part.perturbed)
+        if mine.any():
+            kept = [genes for genes, one in zip(part.perturbed, mine, strict=True) if one]
+            found[name] = _Part(part.cells[mine], part.rows[mine], kept)
+    return found
 
 
 def _conditions(adata: AnnData, key: str | None) -> NDArray[Any]:
@@ -283,7 +304,7 @@ def _table(
     names = adata.obs_names.to_numpy(dtype=object)
     obs["control_cell"] = names[rows]
     if OWN_CONDITION in parts:
-        obs[key] = pd.Categorical(conditions)
+        obs[key] = pd.Categorical(conditions[cells])
     else:
         obs[key] = pd.Categorical([format_condition(genes) for part in parts.values() for genes in part.perturbed])
         labels = [name for name, part in parts.items() for _ in part.cells]

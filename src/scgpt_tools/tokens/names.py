@@ -123,6 +123,10 @@ def _most(part: Sequence[object], whole: Sequence[object]) -> bool:
 def mask_columns(var: pd.DataFrame, mask_var: ArrayLike | str) -> NDArray[np.bool_]:
     """(columns,) whether each may be read, from the name of a boolean column of ``var`` or from the values themselves."""
     values: Any = _column(var, mask_var) if isinstance(mask_var, str) else mask_var
+    if hasattr(values, "obs"):
+        raise TypeError(
+            f"Expected `mask_var` to be True or False for each gene, or a column of `var`, found {type(values).__name__}."
+        )
     values = values if hasattr(values, "dtype") else np.asarray(values)
     if not pd.api.types.is_bool_dtype(values.dtype) or np.shape(values) != (len(var),):
         raise ValueError(
