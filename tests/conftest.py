@@ -12,6 +12,14 @@ N_CELLS, N_GENES = 12, 30
 FORMS = ("dense", "csr", "csc", "float64", "int32", "view", "backed", "zarr", "dask")
 
 
+@pytest.fixture(autouse=True)
+def _every_warning_again():
+    """What a test has warned of, the next one is to hear again."""
+    from scgpt_tools._warnings import forget_warnings
+
+    forget_warnings()
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

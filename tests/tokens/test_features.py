@@ -221,7 +221,10 @@ def test_unknown_policies_are_refused():
     [
         (frame(TP53, ACTB), r"human Ensembl ids \(such as 'ENSG00000141510'\).*`symbols=` a table"),
         (frame("ENSMUSG00000059552.14"), "mouse Ensembl ids"),
-        (frame("x1", TP53, ACTB, name=["q", "TP53", "ACTB"]), "The column 'name' of `var` matches 67 %"),
+        (
+            frame("x1", TP53, ACTB, name=["q", "TP53", "ACTB"]),
+            "The column 'name' of `var` matches 67 %: pass genes='name'",
+        ),
         (frame("Htr7", "Gzmk", "Arhgap36"), "mouse symbols are. 2 of them .* ignore_case=True"),
         (frame("0", "1"), r"numbers \(such as '0'\), as row numbers or Entrez ids are"),
         (frame("AAA", "BBB"), r"gene symbols \(such as 'AAA', 'BBB'\). No column of `var` matches better"),
@@ -244,6 +247,13 @@ def test_no_match_says_what_the_vocabulary_holds():
 def test_the_index_is_suggested_when_it_is_better():
     with pytest.raises(ValueError, match="The index of `var` matches 100 %"):
         match(frame("TP53", "ACTB", id=[TP53, ACTB]), column="id")
+
+
+def test_right_names_that_a_small_vocabulary_lacks_are_no_fault_of_the_table():
+    with pytest.warns(
+        UserWarning, match=r"Such names are right: the model knows \d+ genes .* a panel .* 'scgpt-human'"
+    ):
+        match(frame("TP53", "AAA", "BBB"), min_coverage=0.5)
 
 
 def test_low_coverage_warns_under_the_threshold_only():

@@ -27,6 +27,10 @@ Totals: TypeAlias = "Callable[[NDArray[np.int64]], NDArray[np.float64]]"
 """Sum over the cells of each of some columns."""
 
 
+# Human cells have some 20,000 genes with a protein, and measured panels have fewer than highly variable genes are taken.
+_SMALL, _PANEL = 15_000, 2_000
+
+
 class Matcher:
     """Token of one name, and the rule that found it."""
 
@@ -163,12 +167,14 @@ def report(
         rule = "with the most counts" if duplicates == "most_counts" else "that is matched best, or the first,"
         warn_user(
             f"{coverage.n_duplicates} columns{where} match a gene that another column has. Of each gene the column "
-            f"{rule} is read: {some(_chosen(coverage))}. Merge them, or choose with `duplicates=`."
+            f"{rule} is read: {some(_chosen(coverage))}. Merge them, or choose with `duplicates=`.",
+            once_about=coverage.names,
         )
     if coverage.share < min_coverage:
         warn_user(
             f"Only {coverage.headline()}{where}; expected at least {100 * min_coverage:g} %. "
-            f"{_advice(coverage, matcher, var)}"
+            f"{_advice(coverage, matcher, var)}",
+            once_about=coverage.names,
         )
 
 
@@ -180,15 +186,19 @@ def _chosen(coverage: Coverage) -> tuple[str, ...]:
 
 
 def _advice(coverage: Coverage, matcher: Matcher, var: pd.DataFrame) -> str:
-    """What the unmatched names look like, and what would match them."""
+    """Why names do not match, and what to do.
+
+    Names may be of a wrong kind, the vocabulary may hold few genes, or spell them otherwise or lack them.
+    """
     looks = describe(coverage.missing)
     who = "The others" if coverage.n_matched else "Yours"
     seen = f"{who} look like {looks}." if coverage.missing else "The names are missing."
     shares = {column: _share(column_names(var, column), matcher) for column in [None, *text_columns(var)]}
     column = max(shares, key=lambda name: shares[name])
     if shares[column] > max(2 * coverage.share, 0.05):
-        place = "The index of `var`" if column is None else f"The column {column!r} of `var`"
-        return f"{seen} {place} matches {100 * shares[column]:.0f} %: choose it for the names."
+        if column is None:
+            return f"{seen} The index of `var` matches {100 * shares[column]:.0f} %: leave `genes` out."
+        return f"{seen} The column {column!r} of `var` matches {100 * shares[column]:.0f} %: pass genes={column!r}."
     in_other_case = _in_other_case(coverage.missing, matcher)
     if 10 * in_other_case > len(coverage.missing) and not matcher.ignore_case:
         return (
@@ -196,8 +206,26 @@ def _advice(coverage: Coverage, matcher: Matcher, var: pd.DataFrame) -> str:
             "spelling, or pass ignore_case=True if the genes are the same."
         )
     if "Ensembl" in looks:
-        return f"{seen} Choose a column of `var` with symbols, or pass `symbols=` a table from Ensembl id to symbol."
-    return f"{seen} No column of `var` matches better; add one with names that the vocabulary has."
+        return f"{seen} Name a column of `var` with symbols, `genes=`, or pass `symbols=` a table from Ensembl id to symbol."
+    if "gene symbols" not in looks or not coverage.n_matched:
+        return (
+            f"{seen} No column of `var` matches better; add one with names that the vocabulary has, and pass `genes=`."
+        )
+    panel = (
+        f" The table is a panel or a selection, so the model reads {coverage.n_genes:,} genes in all."
+        if coverage.n_features < _PANEL
+        else ""
+    )
+    if coverage.n_vocabulary < _SMALL:
+        return (
+            f"{seen} Such names are right: the model knows {coverage.n_vocabulary:,} genes and not these, and reads the "
+            f"others.{panel} A model with more genes, such as 'scgpt-human', reads more; `train.finetune(..., extend=\"all\")` "
+            "gives them tokens."
+        )
+    return (
+        f"{seen} If they are outdated, pass `aliases=` a table to current symbols; what is no gene of the vocabulary's species "
+        f"is not read.{panel}"
+    )
 
 
 def _in_other_case(names: Sequence[str], matcher: Matcher) -> int:
