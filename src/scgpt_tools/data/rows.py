@@ -6,6 +6,7 @@ their precision, and no negative, missing or infinite value gets past this file.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -260,11 +261,21 @@ class RowSource:
             raise ValueError(
                 f"Expected bins, whole numbers from 0 to {self.bins - 1}, in {place}, {found} Run `sct.pp.tokenize`."
             )
-        raw = "" if getattr(self.adata, "raw", None) is None else ", which `adata.raw.to_adata()` may have"
         raise ValueError(
-            f"Expected finite values that are not negative in {place}, {found} Use counts or log1p values{raw}, not "
-            "scaled ones."
+            f"Expected finite values that are not negative in {place}, {found} Use counts or log1p values, not scaled or "
+            f"centred ones{self._better_place()}."
         )
+
+    def _better_place(self) -> str:
+        """Where the same table has values that can be read, as the end of a sentence."""
+        for name in self.adata.layers:
+            if name is None or name == self.layer:
+                continue
+            with suppress(ValueError, TypeError):
+                if RowSource(self.adata, layer=name).units.unit in ("counts", "log1p", "normalised"):
+                    argument = repr(name) if self.modality is None else f"{{{self.modality!r}: {name!r}}}"
+                    return f": pass layer={argument}"
+        return "" if getattr(self.adata, "raw", None) is None else ", which `adata.raw.to_adata()` may have"
 
 
 def table_of(data: AnnData | MuData, modality: str | None = None) -> AnnData:
