@@ -7,6 +7,7 @@ import sys
 import tomllib
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,6 +26,16 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_public_names_resolve(name):
     assert name in dir(scgpt_tools)
     assert getattr(scgpt_tools, name) is not None
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in scgpt_tools.__all__ if isinstance(getattr(scgpt_tools, name), ModuleType)]
+)
+def test_completion_offers_what_is_public_and_nothing_else(name):
+    package = getattr(scgpt_tools, name)
+    assert dir(package) == sorted(package.__all__)
+    assert "annotations" not in dir(package)
+    assert dir(scgpt_tools) == sorted(scgpt_tools.__all__)
 
 
 def test_unknown_names_are_attribute_errors():

@@ -24,6 +24,7 @@ __all__ = [
     "PerturbationData",
     "PerturbationPredictor",
     "Vocabulary",
+    "__version__",
     "datasets",
     "get",
     "metrics",
@@ -62,4 +63,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted(__all__)

@@ -13,6 +13,7 @@ import torch
 from scgpt_tools import testing
 from scgpt_tools.models import FAMILIES, CellModel, ModelConfig, executor
 from scgpt_tools.models.config import (
+    ClassifierConfig,
     ContextConfig,
     scgpt_embedder,
 )
@@ -48,6 +49,33 @@ def test_the_released_size_has_the_tensors_of_the_released_file():
     theirs = to_scgpt(model.state_dict(), "fused")
     assert len(theirs) == 163
     assert round(sum(tensor.numel() for tensor in theirs.values()) / 1e6, 2) == 51.33
+
+
+def test_it_says_what_it_is_and_lists_modules_on_request():
+    config = replace(
+        SCGPT,
+        heads=SCGPT.heads.replace(cell_type=ClassifierConfig(classes=2, names=("B", "T"))),
+        domains=2,
+        embedder=replace(SCGPT.embedder, norm="domain"),
+        batch_names=("first", "second"),
+        trained_genes=("G0", "G1"),
+    )
+    said = repr(build(config))
+    for line in (
+        "CellModel 'tiny'",
+        "family     scgpt",
+        "2 layers",
+        f"{len(VOCABULARY) - len(VOCABULARY.specials)} in the vocabulary",
+        "trained on 2 genes: G0, G1",
+        "classes    2 of cell_type: B, T",
+        "batches    2, each normalised by itself: first, second",
+        "weights    untrained",
+    ):
+        assert line in said
+    assert len(said.splitlines()) < 15
+    assert "<th" in build(config)._repr_html_()
+    assert "Linear(in_features=" in build(config).architecture()
+    assert "tokens without names" in repr(build(vocabulary=None))
 
 
 # Computing ------------------------------------------------------------------------------------------------------------

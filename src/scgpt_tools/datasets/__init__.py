@@ -8,3 +8,7 @@ from scgpt_tools.datasets._registry import available, load
 from scgpt_tools.datasets._simulated import simulated_screen
 
 __all__ = ["available", "gene_embeddings", "load", "pbmc_demo", "simulated_screen"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

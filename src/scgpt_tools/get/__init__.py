@@ -18,3 +18,7 @@ __all__ = [
     "perturbation_split",
     "provenance",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -119,3 +119,7 @@ __all__ = [
     "vote",
     "wasserstein",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

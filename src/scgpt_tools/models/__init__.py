@@ -46,3 +46,7 @@ __all__ = [
     "parse_model_type",
     "to_scgenept",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -22,6 +22,7 @@ from scgpt_tools.models.families import original_format
 from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
+from scgpt_tools.models.summary import as_html, as_text
 from scgpt_tools.models.transfer import Transfer, copy_weights
 from scgpt_tools.nn.context import Context
 from scgpt_tools.nn.embedders import Embedder
@@ -52,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 class CellModel(nn.Module):
     """A transformer over the genes of single cells.
+
+    Printed, it says what it is: family, size, genes, what it reads and predicts, classes and batches.
 
     Parameters
     ----------
@@ -119,6 +122,21 @@ class CellModel(nn.Module):
             digest.update(key.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def architecture(self) -> str:
+        """The tree of modules, as torch prints it.
+
+        Returns
+        -------
+        Several lines of text.
+        """
+        return super().__repr__()
 
     # ------------------------------------------------------------------ computing
 

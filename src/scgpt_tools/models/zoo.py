@@ -28,6 +28,10 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", flags=re.ASCII)
 
 
+# Columns of a table of models that are shown.
+_SHOWN = 3
+
+
 class HasVocabulary(Protocol):
     """A model, as far as its vocabulary goes."""
 
@@ -154,15 +158,38 @@ DEFAULT_PERTURBATION = "scgenept_go_c-norman"
 """What predicts perturbations where no model is named."""
 
 
+class _Models(pd.DataFrame):
+    """A table that shows its first columns whole, for the others are addresses and would hide them."""
+
+    def __repr__(self) -> str:
+        others = ", ".join(self.columns[_SHOWN:])
+        shown = pd.DataFrame(self).iloc[:, :_SHOWN].astype(str)
+        padded = shown.apply(lambda column: column.str.ljust(max([0, *column.str.len()])))
+        return f"{padded.to_string(justify='left')}\n\nFurther columns: {others}."
+
+    def _repr_html_(self) -> str:
+        others = ", ".join(self.columns[_SHOWN:])
+        return f"{pd.DataFrame(self).iloc[:, :_SHOWN].to_html()}<p>Further columns: {others}.</p>"
+
+
 def available() -> pd.DataFrame:
     """Models that can be loaded by name.
 
     Returns
     -------
-    One row per model, indexed by name: repository, family, training data, recommendation, licences of code and
-    weights, citation and source.
+    One row per model, indexed by name: family, training data and recommendation, which are shown when it is printed, then
+    licences of weights and code, citation, source, and the repository or the folder of a bucket that it is downloaded
+    from.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> sct.models.available().loc["scgpt-demo", "training_data"]
+    'a few thousand blood cells of 10x Genomics'
     """
-    return pd.DataFrame([asdict(model) for model in RELEASED.values()]).set_index("name")
+    table = pd.DataFrame([asdict(model) for model in RELEASED.values()]).set_index("name")
+    first = ["family", "training_data", "recommended_for", "weights_licence", "code_licence", "citation", "source"]
+    return _Models(table[[*first, *(name for name in table if name not in first)]])
 
 
 def fetch(

@@ -30,3 +30,7 @@ __all__ = [
     "program_heatmap",
     "scores",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -55,3 +55,7 @@ __all__ = [
     "screen",
     "similar_genes",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -26,3 +26,7 @@ __all__ = [
     "TokenizerConfig",
     "select_genes",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
