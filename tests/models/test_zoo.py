@@ -98,6 +98,14 @@ def test_every_model_says_where_it_is_from_and_how_to_cite_it():
     assert table["source"].is_unique
 
 
+def test_the_table_shows_what_models_are_for():
+    shown = repr(zoo.available())
+    assert "33 million normal human cells" in shown
+    assert "..." not in shown
+    assert "Further columns: weights_licence" in shown
+    assert zoo.available()._repr_html_().count("<td>") == 3 * len(zoo.RELEASED)
+
+
 # Downloading ---------------------------------------------------------------------------------------------------------
 
 
@@ -431,6 +439,25 @@ def nowhere() -> str:
 def test_an_unreachable_hub_says_what_to_do(nowhere, tmp_path):
     with pytest.raises(ConnectionError, match=f"Could not reach {nowhere} .*lacks files too.*pass its path"):
         zoo.fetch(REPO, endpoint=nowhere, cache_dir=tmp_path)
+
+
+def test_an_unreachable_hub_is_asked_twice_only(nowhere, tmp_path, monkeypatch):
+    """The client would go on for more than twenty seconds."""
+    waited = []
+    monkeypatch.setattr("scgpt_tools.models.hub_guard.time.sleep", waited.append)
+    monkeypatch.setattr("scgpt_tools.models.hub.hf_hub_download", lambda *_, **__: pytest.fail("the client was asked"))
+    with pytest.raises(ConnectionError, match="Could not reach"):
+        zoo.fetch(REPO, endpoint=nowhere, cache_dir=tmp_path)
+    assert sum(waited) <= 2
+
+
+@pytest.mark.parametrize("way", ["http://127.0.0.1:9", "127.0.0.1:9"])
+def test_it_is_the_proxy_that_has_to_be_reached(hub, tmp_path, monkeypatch, way):
+    monkeypatch.setattr("scgpt_tools.models.hub_guard.time.sleep", lambda _: None)
+    monkeypatch.setattr("scgpt_tools.models.hub_guard.getproxies", lambda: {"http": way})
+    monkeypatch.setattr("scgpt_tools.models.hub_guard.proxy_bypass", lambda _: False)
+    with pytest.raises(ConnectionError, match="Could not reach"):
+        zoo.fetch(REPO, endpoint=hub.endpoint, cache_dir=tmp_path)
 
 
 def test_a_failing_hub_says_so(hub, fetch):

@@ -30,7 +30,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from scgpt_tools._files import as_path
 from scgpt_tools._validate import check_text
 from scgpt_tools.models.folders import FolderLayout, fault_of, incomplete
-from scgpt_tools.models.hub_guard import HostileAnswerError, NoAnswerError, guarded
+from scgpt_tools.models.hub_guard import HostileAnswerError, NoAnswerError, guarded, unreachable
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
@@ -161,6 +161,13 @@ class Repository:
         return f"the repository {self.name!r} at {self.revision!r}"
 
     def _download(self, name: str, revision: str) -> Path:
+        if self._commit is None and (fault := unreachable(self.endpoint)) is not None:
+            # The client tries again for twenty seconds, and then says the same.
+            cached = try_to_load_from_cache(self.name, name, cache_dir=self.cache_dir, revision=revision)
+            if isinstance(cached, str) and not self.force:
+                logger.warning("%s cannot be reached; %s is taken from the cache.", self.endpoint, name)
+                return Path(cached)
+            raise self._no_answer(fault) from fault
         with _progress_bars(), self._explained(name):
             download = partial(
                 hf_hub_download,

@@ -12,6 +12,8 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub.utils import get_session
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds in which a call has to end, or to bring :data:`LEAST` bytes."""
 LEAST = 1 << 16
+
+# Seconds to open a connection in, and before each try: a name server may be busy, and a laptop between two networks.
+_CONNECT, _PAUSES = 3.0, (0.0, 1.0)
+_PORTS = {"http": 80, "https": 443}
 
 # Of an answer about a file, what becomes the name of a file or folder in the cache.
 _COMMIT, _ETAGS = "X-Repo-Commit", ("X-Linked-Etag", "ETag")
@@ -164,3 +170,26 @@ def _received(response: Any) -> int:
         return response.raw.tell() if counted is None else counted
     except (AttributeError, ValueError, OSError):
         return 0
+
+
+def unreachable(url: str) -> OSError | None:
+    """Why no connection to a server, or to the proxy that leads to it, can be opened; ``None`` where one can, or may."""
+    address = urlsplit(url)
+    proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
+    if proxy is not None:
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if address.hostname is None or address.scheme not in _PORTS:
+        return None
+    fault: OSError | None = None
+    for wait in _PAUSES:
+        time.sleep(wait)
+        try:
+            port = address.port or _PORTS[address.scheme]
+            socket.create_connection((address.hostname, port), timeout=_CONNECT).close()
+        except TimeoutError:
+            return None
+        except (OSError, ValueError) as error:
+            fault = OSError(str(error))
+        else:
+            return None
+    return fault
