@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
@@ -134,7 +135,11 @@ def test_showing_returns_nothing(cells, monkeypatch):
     ("change", "error", "message"),
     [
         ({"color": "celltype"}, KeyError, "Did you mean 'cell_type'"),
-        ({"color": "score"}, ValueError, "found numbers"),
+        ({"color": "infinite"}, KeyError, "column of `obs` or gene named 'infinite'"),
+        ({"color": ["cell_type", "GENEX"]}, KeyError, "Did you mean 'GENE"),
+        ({"color": "GENE1", "layer": "counts"}, KeyError, "Found no key in `layers`"),
+        ({"color": ["cell_type", "score"], "titles": ["one"]}, ValueError, "as many `titles` as colours, 2"),
+        ({"cmap": "no such"}, ValueError, "`cmap`"),
         ({"use_rep": "X_scgpt"}, KeyError, "Available: 'X_scGPT'"),
         ({"titles": ["one", "two"]}, ValueError, "as many `titles`"),
         ({"palette": ["red"]}, ValueError, "colour for each"),
@@ -144,9 +149,57 @@ def test_showing_returns_nothing(cells, monkeypatch):
 )
 def test_bad_input_is_refused(change, error, message, cells):
     cells.obs["score"] = np.linspace(0, 1, 60)
+    cells = with_genes(cells)
     with pytest.raises(error, match=message):
         embedding(cells, **({"color": "cell_type", "use_rep": "X_flat"} | change))
     assert not plt.get_fignums()
+
+
+def with_genes(cells: ad.AnnData) -> ad.AnnData:
+    counts = np.arange(120, dtype=np.float32).reshape(60, 2)
+    return ad.AnnData(
+        sp.csr_matrix(counts), obs=cells.obs, obsm=dict(cells.obsm), var=pd.DataFrame(index=["GENE1", "GENE2"])
+    )
+
+
+def test_genes_and_numbers_have_a_colour_bar_and_high_values_on_top(cells):
+    cells = with_genes(cells)
+    cells.obs["score"] = np.r_[np.nan, np.linspace(0, 1, 59)]
+    figure = embedding(cells, ["cell_type", "GENE2", "score"], use_rep="X_flat", return_fig=True)
+    panels = [panel for panel in figure.axes if panel.get_title()]
+    assert [panel.get_title() for panel in panels] == ["cell_type", "GENE2", "score"]
+    (gene,) = dots(panels[1])
+    np.testing.assert_array_equal(gene.get_array(), cells.X.toarray()[:, 1])
+    missing, known = dots(panels[2])
+    assert (len(missing.get_offsets()), len(known.get_offsets())) == (1, 59)
+    assert len(figure.axes) == 5
+    assert panels[0].get_legend() is not None
+
+
+def test_several_colours_of_several_embeddings_are_a_grid(cells):
+    cells = with_genes(cells)
+    panels = embedding(cells, ["cell_type", "GENE1"], use_rep=["X_flat", "X_flat"], titles=["a", "b"], show=False)
+    assert [panel.get_title() for panel in panels] == ["a", "b", "", ""]
+    rows = [panel.get_subplotspec().rowspan.start for panel in panels]
+    assert rows == [0, 0, 1, 1]
+
+
+def test_embeddings_that_are_there_are_drawn(cells):
+    del cells.obsm["X_pca"]
+    assert embedding(cells, "cell_type", show=False).get_title() == "X_scGPT"
+    del cells.obsm["X_scGPT"]
+    assert embedding(cells, "cell_type", show=False).get_title() == "X_flat"
+    del cells.obsm["X_flat"]
+    with pytest.raises(KeyError, match=r"found none. Run sct\.tl\.embed"):
+        embedding(cells, "cell_type")
+
+
+def test_black_labels_are_seen_on_dark_ground(cells):
+    cells.obs["many"] = [f"t{i % 8}" for i in range(60)]
+    with plt.style.context("dark_background"):
+        looked = looks(embedding(cells, "many", use_rep="X_flat", show=False))
+    assert "#000000" not in {colour for colour, _ in looked}
+    assert "#ffffff" in {colour for colour, _ in looked}
 
 
 def test_a_list_among_the_labels_is_refused(cells):

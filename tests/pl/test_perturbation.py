@@ -94,9 +94,20 @@ def test_scatter_has_a_point_for_each_gene(cells):
     genes, perturbed = (np.asarray(points.get_offsets()) for points in ax.collections)
     np.testing.assert_allclose(genes, np.column_stack([change, change + 1])[2:], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(perturbed, np.column_stack([change, change + 1])[:2], rtol=1e-4, atol=1e-6)
-    texts = [text.get_text() for text in ax.texts]
-    assert "Pearson 1.00" in texts
-    assert len(texts) == 4
+    assert ax.get_title(loc="right") == "Pearson 1.00"
+    assert len(ax.texts) == 3
+
+
+def test_names_and_legend_of_the_scatter_hide_nothing(cells):
+    ax = sct.pl.perturbation_scatter(cells, "G0+G1", n_labels=8, show=False)
+    figure = ax.figure
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 8
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+    legend = ax.get_legend().get_window_extent()
+    points = np.concatenate([ax.transData.transform(drawn.get_offsets()) for drawn in ax.collections])
+    assert not any(legend.contains(*point) for point in points)
 
 
 def test_figures_are_handed_over_and_axes_are_drawn_in(cells):

@@ -25,7 +25,7 @@ def table() -> pd.DataFrame:
 def test_the_best_total_comes_first_unless_the_order_is_kept(table):
     ax = sct.pl.scores(table, show=False)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["X_scGPT", "X_pca"]
-    np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), table.iloc[::-1])
+    np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), table.drop(columns="KBET").iloc[::-1])
     ax = sct.pl.scores(table, sort=False, show=False)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["X_pca", "X_scGPT"]
 
@@ -35,19 +35,24 @@ def test_the_best_of_each_column_is_bold(table):
     cells = [text for text in ax.texts if text.get_transform() == ax.transData]
     bold = [text.get_position()[1] for text in cells if text.get_weight() == "bold"]
     columns = [text.get_position()[0] for text in cells if text.get_weight() == "bold"]
-    assert dict(zip(columns, bold, strict=True)) == {0: 0, 1: 1, 2: 1, 4: 1, 5: 1, 6: 1}
+    assert dict(zip(columns, bold, strict=True)) == {0: 0, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}
 
 
-def test_a_score_that_was_not_computed_is_said(table):
+def test_a_score_that_was_not_computed_has_no_column(table):
     ax = sct.pl.scores(table, show=False, title="Blood")
-    assert [text.get_text() for text in ax.texts].count("–") == 2
-    assert ax.get_title(loc="left") == "Blood   (without KBET)"
+    assert "KBET" not in [text.get_text() for text in ax.get_xticklabels()]
+    assert ax.get_title(loc="left") == "Blood"
+    table.loc["X_pca", "KBET"] = 0.2
+    ax = sct.pl.scores(table, show=False)
+    assert [text.get_text() for text in ax.texts].count("–") == 1
+    with pytest.raises(ValueError, match="Expected scores, found none"):
+        sct.pl.scores(table[["KBET"]].iloc[1:])
 
 
 def test_groups_stand_above_their_columns(table):
     ax = sct.pl.scores(table, show=False)
     names = {text.get_text(): text.get_position()[0] for text in ax.texts if text.get_position()[1] == 1.02}
-    assert names == {"Bio conservation": 0.5, "Batch correction": 2.5, "Means": 5}
+    assert names == {"Bio conservation": 0.5, "Batch correction": 2, "Means": 4}
 
 
 def test_figures_end_as_in_scanpy(table, monkeypatch):

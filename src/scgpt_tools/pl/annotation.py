@@ -12,7 +12,7 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
 from scgpt_tools._validate import check_choice, check_key
 from scgpt_tools.metrics.annotation import Normalize, confusion_table
-from scgpt_tools.pl._style import PALETTE, axes, check_colours, finish
+from scgpt_tools.pl._style import PALETTE, axes, check_colours, finish, ink
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -151,7 +151,7 @@ def confidence(
     ax.set(xlim=(0, 1.02), ylim=(len(names) - 0.4, -0.6), xlabel="confidence", ylabel="predicted type (cells)")
     threshold = float(adata.uns.get(keys.uns, {}).get("params", {}).get("threshold", 0.0))
     if threshold > 0:
-        ax.axvline(threshold, color=PALETTE["black"], linewidth=1, linestyle="--", label="threshold")
+        ax.axvline(threshold, color=ink(), linewidth=1, linestyle="--", label="threshold")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     ax.set_title(title or "", loc="left", pad=26)

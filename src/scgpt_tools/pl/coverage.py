@@ -10,7 +10,7 @@ import numpy as np
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent
-from scgpt_tools.pl._style import PALETTE, axes, finish
+from scgpt_tools.pl._style import PALETTE, axes, finish, ink, is_dark
 from scgpt_tools.tokens.coverage import MATCHED, OUTCOMES, Coverage
 
 if TYPE_CHECKING:
@@ -86,10 +86,17 @@ def coverage(
         counts = np.array([report[outcome] for report in reports.values()])
         if not counts.any():
             continue
-        bars = ax.barh(range(len(reports)), counts / totals, left=left, color=colour, label=outcome, height=0.7)
-        ink = "black" if outcome in ("case", "missing", "ensembl", "ambiguous") else "white"
+        bars = ax.barh(
+            range(len(reports)),
+            counts / totals,
+            left=left,
+            color=ink() if outcome == "unnamed" else colour,
+            label=outcome,
+            height=0.7,
+        )
+        dark = outcome in ("case", "missing", "ensembl", "ambiguous") or (outcome == "unnamed" and is_dark())
         wide = [f"{count:,}" if count / total > _ROOM else "" for count, total in zip(counts, totals, strict=True)]
-        ax.bar_label(bars, wide, label_type="center", color=ink, fontsize="small")
+        ax.bar_label(bars, wide, label_type="center", color="black" if dark else "white", fontsize="small")
         left += counts / totals
     ax.set_yticks(range(len(reports)), [_label(name, report) for name, report in reports.items()])
     ax.invert_yaxis()

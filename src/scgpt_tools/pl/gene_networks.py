@@ -15,7 +15,7 @@ from scgpt_tools._keys import GeneNetworkKeys, GeneProgramKeys, ProgramScoreKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import as_seed, check_hashable, check_key, check_number, check_texts
-from scgpt_tools.pl._style import PALETTE, axes, finish
+from scgpt_tools.pl._style import PALETTE, axes, finish, ink, name_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,15 +99,15 @@ def gene_network(
         colour = PALETTE["blue"] if weight >= least else PALETTE["grey"]
         panel.plot(*zip(where[i], where[j], strict=True), color=colour, linewidth=0.3 + 2.2 * weight**2, zorder=1)
     places_drawn = np.array(list(where.values()))
-    panel.scatter(places_drawn[:, 0], places_drawn[:, 1], s=18, color=PALETTE["black"], zorder=2)
-    for i, (x, y) in where.items():
-        panel.annotate(names[i], (x, y), xytext=(3, 3), textcoords="offset points", fontsize=8, zorder=3)
+    panel.scatter(places_drawn[:, 0], places_drawn[:, 1], s=18, color=ink(), zorder=2)
     panel.set(xticks=[], yticks=[], title=f"Program {program}" if genes is None else "")
     panel.plot([], [], color=PALETTE["blue"], label=f"cosine at least {least:.2f}")
     panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0), fontsize=8)
     for side in panel.spines.values():
         side.set_visible(False)
     panel.margins(0.12)
+    shown = [names[i] for i in where]
+    name_points(panel, places_drawn[:, 0], places_drawn[:, 1], shown, np.arange(len(shown)), fontsize=8)
     return finish(panel, show=show, save=save, return_fig=return_fig)
 
 

@@ -14,8 +14,8 @@ from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import as_seed, check_key
 from scgpt_tools.data.modalities import cell_columns, has_modalities
-from scgpt_tools.pl._style import PALETTE, axes, check_colours, finish
-from scgpt_tools.pl.embedding import _flat, _legend, _scatter, _styles
+from scgpt_tools.pl._style import PALETTE, axes, check_colours, finish, ink
+from scgpt_tools.pl.embedding import _flat, _legend, _scatter, _styles, draw_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,7 @@ def joint_embedding(
             _scatter(panel, xy, values, styles, area)
             _legend([panel], "", styles, own_figure=False)
         else:
-            figure.colorbar(_numbers(panel, xy, values, cmap, area), ax=panel, shrink=0.7)
+            figure.colorbar(draw_numbers(panel, xy, values, cmap, area), ax=panel, shrink=0.7)
         panel.set_title(name)
     finished = finish(panels[0], show=show, save=save, return_fig=return_fig)
     return panels if finished is panels[0] else finished  # type: ignore[return-value]
@@ -165,7 +165,7 @@ def modality_weights(
                 low, high = np.quantile(own, (0.25, 0.75))
                 y = place - 0.4 + (number + 0.5) * height
                 ax.barh(y, own.mean(), height=height * 0.9, color=_COLOURS[number % len(_COLOURS)])
-                ax.hlines(y, low, high, color=PALETTE["black"], linewidth=1.5)
+                ax.hlines(y, low, high, color=ink(), linewidth=1.5)
     handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[i % len(_COLOURS)], label=n) for i, n in enumerate(there)]
     ax.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="modality")
     ax.set_yticks(range(len(groups.categories)), groups.categories)
@@ -205,16 +205,3 @@ def _values(mdata: MuData, name: str, layer: str | None) -> pd.Categorical[Any] 
     X = table[:, feature].X if layer is None else table[:, feature].layers[layer]
     values = pd.Series(np.asarray(X.toarray() if hasattr(X, "toarray") else X).ravel(), index=table.obs_names)
     return values.reindex(mdata.obs_names).to_numpy(dtype=np.float64)
-
-
-def _numbers(panel: Axes, xy: NDArray[np.float64], values: NDArray[np.float64], cmap: str, size: float) -> Any:
-    """High values are drawn last; cells without a value are small and grey."""
-    area = float(np.clip(size, 1, 40))
-    known = ~np.isnan(values)
-    if not known.all():
-        panel.scatter(xy[~known, 0], xy[~known, 1], s=area / 2, c=PALETTE["grey"], linewidths=0)
-    order = np.flatnonzero(known)[np.argsort(values[known], kind="stable")]
-    panel.set(xticks=[], yticks=[], box_aspect=1)
-    panel.margins(0.04)
-    x, y = xy[order, 0], xy[order, 1]
-    return panel.scatter(x, y, s=area, c=values[order], cmap=cmap, linewidths=0)

@@ -17,7 +17,7 @@ from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_key, check_texts, check_type
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.metrics.perturbation import pearson
-from scgpt_tools.pl._style import PALETTE, axes, finish
+from scgpt_tools.pl._style import PALETTE, axes, finish, ink, name_points
 from scgpt_tools.screens.conditions import control_mask, read_conditions
 from scgpt_tools.tokens.perturbations import CONTROL, condition_genes, condition_key
 
@@ -128,12 +128,12 @@ def perturbation_de(
             patch_artist=True,
             manage_ticks=False,
             medianprops={"color": "black", "linewidth": 1},
-            boxprops={"facecolor": colour, "edgecolor": "black", "linewidth": 0.5},
-            whiskerprops={"linewidth": 0.7},
-            capprops={"linewidth": 0.7},
+            boxprops={"facecolor": colour, "edgecolor": ink(), "linewidth": 0.5},
+            whiskerprops={"linewidth": 0.7, "color": ink()},
+            capprops={"linewidth": 0.7, "color": ink()},
         )
         boxes["boxes"][0].set_label(f"{kind} ({len(values):,} cells)")
-    ax.axhline(0, color=PALETTE["black"], linewidth=0.7, linestyle=":", zorder=0)
+    ax.axhline(0, color=ink(), linewidth=0.7, linestyle=":", zorder=0)
     targets = set(condition_genes(cells.condition))
     ax.set_xticks(range(len(chosen)), [f"{gene} *" if gene in targets else gene for gene in chosen])
     ax.tick_params(axis="x", labelrotation=60, length=0)
@@ -215,13 +215,23 @@ def perturbation_scatter(
     if targets.any():
         there = observed[targets], found[targets]
         ax.scatter(*there, s=28, marker="D", color=PALETTE["vermilion"], linewidth=0, label="perturbed")
-        ax.legend(frameon=False, fontsize="small", loc="best")
-    _name_points(ax, observed, found, list(adata.var_names), n_labels)
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2,
+        frameon=False,
+        fontsize="small",
+        borderpad=0.2,
+        handletextpad=0.2,
+    )
     score = pearson(found[None], observed[None], where=~targets[None])[0]
-    ax.annotate(f"Pearson {score:.2f}", (0.03, 0.97), xycoords="axes fraction", va="top", fontsize="small")
     ax.set(xlabel="observed change", ylabel="predicted change")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title(title or cells.title, loc="left")
+    ax.set_title(title or cells.title, loc="left", pad=24)
+    ax.set_title(f"Pearson {score:.2f}", loc="right", pad=24, fontsize="small")
+    ax.margins(0.08)
+    largest = np.argsort(-np.hypot(observed, found), kind="stable")[:n_labels]
+    name_points(ax, observed, found, list(map(str, adata.var_names)), largest)
     return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
@@ -343,18 +353,3 @@ def _ranked_genes(adata: AnnData, cells: _Compared, de_key: str, n: int) -> list
 def _largest_changes(adata: AnnData, cells: _Compared, n: int) -> list[str]:
     change = np.abs(cells.predicted.mean(axis=0) - cells.control.mean(axis=0))
     return [str(adata.var_names[column]) for column in np.argsort(-change, kind="stable")[:n]]
-
-
-def _name_points(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], names: list[str], n: int) -> None:
-    """Name the outermost points, each on its outer side."""
-    for point in np.argsort(-np.hypot(x, y), kind="stable")[:n]:
-        side = 1 if x[point] >= 0 else -1
-        ax.annotate(
-            names[point],
-            (x[point], y[point]),
-            xytext=(-4 * side, 4 if point % 2 else -4),
-            textcoords="offset points",
-            ha="right" if side > 0 else "left",
-            va="bottom" if point % 2 else "top",
-            fontsize="x-small",
-        )

@@ -35,7 +35,7 @@ def scores(
 ) -> Axes | Figure | None:
     """Draw a table of scores, one row per embedding.
 
-    The best of each column is bold; colours run from 0 to 1 in all columns.
+    The best of each column is bold; colours run from 0 to 1 in all columns.  Columns without any score are left out.
 
     Parameters
     ----------
@@ -57,12 +57,16 @@ def scores(
     Raises
     ------
     ValueError
-        If the table has no rows or no columns.
+        If the table has no rows, or no scores.
     """
     check_arguments(scores, locals())
     check_colours(cmap)
     if table.empty:
         raise ValueError(f"Expected a table with scores, found shape {table.shape}.")
+    # What was not asked for, such as kBET, says nothing.
+    table = table.dropna(axis="columns", how="all")
+    if table.empty:
+        raise ValueError("Expected scores, found none: every column is empty.")
     if sort:
         table = table.sort_values(table.columns[-1], ascending=False)
     values = table.to_numpy(dtype=float)
@@ -87,8 +91,7 @@ def scores(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     _mark_groups(ax, list(table.columns))
-    absent = [str(name) for name, column in table.items() if column.isna().all()]
-    ax.set_title((title or "") + (f"   (without {', '.join(absent)})" if absent else ""), loc="left", pad=22)
+    ax.set_title(title or "", loc="left", pad=22)
     ax.figure.colorbar(image, ax=ax, label="score")
     return finish(ax, show=show, save=save, return_fig=return_fig)
 
@@ -99,7 +102,7 @@ def _mark_groups(ax: Axes, columns: list[str]) -> None:
     starts = [0, *(place + 1 for place, (one, other) in enumerate(pairwise(groups)) if one != other)]
     for start, stop in pairwise([*starts, len(columns)]):
         if start:
-            ax.axvline(start - 0.5, color="white", linewidth=6 if groups[start] == AGGREGATE else 4)
+            ax.axvline(start - 0.5, color=ax.get_facecolor(), linewidth=6 if groups[start] == AGGREGATE else 4)
         name = "Means" if groups[start] == AGGREGATE else groups[start]
         middle = (start + stop - 1) / 2
         ax.text(middle, 1.02, name, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize="small")
