@@ -5,8 +5,11 @@ A line of a docstring that holds nothing but ``{name}`` becomes the paragraph of
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
-from textwrap import indent
+from dataclasses import fields
+from textwrap import dedent, indent
 from typing import TYPE_CHECKING, TypeVar
 
 from scgpt_tools._lookup import lookup
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Function = TypeVar("Function", bound=Callable[..., object])
+    Class = TypeVar("Class", bound=type)
 
 PARAGRAPHS = {
     "layer": """\
@@ -71,6 +75,39 @@ def shared_docs(function: Function) -> Function:
     if function.__doc__ is not None:  # stripped under ``python -OO``
         function.__doc__ = _PLACE.sub(_paragraph, function.__doc__)
     return function
+
+
+def described_fields(kind: Class) -> Class:
+    """Decorator that adds the fields of a dataclass to its docstring, by the texts that stand below them.
+
+    :func:`help` shows docstrings only, and a subclass has the fields of its bases.
+    """
+    if kind.__doc__ is None:
+        return kind
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        texts |= _field_texts(base)
+    lines = [f"{field.name}\n{indent(texts[field.name], '    ')}" for field in fields(kind) if field.name in texts]
+    kind.__doc__ = "\n".join([inspect.cleandoc(kind.__doc__), "", "Parameters", "----------", *lines])
+    return kind
+
+
+def _field_texts(kind: type) -> dict[str, str]:
+    try:
+        (body,) = ast.parse(dedent(inspect.getsource(kind))).body
+    except (OSError, TypeError):  # no source, as in a frozen program
+        return {}
+    assert isinstance(body, ast.ClassDef)  # noqa: S101 - the source of a class is one
+    texts = {}
+    for entry, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(entry, ast.AnnAssign)
+            and isinstance(entry.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            texts[entry.target.id] = inspect.cleandoc(str(following.value.value))
+    return texts
 
 
 def _paragraph(place: re.Match[str]) -> str:

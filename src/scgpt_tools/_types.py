@@ -23,8 +23,12 @@ Unknown: TypeAlias = Literal["drop", "pad"]
 GeneSampling: TypeAlias = Literal["keep_perturbed", "original"]
 """Draw genes of each cell and keep perturbed ones, or one draw a minibatch that may lose them, as scGPT does."""
 
-Unmeasured: TypeAlias = Literal["error", "token"]
-"""Refuse perturbed genes without a column, or add their token to the cells that they are perturbed in."""
+Unmeasured: TypeAlias = Literal["error", "token", "drop"]
+"""Refuse perturbed genes without a column, add their token to the cells that they are perturbed in, or leave these cells
+out with a warning."""
+
+Extend: TypeAlias = Literal["auto", "all", "nothing"]
+"""Which genes get new tokens in fine-tuning: perturbed ones that the vocabulary lacks, all of the table, or none."""
 
 TokenValues: TypeAlias = Literal["binned", "log1p", "raw"]
 """What stands for the expression of a gene."""

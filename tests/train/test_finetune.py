@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scgpt_tools.models import CellModel
 from scgpt_tools.nn.norms import DomainNorm
 from scgpt_tools.objectives import BatchAdversary, CellType, ElasticSimilarity, MaskedExpression
 from scgpt_tools.tokens.corruptions import MaskValues
+from scgpt_tools.train import FitConfig
 from scgpt_tools.train.callbacks import History
 from scgpt_tools.train.freezing import release, stages
 from scgpt_tools.train.tasks import TASKS
@@ -381,7 +383,7 @@ def test_what_is_no_table_and_no_model_is_refused(base, cells, task):
     needed = {"annotate": {"label_key": "kind"}, "integrate": {"batch_key": "batch"}}.get(task, {})
     with pytest.raises(TypeError, match="^Expected `adata` to be an AnnData or a MuData, found str"):
         sct.train.finetune("cells.h5ad", base, task=task, **needed)
-    with pytest.raises(TypeError, match="^Expected `model` to be CellModel or str or PathLike, found int"):
+    with pytest.raises(TypeError, match="^Expected `model` to be a model, its name or its folder, found int"):
         sct.train.finetune(cells, 3, task=task, **needed)
 
 
@@ -477,3 +479,51 @@ def _only(model, base, atol):
         if name in own and own[name].shape == parameter.shape and (own[name] - parameter).abs().max() < atol:
             parameter.data.copy_(own[name].data)
     return model
+
+
+def test_integration_says_which_genes_it_knows_and_warns_of_others(base, cells, tmp_path):
+    genes = [name for name in cells.var_names if name in base.vocabulary][:8]
+    few = cells[:, genes].copy()
+    model = sct.train.finetune(few, base, task="integrate", batch_key="batch", **QUICK)
+    assert model.config.trained_genes == tuple(genes)
+    assert "trained on 8 genes" in repr(model)
+    kept = CellModel.from_pretrained(model.save(tmp_path / "integrated"), device="cpu")
+    sct.tl.embed(few, kept, batch_key="batch")
+    with pytest.warns(
+        UserWarning, match=r"the 8 genes that .* was trained on .*, found \d+ others and 0 of them missing"
+    ):
+        sct.tl.embed(cells, kept, batch_key="batch")
+    sct.tl.embed(
+        cells, kept, batch_key="batch", mask_var=cells.var_names.isin(kept.config.trained_genes), key_added="X_8"
+    )
+    np.testing.assert_allclose(cells.obsm["X_8"], few.obsm["X_scGPT"], atol=1e-5)
+    annotator = sct.train.finetune(few, base, task="annotate", label_key="kind", **QUICK)
+    assert annotator.config.trained_genes is None
+
+
+def test_genes_that_the_vocabulary_lacks_can_get_tokens(base, cells):
+    lacking = [name for name in cells.var_names if name not in base.vocabulary]
+    cells = cells.copy()
+    cells.var_names = [*cells.var_names[:-1], "NEWGENE"]
+    model = sct.train.finetune(cells, base, task="annotate", label_key="kind", extend="all", **QUICK)
+    assert set(model.vocabulary.tokens) - set(base.vocabulary.tokens) == {"NEWGENE", *lacking}
+    plain = sct.train.finetune(cells, base, task="annotate", label_key="kind", **QUICK)
+    assert plain.vocabulary.tokens == base.vocabulary.tokens
+
+
+def test_the_table_of_the_user_guide_is_what_tasks_take():
+    page = (Path(__file__).parents[2] / "docs" / "user_guide" / "training.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in page.partition("| setting |")[2].partition("\n\n")[0].splitlines()[2:]:
+        field, *values = (cell.strip().strip("`") for cell in line.strip("|").split("|"))
+        rows[field] = dict(zip(TASKS, values, strict=True))
+    settings = {name: FitConfig(**kind.fit) for name, kind in TASKS.items()}
+    told = {field for kind in TASKS.values() for field in kind.fit}
+    assert told <= set(rows)
+    for field, row in rows.items():
+        assert row == {task: str(getattr(config, field)) for task, config in settings.items()}
+
+
+def test_help_describes_every_setting():
+    text = inspect.getdoc(FitConfig)
+    assert [field.name for field in fields(FitConfig) if f"\n{field.name}\n    " not in text] == []

@@ -264,13 +264,57 @@ def test_held_out_cells_do_not_reach_the_weights(cells):
 def test_genes_without_a_token_can_be_added(cells):
     """A target outside of the vocabulary gets a token of its own before training."""
     base = pretrained([name for name in cells.var_names if name != "G7"])
-    with pytest.raises(ValueError, match=r"no token for G7\. .*model\.adapt\(vocabulary=model\.vocabulary\.extended"):
-        finetune(cells, base, **QUICK, validation=0.0)
+    with pytest.raises(ValueError, match=r"no token for G7\. .*extend='auto'"):
+        finetune(cells, base, **QUICK, validation=0.0, extend="nothing")
     larger = base.adapt(vocabulary=base.vocabulary.extended(["G7"]))
     model = finetune(cells, larger, **QUICK, validation=0.0)
     kept = model.state_dict()["embedder.genes.table.weight"]
     assert model.vocabulary["G7"] == len(kept) - 1
     assert not torch.equal(kept[-1], larger.state_dict()["embedder.genes.table.weight"][-1])
+
+
+def test_a_model_is_extended_where_it_has_to_be_and_says_so(cells, caplog):
+    """By name too, for which nobody could add tokens beforehand."""
+    base = pretrained([name for name in cells.var_names if name not in ("G7", "G39")])
+    with caplog.at_level(logging.INFO):
+        model = finetune(cells, base, **QUICK, validation=0.0)
+    assert "Adding 1 token to the vocabulary for genes that it lacks: G7." in caplog.text
+    assert set(model.vocabulary.tokens) - set(base.vocabulary.tokens) == {"G7"}
+    assert "G7" not in base.vocabulary
+    tl.predict_perturbation(cells, "G7", model)
+    every = finetune(cells, base, **QUICK, validation=0.0, extend="all")
+    assert set(every.vocabulary.tokens) - set(base.vocabulary.tokens) == {"G7", "G39"}
+
+
+def test_what_training_dropped_is_left_out_of_predictions_too(cells):
+    few = cells[:, [name for name in cells.var_names if name != "G7"]].copy()
+    with pytest.warns(UserWarning, match="are left out"):
+        model = finetune(few, pretrained(cells.var_names), **QUICK, validation=0.0, unmeasured="drop")
+    lost = few.obs["condition"].str.contains("G7").to_numpy()
+    assert lost.any()
+    with pytest.warns(UserWarning, match="perturbations are left out, as in the training of 'tiny"):
+        tl.predict_perturbation(few, model=model)
+    np.testing.assert_array_equal(np.isnan(few.layers["predicted"]).any(axis=1), lost)
+    with pytest.warns(UserWarning, match="no column for G7"):
+        effects = tl.screen(few, ["G7", "G0"], model, n_controls=4)
+    assert list(effects.obs_names) == ["G0"]
+    with pytest.raises(ValueError, match="no column for G7"):
+        tl.predict_perturbation(few, "G7", model)
+    few.obs["split"] = np.where(lost | (few.obs["condition"] == "G0+ctrl"), "test", "train")
+    with pytest.warns(UserWarning, match="perturbations are left out"):
+        scores = tl.evaluate_perturbation(few, model, metrics=["mse"], n_controls=4)
+    assert set(scores.table["condition"]) == {"G0+ctrl"}
+
+
+def test_validation_that_loses_all_of_its_conditions_is_refused(cells):
+    few = cells[:, [name for name in cells.var_names if name != "G7"]].copy()
+    lost = few.obs["condition"].str.contains("G7").to_numpy()
+    few.obs["split"] = np.where(lost, "val", "train")
+    with (
+        pytest.raises(ValueError, match="Expected some conditions to validate on"),
+        pytest.warns(UserWarning, match="are left out"),
+    ):
+        finetune(few, pretrained(cells.var_names), **QUICK, unmeasured="drop")
 
 
 def flags_of(model) -> torch.Tensor:

@@ -104,11 +104,18 @@ def open_rows(
 
 
 def match_rows(
-    rows: Rows, vocabulary: Vocabulary, config: TokenizerConfig, matching: Matching, *, totals: Totals | None = None
+    rows: Rows,
+    vocabulary: Vocabulary,
+    config: TokenizerConfig,
+    matching: Matching,
+    *,
+    totals: Totals | None = None,
+    min_coverage: float = 0.5,
 ) -> FeatureTable:
     """Features of rows for a tokenizer whose vocabulary is fixed.
 
-    ``totals``: sums of columns, where the rows are only some of those that count; of one modality.
+    ``totals``: sums of columns, where the rows are only some of those that count; of one modality; ``min_coverage``: warn
+    if a smaller part of the genes of one modality matches.
     """
     if isinstance(rows, ModalityRows):
         if matching.mask_var is not None:
@@ -124,7 +131,9 @@ def match_rows(
             **matching.arguments(),
         )
     assert isinstance(rows, RowSource)  # noqa: S101 - there are no others
-    return FeatureTable.from_var(rows.var, vocabulary, totals=totals or rows.totals, **matching.arguments())
+    return FeatureTable.from_var(
+        rows.var, vocabulary, totals=totals or rows.totals, min_coverage=min_coverage, **matching.arguments()
+    )
 
 
 def warn_about_rows(rows: Rows, expects: Expects) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._types import AttentionBackend
 from scgpt_tools._validate import check_choice
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.config import to_dict
 from scgpt_tools.data.binned import expect_bins, read_all_binned, read_binned
 from scgpt_tools.data.classes import read_classes
@@ -229,6 +230,7 @@ def open_cells(
     source.check_memory()
     features = _features(source, loaded, tokenizer, request, totals)
     logger.info("Genes: %s.", features.coverage.headline())
+    _warn_about_genes(features, loaded)
     batch_id = batch_ids(source, loaded, request.batch_key, conditioned=request.conditioned)
     if request.tokens is None:
         warn_about_rows(source, tokenizer.config.expects)
@@ -275,6 +277,22 @@ def _features(
         return read_all_binned(source, model.vocabulary, tokenizer.config, key=request.tokens)
     assert isinstance(source, RowSource)  # noqa: S101 - there are no others
     return read_binned(source.adata, model.vocabulary, tokenizer.config, key=request.tokens).features
+
+
+def _warn_about_genes(features: FeatureTable, model: CellModel) -> None:
+    """Say where a model that reads zeros too is shown other genes than it was trained on."""
+    trained = model.config.trained_genes
+    if trained is None:
+        return
+    read = set(features.names)
+    absent, others = len(set(trained) - read), len(read - set(trained))
+    if absent or others:
+        warn_user(
+            f"Expected the {len(trained):,} genes that {model.name!r} was trained on and reads in every cell, found "
+            f"{others:,} others and {absent:,} of them missing. Results are not those of the training. Take the same genes: "
+            "mask_var=adata.var_names.isin(model.config.trained_genes).",
+            once_about=features.names,
+        )
 
 
 def _mask_text(mask_var: ArrayLike | str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scgpt_tools._validate import check_texts, check_type
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.inference.cells import Cells, Request, load_model, open_cells
 from scgpt_tools.inference.runner import check_results, expression_of
@@ -61,6 +62,27 @@ class Predictor:
     def check(self, perturbed: Iterable[GeneSet]) -> None:
         """Refuse perturbations of genes that have no column or no token; all are named."""
         self.tokens.check(perturbed_genes("+".join(genes) for genes in set(perturbed) if genes))
+
+    def knows(self, perturbed: Sequence[GeneSet]) -> NDArray[np.bool_]:
+        """(n,) which sets of genes the network can be conditioned on.
+
+        Unless the tokenizer drops perturbed genes without a column, all have to be; those that are left out are named.
+        """
+        if self.tokens.tokenizer.config.unmeasured != "drop":
+            self.check(perturbed)
+            return np.ones(len(perturbed), dtype=bool)
+        unmapped = self.tokens.unmapped(perturbed_genes("+".join(genes) for genes in set(perturbed) if genes))
+        lost = set(unmapped.genes)
+        known = np.array([not lost & set(genes) for genes in perturbed], dtype=bool)
+        if lost and not any(genes for genes, kept in zip(perturbed, known, strict=True) if kept):
+            self.check(perturbed)
+        if lost:
+            names = {"+".join(genes) for genes, kept in zip(perturbed, known, strict=True) if not kept}
+            warn_user(
+                f"{len(names)} perturbations are left out, as in the training of {self.model.name!r}, because genes that they "
+                f"perturb are unknown to the model: {unmapped}. Pass unmeasured='token' to predict those with a token."
+            )
+        return known
 
     def predict(
         self, rows: NDArray[np.int64], perturbed: Sequence[GeneSet], *, keys: NDArray[np.uint64] | None = None

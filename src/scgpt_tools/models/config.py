@@ -173,6 +173,9 @@ class ModelConfig:
     """Names of the batch labels, in the order of their numbers."""
     perturbation_flags: tuple[int, ...] = ()
     """Flags of perturbed genes that training has shown; empty where nobody knows."""
+    trained_genes: tuple[str, ...] | None = None
+    """Genes that the last training read in every cell, expressed or not; cells that are read with others become something
+    else.  ``None`` where cells are read by what they express, or nobody knows."""
 
     def __post_init__(self) -> None:
         settle_fields(self)

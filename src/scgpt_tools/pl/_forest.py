@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 
-from scgpt_tools.pl._style import PALETTE
+from scgpt_tools.pl._style import PALETTE, ink
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,8 +40,9 @@ def forest(ax: Axes, summary: pd.DataFrame, roles: pd.Series) -> None:
         if method not in summary.index or np.isnan(summary.loc[method, "mean"]):
             continue
         mean, low, high = (float(summary.loc[method, name]) for name in ("mean", "low", "high"))
-        ax.plot([low, high], [height, height], color=ROLES[role], linewidth=1.5, alpha=0.6, solid_capstyle="butt")
-        ax.plot(mean, height, marker=_MARKERS[role], color=ROLES[role], markersize=5, linestyle="none")
+        colour = ink() if ROLES[role] == PALETTE["black"] else ROLES[role]
+        ax.plot([low, high], [height, height], color=colour, linewidth=1.5, alpha=0.6, solid_capstyle="butt")
+        ax.plot(mean, height, marker=_MARKERS[role], color=colour, markersize=5, linestyle="none")
         if role == "model":
             ax.axvline(mean, color=ROLES[role], linewidth=0.7, linestyle=":", zorder=0)
     ax.set_yticks(range(len(methods)), methods)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ADD_TOKENS = " Before training, tokens can be added: `model.adapt(vocabulary=model.vocabulary.extended(genes))`."
+_ADD_TOKENS = " Pass extend='auto' to add tokens for them, or unmeasured='drop' to leave their cells out."
 # Sets the draw of a cell's control apart from the draws of its genes.
 _CONTROL = 101
 

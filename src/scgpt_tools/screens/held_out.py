@@ -27,7 +27,7 @@ from scgpt_tools.tokens.orders import sample
 from scgpt_tools.tokens.perturbations import column_flags, condition_genes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -71,19 +71,22 @@ class HeldOutScreen:
         within: str | Sequence[str] | None = None,
         layer: str | None = None,
         genes: Sequence[str] | None = None,
+        without: Collection[str] = (),
         seed: int = 0,
     ) -> HeldOutScreen:
         """Average training and held-out cells, rank genes, and divide the held-out cells into halves.
 
         ``within``: columns of ``obs``: take effects against the controls of the same cell type, batch and so on;
         ``layer``: key of ``layers``; ``None`` takes ``X``; ``genes``: names of the genes as conditions spell them;
-        ``None`` takes ``var_names``.
+        ``None`` takes ``var_names``; ``without``: conditions to leave out of the part.
         """
         names = list(adata.var_names if genes is None else genes)
         conditions = read_conditions(adata, key)
         contexts = context_labels(adata, within)
         # The part that is asked for need not have a usual name.
         parts = read_parts(adata.obs, SplitKeys(split).obs, also=() if part in PARTS else (part,), others=True)
+        if without:
+            parts = np.where(np.isin(conditions, list(without)) & (parts == part), "", parts)
         rows = _Rows(conditions, contexts, parts)
         source = RowSource(adata, layer=layer)
         cells = log_values(source)

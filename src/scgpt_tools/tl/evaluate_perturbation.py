@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
@@ -28,7 +29,7 @@ from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from os import PathLike
 
     import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools._types import AttentionBackend, Include, RngLike, Unknown, Unmeasured
+    from scgpt_tools.inference.perturbation import Predictor
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.perturbations import Direction
 
@@ -164,9 +166,36 @@ def evaluate_perturbation(
     named = _named(predictions)
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
-    screen = HeldOutScreen.read(
-        adata, key=condition_key, split=split, part=part, within=within, layer=layer, genes=names, seed=seed
+    read = partial(
+        HeldOutScreen.read,
+        adata,
+        key=condition_key,
+        split=split,
+        part=part,
+        within=within,
+        layer=layer,
+        genes=names,
+        seed=seed,
     )
+    screen = read()
+    predictors = {
+        name: open_predictor(
+            adata,
+            prediction,
+            request,
+            include=include,
+            unknown=unknown,
+            unmeasured=unmeasured,
+            direction=direction,
+            key=condition_key,
+            opened=screen.source,
+        )
+        for name, prediction in named.items()
+        if not isinstance(prediction, AnnData | pd.DataFrame)
+        and not (isinstance(prediction, str) and prediction in adata.layers)
+    }
+    if lost := _without(screen, predictors.values()):
+        screen = read(without=lost)
     profiles: dict[str, NDArray[np.float64]] = {}
     samples: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, prediction in named.items():
@@ -175,19 +204,8 @@ def evaluate_perturbation(
         elif isinstance(prediction, AnnData | pd.DataFrame):
             profiles[name] = table_means(screen, name, prediction)
         else:
-            predictor = open_predictor(
-                adata,
-                prediction,
-                request,
-                include=include,
-                unknown=unknown,
-                unmeasured=unmeasured,
-                direction=direction,
-                key=condition_key,
-                opened=screen.source,
-            )
             profiles[name], samples[name] = held_out_means(
-                screen, predictor, n_controls=n_controls, keep=bool(wanted), show_progress=show_progress
+                screen, predictors[name], n_controls=n_controls, keep=bool(wanted), show_progress=show_progress
             )
     wanted.check(samples)
     spread = {name: _spread(values, screen) for name, values in profiles.items()}
@@ -206,6 +224,12 @@ def evaluate_perturbation(
     )
     logger.info("%s", scores)
     return scores
+
+
+def _without(screen: HeldOutScreen, predictors: Iterable[Predictor]) -> set[str]:
+    """Held-out conditions that a model leaves out, which no other method is scored on either."""
+    known = [predictor.knows(list(screen.targets)) for predictor in predictors]
+    return {name for own in known for name, kept in zip(screen.conditions, own, strict=True) if not kept}
 
 
 def _named(predictions: Prediction | Mapping[str, Prediction]) -> dict[str, Prediction]:

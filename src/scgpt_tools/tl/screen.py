@@ -146,7 +146,8 @@ def screen(
         direction=direction,
         key=condition_key,
     )
-    predictor.check(wanted.values())
+    known = predictor.knows(list(wanted.values()))
+    wanted = {name: genes for (name, genes), kept in zip(wanted.items(), known, strict=True) if kept}
     rows = _controls(adata, predictor, condition_key, n_controls)
     about = predictor.provenance(condition_key=condition_key or "")
     control, values = _mean_of(predictor, rows)

@@ -45,7 +45,8 @@ class TokenizerConfig:
     unknown: Unknown = "drop"
     """Columns without a token: leave them out, or let them take part under the token of padding."""
     unmeasured: Unmeasured = "error"
-    """Perturbed genes without a column: refuse them, or add their token to the cells that they are perturbed in."""
+    """Perturbed genes without a column: refuse them, add their token to the cells that they are perturbed in, or leave
+    such cells out."""
     values: TokenValues = "binned"
     """What stands for expression: quantile bins within the cell, ``log1p`` of the value, or the value itself."""
     bins: int | None = 51

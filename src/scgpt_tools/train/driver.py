@@ -80,6 +80,7 @@ def learn(
         # What is released later has to be in the optimiser, and is frozen by a callback.
         with frozen(tuned, "nothing" if late else freeze), adapters(tuned, adapted):
             fit(tuned, data, opened.terms, settings, callbacks=watchers, loggers=loggers, description=description)
+    tuned.config = replace(tuned.config, **task.remembers(opened))
     tuned.name, tuned.history = f"{loaded.name} ({task.name})", history.table
     return tuned.to(loaded.device)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import ArrayLike
 
-    from scgpt_tools._types import GeneSampling, Include, Layers, RngLike, Unknown
+    from scgpt_tools._types import Extend, GeneSampling, Include, Layers, RngLike, Unknown, Unmeasured
     from scgpt_tools.data.epochs import Sampling
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.objectives.base import Objective
@@ -77,6 +77,12 @@ def _checked(function: Callable[Given, CellModel]) -> Callable[Given, CellModel]
                 FutureWarning,
             )
             return former(args[1], args[0], **kwargs)
+        if len(args) > 2:
+            more = ", ".join(repr(value) if isinstance(value, str) else type(value).__name__ for value in args[2:])
+            raise TypeError(
+                f"Expected the cells, the model and all else by name, finetune(adata, model, task=...), found {more} without "
+                "a name."
+            )
         for name in kwargs:
             if name in _FORMER:
                 of = ", a column of the AnnData's obs" if _FORMER[name].endswith("_key") else ""
@@ -114,7 +120,8 @@ def finetune(
     direction: Direction | None = None,
     include: Include = "all",
     unknown: Unknown = "drop",
-    unmeasured: Literal["error", "token", "drop"] = "error",
+    unmeasured: Unmeasured = "error",
+    extend: Extend = "auto",
     length: int | None = 1536,
     gene_sampling: GeneSampling = "keep_perturbed",
     tokenizer: Mapping[str, Any] | None = None,
@@ -236,7 +243,10 @@ def finetune(
         the original.  For ``"perturb"``.
     unmeasured
         Perturbed genes without a column: refuse them, add their ``"token"`` to the cells that they are perturbed in, or
-        ``"drop"`` these cells.  For ``"perturb"``.
+        ``"drop"`` these cells.  The model keeps it, and is used so.  For ``"perturb"``.
+    extend
+        Genes to add to the vocabulary, whose tokens start from scratch: ``"auto"``, perturbed genes that it lacks, which
+        the model could not be told else; ``"all"`` columns that match no token; or ``"nothing"``.
     length
         Most genes of a cell; of more, some are drawn for each cell and epoch.  For ``"perturb"``; the other tasks have
         it among the fields of ``tokenizer``.

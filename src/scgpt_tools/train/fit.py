@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from warnings import catch_warnings, filterwarnings
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
+from scgpt_tools._docs import described_fields
 from scgpt_tools._files import as_folder
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
@@ -90,9 +91,13 @@ _TRAINED_IN: WeakKeyDictionary[CellModel, Path] = WeakKeyDictionary()
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
+@described_fields
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(OptimizerConfig):
-    """How long, how fast and on what to train."""
+    """How long, how fast and on what to train.
+
+    The user guide has a table of what each task of :func:`~scgpt_tools.train.finetune` takes instead.
+    """
 
     epochs: int = 10
     """Visits of every training cell."""
@@ -160,6 +165,8 @@ class FitConfig(OptimizerConfig):
         if self.monitor is not None:
             check_text("monitor", self.monitor)
         check_choice("accelerator", self.accelerator, ACCELERATORS)
+        check_choice("precision", self.precision, get_args(Precision))
+        check_choice("mode", self.mode, ("min", "max"))
         _check_devices(self.devices)
         check_text("strategy", self.strategy)
         if self.strategy != "fsdp" and self.strategy.lower().startswith(_OTHER_SHARDING):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 
-from scgpt_tools._validate import check_flag, check_fraction, check_integer, check_number
+from scgpt_tools._docs import described_fields
+from scgpt_tools._validate import check_choice, check_flag, check_fraction, check_integer, check_number
 from scgpt_tools.config import settle_fields
 from scgpt_tools.nn.transformer import Block
 from scgpt_tools.train.schedules import RestartsWithWarmup, WarmRestarts, WarmupCosineCycles
@@ -32,6 +33,7 @@ _FLOOR = 1 / 60
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d)
 
 
+@described_fields
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """Adam with decoupled weight decay, and a schedule.
@@ -55,8 +57,9 @@ class OptimizerConfig:
     decoupled: bool = True
     """Decay weights by themselves (AdamW); without, by the gradient, as scModelForge's ``adam`` does."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """How fast Adam forgets the mean and the square of gradients."""
     eps: float = 1e-8
-    """scGPT takes 1e-4 with float16, where smaller numbers drown."""
+    """Smallest divisor of Adam's steps.  scGPT takes 1e-4 with float16, where smaller numbers drown."""
     schedule: Schedule = "step"
     """After the warm-up: the same rate, half a cosine or a line down to ``end``, or a factor every epoch.  Or cycles, each of three
     times the warm-up, with peaks that fall by ``step_factor``: ``"restarts"`` warms up in each of them, from a sixtieth
@@ -86,6 +89,8 @@ class OptimizerConfig:
         check_fraction("layer_decay", self.layer_decay, zero=False)
         check_integer("step_epochs", self.step_epochs)
         check_flag("decoupled", self.decoupled)
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        check_choice("decayed", self.decayed, get_args(Decayed))
         if self.schedule in CYCLES and not self.warmup:
             raise ValueError(f"Expected `warmup` for schedule={self.schedule!r}, whose cycles it measures, found 0.")
 

@@ -115,6 +115,10 @@ class Task(ABC, Generic[Table]):
     def batches(self, model: CellModel, opened: Table) -> CellDataModule:
         """Cells as the adapted model sees them."""
 
+    def remembers(self, opened: Table) -> dict[str, Any]:
+        """Fields of the trained model's configuration that say what it was trained on."""
+        return {"trained_genes": None}
+
     def describe(self, opened: Table) -> dict[str, Any]:
         """What a run that is resumed has to have in common, beyond model, cells, loss terms and settings."""
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,11 +13,13 @@ from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.cell_splits import split_cells
 from scgpt_tools.data.classes import UNKNOWN, Classes, read_classes
 from scgpt_tools.data.learning import open_to_learn
+from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.module import CellDataModule, CellTable
-from scgpt_tools.data.opening import warn_about_rows
+from scgpt_tools.data.opening import open_rows, warn_about_rows
 from scgpt_tools.data.parts import read_parts
 from scgpt_tools.models.growing import keep_narrow_heads
 from scgpt_tools.tokens.corruptions import MaskValues
+from scgpt_tools.train.extending import with_all_genes
 from scgpt_tools.train.modalities import check_weights, hiding
 from scgpt_tools.train.parts import needs_hidden_values, parts_for
 from scgpt_tools.train.tasks.base import Opened, Task
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
+    from scgpt_tools._types import Extend
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.nn.heads import RegressorConfig
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.tokens.modalities import Modalities
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
+    from scgpt_tools.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +73,7 @@ class CellTask(Task[OpenedCells]):
     modalities: Modalities
     corruption: Corruption | None
     tokenizer: Mapping[str, Any] | None
+    extend: Extend
     batch_parts: bool | None
     """None has parts for batches if there are batches."""
 
@@ -92,9 +97,10 @@ class CellTask(Task[OpenedCells]):
 
     def open(self, adata: AnnData | MuData, model: CellModel, *, seed: int) -> OpenedCells:
         """Read the cells with their classes and batches, and divide them."""
+        vocabulary = self._vocabulary(adata, model)
         source, features, tokenizer = open_to_learn(
             adata,
-            model.vocabulary,
+            vocabulary,
             model.config.tokenizer,
             layer=self.layer,
             modality=self.modality,
@@ -103,6 +109,8 @@ class CellTask(Task[OpenedCells]):
             changes={**self.reads, **(self.tokenizer or {})},
             seed=seed,
         )
+        if vocabulary is not model.vocabulary:
+            features = replace(features, vocabulary=vocabulary)
         warn_about_rows(source, tokenizer.expects)
         terms = self.terms(model)
         if self.objectives is None:
@@ -126,6 +134,19 @@ class CellTask(Task[OpenedCells]):
             labels=labels,
             batches=batches,
         )
+
+    def _vocabulary(self, adata: AnnData | MuData, model: CellModel) -> Vocabulary:
+        """The model's, with all genes of the table if they are to have tokens."""
+        config = model.config.tokenizer
+        if self.extend != "all":
+            return model.vocabulary
+        if config.parts or (has_modalities(adata) and self.modality is None):
+            raise ValueError(
+                "Expected extend='auto' for several modalities, found 'all'. Give genes of RNA tokens with "
+                "modalities={'rna': {'extend': True}, ...}."
+            )
+        rows = open_rows(adata, config, layer=self.layer, modality=self.modality)
+        return with_all_genes(rows, model.vocabulary, config, self.matching)
 
     def adapt(self, model: CellModel, opened: OpenedCells) -> CellModel:
         """Add heads, parts for batches and modalities, and tokens."""
@@ -156,6 +177,12 @@ class CellTask(Task[OpenedCells]):
             validation=opened.validation,
             sampling=self.sampling,
         )
+
+    def remembers(self, opened: OpenedCells) -> dict[str, Any]:
+        """Genes that every cell was read with."""
+        if opened.tokenizer.parts or opened.tokenizer.genes != "all":
+            return {"trained_genes": None}
+        return {"trained_genes": tuple(map(str, opened.features.names))}
 
     def _hidden(self, model: CellModel, terms: Sequence[Objective]) -> Corruption | None:
         if self.corruption is not None or not needs_hidden_values(terms):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from scgpt_tools._validate import check_choice
 from scgpt_tools.data.opening import match_rows
@@ -18,26 +20,27 @@ from scgpt_tools.screens.batches import (
     screen_parts,
     without_unmapped,
 )
-from scgpt_tools.screens.conditions import read_conditions, read_direction
+from scgpt_tools.screens.conditions import control_mask, read_conditions, read_direction
 from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.tokens.names import column_names
-from scgpt_tools.tokens.perturbations import flag_of
+from scgpt_tools.tokens.perturbations import flag_of, perturbed_genes
 from scgpt_tools.tokens.tokenizer import Tokenizer
+from scgpt_tools.train.extending import with_all_genes, with_tokens
 from scgpt_tools.train.starting import of_family, perturbation_config, perturbation_model
 from scgpt_tools.train.tasks.base import Opened, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from anndata import AnnData
     from mudata import MuData
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import GeneSampling, Include, Unknown
+    from scgpt_tools._types import Extend, GeneSampling, Include, Unknown, Unmeasured
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.tokens.perturbations import Direction
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
+    from scgpt_tools.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +51,8 @@ class OpenedScreen(Opened):
     tokens: ScreenTokens
     conditions: NDArray[Any]
     pairs: NDArray[np.int64]
+    vocabulary: Vocabulary
+    """The model's, with tokens of perturbed genes that it lacked."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +72,8 @@ class Perturb(Task[OpenedScreen]):
     controls: bool
     include: Include
     unknown: Unknown
-    unmeasured: Literal["error", "token", "drop"]
+    unmeasured: Unmeasured
+    extend: Extend
     length: int | None
     gene_sampling: GeneSampling
     direction: Direction | None
@@ -78,7 +84,6 @@ class Perturb(Task[OpenedScreen]):
         super().__post_init__()
         # Pairs know no batch.
         check_choice("sampling", self.sampling, ("random", "balanced", "blocks"))
-        check_choice("unmeasured", self.unmeasured, ("error", "token", "drop"))
         self._head()
 
     def _head(self) -> AffineConfig | None:
@@ -96,7 +101,7 @@ class Perturb(Task[OpenedScreen]):
             tokenizer,
             genes=self.include,
             unknown=self.unknown,
-            unmeasured="token" if self.unmeasured == "token" else "error",
+            unmeasured=self.unmeasured,
             length=self.length,
             overflow="shared" if self.gene_sampling == "original" else "sample",
         )
@@ -120,13 +125,18 @@ class Perturb(Task[OpenedScreen]):
             pad=flags.pad,
             training=True,
         )
-        features = match_rows(source, model.vocabulary, plain.tokenizer, self.matching)
-        tokenizer = Tokenizer(self._reading(plain.tokenizer), model.vocabulary)
-        tokens = ScreenTokens.match(features, column_names(source.var, self.genes), tokenizer, flag=flag)
         pairs = paired_controls(source.adata, conditions, pairs=self.pairs, within=self.within, seed=seed)
         train, validation = screen_parts(source.adata, conditions, self.validation, controls=self.controls, seed=seed)
+        vocabulary = model.vocabulary
+        if self.extend == "all":
+            vocabulary = with_all_genes(source, vocabulary, plain.tokenizer, self.matching)
+        tokens = self._tokens(source, vocabulary, plain.tokenizer, flag)
+        used = perturbed_genes(np.unique(conditions[np.union1d(train, validation)]))
+        grown = self._with_perturbed(tokens, column_names(source.var, self.genes), used)
+        if grown is not vocabulary:
+            tokens = self._tokens(source, grown, plain.tokenizer, flag)
         if self.unmeasured == "drop":
-            train, validation = (without_unmapped(tokens, conditions, part) for part in (train, validation))
+            train, validation = self._known(tokens, conditions, train, validation)
         return OpenedScreen(
             terms=self.terms(model),
             train=train,
@@ -135,12 +145,48 @@ class Perturb(Task[OpenedScreen]):
             tokens=tokens,
             conditions=conditions,
             pairs=pairs,
+            vocabulary=tokens.tokenizer.vocabulary,
         )
+
+    def _tokens(self, source: RowSource, vocabulary: Vocabulary, config: TokenizerConfig, flag: int) -> ScreenTokens:
+        features = match_rows(source, vocabulary, config, self.matching)
+        tokenizer = Tokenizer(self._reading(config), vocabulary)
+        return ScreenTokens.match(features, column_names(source.var, self.genes), tokenizer, flag=flag)
+
+    def _with_perturbed(
+        self, tokens: ScreenTokens, names: Sequence[str | None], perturbed: Sequence[str]
+    ) -> Vocabulary:
+        """The vocabulary with tokens of perturbed genes, without which the model could not be told of them."""
+        vocabulary, measured = tokens.tokenizer.vocabulary, set(names)
+        # Cells of such genes are left out where that is asked for.
+        if self.extend == "nothing" or self.unmeasured == "drop":
+            return vocabulary
+        unknown = tokens.unmapped(perturbed).without_token
+        return with_tokens([gene for gene in unknown if self.unmeasured == "token" or gene in measured], vocabulary)
+
+    def _known(
+        self, tokens: ScreenTokens, conditions: NDArray[Any], train: NDArray[np.int64], validation: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Cells of conditions that the model can be told, of which there have to be some in each part."""
+        found = {"train": without_unmapped(tokens, conditions, train)}
+        found["validation"] = without_unmapped(tokens, conditions, validation) if validation.size else validation
+        if validation.size and not found["validation"].size:
+            raise ValueError(
+                "Expected some conditions to validate on whose perturbed genes have a column and a token, found none: all of "
+                "the part 'val' are dropped. Pass unmeasured='token', another `validation`, or validation=0 for none."
+            )
+        if control_mask(conditions[found["train"]]).all():
+            raise ValueError(
+                "Expected some conditions to train on whose perturbed genes have a column and a token, found none: all of "
+                "them are dropped. Pass unmeasured='token'."
+            )
+        return found["train"], found["validation"]
 
     def adapt(self, model: CellModel, opened: OpenedScreen) -> CellModel:
         """Make a model of perturbations of it."""
+        grown = model if opened.vocabulary is model.vocabulary else model.adapt(opened.vocabulary)
         return perturbation_model(
-            model,
+            grown,
             head=self._head(),
             dropout=self._dropout(model),
             flag=opened.tokens.flag,
