@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import warnings
@@ -29,6 +30,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
+    "sphinx.ext.linkcode",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
@@ -47,9 +49,18 @@ suppress_warnings = ["etoc.toctree"]
 
 html_theme = "sphinx_book_theme"
 html_title = project
-html_theme_options = {"repository_url": repository, "use_repository_button": True, "path_to_docs": "docs"}
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_theme_options = {
+    "repository_url": repository,
+    "use_repository_button": True,
+    "path_to_docs": "docs",
+    # The sidebar has a field for it.
+    "article_header_end": ["article-header-buttons.html"],
+    "use_fullscreen_button": False,
+}
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # Notebooks are committed with their output; the tests run them.
 nb_execution_mode = "off"
@@ -110,6 +121,25 @@ def public_paths() -> dict[tuple[str, str], str]:
 
 
 qualname_overrides = public_paths()
+
+
+def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
+    """Where the source of an object is published, for the links beside it."""
+    if domain != "py" or not info["module"]:
+        return None
+    thing = import_module(info["module"])
+    for name in info["fullname"].split("."):
+        thing = getattr(thing, name, None)
+    thing = inspect.unwrap(thing) if callable(thing) else getattr(thing, "fget", thing)
+    try:
+        file = Path(inspect.getsourcefile(thing) or "").resolve()
+        lines, first = inspect.getsourcelines(thing)
+    except (TypeError, OSError):
+        return None
+    source = Path(__file__).resolve().parents[1]
+    if not file.is_relative_to(source):
+        return None
+    return f"{repository}/blob/main/{file.relative_to(source)}#L{first}-L{first + len(lines) - 1}"
 
 
 def keep_colons(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:

@@ -23,8 +23,22 @@ if TYPE_CHECKING:
 PARAGRAPHS = {
     "layer": """\
 layer
+    Key of ``layers`` to read; ``None`` takes ``X``.""",
+    "layers": """\
+layer
     Key of ``layers`` to read; ``None`` takes ``X``.  For several modalities of a MuData also a mapping from modality to
-    key; those that it does not name take ``X``.""",
+    key, such as ``{"prot": "counts"}``; those that it does not name take ``X``.""",
+    "matching": """\
+symbols
+    Symbol of each Ensembl id, as a table (a mapping, a series or a frame of two columns) or as the name of a column of
+    ``var``; the version of an id does not count.
+aliases
+    Current symbol of each outdated one, as such a table.
+ignore_case
+    Let names that match nothing else match in another case; mouse symbols then match human genes of the same letters.
+duplicates
+    What to do with several columns of one gene: read the one with the most counts, ``"most_counts"``, or the one that is
+    matched best, ``"first"``; refuse, ``"error"``; or read each of them, ``"all"``.""",
     "genes": """\
 genes
     Column of ``var`` with the gene names that the vocabulary holds; ``None`` takes ``var_names``.""",

@@ -127,7 +127,7 @@ def perturbation_de(
             showfliers=False,
             patch_artist=True,
             manage_ticks=False,
-            medianprops={"color": "black", "linewidth": 1},
+            medianprops={"color": ink(), "linewidth": 1},
             boxprops={"facecolor": colour, "edgecolor": ink(), "linewidth": 0.5},
             whiskerprops={"linewidth": 0.7, "color": ink()},
             capprops={"linewidth": 0.7, "color": ink()},

@@ -97,7 +97,7 @@ def tokenize(
     model
         A model, or its name, repository or folder; or a :class:`~scgpt_tools.Vocabulary`, or the path of a
         ``vocab.json``, which are enough for binning.
-    {layer}
+    {layers}
     modality
         The only modality of a MuData to bin.
     modalities

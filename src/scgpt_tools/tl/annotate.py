@@ -81,12 +81,11 @@ def annotate(
         Leave cells whose most likely class is less likely than this without a class.
     unassigned
         What such cells get, and cells without any known expressed gene, with a confidence of 0.
-    {layer}
+    {layers}
     tokens
         Layer that :func:`scgpt_tools.pp.tokenize` wrote, instead of ``layer`` and of the arguments about names.
     {genes}
-    symbols, aliases, ignore_case, duplicates
-        How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
+    {matching}
     {modality}
     {batch_key}
     batch_size

@@ -71,15 +71,14 @@ def embed(
     model
         A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes: a released name, a
         repository of the Hugging Face Hub, a folder.
-    {layer}
+    {layers}
         Bins depend on the ranks within a cell only, so counts and log-normalised values are both fine; scaled values
         are refused.
     tokens
         Layer that :func:`scgpt_tools.pp.tokenize` wrote, to take its bins and its matching of genes as they are;
         instead of ``layer`` and of the arguments about names.
     {genes}
-    symbols, aliases, ignore_case, duplicates
-        How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
+    {matching}
     mask_var
         Genes to read only, as the name of a boolean column of ``var``, such as ``"highly_variable"``, or as an array;
         ``None`` for all.

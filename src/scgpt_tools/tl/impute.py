@@ -83,8 +83,7 @@ def impute(
     layer
         Key of ``layers`` to read of the other modalities, one for all or one for each; ``None`` takes ``X``.
     {genes}
-    symbols, aliases, ignore_case, duplicates
-        How to match names of genes to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
+    {matching}
     batch_key
         Column of ``obs`` with the technical batch of each cell, if the model was trained with it.
     batch_size

@@ -58,7 +58,7 @@ def modality_weights(
         Cells.
     model
         Result of :func:`scgpt_tools.train.finetune` on several modalities, or the folder that it was saved to.
-    {layer}
+    {layers}
     {genes}
     {batch_key}
     batch_size

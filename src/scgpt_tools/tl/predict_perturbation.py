@@ -96,8 +96,7 @@ def predict_perturbation(
         Columns of ``obs`` that a cell and its control share, for that draw.
     {layer}
     {genes}
-    symbols, aliases, ignore_case, duplicates
-        How to match names to the vocabulary, as in :func:`scgpt_tools.pp.match_genes`.
+    {matching}
     include
         ``"all"`` genes, or ``"batch-wise"`` those that some control of the minibatch expresses; then the result
         depends on ``batch_size``.  ``None`` reads cells as in training.

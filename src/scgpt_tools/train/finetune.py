@@ -8,6 +8,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec
 
 from scgpt_tools._arguments import check_arguments, renamed
+from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.train.driver import learn
@@ -95,6 +96,7 @@ def _checked(function: Callable[Given, CellModel]) -> Callable[Given, CellModel]
 
 
 @_checked
+@shared_docs
 def finetune(
     adata: AnnData | MuData,
     model: CellModel | str | PathLike[str],
@@ -212,8 +214,10 @@ def finetune(
         Column of ``obs`` with conditions as :func:`scgpt_tools.pp.parse_conditions` writes them.  For ``"perturb"``.
     layer
         Key of ``layers`` to read, of a MuData also one for each modality; ``None`` takes ``X``.
-    genes, symbols, aliases, ignore_case, duplicates, mask_var
-        Which genes to read, and how to match names to the vocabulary, as in :func:`scgpt_tools.tl.embed`.
+    {genes}
+    {matching}
+    mask_var
+        Genes to read only, as the name of a boolean column of ``var``, or as an array; ``None`` for all.
     modality
         The only modality of a MuData to read.  Not for ``"perturb"``.
     modalities
