@@ -64,77 +64,77 @@ def embed_genes(
 ) -> AnnData | MuData | None:
     """Embed genes: by the model's table, the same for all cells, or by their tokens within cells :cite:p:`Cui2024`.
 
-        The vectors of the table are those that enter the transformer, after the layer norm of the gene encoder, as in scGPT's
-        tutorial on gene networks.  Contextual ones are what leaves it: of each gene the mean of its tokens over the cells that
-        have one, so they depend on the cells and, with ``groupby``, tell how a gene is used in one type of cell or another.
+    The vectors of the table are those that enter the transformer, after the layer norm of the gene encoder, as in scGPT's
+    tutorial on gene networks.  Contextual ones are what leaves it: of each gene the mean of its tokens over the cells that
+    have one, so they depend on the cells and, with ``groupby``, tell how a gene is used in one type of cell or another.
 
-        Parameters
-        ----------
-        adata
-            Data with genes.  The table's vectors do not depend on its cells, which are read only where
-            ``duplicates="most_counts"`` has to choose.
-        model
-            A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
-        contextual
-            Average what the encoder makes of the gene in each cell.
-        groupby
-            Column of ``obs``, such as the cell type, to average each group by itself; for contextual embeddings.  Cells
-            without a group are left out.
-        min_cells
-            Genes with a token in fewer cells of a group have no contextual embedding there.
-        layer
-            Key of ``layers`` to read cells from; ``None`` takes ``X``.
-        {genes}
+    Parameters
+    ----------
+    adata
+        Data with genes.  The table's vectors do not depend on its cells, which are read only where
+        ``duplicates="most_counts"`` has to choose.
+    model
+        A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
+    contextual
+        Average what the encoder makes of the gene in each cell.
+    groupby
+        Column of ``obs``, such as the cell type, to average each group by itself; for contextual embeddings.  Cells
+        without a group are left out.
+    min_cells
+        Genes with a token in fewer cells of a group have no contextual embedding there.
+    layer
+        Key of ``layers`` to read cells from; ``None`` takes ``X``.
+    {genes}
     {matching}
         By default every column of a gene gets the vector of the table, and the column with most counts the contextual one.
-        {modality}
-        {batch_key}
-        stream
-            Part of the embedder: ``"genes"``, or of scGenePT also ``"text"`` and ``"go"``, what the model makes of texts.
-        length, batch_size, device, precision, attention
-            How to read and compute cells, as in :func:`scgpt_tools.tl.embed`.  Genes of long cells take part where they are
-            drawn.
-        {rng}
-        key_added
-            Key of the result in ``varm`` and ``uns``; ``None`` takes the one of the model's family, ``"X_scGPT_genes"`` for
-            scGPT, with the name of another stream in place of ``genes``, and ``"_contextual"`` behind it for such.
-        {show_progress}
-        {copy}
+    {modality}
+    {batch_key}
+    stream
+        Part of the embedder: ``"genes"``, or of scGenePT also ``"text"`` and ``"go"``, what the model makes of texts.
+    length, batch_size, device, precision, attention
+        How to read and compute cells, as in :func:`scgpt_tools.tl.embed`.  Genes of long cells take part where they are
+        drawn.
+    {rng}
+    key_added
+        Key of the result in ``varm`` and ``uns``; ``None`` takes the one of the model's family, ``"X_scGPT_genes"`` for
+        scGPT, with the name of another stream in place of ``genes``, and ``"_contextual"`` behind it for such.
+    {show_progress}
+    {copy}
 
-        Returns
-        -------
-        ``None``, or the changed copy.  Writes, for MuData into the named modality,
+    Returns
+    -------
+    ``None``, or the changed copy.  Writes, for MuData into the named modality,
 
-        ``varm[key_added]`` : float32, (genes, dim)
-            One row per gene; NaN for genes outside the vocabulary.  With ``groupby``, ``varm[f"{key_added}_{group}"]`` of
-            each group in its place.
-        ``varm[f"{key_added}_n_cells"]`` : :class:`pandas.DataFrame`, (genes, groups)
-            Of contextual embeddings: cells with a token of the gene; one column ``"all cells"`` without ``groupby``.
-        ``uns[key_added]`` : :class:`dict`
-            ``model`` and ``genes``, and of contextual embeddings ``params`` and ``tokenizer`` too, as in
-            :func:`scgpt_tools.tl.embed`.
+    ``varm[key_added]`` : float32, (genes, dim)
+        One row per gene; NaN for genes outside the vocabulary.  With ``groupby``, ``varm[f"{key_added}_{group}"]`` of
+        each group in its place.
+    ``varm[f"{key_added}_n_cells"]`` : :class:`pandas.DataFrame`, (genes, groups)
+        Of contextual embeddings: cells with a token of the gene; one column ``"all cells"`` without ``groupby``.
+    ``uns[key_added]`` : :class:`dict`
+        ``model`` and ``genes``, and of contextual embeddings ``params`` and ``tokenizer`` too, as in
+        :func:`scgpt_tools.tl.embed`.
 
-        Raises
-        ------
-        KeyError
-            If ``genes``, ``groupby``, ``layer`` or ``modality`` is absent.
-        ValueError
-            If the model has no such stream, no gene is in the vocabulary, a result is not finite, ``key_added`` is the name
-            of something else, or ``groupby`` is given for embeddings that do not depend on cells.
+    Raises
+    ------
+    KeyError
+        If ``genes``, ``groupby``, ``layer`` or ``modality`` is absent.
+    ValueError
+        If the model has no such stream, no gene is in the vocabulary, a result is not finite, ``key_added`` is the name
+        of something else, or ``groupby`` is given for embeddings that do not depend on cells.
 
-        Notes
-        -----
-        Of contextual embeddings memory holds the sums, 8 bytes times groups, genes and dimensions (82 MB a group for 20,000
-        genes and 512 dimensions), and one minibatch of cells, whatever their number.
+    Notes
+    -----
+    Of contextual embeddings memory holds the sums, 8 bytes times groups, genes and dimensions (82 MB a group for 20,000
+    genes and 512 dimensions), and one minibatch of cells, whatever their number.
 
-        Examples
-        --------
-        >>> import scanpy as sc
-        >>> import scgpt_tools as sct
-        >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
-        >>> sct.tl.embed_genes(adata, model="scgpt-demo")
-        >>> adata.varm["X_scGPT_genes"].shape
-        (765, 64)
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> import scgpt_tools as sct
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> sct.tl.embed_genes(adata, model="scgpt-demo")
+    >>> adata.varm["X_scGPT_genes"].shape
+    (765, 64)
     """
     check_arguments(embed_genes, locals())
     if groupby is not None and not contextual:
