@@ -148,6 +148,38 @@ def keep_colons(app: Sphinx, what: str, name: str, thing: object, options: objec
         lines[:0] = ["..", ""]  # an empty comment: napoleon looks at the first line only
 
 
+ROOMS = {
+    "pp": "Preprocessing",
+    "tl": "Tools",
+    "pl": "Plots",
+    "get": "Results as tables",
+    "train": "Training",
+    "models": "Models",
+    "datasets": "Data",
+    "metrics": "Metrics",
+    "tokens": "Tokens",
+}
+MARK = "% The public names of each room stand here, see conf.py."
+
+
+def list_public(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Every public name with its first line, on the front page of the API."""
+    if docname != "api/index":
+        return
+    blocks = []
+    for room, title in ROOMS.items():
+        package = import_module(f"scgpt_tools.{room}")
+        names = [name for name in sorted(package.__all__) if not isinstance(getattr(package, name), dict)]
+        listing = "\n".join(f"   {room}.{name}" for name in names)
+        blocks.append(
+            f"## {title}: {{doc}}`{room} <{room}>`\n\n```{{eval-rst}}\n.. currentmodule:: scgpt_tools\n\n"
+            f".. autosummary::\n   :nosignatures:\n\n{listing}\n```\n"
+        )
+    assert MARK in source[0]
+    source[0] = source[0].replace(MARK, "\n".join(blocks))
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", list_public)
     # 500 is napoleon's place
     app.connect("autodoc-process-docstring", keep_colons, priority=400)

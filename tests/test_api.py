@@ -49,16 +49,6 @@ def test_documentation_lists_what_is_public(package):
     assert sorted(listed) == [f"{package}.{name}" for name in public(package)]
 
 
-def test_the_index_has_every_function():
-    listed = documented(DOCS / "index.md")
-    assert sorted(listed) == sorted(
-        f"{package}.{name}"
-        for package in PACKAGES
-        for name in public(package)
-        if not isinstance(getattr(import_module(f"scgpt_tools.{package}"), name), dict)
-    )
-
-
 def test_the_types_that_signatures_name_are_explained():
     """Names that are not of other packages, by the table on the page of the ground."""
     explained = re.findall(r"^\| `(\w+)` \|", (DOCS / "ground.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
