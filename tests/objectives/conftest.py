@@ -42,6 +42,7 @@ def model() -> CellModel:
             batch=AdversaryConfig(classes=BATCHES),
             bins=BinsConfig(bins=5, stream=None),
             genes=TokenClassesConfig(),
+            genes_from_cell=ClassifierConfig(classes=N_TOKENS, layers=2),
             targets=RegressorConfig(names=("age",), centre=(0.0,), scale=(1.0,)),
         ),
     )

@@ -90,3 +90,35 @@ def test_what_comes_next_is_not_asked_of_an_encoder_that_sees_it(tmp_path, cells
     with pytest.raises(ValueError, match="looks back only"):
         pretrain(config, data=tmp_path, output=tmp_path / "model")
     assert not (tmp_path / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_hidden_genes_are_asked_of_the_cell_too(tmp_path, cells, pooling):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    config = {
+        "data": {"paths": ["cells.h5ad"], "validation": 0.2},
+        "family": {"name": "scmodelforge", **SIZES, "options": {"pooling": pooling}},
+        "corruption": {"name": "mask_genes"},
+        "objectives": [{"name": "masked_genes"}, {"name": "masked_genes_from_cell"}],
+        "train": {"epochs": 6, "batch_size": 16, "lr": 1e-2, "accelerator": "cpu"},
+    }
+    model = pretrain(config, data=tmp_path, output=tmp_path / "model")
+    history = pd.read_csv(tmp_path / "model" / "run" / "history.csv")["train_masked_genes_from_cell"]
+    assert history.iloc[-1] < history.iloc[0]
+    assert model.heads["genes_from_cell"].out.out_features == len(model.vocabulary)
+
+
+def test_parts_of_fresh_tokens_are_of_like_size(cells):
+    """Which gene it is, its place and its value have a like share of a token; otherwise some are learnt last."""
+    from scgpt_tools.data.rows import RowSource
+    from scgpt_tools.models import FAMILIES as KNOWN
+    from scgpt_tools.tokens.features import FeatureTable
+    from scgpt_tools.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.from_genes(cells.var_names, KNOWN["scmodelforge"].specials)
+    model = CellModel(KNOWN["scmodelforge"](vocabulary, **SIZES | {"dim": 64}), vocabulary).eval()
+    source = RowSource(cells)
+    batch = model.tokenizer(source.take(np.arange(20)), FeatureTable.from_var(cells.var, vocabulary), source.keys[:20])
+    parts = model.embedder(batch).parts
+    sizes = {name: float(part.detach()[batch.mask].square().mean().sqrt()) for name, part in parts.items()}
+    assert max(sizes.values()) < 5 * min(sizes.values())

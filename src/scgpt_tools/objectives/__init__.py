@@ -17,7 +17,7 @@ from scgpt_tools.objectives.expression import (
     ZeroLikelihood,
     ZeroLikelihoodFromCell,
 )
-from scgpt_tools.objectives.genes import MaskedGenes
+from scgpt_tools.objectives.genes import MaskedGenes, MaskedGenesFromCell
 from scgpt_tools.objectives.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "MaskedExpression",
     "MaskedExpressionFromCell",
     "MaskedGenes",
+    "MaskedGenesFromCell",
     "Objective",
     "PerturbedExpression",
     "Recipe",
@@ -56,6 +57,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         ZeroLikelihoodFromCell,
         PerturbedExpression,
         MaskedGenes,
+        MaskedGenesFromCell,
         MaskedBins,
         CellType,
         CellTargets,

@@ -29,6 +29,15 @@ def needs_hidden_values(objectives: Sequence[Objective]) -> bool:
     return any(head.startswith(("expression", "bins")) for objective in objectives for head in objective.heads)
 
 
+def with_heads(config: ModelConfig, objectives: Sequence[Objective]) -> ModelConfig:
+    """Add heads that loss terms read and that every family can have, whatever else it predicts."""
+    read = {head for objective in objectives for head in objective.heads}
+    if "genes_from_cell" not in read or "genes_from_cell" in config.heads:
+        return config
+    head = ClassifierConfig(classes=config.n_tokens, layers=2, activation="gelu")
+    return replace(config, heads=config.heads.replace(genes_from_cell=head))
+
+
 def parts_for(
     config: ModelConfig,
     objectives: Sequence[Objective],
@@ -45,7 +54,7 @@ def parts_for(
 
     ``batch_parts`` add an embedding of each batch for the expression heads, and with ``batch_norm`` a norm for each.
     """
-    heads = _heads(config.heads, objectives, classes, batches, regressor)
+    heads = _heads(with_heads(config, objectives).heads, objectives, classes, batches, regressor)
     if tokenizer.parts and not config.tokenizer.parts:
         heads = _without_untaught(heads, objectives)
     changes: dict[str, Any] = {"heads": heads, "tokenizer": tokenizer}

@@ -32,6 +32,7 @@ from scgpt_tools.train.collection import (
     open_collection,
 )
 from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.parts import with_heads
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -211,13 +212,14 @@ def read_config(config: PretrainConfig | Mapping[str, Any] | str | PathLike[str]
 
 def describe(config: PretrainConfig, vocabulary: Vocabulary) -> ModelConfig:
     """Describe the model of a configuration, as its family does."""
-    return family_named(config.family.name).config(
+    described = family_named(config.family.name).config(
         vocabulary,
         **config.family.sizes,
         **config.family.options,
         generation=config.corruption.generates,
         tokenizer=config.tokenizer,
     )
+    return with_heads(described, config.terms)
 
 
 def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ENCODER, CAUSAL, AUTOENCODER = "scmodelforge", "scmodelforge_causal", "scmodelforge_autoencoder"
 SPECIALS = (PAD, "<unk>", "<mask>", CLS)
 """Tokens that are no genes, in the order of their ids."""
-SPREAD = 0.02
+SPREAD = 1.0
 """Of fresh rows of tables."""
 
 Task: TypeAlias = Literal["masked_gene_prediction", "expression_reconstruction", "dual"]
@@ -87,7 +87,7 @@ def embedder(config: TokenizerConfig, *, dropout: float, rows: int | None, gener
         rows = config.length or 2048
     return EmbedderConfig(
         parts=Named(
-            genes=GenesConfig(norm=False),
+            genes=GenesConfig(norm=False, draw="normal"),
             positions=TableConfig(rows=rows, field="positions", norm=False, spread=SPREAD) if rows else None,
             values=LinearConfig(),
             generation=GenerationConfig() if generation else None,
