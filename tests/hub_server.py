@@ -2,18 +2,20 @@
 
 It speaks what downloading needs: metadata and content of files at a branch, tag or commit, large files on a second
 server (as on the hub, where another host stores them), byte ranges, lists of files and revisions, access tokens, and
-the error codes.  It can also misbehave on request, and it remembers every request.
+the error codes.  And what uploading needs: repositories are made, and commits take small files with them and large ones
+from the second server.  It can also misbehave on request, and it remembers every request.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ class Repo:
     large: set[str] = field(default_factory=set)
     token: str | None = None
     gated: bool = False
+    private: bool = False
+    messages: list[str] = field(default_factory=list)
+    """Of the commits that were uploaded."""
 
 
 class HubServer:
@@ -65,6 +70,12 @@ class HubServer:
         """Never answer to these methods, until the server is closed."""
         self.slow: float | None = None
         """Seconds to wait before each byte of a file."""
+        self.writers: dict[str, str] = {}
+        """Access tokens that may write, and whose they are."""
+        self.uploaded: dict[str, bytes] = {}
+        """Content of large files by its SHA-256, before a commit names them."""
+        self.large_from = 1 << 20
+        """Bytes from which on an uploaded file is a large one."""
         self.closed = Event()
         self._servers = {role: _serve(self, role) for role in ("hub", "storage")}
 
@@ -133,8 +144,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        self._note()
+        body = self._body()
+        if self.hub.failing is not None:
+            self._error(self.hub.failing, "", "out of order")
+        else:
+            self.take(unquote(urlsplit(self.path).path), body)
+
+    do_PUT = do_POST
+
+    def take(self, path: str, body: bytes) -> None:
+        self._error(404, "", "nothing to send there")
+
     def log_message(self, format: str, *args: object) -> None:
         """Keep the output of the tests clean."""
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _note(self) -> None:
         token = self.headers.get("Authorization")
@@ -144,8 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _error(self, status: int, code: str, message: str, **headers: str) -> None:
         self._send(b"", status, {"X-Error-Code": code, "X-Error-Message": message, **headers})
 
-    def _json(self, value: object) -> None:
-        self._send(json.dumps(value).encode(), 200, {"Content-Type": "application/json"})
+    def _json(self, value: object, status: int = 200) -> None:
+        self._send(json.dumps(value).encode(), status, {"Content-Type": "application/json"})
 
     def _send(self, body: bytes, status: int, headers: dict[str, str], *, stop_after: int | None = None) -> None:
         self.send_response(status)
@@ -185,6 +219,65 @@ class _HubHandler(_Handler):
             self._refs(repo)
         else:
             self._at_revision(repo, found)
+
+    def take(self, path: str, body: bytes) -> None:
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token not in self.hub.writers:
+            self._error(401, "", "Invalid username or password.")
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            self._create(json.loads(body), self.hub.writers[token])
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            self._say_where(json.loads(body))
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/(.+)", path):
+            repo = self.hub.repos.get(found[1])
+            if repo is None:
+                self._error(*NO_REPOSITORY)
+            elif found[2] == "preupload":
+                self._say_how(json.loads(body))
+            else:
+                self._commit(found[1], repo, found[3], [json.loads(line) for line in body.splitlines()])
+        else:
+            super().take(path, body)
+
+    def _create(self, asked: dict[str, Any], owner: str) -> None:
+        organisation = asked.get("organization") or owner
+        name = f"{organisation}/{asked['name']}"
+        made = {"url": f"{self.hub.endpoint}/{name}", "name": name}
+        if organisation != owner:
+            self._error(403, "", "You don't have the rights to create a model under this namespace")
+        elif name in self.hub.repos:
+            self._json({"error": "You already created this model repo", **made}, 409)
+        else:
+            self.hub.repos[name] = Repo(private=bool(asked.get("private")) or asked.get("visibility") == "private")
+            self._json(made)
+
+    def _say_how(self, asked: dict[str, Any]) -> None:
+        sizes = {file["path"]: file["size"] for file in asked["files"]}
+        modes = {path: "lfs" if size >= self.hub.large_from else "regular" for path, size in sizes.items()}
+        files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        self._json({"files": files})
+
+    def _say_where(self, asked: dict[str, Any]) -> None:
+        address = f"{self.hub.address('storage')}/upload/"
+        upload = lambda file: {"upload": {"href": f"{address}{file['oid']}"}}
+        objects = [{"oid": file["oid"], "size": file["size"], "actions": upload(file)} for file in asked["objects"]]
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, name: str, repo: Repo, branch: str, lines: list[dict[str, Any]]) -> None:
+        files = dict(repo.commits.get(repo.branches.get(branch, ""), {}))
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                repo.messages.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploaded[value["oid"]]
+                repo.large.add(value["path"])
+        commit = self.hub.add(name, files, branch=branch)
+        self._json({"commitUrl": f"{self.hub.endpoint}/{name}/commit/{commit}", "commitOid": commit})
 
     def _may_see(self, repo: Repo) -> bool:
         return repo.token is None or self.headers.get("Authorization") == f"Bearer {repo.token}"
@@ -232,6 +325,13 @@ class _StorageHandler(_Handler):
                         self._content(name, files[name], {"ETag": f'"{wanted}"'})
                         return
         self._error(404, "", "no such object")
+
+    def take(self, path: str, body: bytes) -> None:
+        if hashlib.sha256(body).hexdigest() != path.rpartition("/")[2]:
+            self._error(400, "", "another content than announced")
+            return
+        self.hub.uploaded[path.rpartition("/")[2]] = body
+        self._send(b"", 200, {})
 
 
 _HANDLERS: dict[str, type[_Handler]] = {"hub": _HubHandler, "storage": _StorageHandler}

@@ -22,7 +22,7 @@ def messages(*, quiet: bool) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     package = logging.getLogger("scgpt_tools")
     package.addHandler(handler)
-    level = "warning" if quiet else "info"
+    level = "warning" if quiet else "hint"
     progress = settings.show_progress and not quiet and sys.stderr.isatty()
     try:
         with warnings.catch_warnings(), settings.override(show_progress=progress, verbosity=level):

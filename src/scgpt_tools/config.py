@@ -151,7 +151,7 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], *, where: str = "")
     missing = [name for name, field in known.items() if name not in mapping and _is_required(field)]
     if missing:
         raise ValueError(f"Expected {cls.__name__} to be given {missing}, found only {list(mapping)}.")
-    hints = _hints(cls)
+    hints = hints_of(cls)
     values = {name: _convert(hints[name], value, _join(where, name)) for name, value in mapping.items()}
     return cls(**values)
 
@@ -162,7 +162,7 @@ def settle_fields(config: Dataclass) -> None:
     ``config``: the instance, from its ``__post_init__``; fields are replaced by their checked values, such as a path
     for a text.
     """
-    hints = _hints(type(config))
+    hints = hints_of(type(config))
     for field in fields(config):
         object.__setattr__(config, field.name, _convert(hints[field.name], getattr(config, field.name), field.name))
 
@@ -199,7 +199,7 @@ def from_yaml(cls: type[Config], path: str | Path) -> Config:
     The configuration.
     """
     path = as_path("path", path)
-    content = _read_yaml(path)
+    content = read_yaml(path)
     return from_dict(cls, {} if content is None else content)
 
 
@@ -249,7 +249,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     """Content of a YAML file, in bounded time and memory."""
     expected = f"Expected {path} to hold YAML, found"
     if (size := path.stat().st_size) > _MOST_BYTES:
@@ -270,6 +270,11 @@ def _read_yaml(path: Path) -> Any:
         raise ValueError(f"{expected} {error}.") from None
 
 
+def yaml_value(text: str) -> Any:
+    """A value as a YAML file would have it."""
+    return yaml.load(text, Loader=_Loader)
+
+
 _MOST_BYTES, _MOST_VALUES = 1 << 20, 100_000
 
 _Loader.add_implicit_resolver(
@@ -278,7 +283,8 @@ _Loader.add_implicit_resolver(
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def hints_of(cls: type) -> dict[str, Any]:
+    """Types of the fields of a dataclass."""
     return get_type_hints(cls)
 
 

@@ -42,12 +42,15 @@ _OWN_WORDS = ("Expected ", "Found no ")
 _FILE_LIBRARIES = ("h5py", "zarr", "numcodecs", "anndata/_io", "/json")
 
 
-def check_target(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False) -> None:
+def check_target(
+    source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False, converts: bool = False
+) -> None:
     """Refuse a place where results could not be written, before any work begins.
 
-    ``overwrite``: whether an existing target may be replaced; the source itself counts as one.
+    ``overwrite``: whether an existing target may be replaced; the source itself counts as one; ``converts``: whether the
+    target may be of another format than the source.
     """
-    path, origin, suffix = _real(target), _real(source), _suffix(source)
+    path, origin, suffix = _real(target), _real(source), _suffix(target if converts else source)
     if Path(target).suffix != suffix:
         raise ValueError(
             f"Expected an output in the format of the input, {suffix}, found {Path(target).name!r}. Convert it afterwards."
@@ -60,7 +63,8 @@ def check_target(source: str | PathLike[str], target: str | PathLike[str], *, ov
     if path.exists() and not overwrite:
         same = " is the input itself" if path == origin else " exists"
         raise FileExistsError(
-            f"Expected an output that does not exist yet, but '{target}'{same}. Allow overwriting it."
+            f"Expected an output that does not exist yet, but '{target}'{same}. Pass overwrite=True, or --overwrite in a shell, "
+            "to replace it."
         )
     if path.exists() and not _may_be_replaced(path, suffix):
         raise FileExistsError(
@@ -88,11 +92,13 @@ def open_group(path: str | PathLike[str], *, modality: str | None = None) -> Ite
 
 
 @contextmanager
-def open_table(path: str | PathLike[str], *, modality: str | None = None) -> Iterator[AnnData]:
+def open_table(
+    path: str | PathLike[str], *, modality: str | None = None, embeddings: bool = False
+) -> Iterator[AnnData]:
     """Open a table on disk; ``X`` and the layers stay there.
 
-    Yields AnnData with ``obs``, ``var`` and ``uns`` in memory and the matrices on disk, without ``obsm``, ``varm`` and
-    the rest, to be used until the block ends.
+    Yields AnnData with ``obs``, ``var`` and ``uns`` in memory and the matrices on disk, without ``varm`` and the rest, to
+    be used until the block ends; ``embeddings``: read ``obsm`` as well.
     """
     with open_group(path, modality=modality) as group:
         with _read_whole(path):
@@ -103,6 +109,7 @@ def open_table(path: str | PathLike[str], *, modality: str | None = None) -> Ite
                 obs=read_elem(group["obs"]),
                 var=read_elem(group["var"]),
                 uns=read_elem(group["uns"]) if "uns" in group else {},
+                obsm=read_elem(group["obsm"]) if embeddings and "obsm" in group else None,
                 layers={name: _matrix(layers[name]) for name in layers},
             )
         yield table

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from scgpt_tools.models.families import original_format
 from scgpt_tools.models.formats.base import check_parts, own_weights
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
+from scgpt_tools.models.publishing import push_folder
 from scgpt_tools.models.summary import as_html, as_text
 from scgpt_tools.models.transfer import Transfer, copy_weights
 from scgpt_tools.nn.context import Context
@@ -431,6 +433,47 @@ class CellModel(nn.Module):
         return formats.write(
             folder, self.config, self.vocabulary, self.state_dict(), original, attention_names=attention_names
         )
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = "Upload model",
+        token: str | bool | None = None,
+    ) -> str:
+        """Save the model to a repository of the Hugging Face Hub, from where :meth:`from_pretrained` loads it by name.
+
+        Parameters
+        ----------
+        repository
+            ``"organisation/name"``; it is made if there is none.
+        private
+            Of a new repository, whether it is hidden from others.
+        revision
+            Branch to write to, which has to exist; ``None`` for ``main``.
+        message
+            Of the commit.
+        token
+            Access token with the right to write; ``None`` takes the one of ``hf auth login``.
+
+        Returns
+        -------
+        Address of the commit, which holds the files of :meth:`save` and a page about the model unless there is one.
+
+        Raises
+        ------
+        PermissionError
+            If the hub does not let you write there.
+        ConnectionError
+            If the hub does not answer, or the session is set offline.
+        ValueError
+            If ``repository`` is no name of a repository.
+        """
+        with TemporaryDirectory(prefix="scgpt-tools-") as folder:
+            place = self.save(as_path("folder", folder) / "model")
+            return push_folder(place, repository, private=private, revision=revision, message=message, token=token)
 
 
 def _check_vocabulary(config: ModelConfig, vocabulary: Vocabulary | None) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The client moved from requests to httpx to httpx2; its own error always derives from that library's.
-_TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Largest answer where no weights are asked for.
 _MOST_TEXT = 64 << 20
@@ -168,7 +168,7 @@ class Repository:
                 logger.warning("%s cannot be reached; %s is taken from the cache.", self.endpoint, name)
                 return Path(cached)
             raise self._no_answer(fault) from fault
-        with _progress_bars(), self._explained(name):
+        with progress_bars(), self._explained(name):
             download = partial(
                 hf_hub_download,
                 self.name,
@@ -213,7 +213,7 @@ class Repository:
             raise self._refused(error) from error
         except OSError as error:
             raise self._not_stored(name, error) from error
-        except _TRANSPORT_ERROR as error:
+        except TRANSPORT_ERROR as error:
             raise ConnectionError(
                 f"The connection to {self.endpoint} broke while {name} of {self} was on its way: {_first_line(error)} "
                 "Call again; what arrived is not lost if the client can go on where it stopped."
@@ -329,7 +329,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _progress_bars() -> Iterator[None]:
+def progress_bars() -> Iterator[None]:
     """Follow our settings, where the client's environment variable does not decide."""
     free = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
     if settings.show_progress or not free:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Travels in the wheel.
 DEMO_FOLDER = Path(__file__).parent / "demo"
 
-_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", flags=re.ASCII)
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", flags=re.ASCII)
 
 
 # Columns of a table of models that are shown.
@@ -339,7 +339,7 @@ def _repository(name: str) -> tuple[str, str | None]:
     released = RELEASED.get(name)
     if released is not None and released.repository is not None:
         return released.repository, released.source
-    if not _REPOSITORY.fullmatch(name):
+    if not REPOSITORY.fullmatch(name):
         raise ValueError(
             f"{absent(name, RELEASED, 'released model')} A model may also be given as a folder, or as a repository "
             "'organisation/name' of the Hugging Face Hub."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from scgpt_tools.data.module import CellLoader
     from scgpt_tools.tokens.batch import TokenBatch
 
+logger = logging.getLogger(__name__)
+
+HINT = 15
+"""Level of messages that a notebook with a bar need not show, and a log file should."""
 BEST, LAST = "best", "last"
 SUFFIX = ".ckpt"
 
@@ -95,6 +100,8 @@ class History(Checkpoint):
             }
         )
         self._cells, self._tokens, self._seconds = 0, 0, 0.0
+        if trainer.is_global_zero:
+            logger.log(HINT, "%s", _line(self.rows[-1], trainer.max_epochs))
         if self.path is not None and trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self.path, self.table.to_csv)
@@ -107,6 +114,13 @@ class History(Checkpoint):
         """Go on with the rows of an earlier run."""
         self.rows = list(state_dict["rows"])
         self._cells, self._tokens, self._seconds = state_dict["counts"]
+
+
+def _line(row: Mapping[str, float], epochs: int | None) -> str:
+    """A row of the history in a line: losses and scores of the epoch, and its speed."""
+    scores = (f"{name} {value:.4g}" for name, value in row.items() if name.startswith(("train_", "validation_")))
+    epoch = int(row["epoch"]) + 1
+    return f"Epoch {epoch} of {epochs}: {', '.join(scores)}, {row['cells_per_second']:.0f} cells/s."
 
 
 class DataPlace(Callback):

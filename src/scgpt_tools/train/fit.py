@@ -23,6 +23,7 @@ from scgpt_tools._optional import optional
 from scgpt_tools._validate import as_seed, check_choice, check_integer, check_number, check_text, check_type
 from scgpt_tools.data.processes import launched
 from scgpt_tools.data.threads import patient_products
+from scgpt_tools.models.formats.native import describe_checkpoints
 from scgpt_tools.models.precision import Precision, resolve_precision
 from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
@@ -299,6 +300,7 @@ def fit(
         )
         if described is not None and run is None and trainer.is_global_zero:
             run = begin(folder, described)
+            describe_checkpoints(folder, model.config, model.vocabulary)
         _TRAINED_IN[model] = folder.resolve()
         validation = loaders["validation"] if data.validation.size else None
         with _recomputing(model, on=config.gradient_checkpointing), _reversing(model, objectives):

@@ -195,7 +195,8 @@ def _check_output(target: Path, run: Path, *, resume: bool, overwrite: bool) -> 
         and this_process()[0] == 0
     ):
         raise FileExistsError(
-            f"Expected an output folder without a model, found one in '{target}'. Choose another, or allow overwriting it."
+            f"Expected an output folder without a model, found one in '{target}'. Choose another, or pass overwrite=True, "
+            "--overwrite in a shell, to replace it."
         )
 
 

@@ -97,16 +97,31 @@ def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Ma
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     with written_together(folder) as aside:
         save_tensors(lambda: save_file(tensors, aside / WEIGHTS), aside / WEIGHTS)
-        vocabulary.save(aside / VOCABULARY)
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "special_tokens": {"pad": vocabulary.pad, "cls": vocabulary.cls},
-            "model": to_dict(config),
-            **({"aliases": dict(vocabulary.aliases)} if vocabulary.aliases else {}),
-            "checksums": checksums(aside, (VOCABULARY, WEIGHTS)),
-        }
-        (aside / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        _write_about(aside, config, vocabulary, (VOCABULARY, WEIGHTS))
+
+
+def describe_checkpoints(folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:
+    """Write what checkpoints of a training are weights of beside them, so that each of them can be loaded.
+
+    Files of somebody else stay as they are.
+    """
+    if ours(folder):
+        with written_together(folder) as aside:
+            _write_about(aside, config, vocabulary, (VOCABULARY,))
+
+
+def _write_about(folder: Path, config: ModelConfig, vocabulary: Vocabulary, names: tuple[str, ...]) -> None:
+    """Write vocabulary and configuration, with the checksums of some files."""
+    vocabulary.save(folder / VOCABULARY)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "special_tokens": {"pad": vocabulary.pad, "cls": vocabulary.cls},
+        "model": to_dict(config),
+        **({"aliases": dict(vocabulary.aliases)} if vocabulary.aliases else {}),
+        "checksums": checksums(folder, names),
+    }
+    (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_content(source: Source) -> _Content:

@@ -1,0 +1,110 @@
+"""Fine-tuning of files: cells are read, divided if they have to be, and what comes out is saved and scored."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scgpt_tools import datasets, pp, tl
+from scgpt_tools.cli.files import free_folder
+from scgpt_tools.cli.training import RUN
+from scgpt_tools.config import from_dict
+from scgpt_tools.data.stores import open_mudata, open_table
+from scgpt_tools.models import parse_model_type, to_scgenept
+from scgpt_tools.tokens.corruptions import Corruption
+from scgpt_tools.train import LoraConfig
+from scgpt_tools.train.runs import LAST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from scgpt_tools.models import CellModel
+
+logger = logging.getLogger("scgpt_tools.cli")
+
+
+def finetune_files(learn: Callable[..., CellModel], options: dict[str, Any]) -> None:
+    """Fine-tune a model on a table or a data set, and write all that comes of it.
+
+    ``learn``: the function that does it; ``options``: its arguments by name, ``input``, ``output``, ``overwrite`` and
+    scGenePT's ``model_type`` and ``gene_embeddings``.
+    """
+    source, output, overwrite = (options.pop(name) for name in ("input", "output", "overwrite"))
+    kind, texts = options.pop("model_type"), options.pop("gene_embeddings")
+    if source is None:
+        raise ValueError("Expected a table, or the name of a data set, to learn from, found none.")
+    task = options.setdefault("task", "annotate" if kind is None else "perturb")
+    if kind is not None and task != "perturb":
+        raise ValueError(f"Expected --model_type with --task perturb only, found it with {task!r}.")
+    model: Any = options.pop("model", "scgpt-human")
+    options["folder"] = options.get("folder") or str(Path(output) / RUN)
+    goes_on = options.get("resume", False) and (Path(options["folder"]) / LAST).is_file()
+    place = free_folder(output, overwrite=overwrite or goes_on)
+    for name, cls in (("lora", LoraConfig), ("corruption", Corruption)):
+        if isinstance(options.get(name), dict):
+            options[name] = from_dict(cls, options[name], where=name)
+    if kind is not None:
+        parse_model_type(kind)  # refuses names that cannot be, before cells are read
+    with _opened(source, options) as cells:
+        if task == "perturb":
+            _finetune_on_screen(learn, cells, model, place, options, kind=kind, texts=texts)
+            return
+        tuned = learn(cells, model, **options)
+    _save(tuned, place)
+
+
+def _finetune_on_screen(
+    learn: Callable[..., CellModel],
+    cells: Any,
+    model: Any,
+    place: Path,
+    options: dict[str, Any],
+    *,
+    kind: str | None,
+    texts: str | None,
+) -> None:
+    """Divide the perturbations unless they are, fine-tune, and score what was held out beside baselines."""
+    condition_key, rng = options.get("condition_key", "condition"), options.get("rng", 0)
+    split = options.setdefault("validation", "split")
+    pp.parse_conditions(cells, condition_key)
+    if isinstance(split, str) and split not in cells.obs:
+        pp.perturbation_split(cells, rng=rng, key_added=split)
+    if kind is not None:
+        wanted: Any = texts
+        sources = parse_model_type(kind).sources
+        if sources and texts is None:
+            wanted = {name: datasets.gene_embeddings(source) for name, source in sources.items()}
+        model = to_scgenept(model, kind, wanted, rng=rng)
+    tuned = learn(cells, model, **options)
+    _save(tuned, place)
+    if isinstance(split, str):
+        scores = tl.evaluate_perturbation(cells, {"model": tuned}, condition_key=condition_key, split=split, rng=rng)
+        scores.table.to_csv(place / "scores.csv", index=False)
+        print(scores)
+        logger.info("Wrote the scores to %s.", place / "scores.csv")
+
+
+@contextmanager
+def _opened(source: str, options: dict[str, Any]) -> Iterator[Any]:
+    """The cells: a table, all modalities of a MuData, or a data set by its name."""
+    path, modality = Path(source), options.get("modality")
+    if not path.exists() and not path.suffix:
+        yield datasets.load(source)
+    elif path.suffix == ".h5mu" and modality is None:
+        with open_mudata(path) as mdata:
+            yield mdata
+    else:
+        options.pop("modality", None)
+        with open_table(path, modality=modality, embeddings=True) as table:
+            # Single cells out of compressed blocks of a file take long; runs of neighbours do not.
+            yield table if options.get("sampling") == "blocks" else table.to_memory()
+
+
+def _save(tuned: CellModel, place: Path) -> None:
+    """Write the model and its history, and say so."""
+    tuned.save(place)
+    if tuned.history is not None:
+        tuned.history.to_csv(place / "history.csv")
+    logger.info("Wrote the model to %s, with its history (history.csv) and checkpoints (%s).", place, RUN)
