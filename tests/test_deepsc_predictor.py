@@ -12,6 +12,7 @@ import torch
 
 import scgpt_tools as sct
 from scgpt_tools.cli import main
+from scgpt_tools.deepsc import PredictorArguments
 from scgpt_tools.models import CellModel, DeepSCModel
 from screen_tables import screen
 
@@ -49,7 +50,8 @@ def test_training_writes_what_the_original_does(cells, table, tmp_path, generati
     assert predictor.matched["unmatched"] == 1
     scores = predictor.train()
     out = tmp_path / "out"
-    assert {"pearson", "pearson_delta", "mse"} <= set(scores)
+    assert {"pearson", "pearson_delta", "mse", "frac_correct_direction_20"} <= set(scores)
+    assert any(name.startswith("test_") and name.endswith("_pearson_top20_de_non_dropout") for name in scores)
     assert set(json.loads((out / "test_metrics.json").read_text())) == set(scores)
     kept = torch.load(out / "checkpoints" / "best_model.pt", weights_only=True)["model"]
     assert "pert_encoder.weight" in kept
@@ -76,6 +78,30 @@ def test_the_command_does_the_same(cells, table, tmp_path):
     gene = next(name for name in cells.obs["condition"].unique() if name != "ctrl").split("+")[0]
     assert main(["deepsc-perturb", "--data_name", "tiny", *places, *sizes, "--perts_to_plot", f"{gene}+ctrl"]) == 0
     assert (tmp_path / "out" / "visualizations" / f"{gene}+ctrl.png").is_file()
+
+
+def test_arguments_are_known_and_of_their_kind():
+    with pytest.raises(ValueError, match=r"named 'learning_rat'. Did you mean 'learning_rate'\?"):
+        PredictorArguments.of({"learning_rat": 1e-3})
+    with pytest.raises(TypeError, match="Expected `epoch` to be int"):
+        PredictorArguments.of(SimpleNamespace(epoch="three"))
+    known = PredictorArguments.of({"num_layers": 12, "log_interval": 100, "amp": False, "perts_to_plot": ["A+ctrl"]})
+    assert known == PredictorArguments(amp=False, perts_to_plot=("A+ctrl",))
+
+
+@pytest.mark.parametrize(("amp", "precision"), [(True, "auto"), (False, "fp32")])
+def test_half_precision_is_a_choice(cells, table, tmp_path, monkeypatch, amp, precision):
+    class Asked(Exception):
+        pass
+
+    def finetune(*_, **options):
+        assert options["precision"] == precision
+        raise Asked
+
+    monkeypatch.setattr("scgpt_tools.deepsc.finetune", finetune)
+    network = DeepSCModel(16, cells.n_vars - 1, **SIZES)
+    with pytest.raises(Asked):
+        sct.PerturbationPredictor(arguments(table, tmp_path, amp=amp), None, network, cells).train()
 
 
 def test_what_is_missing_is_said(cells, table, tmp_path):

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
@@ -17,6 +18,7 @@ from scgpt_tools._arguments import check_arguments
 from scgpt_tools._files import as_path, replace_file
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import as_generator
+from scgpt_tools.config import from_dict
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.deepsc.model import DeepSCModel
 from scgpt_tools.models.deepsc.vocabulary import matching_report
@@ -29,15 +31,17 @@ from scgpt_tools.train.finetune import finetune
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
-_NAMES = {"gears_mse": "mse", "gears_mse_de": "mse_de"}
+# GEARS' correlations that scGPT's have the names of.
+_TWICE = ("gears_pearson", "gears_pearson_de", "gears_pearson_delta")
 _LAYERS = ("layers.", "gene_self_attention_layers.", "cross_attention_layers.", "expression_layers.")
+# Arguments of the original's command that the model has been made of, or that nothing depends on.
+_NOT_OURS = ("embedding_dim", "num_layers", "num_heads", "hidden_dim", "log_interval")
 _CELLS = ("perturb_processed.h5ad", "cells.h5ad")
 
 
@@ -46,9 +50,9 @@ class PredictorArguments:
     """What :class:`PerturbationPredictor` is told, with the defaults of its authors."""
 
     data_name: str = "norman"
-    data_path: str = "./data"
+    data_path: Path = Path("data")
     split: str = "simulation"
-    csv_path: str | None = None
+    csv_path: Path | None = None
     batch_size: int = 64
     eval_batch_size: int = 64
     learning_rate: float = 1e-4
@@ -59,23 +63,34 @@ class PredictorArguments:
     scheduler_gamma: float = 0.9
     dropout: float = 0.1
     amp: bool = True
+    """Half precision on a GPU; on a CPU all is computed in float32, as in the original."""
     include_zero_gene: Literal["all", "batch-wise"] = "all"
     data_length: int | None = 1536
     pretrained_model: bool = False
-    pretrained_model_path: str | None = None
-    output_dir: str | None = None
-    perts_to_plot: Sequence[str] = ()
+    pretrained_model_path: Path | None = None
+    output_dir: Path | None = None
+    perts_to_plot: tuple[str, ...] = ()
     seed: int = 42
     devices: int = 1
     accelerator: str = "auto"
 
     @classmethod
     def of(cls, given: Any) -> PredictorArguments:
-        """Take those that a mapping or any object with attributes has."""
+        """Take those that a mapping or any object with attributes has.
+
+        Raises
+        ------
+        ValueError
+            For a key of a mapping that is none of them, nor one of the original's about the model or its messages.
+        TypeError
+            For a value of the wrong kind.
+        """
         names = [field.name for field in fields(cls)]
         if isinstance(given, Mapping):
-            return cls(**{name: given[name] for name in names if name in given})
-        return cls(**{name: getattr(given, name) for name in names if hasattr(given, name)})
+            found = {name: value for name, value in given.items() if name not in _NOT_OURS}
+        else:
+            found = {name: getattr(given, name) for name in names if hasattr(given, name)}
+        return from_dict(cls, found)
 
 
 class PerturbationPredictor:
@@ -87,7 +102,7 @@ class PerturbationPredictor:
     Parameters
     ----------
     args
-        Anything with the attributes or keys of :class:`PredictorArguments`.  Cells are read from
+        Anything with attributes of :class:`PredictorArguments`, or a mapping with such keys and no others.  Cells are read from
         ``data_path/data_name/perturb_processed.h5ad``, as GEARS leaves them, or ``data_path/data_name.h5ad``.
     fabric
         A Lightning Fabric, whose device and number of processes are taken; ``None`` for those of ``args``.
@@ -154,6 +169,7 @@ class PerturbationPredictor:
             monitor="validation_profile_correlation",
             mode="max",
             rng=args.seed,
+            precision="auto" if args.amp else "fp32",
             callbacks=[_saving(checkpoints)],
             **self._devices(),
         )
@@ -163,12 +179,17 @@ class PerturbationPredictor:
     def evaluate(self) -> dict[str, float]:
         """Score the test conditions and write ``test_metrics.json``, with means of each subgroup."""
         scores = tl.evaluate_perturbation(
-            self.adata, {"model": self._trained}, genes=self._genes, batch_size=self.args.eval_batch_size, rng=0
+            self.adata,
+            {"model": self._trained},
+            genes=self._genes,
+            analyses=True,
+            batch_size=self.args.eval_batch_size,
+            rng=0,
         )
         own = scores.originals[scores.originals["method"] == "model"]
-        # The original's names: scGPT's four correlations, and the errors of GEARS.
-        names = own["metric"].astype(str).str.removeprefix("scgpt_").replace(_NAMES)
-        own = own.assign(metric=names)
+        # The original's names: scGPT's four correlations, and whatever GEARS has beside its own two.
+        own = own[~own["metric"].isin(_TWICE)]
+        own = own.assign(metric=own["metric"].astype(str).str.removeprefix("scgpt_").str.removeprefix("gears_"))
         found = {str(name): float(rows["value"].mean()) for name, rows in own.groupby("metric", observed=True)}
         for group in own["group"].dropna().unique():
             for name, rows in own[own["group"] == group].groupby("metric", observed=True):
@@ -324,6 +345,7 @@ def deepsc_perturb(
     seed: int = 42,
     devices: int = 1,
     accelerator: str = "auto",
+    amp: bool = True,
 ) -> None:
     """Fine-tune DeepSC on a screen, score it on held-out perturbations and draw predictions.
 
@@ -353,8 +375,10 @@ def deepsc_perturb(
         Of the training.
     devices, accelerator
         What to train on.
+    amp
+        Half precision on a GPU.
     """
-    given = locals()
+    given = dict(locals())
     check_arguments(deepsc_perturb, given)
     genes = len(read_gene_table(csv_path)) - 2 if num_genes is None else num_genes
     model = DeepSCModel(
@@ -372,7 +396,8 @@ def deepsc_perturb(
         generation="v1",
     )
     perts = [name.strip() for name in perts_to_plot.split(",") if name.strip()]
-    predictor = PerturbationPredictor({**given, "perts_to_plot": perts}, None, model)
+    own = {field.name: given[field.name] for field in fields(PredictorArguments)}
+    predictor = PerturbationPredictor(own | {"perts_to_plot": perts}, None, model)
     predictor.train()
     predictor.plot_predictions()
     logger.info("Wrote %s.", predictor.output)

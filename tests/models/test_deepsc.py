@@ -256,15 +256,16 @@ def test_losses_need_what_they_are_made_of():
         PretrainingLoss(use_normal_regression_loss=False)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "mean_with_padding", "cls"])
+@pytest.mark.parametrize("pooling", ["mean_with_padding", "cls"])
 def test_exports_keep_what_the_original_has_no_words_for(pooling, tmp_path, gene_map):
     vocabulary = read_gene_table(gene_map)
     plan = FAMILIES["deepsc"](vocabulary, dim=8, layers=2, heads=2, tokenizer=replace(cell_tokenizer(5), length=7))
     heads = plan.heads.replace(cell_type=ClassifierConfig(classes=2, names=("B", "T")))
-    model = CellModel(replace(plan, heads=heads, pooling=pooling), vocabulary)
+    encoder = replace(plan.encoder, pooled="fused")
+    model = CellModel(replace(plan, heads=heads, encoder=encoder, pooling=pooling), vocabulary)
     model.export(tmp_path / "classifier")
     again = CellModel.from_pretrained(tmp_path / "classifier", device="cpu").config
-    assert again.encoder.pooled == "values"
+    assert again.encoder.pooled == "fused"
     assert (again.pooling, again.tokenizer) == (pooling, model.config.tokenizer)
     flagged = replace(FAMILIES["deepsc_perturbation"](vocabulary, dim=8, layers=2, heads=2), perturbation_flags=(1, 2))
     CellModel(flagged, vocabulary).export(tmp_path / "flags")
@@ -277,6 +278,21 @@ def test_exports_refuse_what_the_original_lacks(changes, tmp_path, gene_map):
     model = CellModel(FAMILIES["deepsc"](vocabulary, dim=8, layers=2, heads=2, **changes), vocabulary)
     with pytest.raises(ValueError, match="keep this model with `save`"):
         model.export(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("pooled", "pooling", "message"),
+    [("values", "cls", "pooled='fused'"), ("fused", "mean", "pools by 'cls' or 'mean_with_padding'")],
+)
+def test_exports_refuse_classifiers_of_other_cells(pooled, pooling, message, tmp_path, gene_map):
+    vocabulary = read_gene_table(gene_map)
+    plan = FAMILIES["deepsc"](vocabulary, dim=8, layers=2, heads=2)
+    plan = replace(plan, encoder=replace(plan.encoder, pooled=pooled), pooling=pooling)
+    CellModel(plan, vocabulary).export(tmp_path / "base")
+    classifier = replace(plan, heads=plan.heads.replace(cell_type=ClassifierConfig(classes=2, names=("B", "T"))))
+    with pytest.raises(ValueError, match=message):
+        CellModel(classifier, vocabulary).export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_mean_of_the_original_counts_padding(tmp_path, gene_map):

@@ -149,6 +149,25 @@ def test_the_originals_metrics_stand_beside(cells, truth):
     )
 
 
+@pytest.mark.parametrize("within", [None, "batch"])
+def test_analyses_of_gears_on_request(cells, model, within):
+    short = sct.tl.evaluate_perturbation(cells, {"m": model}, within=within).originals
+    scores = sct.tl.evaluate_perturbation(cells, {"m": model}, within=within, analyses=True).originals
+    assert not scores.duplicated(["condition", "method", "metric"]).any()
+    pd.testing.assert_frame_equal(
+        scores[scores["metric"].isin(short["metric"])].reset_index(drop=True), short.reset_index(drop=True)
+    )
+    names = {name.removeprefix("gears_") for name in scores["metric"]}
+    assert {"frac_correct_direction_20", "frac_in_range_40_60", "mean_sigma", "fold_change_gap_upreg_3"} <= names
+    assert {"pearson_top200_hvg", "mse_top50_de", "frac_sigma_below_2_non_dropout"} <= names
+    wide = scores.pivot(index="condition", columns="metric", values="value")
+    # The whole list of twenty is a subset of genes like any other.
+    np.testing.assert_allclose(wide["gears_mse_top20_de"], wide["gears_mse_de"])
+    np.testing.assert_allclose(wide["gears_pearson_top20_de"], wide["gears_pearson_de"])
+    assert wide["gears_frac_correct_direction_all"].between(0, 1).all()
+    assert set(scores["group"]) == {"seen_single", "combo_seen2"}
+
+
 def test_collapsed_predictions_raise_an_alarm(cells, truth):
     same = pd.DataFrame(np.tile(truth.mean(axis=0), (len(truth), 1)), index=truth.index, columns=truth.columns)
     with pytest.warns(

@@ -59,6 +59,17 @@ def test_what_is_written_is_what_the_neighbours_say(query, reference):
     assert query.uns["mapped_cell_type"]["model"] == ABOUT["model"]
 
 
+@pytest.mark.parametrize(("ties", "winner"), [("nearest", "T"), ("first", "B")])
+def test_types_with_as_many_votes(query, reference, ties, winner):
+    few = reference[["reference0", "reference40"]].copy()
+    few.obsm["X_scGPT"] = np.array([[0.0, 0.0], [0.0, 8.0]])
+    cell = query[:1].copy()
+    cell.obsm["X_scGPT"] = np.array([[0.0, 5.0]])
+    sct.tl.map_reference(cell, few, label_key="kind", k=2, ties=ties)
+    assert cell.obs["mapped_cell_type"].tolist() == [winner]
+    assert cell.uns["mapped_cell_type"]["params"]["ties"] == ties
+
+
 def test_an_index_and_its_folder_map_like_the_table(query, reference, tmp_path):
     expected = sct.tl.map_reference(query, reference, label_key="kind", copy=True)
     index = sct.tl.index_reference(reference, label_key="kind")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import scgpt_tools as sct
-from scgpt_tools.models import CellModel, DeepSCModel
+from scgpt_tools.models import CellModel, DeepSCClassifier, DeepSCModel
 from scgpt_tools.models.families import FAMILIES
+from scgpt_tools.tokens import FeatureTable
 from scgpt_tools.train.pretrain import pretrain
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen as tiny_screen
@@ -67,6 +70,44 @@ def test_pretraining_learns_bins_and_values(tmp_path, log_cells, corruption):
     assert np.isfinite(log_cells.obsm["X_DeepSC"]).all()
 
 
+def test_bins_are_counted_before_training(tmp_path, log_cells):
+    """Once, for what is hidden and for the margins of rare bins; other epochs have other loss terms."""
+    log_cells.write_h5ad(tmp_path / "cells.h5ad")
+    terms = [{"name": "masked_bins", "balance": "alternating"}, {"name": "masked_expression"}]
+    changes = {"corruption": {"name": "mask_bins"}, "objectives": terms, "train": {**FAST, "epochs": 2}}
+    changes["family"] = {"name": "deepsc", **SIZES, "hidden": 4 * SIZES["dim"]}
+    model = pretrain(config(**changes), data=tmp_path, output=tmp_path / "model")
+    described = json.loads((tmp_path / "model" / "run" / "run.json").read_text())["description"]
+    counts = described["objectives"]["masked_bins"]["counts"]
+    trained = described["training cells"]["number"]
+    assert counts[0] == 0
+    assert sum(counts[1:]) == pytest.approx(trained * (log_cells.X > 0).sum() / log_cells.n_obs, rel=0.2)
+    history = pd.read_csv(tmp_path / "model" / "run" / "history.csv")
+    # Thirty times the margin in the first epoch, a mean over bins in the second.
+    assert history["train_masked_bins"].iloc[0] > 2 * history["train_masked_bins"].iloc[1]
+    # The cell token is the last one, as in tables of the original, so the model can be written for it.
+    assert (model.vocabulary.pad_id, model.vocabulary.cls_id) == (0, len(model.vocabulary) - 1)
+    model.export(tmp_path / "theirs")
+    assert CellModel.from_pretrained(tmp_path / "theirs", device="cpu").vocabulary == model.vocabulary
+
+
+def test_a_table_of_genes_is_a_vocabulary(tmp_path, log_cells):
+    log_cells.write_h5ad(tmp_path / "cells.h5ad")
+    names = list(log_cells.var_names)
+    table = pd.DataFrame({"feature_name": [*names, "OLD"], "id": [*range(len(names)), 0]})
+    table.to_csv(tmp_path / "gene_map.csv", index=False)
+    model = pretrain(config(vocabulary={"path": "gene_map.csv"}), data=tmp_path, output=tmp_path / "model")
+    assert model.vocabulary.ids(["OLD", names[1]]).tolist() == [1, 2]
+    assert model.config.n_tokens == len(names) + 2
+
+
+def test_counts_need_bins(tmp_path, cells):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    other = config(corruption={"name": "mask_bins"}, family={"name": "scgpt", **SIZES})
+    with pytest.raises(ValueError, match="tokenizer with `linear_bins`"):
+        pretrain(other, data=tmp_path, output=tmp_path / "model")
+
+
 def test_generated_tokens_are_refused(tmp_path, log_cells):
     log_cells.write_h5ad(tmp_path / "cells.h5ad")
     with pytest.raises(ValueError, match="corruption that hides values for DeepSC"):
@@ -79,6 +120,28 @@ def test_annotation(log_cells, model, freeze):
     sct.tl.annotate(log_cells, tuned, device="cpu")
     same = torch.equal(tuned.encoder.fuse.weight, model.encoder.fuse.weight)
     assert same or freeze == "nothing"
+    assert tuned.config.encoder.pooled == "fused"
+
+
+def test_annotators_are_what_the_original_computes(log_cells, tmp_path):
+    """Its classifier reads the exported weights and says what ours says."""
+    vocabulary = Vocabulary(["<pad>", *log_cells.var_names, "<cls>"])
+    torch.manual_seed(0)
+    plan = FAMILIES["deepsc"](vocabulary, **{**SIZES, "hidden": None})
+    terms = [{"name": "cell_type", "balance": "classes"}]
+    options = {"task": "annotate", "label_key": "cell_type", "objectives": terms, **FAST}
+    tuned = sct.train.finetune(log_cells, CellModel(plan, vocabulary, name="tiny"), **options)
+    tuned.export(tmp_path / "theirs")
+    said = json.loads((tmp_path / "theirs" / "deepsc.json").read_text())
+    sizes = {name: value for name, value in said.items() if name not in ("scgpt_tools", "classifier")}
+    layers, style = (said["classifier"][name] for name in ("num_layers_cls", "cell_emb_style"))
+    theirs = DeepSCClassifier(DeepSCModel(**sizes), len(said["classifier"]["id2type"]), layers, style).eval()
+    theirs.load_state_dict(torch.load(tmp_path / "theirs" / "best_model.pt", weights_only=True))
+    features = FeatureTable.from_var(log_cells.var, vocabulary)
+    batch = tuned.tokenizer(log_cells.X, features, np.arange(log_cells.n_obs), rng=0)
+    with torch.no_grad():
+        expected = tuned(batch)["cell_type"]
+        torch.testing.assert_close(theirs(batch.genes, batch.values, batch.bins), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_reference_mapping(log_cells, model):
@@ -89,6 +152,25 @@ def test_reference_mapping(log_cells, model):
     sct.tl.map_reference(query, reference, label_key="cell_type", use_rep="X_DeepSC")
     (labels,) = (query.obs[name] for name in set(query.obs) - before if query.obs[name].dtype == "category")
     assert set(labels) <= set(reference.obs["cell_type"])
+
+
+def test_gene_programs_have_the_rows_of_their_genes(log_cells):
+    """The original looks up the row before: ids of its tables begin at 0, rows of genes at 1."""
+    genes = list(log_cells.var_names)
+    vocabulary = Vocabulary(["<pad>", *genes, "<cls>"])
+    model = CellModel(FAMILIES["deepsc"](vocabulary, **SIZES), vocabulary, name="tiny").eval()
+    groups = np.arange(len(genes)) % 3
+    with torch.no_grad():
+        table = model.get_parameter("embedder.genes.table.weight")
+        directions = torch.eye(3, SIZES["dim"])[groups]
+        table[1:-1] = directions + 0.01 * torch.randn(len(genes), SIZES["dim"])
+    sct.tl.embed_genes(log_cells, model)
+    (key,) = log_cells.varm
+    np.testing.assert_array_equal(log_cells.varm[key], table[1:-1].detach().numpy())
+    sct.tl.gene_network(log_cells, use_rep=key, n_neighbors=3)
+    sct.tl.gene_programs(log_cells, min_genes=2, resolution=0.1)
+    found = pd.Series(log_cells.var["gene_program"].astype(str).to_numpy()).groupby(groups).nunique()
+    assert found.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("generation", ["v1", "v2"])

@@ -108,7 +108,8 @@ def deeper_analysis(
 ) -> Scores:
     """GEARS' ``deeper_analysis``, per condition.
 
-    ``control`` (G,) mean of all controls; ``order`` (C, G) gene positions by falling absolute score.
+    ``control`` (G,) mean of all controls, or (C, G) of those of each condition; ``order`` (C, G) gene positions by falling
+    absolute score.
     ``listed`` (C, 20) are the top genes in the order that the evaluation had them in; ``None`` for that of GEARS' data,
     by position.
     """
@@ -146,7 +147,7 @@ def list_analysis(
 ) -> Scores:
     """GEARS' ``non_dropout_analysis`` and ``non_zero_analysis``, per condition.
 
-    ``control`` (G,) mean of all controls; ``suffix``: ``"non_dropout"`` or ``"non_zero"``, the kind of list and the end
+    ``control`` (G,) mean of all controls, or (C, G); ``suffix``: ``"non_dropout"`` or ``"non_zero"``, the kind of list and the end
     of every name; ``others``: further lists by the end of their name, of which the direction is scored too.
     """
     p, t = cells.predicted, cells.true
@@ -182,7 +183,7 @@ def _mixed_direction(
 ) -> NDArray[np.float64]:
     """Share of right directions over genes seen in the true cells, with the controls in another order (see above)."""
     seen = np.stack([(_dense(cells.cells[rows])[:, own] != 0).any(axis=0) for rows, own in _each(cells, top)])
-    mixed = control[ranked]
+    mixed = np.take_along_axis(np.broadcast_to(control, cells.predicted.shape), ranked, axis=1)
     p, t = (np.take_along_axis(side, top, axis=1) for side in (cells.predicted, cells.true))
     return _share(np.sign(p - mixed) == np.sign(t - mixed), seen)
 

@@ -33,7 +33,7 @@ class PerturbationScores:
     ``metric``: ``value``."""
     originals: pd.DataFrame
     """The same columns for the metrics of GEARS and scGPT as they are computed there, faults included: perturbed genes
-    count, and the control is a part of both sides of ``pearson_delta``."""
+    count, and the control is a part of both sides of ``pearson_delta``; with GEARS' analyses if they were asked for."""
     spread: pd.Series
     """By model: how much predictions differ between conditions, as a share of how much the truth does."""
     test_hash: str

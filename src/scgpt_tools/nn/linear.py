@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +31,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Map (..., in) to (..., out) by weights (out, in), as :class:`Linear` does."""
     if not _convolution_pays(x, weight):
         return F.linear(x, weight, bias)
-    rows = x.reshape(1, -1, 1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    mapped: Tensor = _Mapped.apply(rows, weight, bias) if torch.is_grad_enabled() else _map(rows, weight, bias)
+    return mapped.view(*x.shape[:-1], len(weight))
+
+
+def _map(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(N, in) by (out, in) to (N, out), as a convolution of width one."""
     # Channels last, so that the rows stay where they are.  By its own name, because on one thread torch's `conv2d`
     # sends a convolution of width one to the BLAS as well.
-    mapped = torch.mkldnn_convolution(
-        rows.permute(0, 3, 1, 2), weight[:, :, None, None], bias, (0, 0), (1, 1), (1, 1), 1
-    )
-    return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+    image = rows.reshape(1, -1, 1, rows.shape[-1]).permute(0, 3, 1, 2)
+    mapped = torch.mkldnn_convolution(image, weight[:, :, None, None], bias, (0, 0), (1, 1), (1, 1), 1)
+    return mapped.permute(0, 2, 3, 1).reshape(-1, len(weight))
+
+
+class _Mapped(torch.autograd.Function):
+    """The same with gradients that are two more maps: oneDNN's own for convolutions take the time of the BLAS or longer."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return _map(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        gradient, (for_rows, for_weight, for_bias) = gradients[0].contiguous(), ctx.needs_input_grad
+        return (
+            _map(gradient, weight.t().contiguous()) if for_rows else None,
+            _map(gradient.t().contiguous(), rows.t().contiguous()) if for_weight else None,
+            gradient.sum(dim=0) if for_bias else None,
+        )
 
 
 def _convolution_pays(x: Tensor, weight: Tensor) -> bool:

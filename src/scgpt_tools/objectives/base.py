@@ -54,6 +54,13 @@ class Objective(OneOf, ABC):
         check_number("weight", self.weight, least=0)
         check_integer("from_step", self.from_step, least=0)
 
+    def check(self) -> None:
+        """Refuse a term that lacks something to be computed from; called before training."""
+
+    def at_epoch(self, epoch: int) -> Objective:
+        """The term as it is in an epoch, counted from 0, for terms that change from one to the next."""
+        return self
+
     @abstractmethod
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Compute the term, a scalar, from outputs by view and the batch that they belong to."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
-
-import torch
 
 from scgpt_tools.nn.bin_losses import (
     IGNORED,
@@ -13,17 +11,19 @@ from scgpt_tools.nn.bin_losses import (
     cross_entropy,
     focal_cross_entropy,
     margin_cross_entropy,
-    per_class_cross_entropy,
 )
 from scgpt_tools.objectives.base import Objective, Views
-from scgpt_tools.objectives.ranks import is_shared, part_of_mean, share_of_mean
+from scgpt_tools.objectives.ranks import balanced_mean, part_of_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.tokens.batch import TokenBatch
 
-Balance = Literal["values", "bins", "margins", "focal"]
+Balance = Literal["values", "bins", "margins", "focal", "alternating", "adaptive"]
+
+# Epochs that "adaptive" begins with.
+_EASY = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,12 @@ class MaskedBins(Objective):
 
     balance: Balance = "values"
     """``"values"`` averages over hidden values; ``"bins"`` over those of each bin first, and then over all bins, absent
-    ones as 0; ``"margins"`` asks for more of rare bins (LDAM), by their ``counts``; ``"focal"`` for more of unsure values."""
+    ones as 0; ``"margins"`` asks for more of rare bins (LDAM), by their ``counts``; ``"focal"`` for more of unsure values.  Two change with the epoch:
+    ``"alternating"`` is ``"margins"`` in the first, third, ... and ``"bins"`` in the others, ``"adaptive"`` is ``"values"``
+    in the first two and ``"bins"`` afterwards."""
     counts: tuple[float, ...] | None = None
-    """How often each bin occurs, from that of padding on; only with ``balance="margins"``."""
+    """How often each bin occurs, from that of padding on, for ``"margins"`` and ``"alternating"``;
+    :func:`scgpt_tools.train.pretrain` counts them where they are ``None``."""
     gamma: float = 2.0
     """Power of what is missing to certainty, of ``balance="focal"``."""
 
@@ -44,14 +47,40 @@ class MaskedBins(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.balance == "margins") != (self.counts is not None):
-            raise ValueError(f"`counts` go with balance='margins' only, found {self.balance!r} and {self.counts}.")
+        if self.counts is not None and not self.counted:
+            raise ValueError(
+                f"`counts` go with balance='margins' or 'alternating' only, found {self.balance!r} and {self.counts}."
+            )
+
+    @property
+    def counted(self) -> bool:
+        """Whether the term depends on how often bins occur."""
+        return self.balance in ("margins", "alternating")
+
+    def check(self) -> None:
+        """Refuse a term without the counts that it needs."""
+        if self.counted and self.counts is None:
+            raise ValueError(
+                f"Expected `counts` of the bins for balance={self.balance!r}, found None. `train.pretrain` counts them; "
+                "elsewhere pass them, from that of padding on."
+            )
+
+    def at_epoch(self, epoch: int) -> MaskedBins:
+        """The term with the balance of an epoch."""
+        if self.balance == "alternating":
+            return replace(self, balance="bins", counts=None) if epoch % 2 else replace(self, balance="margins")
+        if self.balance == "adaptive":
+            return replace(self, balance="values" if epoch < _EASY else "bins")
+        return self
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
-        """Mean cross-entropy."""
+        """Mean cross-entropy; of those that change with the epoch, that of the first."""
+        self.check()
+        if self.balance in ("alternating", "adaptive"):
+            return self.at_epoch(0)(views, batch)
         logits, labels = views["first"]["bins"], self._labels(batch)
         if self.balance == "bins":
-            return self._over_bins(logits, labels)
+            return balanced_mean(logits, labels, first=1)
         if self.balance == "margins":
             mean = margin_cross_entropy(logits, labels, class_margins(self.counts or ()))
         elif self.balance == "focal":
@@ -59,14 +88,6 @@ class MaskedBins(Objective):
         else:
             mean = cross_entropy(logits, labels)
         return part_of_mean(mean, logits, batch.require("hidden"))
-
-    def _over_bins(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over bins of their means, each over the values of all processes."""
-        means = per_class_cross_entropy(logits, labels)[1:]
-        if is_shared():
-            shares = [share_of_mean(labels == number) for number in range(1, logits.shape[-1])]
-            means = means * torch.stack([torch.as_tensor(share, device=means.device) for share in shares])
-        return means.mean()
 
     def measures(self, views: Views, batch: TokenBatch) -> dict[str, Tensor]:
         """Share of hidden values whose most likely bin is right."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 
 from scgpt_tools._validate import check_fraction, check_number
+from scgpt_tools.nn.bin_losses import IGNORED
 from scgpt_tools.nn.losses import contrastive, elastic_similarity
 from scgpt_tools.objectives.base import Objective, View, Views
-from scgpt_tools.objectives.ranks import from_everyone, share_of_mean
+from scgpt_tools.objectives.ranks import balanced_mean, from_everyone, share_of_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,11 @@ UNLABELLED = -1
 
 @dataclass(frozen=True, kw_only=True)
 class CellType(Objective):
-    """Predict the class of a cell (CLS): cross-entropy, averaged over labelled cells."""
+    """Predict the class of a cell (CLS): cross-entropy of labelled cells."""
+
+    balance: Literal["cells", "classes"] = "cells"
+    """``"cells"`` averages over labelled cells; ``"classes"`` over those of each class first, and then over all classes,
+    those without a cell in the minibatch as 0, so that rare ones count as much as others (DeepSC's ``per_bin``)."""
 
     name: ClassVar[str] = "cell_type"
     heads: ClassVar[tuple[str, ...]] = ("cell_type",)
@@ -32,7 +37,10 @@ class CellType(Objective):
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Cross-entropy of the logits."""
-        return _cross_entropy(views["first"]["cell_type"], batch.require("label"))
+        logits, label = views["first"]["cell_type"], batch.require("label")
+        if self.balance == "classes":
+            return balanced_mean(logits, label.masked_fill(label == UNLABELLED, IGNORED))
+        return _cross_entropy(logits, label)
 
     def measures(self, views: Views, batch: TokenBatch) -> dict[str, Tensor]:
         """Share of labelled cells whose most likely class is right."""

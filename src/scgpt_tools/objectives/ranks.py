@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from scgpt_tools.nn.bin_losses import per_class_cross_entropy
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -41,6 +43,18 @@ def part_of_mean(mean: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
     if is_shared() and not bool(mask.any()):
         return torch.zeros_like(prediction, dtype=torch.float32).mul(prediction).sum()
     return mean * share
+
+
+def balanced_mean(logits: Tensor, labels: Tensor, *, first: int = 0) -> Tensor:
+    """Mean over classes, from ``first`` on, of the mean cross-entropy of each over everyone's entries.
+
+    A class without entries counts as 0, as DeepSC has it.  ``logits`` (..., C); ``labels`` (...), -100 for none.
+    """
+    means = per_class_cross_entropy(logits, labels)[first:]
+    if is_shared():
+        shares = [share_of_mean(labels == number) for number in range(first, logits.shape[-1])]
+        means = means * torch.stack([torch.as_tensor(share, device=means.device) for share in shares])
+    return means.mean()
 
 
 def from_everyone(cells: Tensor) -> Tensor:

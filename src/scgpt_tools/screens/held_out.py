@@ -45,6 +45,8 @@ class HeldOutScreen:
     """The table."""
     units: NDArray[Any]
     """(N,) row of the truth that each cell belongs to, by name; empty for others."""
+    all_units: NDArray[Any]
+    """(N,) condition of each cell, within its context, whatever part it is in."""
     contexts: NDArray[Any]
     """(N,) context of each cell; empty where all are compared together."""
     is_control: NDArray[np.bool_]
@@ -102,6 +104,7 @@ class HeldOutScreen:
         return cls(
             source=source,
             units=np.where(own, rows.units, ""),
+            all_units=rows.units,
             contexts=rows.contexts,
             is_control=rows.is_control,
             train=train,

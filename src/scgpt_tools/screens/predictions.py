@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scgpt_tools.metrics.perturbation_gears import evaluation_metrics
+from scgpt_tools.metrics.perturbation_gears import (
+    HeldOutCells,
+    deeper_analysis,
+    evaluation_metrics,
+    list_analysis,
+    variable_genes,
+)
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
+from scgpt_tools.screens.annotations import log_values
 from scgpt_tools.screens.profiles import mean_profiles
 from scgpt_tools.tokens.perturbations import condition_key
 
@@ -88,20 +96,81 @@ def _by_genes(names: pd.Index) -> dict[str, list[str]]:
     return found
 
 
-def original_scores(screen: HeldOutScreen, models: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
-    """Scores of GEARS and scGPT as they compute them, for mean profiles (C, G) by the name of the model."""
+def original_scores(
+    screen: HeldOutScreen, models: Mapping[str, NDArray[np.float64]], *, analyses: bool = False
+) -> pd.DataFrame:
+    """Scores of GEARS and scGPT as they compute them, for mean profiles (C, G) by the name of the model.
+
+    ``analyses``: also those of GEARS' analyses, under its own names with ``gears_`` before them.
+    """
     truth = screen.truth
-    scores = truth.scores
-    assert scores is not None  # noqa: S101 - screen with them
-    top = np.argsort(-np.abs(scores), axis=1, kind="stable")[:, :_TOP]
+    order = _order(screen)
+    top = order[:, :_TOP]
+    analyse = _Analyses.read(screen) if analyses else None
     rows = []
     for name, values in models.items():
         gears = evaluation_metrics(values, truth.true, top)
         scgpt = scgpt_metrics(values, truth.true, truth.control, top)
         found = {f"gears_{metric}": own for metric, own in gears.items()}
         found |= {f"scgpt_{metric}": own for metric, own in scgpt.items()}
+        if analyse is not None:
+            found |= {
+                f"gears_{metric}": own for metric, own in analyse(values).items() if f"gears_{metric}" not in found
+            }
         for metric, own in found.items():
             frame = pd.DataFrame({"condition": truth.conditions, "method": name, "metric": metric, "value": own})
             frame.insert(1, "group", frame["condition"].map(screen.groups))
             rows.append(frame)
     return pd.concat(rows, ignore_index=True)
+
+
+def _order(screen: HeldOutScreen) -> NDArray[np.int64]:
+    """(C, G) genes of each held-out condition by falling absolute score against the controls."""
+    scores = screen.truth.scores
+    assert scores is not None  # noqa: S101 - screen with them
+    return np.argsort(-np.abs(scores), axis=1, kind="stable")
+
+
+@dataclass(frozen=True, eq=False)
+class _Analyses:
+    """What GEARS' deeper and non-dropout analyses of mean profiles refer to."""
+
+    screen: HeldOutScreen
+    held_out: HeldOutCells
+    order: NDArray[np.int64]
+    variable: NDArray[np.int64]
+    """Genes whose mean varies most over all conditions of the screen."""
+    lists: dict[str, list[NDArray[np.int64]]]
+    """Positions of genes for each condition, by what they have in common."""
+
+    @classmethod
+    def read(cls, screen: HeldOutScreen) -> _Analyses:
+        """Read the held-out cells and the genes that they express.
+
+        GEARS counts a gene that no cell of the condition expresses as dropped out unless no control does either.
+        """
+        truth, order = screen.truth, _order(screen)
+        cells = log_values(screen.source)
+        held = np.flatnonzero(screen.units != "")
+        rows = tuple(np.flatnonzero(screen.units[held] == name) for name in screen.rows)
+        seen, unseen = truth.true != 0, np.broadcast_to(truth.control == 0, truth.true.shape)
+        kept = seen | unseen
+        return cls(
+            screen,
+            HeldOutCells(screen.rows, truth.true, truth.true, cells[held], rows),
+            order,
+            variable_genes(mean_profiles(cells, screen.all_units).means),
+            {
+                "top": [ranked[own[ranked]][:_TOP] for ranked, own in zip(order, kept, strict=True)],
+                "non_zero": [np.flatnonzero(own) for own in seen],
+                "non_dropout": [np.flatnonzero(own) for own in kept],
+            },
+        )
+
+    def __call__(self, predicted: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Scores (C,) by GEARS' names."""
+        cells, control = replace(self.held_out, predicted=predicted), self.screen.truth.control
+        others = {name: self.lists[name] for name in ("non_zero", "non_dropout")}
+        return deeper_analysis(cells, control, self.order, self.variable) | list_analysis(
+            cells, control, self.lists["top"], "non_dropout", others=others
+        )

@@ -61,6 +61,7 @@ def evaluate_perturbation(
     layer: str | None = None,
     genes: str | None = None,
     metrics: Sequence[str] | None = None,
+    analyses: bool = False,
     cells: bool = False,
     distances: str | Sequence[str] | None = None,
     cell_eval: bool = False,
@@ -102,6 +103,11 @@ def evaluate_perturbation(
     {genes}
     metrics
         Names in ``scgpt_tools.metrics.panel.METRICS``; ``None`` takes all that the data allow.
+    analyses
+        Also compute GEARS' deeper and non-dropout analyses of predictions, as it does, into ``originals``: shares of right
+        directions, of predictions within the range of the true cells, gaps of fold changes, and correlations and errors of
+        many subsets of genes, such as ``"gears_frac_correct_direction_20"`` or
+        ``"gears_pearson_delta_top20_de_non_dropout"``.  Their means over the rows of a ``group`` are its subgroup analysis.
     cells
         Also compare predicted with true cells, which generators and layers have: the metrics ``"energy"`` and ``"mmd"``
         in the space of 50 principal components of controls and true cells, and ``"energy_to_control"``, the former as
@@ -217,7 +223,7 @@ def evaluate_perturbation(
         table = pd.concat([table, _with_groups(score_cells(compared, wanted), screen)], ignore_index=True)
     scores = PerturbationScores(
         table=_with_roles(table, profiles),
-        originals=original_scores(screen, profiles),
+        originals=original_scores(screen, profiles, analyses=analyses),
         spread=pd.Series(spread, name="spread", dtype=float),
         test_hash=condition_hash(screen.conditions),
         rng=seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from os import PathLike
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -49,6 +49,7 @@ def map_reference(
     use_rep: str = "X_scGPT",
     k: int = 10,
     how: Vote = "majority",
+    ties: Literal["nearest", "first"] = "nearest",
     calibrate: bool = False,
     threshold: float = 0.0,
     reject: float = 0.0,
@@ -75,7 +76,10 @@ def map_reference(
         Number of neighbours; 10 in scGPT's tutorial, 50 where it maps to an atlas.
     how
         ``"majority"`` counts neighbours; ``"weighted"`` favours types that are rare in the reference, as scGPT does
-        with atlases.  Of types with equal scores, the one of the nearer neighbour is taken.
+        with atlases.
+    ties
+        Of types with equal scores, ``"nearest"`` takes the one of the nearer neighbour, ``"first"`` the first in the order
+        of the classes, as DeepSC's mapping does.
     calibrate
         Take as confidence not the share of the votes but how often winners with that share are right among cells of the
         reference that were mapped to the others.
@@ -137,6 +141,7 @@ def map_reference(
     """
     check_arguments(map_reference, locals())
     check_choice("how", how, get_args(Vote))
+    check_choice("ties", ties, ("nearest", "first"))
     check_choice("backend", backend, get_args(Backend))
     cells = slots_of(query, modality)
     check_writable(query, cells, copy=copy)
@@ -159,7 +164,7 @@ def map_reference(
             f"when they were embedded (first: {str(cells.obs_names[empty][0])!r}). They get no type but {unassigned!r}."
         )
     found = _neighbours(index, vectors, k, backend)
-    ballot = vote(index.codes[found.rows], len(index.classes), how=how, proportions=index.proportions)
+    ballot = vote(index.codes[found.rows], len(index.classes), how=how, proportions=index.proportions, ties=ties)
     confidence, p_values = None, None
     if calibrates and index.calibration is not None:
         index.calibration.check_neighbours(found.rows.shape[1])
@@ -174,6 +179,7 @@ def map_reference(
         "label_key": str(index.source.get("label_key", index.source.get("label", ""))),
         "k": found.rows.shape[1],
         "how": how,
+        "ties": ties,
     }
     if calibrates and index.calibration is not None:
         params |= {"calibrate": calibrate, "reject": reject, "held_out_across": index.calibration.across}

@@ -287,20 +287,41 @@ class MaskBins(Corruption):
     """Replace values by a marker, those of each bin with a probability of their own (DeepSC)."""
 
     name: ClassVar[str] = "mask_bins"
-    chances: tuple[float, ...]
-    """Probability of each bin from 1 on; rare bins want a higher one, see :func:`chances_of`."""
+    chances: tuple[float, ...] | None = None
+    """Probability of each bin from 1 on; ``None`` for the rarer the higher (:meth:`knowing`), for which
+    :func:`scgpt_tools.train.pretrain` counts the bins of the training cells."""
     keep_first: int = 1
     """Leading tokens never to hide."""
 
     def __post_init__(self) -> None:
-        for chance in self.chances:
-            check_fraction("chances", chance)
-        if not any(self.chances):
-            raise ValueError(f"Expected `chances` with one above 0, found {self.chances}.")
+        if self.chances is not None:
+            for chance in self.chances:
+                check_fraction("chances", chance)
+            if not any(self.chances):
+                raise ValueError(f"Expected `chances` with one above 0, found {self.chances}.")
         check_integer("keep_first", self.keep_first, least=0)
+
+    def knowing(self, counts: Sequence[float]) -> MaskBins:
+        """Copy that hides values of rare bins more often.
+
+        Parameters
+        ----------
+        counts
+            How often each bin occurs, from 1 on.
+
+        Returns
+        -------
+        The copy, with the ``chances`` of :func:`chances_of`; chances that were given stay.
+        """
+        return self if self.chances is not None else replace(self, chances=chances_of(counts))
 
     def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
         """Hide values of real tokens by their bins; other bins, such as that of the cell token, stay visible."""
+        if self.chances is None:
+            raise ValueError(
+                "Expected `chances` of each bin, found None. `train.pretrain` counts bins; elsewhere pass them, as "
+                "`tokens.chances_of(counts)` makes them."
+            )
         bins = batch.require("bins")
         table = torch.tensor([0.0, *self.chances], dtype=torch.float64, device=bins.device)
         known = bins <= len(self.chances)

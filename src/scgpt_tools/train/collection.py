@@ -16,7 +16,7 @@ from scgpt_tools.config import settle_fields
 from scgpt_tools.data.cell_splits import split_cells
 from scgpt_tools.data.classes import read_classes
 from scgpt_tools.data.epochs import Sampling, check_sampling
-from scgpt_tools.data.module import CellTable
+from scgpt_tools.data.module import CellDataModule, CellTable
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.stores import open_table
 from scgpt_tools.settings import settings
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+
+
+# Cells whose bins are counted at once.
+_COUNTED = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,8 @@ class VocabularyConfig:
     """Which genes become tokens."""
 
     path: Path | None = None
-    """A ``vocab.json`` to take, relative to the data folder; ``None`` collects the genes of the data."""
+    """A ``vocab.json``, or a table of genes (``.csv`` with the columns ``feature_name`` and ``id``) as DeepSC has it, to take,
+    relative to the data folder; ``None`` collects the genes of the data."""
     min_cells: int = 1
     """Training cells that have to express a gene of the data."""
     min_coverage: float = 0.0
@@ -189,10 +194,35 @@ def find_files(paths: Sequence[str], folder: Path) -> list[Path]:
 
 
 def collect_vocabulary(
-    counts: pd.DataFrame, config: VocabularyConfig, specials: tuple[str, ...] = SPECIALS
+    counts: pd.DataFrame,
+    config: VocabularyConfig,
+    specials: tuple[str, ...] = SPECIALS,
+    last: tuple[str, ...] = (),
 ) -> Vocabulary:
-    """Vocabulary of the genes that enough cells express, with the special tokens first."""
+    """Vocabulary of the genes that enough cells express, between the special tokens."""
     genes = counts.index[counts["expressing"] >= config.min_cells]
     if not len(genes):
         raise ValueError(f"Expected genes expressed in at least {config.min_cells} training cells, found none.")
-    return Vocabulary.from_genes(genes, specials)
+    return Vocabulary.from_genes(genes, specials).extended(last)
+
+
+def count_bins(cells: CellDataModule, *, seed: int) -> list[int]:
+    """How many values of the training cells are in each bin, from 1 on, as the model sees these cells.
+
+    Raises
+    ------
+    ValueError
+        If the model reads no bins beside values.
+    """
+    bins = cells.tokenizer.config.linear_bins
+    if bins is None:
+        raise ValueError(
+            "Expected a tokenizer with `linear_bins`, such as that of the family 'deepsc', to count bins, found none."
+        )
+    counts = np.zeros(bins + 1, dtype=np.int64)
+    for first in settings.progress(range(0, cells.train.size, _COUNTED), unit="block"):
+        chosen = cells.train[first : first + _COUNTED]
+        batch = cells.tokenize(cells.read(chosen), chosen, seed=seed)
+        found = batch.require("bins")[batch.mask].numpy()
+        counts += np.bincount(found[found <= bins], minlength=bins + 1)
+    return counts[1:].tolist()

@@ -348,6 +348,7 @@ def _trainer_options(config: FitConfig, n_batches: int) -> dict[str, Any]:
 
 def _check_heads(model: CellModel, objectives: Sequence[Objective]) -> None:
     for objective in objectives:
+        objective.check()
         for head in objective.heads:
             if head not in model.heads:
                 raise ValueError(

@@ -57,7 +57,7 @@ class CellModule(lightning.LightningModule):
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Compute the loss of a minibatch."""
         torch.manual_seed(_stream(self.seed, self.current_epoch, batch_idx, self.global_rank))
-        active = [objective for objective in self.objectives if objective.from_step <= self.global_step]
+        active = [term for term in self._terms() if term.from_step <= self.global_step]
         views = run_views(self.model, batch, active)
         terms = {objective.name: objective(views, batch) for objective in active}
         loss = _weighted_sum(active, terms)
@@ -69,15 +69,18 @@ class CellModule(lightning.LightningModule):
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Log the loss of a minibatch with every term, whatever the step it begins at."""
-        views = run_views(self.model, batch, self.objectives)
-        terms = {objective.name: objective(views, batch) for objective in self.objectives}
-        loss = _weighted_sum(self.objectives, terms)
+        objectives = self._terms()
+        views = run_views(self.model, batch, objectives)
+        terms = {objective.name: objective(views, batch) for objective in objectives}
+        loss = _weighted_sum(objectives, terms)
         if not bool(torch.isfinite(loss)):
             raise LossNotFiniteError(self._failure(terms, batch, views["first"], validating=True))
-        measures = {
-            name: value for objective in self.objectives for name, value in objective.measures(views, batch).items()
-        }
+        measures = {name: value for objective in objectives for name, value in objective.measures(views, batch).items()}
         self.log_dict(_named("validation", loss, terms | measures), batch_size=len(batch), sync_dist=True)
+
+    def _terms(self) -> list[Objective]:
+        """Loss terms as they are in this epoch."""
+        return [objective.at_epoch(self.current_epoch) for objective in self.objectives]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Refuse an update that would destroy the weights; with float16 the loss scaling leaves such updates out."""

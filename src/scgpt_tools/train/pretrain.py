@@ -20,15 +20,17 @@ from scgpt_tools.data.module import CellDataModule
 from scgpt_tools.models import formats
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.families import family_named
-from scgpt_tools.objectives import Objective, check_objectives
-from scgpt_tools.tokens.corruptions import Corruption, GenerateExpression, MaskValues
+from scgpt_tools.objectives import MaskedBins, Objective, check_objectives
+from scgpt_tools.tokens.corruptions import Corruption, GenerateExpression, MaskBins, MaskValues
 from scgpt_tools.tokens.gene_masking import NextTokens
+from scgpt_tools.tokens.gene_tables import read_gene_table
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 from scgpt_tools.train.collection import (
     Collection,
     DataConfig,
     VocabularyConfig,
     collect_vocabulary,
+    count_bins,
     open_collection,
 )
 from scgpt_tools.train.fit import FitConfig, fit
@@ -167,14 +169,14 @@ def pretrain(
                 f"Expected a model that looks back only for the corruption 'next_tokens', found {config.family.name!r}, which "
                 "would see what it is asked for. Take the family 'scmodelforge_causal', or another corruption."
             )
-        cells = _cells(config, collection, counts, model)
+        cells, terms = _cells(config, collection, counts, model)
         logger.info(
             "Training on %d cells and %d genes of %d files.", len(cells.train), len(vocabulary), len(collection.sources)
         )
         # Weights, the two moments of the optimiser and a copy that is being written; and the best weights and the model.
         check_room(run, 10 * sum(parameter.nbytes for parameter in model.parameters()))
         settings = replace(config.train, folder=run)
-        fit(model, cells, config.terms, settings, description={"task": "pretrain"})
+        fit(model, cells, terms, settings, description={"task": "pretrain"})
     if this_process()[0] == 0:
         model.save(target)
     return model
@@ -234,22 +236,36 @@ def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:
 
 
 def _vocabulary(config: PretrainConfig, counts: pd.DataFrame, folder: Path) -> Vocabulary:
-    specials = family_named(config.family.name).specials
-    if config.vocabulary.path is not None:
-        return Vocabulary.from_file(folder / config.vocabulary.path.expanduser()).extended(specials)
-    return collect_vocabulary(counts, config.vocabulary, specials)
+    family = family_named(config.family.name)
+    if config.vocabulary.path is None:
+        return collect_vocabulary(counts, config.vocabulary, family.specials, family.last)
+    path = folder / config.vocabulary.path.expanduser()
+    if path.suffix == ".csv":
+        return read_gene_table(path)
+    return Vocabulary.from_file(path).extended((*family.specials, *family.last))
 
 
-def _cells(config: PretrainConfig, collection: Collection, counts: pd.DataFrame, model: CellModel) -> CellDataModule:
-    tokenizer = model.tokenizer
+def _cells(
+    config: PretrainConfig, collection: Collection, counts: pd.DataFrame, model: CellModel
+) -> tuple[CellDataModule, tuple[Objective, ...]]:
+    """Cells to train on, and the loss terms, both with what they have to know of the cells beforehand."""
+    tokenizer, terms = model.tokenizer, config.terms
     corruption = config.corruption.of(tokenizer)
+    tables = collection.tables(model.vocabulary, min_coverage=config.vocabulary.min_coverage)
+    uncounted = [term for term in terms if isinstance(term, MaskedBins) and term.counted and term.counts is None]
+    if uncounted or (isinstance(corruption, MaskBins) and corruption.chances is None):
+        bins = count_bins(CellDataModule(tables, tokenizer, train=collection.cells("train")), seed=config.train.seed)
+        logger.info("Values of each bin in the training cells: %s.", ", ".join(f"{count:,}" for count in bins))
+        if isinstance(corruption, MaskBins):
+            corruption = corruption.knowing(bins)
+        terms = tuple(replace(term, counts=(0.0, *map(float, bins))) if term in uncounted else term for term in terms)
     if isinstance(corruption, GenerateExpression):
         # It chooses among all genes itself; the model is to see expressed ones only.
         tokenizer = Tokenizer(replace(model.config.tokenizer, genes="all", length=None), model.vocabulary)
         share = (counts["expressing"] / counts["measured"]).reindex(model.vocabulary.tokens, fill_value=0.0)
         corruption = corruption.knowing(torch.tensor(share.to_numpy(), dtype=torch.float32))
-    return CellDataModule(
-        collection.tables(model.vocabulary, min_coverage=config.vocabulary.min_coverage),
+    cells = CellDataModule(
+        tables,
         tokenizer,
         corruption=corruption,
         train=collection.cells("train"),
@@ -258,3 +274,4 @@ def _cells(config: PretrainConfig, collection: Collection, counts: pd.DataFrame,
         block=config.data.block,
         blocks=config.data.blocks,
     )
+    return cells, terms

@@ -34,11 +34,16 @@ class Family:
     """Key of its embeddings in ``obsm``, unless another is asked for."""
     specials: tuple[str, ...] = SPECIALS
     """Tokens that are no genes, which a vocabulary made for it begins with."""
+    last: tuple[str, ...] = ()
+    """Tokens that are no genes, which it ends with."""
     perturbation: Callable[..., ModelConfig] | None = None
     """Describe the model of perturbations that a model becomes; ``None`` for a family without.
 
     Takes the configuration and the vocabulary of the model and, by name, ``head`` (of expression), ``dropout`` and
     ``flag`` (of perturbed genes), each ``None`` for the family's own or the model's."""
+    annotation: Callable[[ModelConfig], ModelConfig] | None = None
+    """Describe the model that learns to name the types of cells, from that which it starts from; ``None`` for a family whose
+    models need a head only."""
     modalities: Callable[[ModelConfig, TokenizerConfig], ModelConfig] | None = None
     """Describe the model of several modalities that a model becomes, from its configuration and the tokenizer of all of
     them; ``None`` for a family without."""

@@ -23,6 +23,7 @@ from scgpt_tools.models.config import (
 from scgpt_tools.models.families.base import Family
 from scgpt_tools.tokens.perturbations import PERTURBED
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
+from scgpt_tools.vocabulary import CLS, PAD
 
 if TYPE_CHECKING:
     from scgpt_tools.models.config import HeadConfig, PartConfig
@@ -147,6 +148,19 @@ def deepsc_perturbation(
     return with_flags(plain, values=values)
 
 
+def streams_of(config: ModelConfig) -> DualStreamConfig:
+    """The encoder, if it is one of two streams.
+
+    Raises
+    ------
+    ValueError
+        If it is another.
+    """
+    if not isinstance(config.encoder, DualStreamConfig):
+        raise ValueError(f"Expected an encoder of two streams, as DeepSC has it, found {config.encoder.kind!r}.")
+    return config.encoder
+
+
 def regressor_of(experts: int) -> HeadConfig:
     """The regressor of several experts, or of none."""
     return MixtureRegressorConfig(experts=experts) if experts else DeepRegressorConfig()
@@ -237,11 +251,20 @@ def as_perturbation(
     )
 
 
+def as_classifier(config: ModelConfig) -> ModelConfig:
+    """Describe the model that classifies cells as the original does, from both streams together."""
+    return replace(config, encoder=replace(streams_of(config), pooled="fused"))
+
+
 DEEPSC = Family(
     name="deepsc",
     config=deepsc,
     key="X_DeepSC",
+    # As in the original's tables, whose rows of genes stand between both.
+    specials=(PAD,),
+    last=(CLS,),
     perturbation=as_perturbation,
+    annotation=as_classifier,
     original="deepsc",
     # Of the authors' own fine-tuning; others are the task's.
     finetuning={"perturb": {"dropout": 0.1, "epochs": 10}, "annotate": {"lr": 3e-4}},

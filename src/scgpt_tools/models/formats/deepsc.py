@@ -18,6 +18,7 @@ from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import check_choice
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.models.config import BinAndNumberConfig, ClassifierConfig, EarlierStreamConfig
+from scgpt_tools.models.families.deepsc import streams_of
 from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.base import as_float, checksums, read_settings, save_tensors
 from scgpt_tools.models.formats.deepsc_config import (
@@ -27,7 +28,6 @@ from scgpt_tools.models.formats.deepsc_config import (
     generation_of,
     own_facts,
     said_of,
-    streams_of,
     unsaid,
     with_own_facts,
 )

@@ -21,7 +21,7 @@ from scgpt_tools.models.config import (
     ModelConfig,
     Named,
 )
-from scgpt_tools.models.families.deepsc import cell_tokenizer, embedder_of, regressor_of, with_flags
+from scgpt_tools.models.families.deepsc import cell_tokenizer, embedder_of, regressor_of, streams_of, with_flags
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -301,26 +301,14 @@ def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
     return len(numbers)
 
 
-def streams_of(config: ModelConfig) -> DualStreamConfig:
-    """The encoder, if it is one of two streams.
-
-    Raises
-    ------
-    ValueError
-        If it is another.
-    """
-    if not isinstance(config.encoder, DualStreamConfig):
-        raise ValueError(f"Expected an encoder of two streams, as DeepSC has it, found {config.encoder.kind!r}.")
-    return config.encoder
-
-
 def check_writable(config: ModelConfig) -> None:
     """Refuse what the original cannot compute.
 
     Raises
     ------
     ValueError
-        If the model hides padding, or has other widths or another softmax of experts than the original.
+        If the model hides padding, has other widths or another softmax of experts than the original, or classifies cells
+        that are pooled otherwise.
     """
     encoder, regressor = streams_of(config), config.heads.get("expression")
     advice = "It would predict other numbers there; keep this model with `save`."
@@ -330,6 +318,16 @@ def check_writable(config: ModelConfig) -> None:
         raise ValueError(f"Expected hidden={4 * config.dim}, four times the width, found {encoder.hidden}. {advice}")
     if isinstance(regressor, MixtureRegressorConfig) and regressor.temperature != 1:
         raise ValueError(f"Expected temperature=1 of the regressor, found {regressor.temperature}. {advice}")
+    if "cell_type" in config.heads and encoder.pooled != "fused":
+        raise ValueError(
+            f"Expected a classifier of both streams together, pooled='fused', as the original has it, found "
+            f"{encoder.pooled!r}. {advice}"
+        )
+    if "cell_type" in config.heads and config.pooling not in POOLINGS.values():
+        raise ValueError(
+            f"Expected a classifier that pools by {' or '.join(map(repr, POOLINGS.values()))}, as the original does, found "
+            f"{config.pooling!r}. {advice}"
+        )
 
 
 def own_facts(config: ModelConfig) -> dict[str, Any]:
@@ -408,7 +406,7 @@ def said_of(config: ModelConfig) -> dict[str, Any]:
     if classifier is not None:
         said["classifier"] = {
             "num_layers_cls": classifier.layers,
-            "cell_emb_style": {ours: theirs for theirs, ours in POOLINGS.items()}.get(config.pooling, "avg-pool"),
+            "cell_emb_style": {ours: theirs for theirs, ours in POOLINGS.items()}[config.pooling],
             "id2type": list(classifier.names or ()),
         }
     return said

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scgpt_tools.data.classes import UNKNOWN
+from scgpt_tools.models.families import find_family
 from scgpt_tools.objectives.recipes import ANNOTATE
 from scgpt_tools.train.tasks.cells import CellTask, OpenedCells
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.models.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +27,11 @@ class Annotate(CellTask):
     fit = {"epochs": 10, "batch_size": 32, "lr": 1e-4}
     defaults = {"validation": 0.1, "sampling": "random", "batch_parts": False}
     needs = ("label_key",)
+
+    def config_of(self, model: CellModel) -> ModelConfig:
+        """The family's classifier."""
+        family = find_family(model.config)
+        return model.config if family is None or family.annotation is None else family.annotation(model.config)
 
     def open(self, adata: AnnData | MuData, model: CellModel, *, seed: int) -> OpenedCells:
         """Read the cells, of two classes or more."""

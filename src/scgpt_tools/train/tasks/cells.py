@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from scgpt_tools._types import Extend
     from scgpt_tools.data.rows import Rows
     from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.models.config import ModelConfig
     from scgpt_tools.nn.heads import RegressorConfig
     from scgpt_tools.objectives.base import Objective
     from scgpt_tools.tokens.corruptions import Corruption
@@ -95,6 +96,10 @@ class CellTask(Task[OpenedCells]):
         """The usual loss terms as this tokenizer needs them."""
         return terms
 
+    def config_of(self, model: CellModel) -> ModelConfig:
+        """Description of the model before heads and parts are added."""
+        return model.config
+
     def open(self, adata: AnnData | MuData, model: CellModel, *, seed: int) -> OpenedCells:
         """Read the cells with their classes and batches, and divide them."""
         vocabulary = self._vocabulary(adata, model)
@@ -150,8 +155,9 @@ class CellTask(Task[OpenedCells]):
 
     def adapt(self, model: CellModel, opened: OpenedCells) -> CellModel:
         """Add heads, parts for batches and modalities, and tokens."""
-        changes = parts_for(
-            model.config,
+        config = self.config_of(model)
+        changes = {"encoder": config.encoder} | parts_for(
+            config,
             opened.terms,
             classes=None if opened.labels is None else opened.labels.names,
             batches=None if opened.batches is None else opened.batches.names,
