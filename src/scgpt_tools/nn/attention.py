@@ -19,6 +19,7 @@ from torch import nn
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
 from scgpt_tools.nn.dropout import drop
+from scgpt_tools.nn.learning_products import attend_and_learn, learning_pays
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.products import attend_by_products, products_pay
 
@@ -198,6 +199,8 @@ def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Te
         context = attend_by_products(q, k, v, heads)
         if context is not None:
             return context
+    if (dropout or _needs_gradients(q, k, v)) and learning_pays(q, k, dropout=dropout):
+        return attend_and_learn(q, k, v, heads, dropout)
     if q.device.type == "cpu" and (dropout or q.dtype == torch.bfloat16):
         return _by_products(q, k, v, heads, dropout)
     q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))

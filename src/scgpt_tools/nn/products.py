@@ -32,11 +32,19 @@ _LARGEST = 2.0**100
 
 def products_pay(q: Tensor, k: Tensor) -> bool:
     """Whether this way is possible, on a CPU with oneDNN and uncompiled, and faster: in bf16, or for long cells."""
-    if q.device.type != "cpu" or torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
-        return False
-    if _onednn() is None:
+    if not has_products(q):
         return False
     return q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and min(len(q), len(k)) >= _LONG)
+
+
+def has_products(q: Tensor) -> bool:
+    """Whether oneDNN's products are there: on a CPU, uncompiled."""
+    return (
+        q.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and bool(torch.backends.mkldnn.enabled)
+        and _onednn() is not None
+    )
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor | None:
@@ -53,7 +61,7 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor | 
     keys = centred.to(k.dtype).unflatten(-1, (heads, width)).transpose(0, 1).contiguous()
     values = v.t().contiguous().unflatten(0, (heads, width))
     context = q.new_empty(len(q), heads, width)
-    several, rows = _block(heads, len(q), len(k), q.dtype)
+    several, rows = block_of(heads, len(q), len(k), q.dtype)
     largest = []
     for head in range(0, heads, several):
         part = slice(head, head + several)
@@ -67,7 +75,7 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor | 
     return context.flatten(1) if bool(torch.stack(largest).amax() < _LARGEST) else None
 
 
-def _block(heads: int, queries: int, keys: int, dtype: torch.dtype) -> tuple[int, int]:
+def block_of(heads: int, queries: int, keys: int, dtype: torch.dtype) -> tuple[int, int]:
     """Heads and queries to compute at a time: several heads of a short cell, or some of the queries of a long one."""
     room = max(1, _CACHE * torch.get_num_threads() // dtype.itemsize)
     several = max(1, min(heads, room // (queries * keys))) if dtype == torch.bfloat16 else 1
@@ -80,10 +88,15 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
     """(H, n, i) times (H, m, i) transposed."""
     if x.dtype == torch.bfloat16:
         return x @ y.mT
+    return product(x[0], y[0]).unsqueeze(0)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """(n, i) times (m, i) transposed, in fp32."""
     linear = _onednn()
     assert linear is not None  # noqa: S101 - asked before
-    product: Tensor = linear(x[0], y[0], None, "none", [], "")
-    return product.unsqueeze(0)
+    result: Tensor = linear(x, y, None, "none", [], "")
+    return result
 
 
 @cache
