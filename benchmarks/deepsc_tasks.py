@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from scgpt_tools.models import CellModel
 
-SIZES = {"dim": 64, "layers": 3, "heads": 4, "hidden": 256, "dropout": 0.1}
+SIZES = {"dim": 64, "layers": 3, "heads": 4, "hidden": 256, "dropout": 0.0}
 FIT = {"batch_size": 32, "lr": 1e-3, "accelerator": "cpu"}
-LENGTH = 128
+LENGTH = 96
 FAMILIES: dict[str, dict[str, Any]] = {
     "scgpt": {
         "corruption": {"name": "generate_values"},
@@ -106,9 +106,11 @@ def cell_types(models: dict[str, CellModel], seed: int, epochs: int) -> list[dic
         rows.append({"method": f"{name}, classifier", **scored(truth, query.obs["scgpt_cell_type"])})
     shared = reference.var_names.intersection(query.var_names)
     matrices = [np.asarray(table[:, shared].X.todense()) for table in (reference, query)]
-    pca = PCA(50, random_state=seed).fit(matrices[0])
+    pca = PCA(50, svd_solver="randomized", random_state=seed).fit(matrices[0])
     nearest = KNeighborsClassifier(10).fit(pca.transform(matrices[0]), reference.obs[LABEL].astype(str))
-    rows.append({"method": "50 components, 10 neighbours", **scored(truth, nearest.predict(pca.transform(matrices[1])))})
+    rows.append(
+        {"method": "50 components, 10 neighbours", **scored(truth, nearest.predict(pca.transform(matrices[1])))}
+    )
     return rows
 
 
@@ -117,7 +119,7 @@ def texts_of(folder: Path) -> GeneEmbeddings:
     cells = table_of("pbmc3k_annotated")
     dense = np.asarray(cells.X.todense())
     scaled = (dense - dense.mean(axis=0)) / (dense.std(axis=0) + 0.1)
-    vectors = PCA(64, random_state=0).fit_transform(scaled.T).astype(np.float32)
+    vectors = PCA(64, svd_solver="randomized", random_state=0).fit_transform(scaled.T).astype(np.float32)
     return GeneEmbeddings(tuple(cells.var_names), vectors)
 
 
@@ -147,7 +149,7 @@ def perturbations(
     for name, model in starts.items():
         start = time.perf_counter()
         tuned[name] = finetune(
-            screen, model, task="perturb", unmeasured="token", epochs=epochs, rng=seed, **{**FIT, "batch_size": 64}
+            screen, model, task="perturb", unmeasured="token", epochs=epochs, dropout=0.0, rng=seed, **FIT
         )
         print(f"{name}: fine-tuned in {time.perf_counter() - start:.0f} s", flush=True)
     found = sct.tl.evaluate_perturbation(screen, tuned, metrics=METRICS, analyses=True, device="cpu", rng=seed)
@@ -191,8 +193,8 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, nargs=3, default=(4, 2, 5), help="pre-training, annotation, screen")
-    parser.add_argument("--cells", type=int, default=40, help="of each condition of the screen")
+    parser.add_argument("--epochs", type=int, nargs=3, default=(2, 1, 4), help="pre-training, annotation, screen")
+    parser.add_argument("--cells", type=int, default=24, help="of each condition of the screen")
     given = parser.parse_args()
     if given.what == "table":
         show(given.folder)

@@ -26,6 +26,24 @@ def test_every_trainable_parameter_is_in_one_group(make_model):
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
+def test_one_pass_of_the_optimiser_is_as_many_operations(make_model):
+    """On a CPU in one precision; mixed precision has its own way."""
+    stepped = []
+    for mixed in (False, True):
+        model = make_model(dropout=0.0)
+        optimizer = make_optimizer(model, OptimizerConfig(lr=1e-2, weight_decay=0.1), mixed_precision=mixed)
+        assert bool(optimizer.defaults["fused"]) is not mixed
+        for step in range(3):
+            for number, parameter in enumerate(model.parameters()):
+                draw = torch.Generator().manual_seed(100 * step + number)
+                parameter.grad = torch.randn(parameter.shape, generator=draw)
+            optimizer.step()
+        stepped.append(model.state_dict())
+    assert set(stepped[0]) == set(stepped[1])
+    for name, tensor in stepped[0].items():
+        torch.testing.assert_close(tensor, stepped[1][name], atol=1e-5, rtol=1e-4)
+
+
 def test_norms_and_biases_do_not_decay(make_model):
     model = make_model()
     groups = {group["name"]: group for group in parameter_groups(model, OptimizerConfig(weight_decay=0.1))}

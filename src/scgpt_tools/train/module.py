@@ -121,7 +121,8 @@ class CellModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser and the schedule, which advances with every optimiser step."""
-        optimizer = make_optimizer(self.model, self.optimizer_config)
+        mixed = not str(self.trainer.precision).startswith("32")
+        optimizer = make_optimizer(self.model, self.optimizer_config, mixed_precision=mixed)
         steps = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(1, -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches))
         schedule = make_schedule(optimizer, self.optimizer_config, steps=steps, steps_per_epoch=int(per_epoch))

@@ -132,13 +132,15 @@ def parameter_groups(model: CellModel, config: OptimizerConfig) -> list[dict[str
     return sorted(groups.values(), key=lambda group: group["name"])
 
 
-def make_optimizer(model: CellModel, config: OptimizerConfig) -> Optimizer:
+def make_optimizer(model: CellModel, config: OptimizerConfig, *, mixed_precision: bool = False) -> Optimizer:
     """Adam over the trainable parameters of a model."""
     adam = torch.optim.AdamW if config.decoupled else torch.optim.Adam
     groups = parameter_groups(model, config)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    # One pass over the numbers of a tensor in place of one for each operation.  Pieces of cut weights have none.
-    fused = all(one.device.type == "cpu" and not hasattr(one, "to_local") for one in parameters) or None
+    # One pass over the numbers of a tensor in place of one for each operation.  Pieces of cut weights have none, and with
+    # mixed precision Lightning does not clip gradients before such a step.
+    whole = all(one.device.type == "cpu" and not hasattr(one, "to_local") for one in parameters)
+    fused = True if whole and not mixed_precision else None
     return adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
