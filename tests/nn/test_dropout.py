@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scgpt_tools.nn.dropout import drop
+from scgpt_tools.nn.dropout import Dropout, drop
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.2, 0.5, 0.9])
@@ -29,6 +29,23 @@ def test_the_gradient_is_that_of_what_was_kept():
     dropped = drop(x, 0.4)
     (3 * dropped).sum().backward()
     assert torch.equal(x.grad, 3.0 * (dropped != 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_module_scales_what_it_keeps(dtype):
+    torch.manual_seed(0)
+    x = (torch.rand(200, 200) + 1).to(dtype).requires_grad_()
+    module = Dropout(0.25)
+    dropped = module(x)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], x[kept] / 0.75)
+    assert kept.float().mean() == pytest.approx(0.75, abs=0.01)
+    dropped.sum().backward()
+    torch.testing.assert_close(x.grad, kept.to(dtype) / 0.75)
+    assert torch.equal(module.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+    # Few numbers go to torch, which has the same distribution.
+    assert set(Dropout(0.5)(torch.ones(8)).tolist()) <= {0.0, 2.0}
 
 
 def test_seeds_decide():

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,17 +15,31 @@ if TYPE_CHECKING:
 
 # Probabilities are multiples of 2 to the minus this.
 _BITS = 16
+# Numbers from which on this is sooner than torch's.
+_MANY = 2**14
+
+
+class Dropout(nn.Dropout):
+    """:class:`torch.nn.Dropout`, whose draws take a quarter of the time for large tensors on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Set numbers to zero at random and scale the others, in training."""
+        few = x.numel() < _MANY or x.device.type != "cpu" or torch.compiler.is_compiling()
+        if few or not self.training or not 0 < self.p < 1:
+            return super().forward(x)
+        dropped: Tensor = _Drop.apply(x, self.p, 1 / (1 - self.p))
+        return dropped
 
 
 def drop(x: Tensor, probability: float) -> Tensor:
     """Set numbers to zero at random, without scaling the others.
 
-    Takes half the time of :func:`torch.nn.functional.dropout`, because four numbers share one draw from torch's
+    Takes a quarter of the time of :func:`torch.nn.functional.dropout`, because four numbers share one draw from torch's
     generator.
 
     ``probability``: of becoming zero; rounded to 16 bits.
     """
-    dropped: Tensor = _Drop.apply(x, probability)
+    dropped: Tensor = _Drop.apply(x, probability, 1.0)
     return dropped
 
 
@@ -41,15 +56,22 @@ def threshold_of(probability: float) -> int:
 
 
 class _Drop(torch.autograd.Function):
-    """Keeps one byte a number for the gradient."""
+    """Keeps what was drawn for the gradient, two bytes a number."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
-        kept = draw_bits(x.shape) >= threshold_of(probability)
-        ctx.save_for_backward(kept)
-        return x * kept
+    def forward(ctx: Any, x: Tensor, probability: float, scale: float) -> Tensor:
+        bits = draw_bits(x.shape)
+        ctx.save_for_backward(bits)
+        ctx.probability, ctx.scale = probability, scale
+        return _kept(bits, x, probability, scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return gradients[0] * kept, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (bits,) = ctx.saved_tensors
+        return _kept(bits, gradients[0], ctx.probability, ctx.scale), None, None
+
+
+def _kept(bits: Tensor, x: Tensor, probability: float, scale: float) -> Tensor:
+    """What is kept of numbers; compared into numbers of their kind, because products of unlike kinds are slow."""
+    kept = torch.ge(bits, threshold_of(probability), out=torch.empty(x.shape, dtype=x.dtype))
+    return (kept if scale == 1 else kept.mul_(scale)).mul_(x)

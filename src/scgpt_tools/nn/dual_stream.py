@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scgpt_tools.nn.attention import Attention, Layout, PackedLayout, PaddedLayout, packing_pays
+from scgpt_tools.nn.dropout import Dropout
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.mixture import MixtureConfig, MixtureFeedForward
 from scgpt_tools.nn.sockets import Embedded, Encoded, Encoder, EncoderConfig, Sizes, check_least
@@ -97,7 +98,7 @@ class ResidualFeedForward(nn.Module):
         hidden = config.hidden or 4 * dim
         self.expand, self.contract = Linear(dim, hidden), Linear(hidden, dim)
         self.middle = nn.ModuleList(Linear(hidden, hidden) for _ in range(config.depth - 2))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token by itself."""
@@ -117,7 +118,7 @@ class SelfBlock(nn.Module):
         self.feed_forward: nn.Module = (
             ResidualFeedForward(config, dim) if mixture is None else MixtureFeedForward(dim, mixture)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, layout: Layout, *, first_only: bool = False) -> tuple[Tensor, Tensor | None]:
         """The new stream, and attention weights if the backend has any."""
@@ -135,7 +136,7 @@ class CrossBlock(nn.Module):
         self.attention = Attention(dim, config.heads, _attention_dropout(config))
         self.gene_norm, self.norm, self.feed_norm = (nn.LayerNorm(dim) for _ in range(3))
         self.feed_forward = ResidualFeedForward(config, dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, genes: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor | None]:
         """Both streams, and attention weights if the backend has any."""

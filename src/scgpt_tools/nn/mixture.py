@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scgpt_tools.config import settle_fields
+from scgpt_tools.nn.dropout import Dropout
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.sockets import HeadConfig, HeadInput, Sizes, check_least
 
@@ -167,7 +168,7 @@ class RegressionExpert(nn.Module):
         super().__init__()
         self.expand, self.contract = xavier(Linear(dim, 2 * dim)), xavier(Linear(2 * dim, dim))
         self.norm, self.out = nn.LayerNorm(dim), xavier(nn.Linear(dim, 1))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., 1)."""

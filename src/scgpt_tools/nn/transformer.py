@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scgpt_tools.nn.attention import Attention, Layout, PackedLayout, PaddedLayout, query_key_products
+from scgpt_tools.nn.dropout import Dropout
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.sockets import Embedded, Encoded, Encoder, EncoderConfig, Sizes, check_least
 
@@ -62,7 +63,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: float, activation: Activation = "relu") -> None:
         super().__init__()
         self.expand, self.contract = Linear(dim, hidden), Linear(hidden, dim)
-        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
+        self.activation, self.dropout = ACTIVATIONS[activation], Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token by itself."""
@@ -93,7 +94,7 @@ class Block(nn.Module):
         self.attention = Attention(dim, heads, dropout)
         self.feed_forward = FeedForward(dim, hidden, dropout, activation)
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, layout: Layout, *, first_only: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the new tokens and the attention weights, if the backend has any."""
