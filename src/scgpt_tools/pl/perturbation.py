@@ -141,10 +141,11 @@ def perturbation_de(
         label.set(ha="right", rotation_mode="anchor")
     ax.set(ylabel="change from control mean", xlim=(-0.6, len(chosen) - 0.4))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small", borderpad=0.2)
+    legend = ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small", borderpad=0.2)
     if by_prediction:
         ax.set_xlabel("genes with the largest predicted change")
-    ax.set_title(title or cells.title, loc="left", pad=24)
+    rows = -(-len(legend.get_texts()) // 3)
+    ax.set_title(title or cells.title, loc="left", pad=8 + 16 * rows)
     return finish(ax, show=show, save=save, return_fig=return_fig)
 
 
