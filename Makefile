@@ -28,11 +28,11 @@ test test-newest campaign: export OMP_NUM_THREADS := $(TEST_THREADS)
 test test-newest campaign: export NUMBA_NUM_THREADS := $(TEST_THREADS)
 test test-newest campaign: export MPLBACKEND := agg
 test: lint
-	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -q -rs -n $(TEST_PROCESSES) --dist loadfile
 	@$(MAKE) --no-print-directory docs
 
 test-newest: $(NEWEST)/.installed
-	$(NEWEST)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
+	$(NEWEST)/bin/python -m pytest -q -rs -n $(TEST_PROCESSES) --dist loadfile
 
 # Bad inputs, kills and full disks, all of them; `make test` has a sample.
 campaign: export SCT_CAMPAIGN := long
