@@ -103,8 +103,13 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def messages(notebook: nbformat.NotebookNode) -> list[bool]:
+    """Which cells give messages; how many streams they come in depends on when the kernel sends them."""
+    return [any(output.get("name") == "stderr" for output in cell.outputs) for cell in code_cells(notebook)]
+
+
 def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """Outputs of a cell but for messages, which go with ``settings.verbosity``."""
+    """Outputs of a cell but for messages, which part other text and, of stand-ins for measured cells, may be others."""
     return [output for output in cell.outputs if output.get("name") != "stderr"]
 
 
@@ -141,6 +146,12 @@ def test_stored_output_is_complete_and_small(name):
 def test_it_runs_offline_and_shows_what_is_stored(name):
     now = [kinds(cell) for cell in code_cells(executed(name))[:-1]]
     assert now == [kinds(cell) for cell in code_cells(stored(name))]
+
+
+def test_the_quickstart_shows_its_messages():
+    """It takes the same cells everywhere, so the same cells of the notebook have something to say."""
+    assert any(messages(stored("quickstart")))
+    assert messages(executed("quickstart"))[:-1] == messages(stored("quickstart"))
 
 
 def stored_table(name: str, start: str) -> dict[str, list[float]]:
