@@ -13,7 +13,7 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import as_seed, check_key
-from scgpt_tools.data.modalities import cell_columns, has_modalities
+from scgpt_tools.data.modalities import cell_columns
 from scgpt_tools.pl._style import PALETTE, axes, check_colours, finish, ink
 from scgpt_tools.pl.embedding import _flat, _legend, _scatter, _styles, draw_numbers
 
@@ -90,8 +90,6 @@ def joint_embedding(
     """
     check_arguments(joint_embedding, locals())
     check_colours(cmap)
-    if not has_modalities(mdata):
-        raise TypeError(f"Expected a MuData, found {type(mdata).__name__}. `sct.pl.embedding` draws an AnnData.")
     check_key(mdata.obsm, use_rep, "obsm")
     names = [color] if isinstance(color, str) else list(color)
     shown = {name: _values(mdata, name, layer) for name in names}
