@@ -167,7 +167,8 @@ def _refuse_table(name: str, value: Any, expected: str) -> None:
         raise TypeError(
             f"Expected `{name}` to be {expected}, found {type(value).__name__} {str(value)!r}. Read it first: {reader}({str(value)!r})."
         )
-    raise TypeError(f"Expected `{name}` to be {expected}, found {type(value).__name__}.")
+    wrap = " Wrap it: mudata.MuData({'rna': adata})." if expected == "a MuData" and _is_table(value) else ""
+    raise TypeError(f"Expected `{name}` to be {expected}, found {type(value).__name__}.{wrap}")
 
 
 def _model(name: str, value: Any) -> None:

@@ -161,7 +161,7 @@ def test_refusals_change_nothing(trained, arguments, error, message):
 
 def test_a_table_and_a_model_that_do_not_fit(trained):
     mdata = make_mudata(20)
-    with pytest.raises(TypeError, match="Expected a MuData"):
+    with pytest.raises(TypeError, match="Expected `mdata` to be a MuData"):
         sct.tl.impute(mdata["rna"], trained, modality="prot")
     with pytest.raises(ValueError, match="which reads one"):
         sct.tl.impute(mdata, make_base(), modality="prot")
@@ -183,7 +183,7 @@ def test_weights_of_modalities(trained):
     assert pd.Series(mdata.uns["mod_weight"]["model"])["name"] == "tiny (multiomic)"
     with pytest.raises(ValueError, match="at least two modalities"):
         sct.tl.modality_weights(rna_alone(mdata), trained)
-    with pytest.raises(TypeError, match="Expected a MuData"):
+    with pytest.raises(TypeError, match="Expected `mdata` to be a MuData"):
         sct.tl.modality_weights(mdata["rna"], trained)
 
 

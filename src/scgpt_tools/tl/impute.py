@@ -15,7 +15,6 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ImputeKeys
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import as_seed, check_key_name
-from scgpt_tools.data.modalities import has_modalities
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.committee import load_models, open_for_all, provenance_of_all
@@ -131,10 +130,6 @@ def impute(
     >>> mosaic.obsm["prot_imputed"]  # doctest: +SKIP
     """
     check_arguments(impute, locals())
-    if not has_modalities(mdata):
-        raise TypeError(
-            f"Expected a MuData, found {type(mdata).__name__}. Wrap it as `mudata.MuData({{'rna': adata}})`."
-        )
     request = Request(
         layer=layer,
         genes=genes,

@@ -11,7 +11,7 @@ from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ModalityWeightKeys
 from scgpt_tools._validate import as_seed
-from scgpt_tools.data.modalities import ModalityRows, has_modalities
+from scgpt_tools.data.modalities import ModalityRows
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Cells, Request, load_model, open_cells
 
@@ -101,8 +101,6 @@ def modality_weights(
     >>> sct.pl.modality_weights(mdata, groupby="cell_type")  # doctest: +SKIP
     """
     check_arguments(modality_weights, locals())
-    if not has_modalities(mdata):
-        raise TypeError(f"Expected a MuData, found {type(mdata).__name__}.")
     loaded = load_model(model, device)
     names = [part.name for part in loaded.config.tokenizer.parts if part.name in mdata.mod]
     if len(names) < 2:
