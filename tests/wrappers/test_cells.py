@@ -440,7 +440,7 @@ def test_embeddings_of_nothing_are_refused(build, adata):
         model.predict_embeddings(adata, embedding_type="protein")
     with pytest.raises(ValueError, match="Expected `dataset`"):
         model.predict_embeddings()
-    with pytest.raises(TypeError, match="Expected an AnnData"):
+    with pytest.raises(TypeError, match="to be an AnnData or a MuData|Expected an AnnData"):
         model.predict_embeddings(adata.X)
 
 
