@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import ArrayLike, NDArray
 
+    from scgpt_tools.data.matrices import ReadRows
     from scgpt_tools.tokens.matching import Totals
     from scgpt_tools.tokens.units import Units
 
@@ -122,6 +123,19 @@ class RowSource:
         self.bins: int | None = None
         """Number of bins, zero included, where the values have to be bins; any other value is refused then."""
         self._base_width: int = X.shape[1]
+
+    @classmethod
+    def from_reader(cls, table: AnnData, read: ReadRows) -> RowSource:
+        """Rows that a function reads, of a table without a matrix.
+
+        ``read``: gives the rows from one number to before another as CSR, with a column for each gene of the table.
+        """
+        self = cls.__new__(cls)
+        self.adata, self.layer, self.modality = table, None, None
+        self._rows = self._columns = self._whole = self.bins = None
+        self._read, self._base_width = read, table.n_vars
+        self.in_memory = False
+        return self
 
     def __len__(self) -> int:
         return self.adata.n_obs

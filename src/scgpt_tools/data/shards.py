@@ -2,7 +2,7 @@
 
 Each shard is a folder with ``X.npy`` (float32) and ``gene_indices.npy`` (int64), whose rows are the values above zero of a
 cell and their token ids, with zeros behind; ``n_genes.npy``, ``obs.parquet`` and ``metadata.json``.  Unlike the original's,
-the reader compares the vocabulary.
+the reader compares the vocabulary, which lies beside the manifest as ``gene_vocab.json``.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from scgpt_tools._files import as_path, read_json, written_together
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_integer, check_texts
+from scgpt_tools.data.rows import RowSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from os import PathLike
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from scgpt_tools.data.rows import RowSource
     from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.vocabulary import Vocabulary
 
-MANIFEST, OBS = "manifest.json", "obs.parquet"
+MANIFEST, OBS, GENES = "manifest.json", "obs.parquet", "gene_vocab.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,11 @@ class Shard:
     """(n,) how many are there."""
     obs: pd.DataFrame
     """What is known of the cells."""
+
+    def rows(self, start: int, stop: int) -> Shard:
+        """Some neighbouring cells, of which nothing is read either."""
+        some = slice(start, stop)
+        return Shard(self.values[some], self.genes[some], self.n_genes[some], self.obs.iloc[some])
 
     def matrix(self, n_tokens: int) -> sp.csr_matrix:
         """Put the values into a table with a column for each token.
@@ -133,6 +139,7 @@ def write_shards(
         "vocab_hash": vocabulary_hash(vocabulary),
     }
     with written_together(place) as aside:
+        (aside / GENES).write_text(json.dumps(_genes(vocabulary), ensure_ascii=False) + "\n", encoding="utf-8")
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return place
 
@@ -156,11 +163,14 @@ def open_shards(folder: str | PathLike[str], vocabulary: Vocabulary) -> list[Sha
     ValueError
         If the shards were written with another vocabulary.
     """
-    place = as_path("folder", folder)
-    if not (place / MANIFEST).is_file():
+    return _open_all(as_path("folder", folder), vocabulary_hash(vocabulary))
+
+
+def _open_all(place: Path, written_with: str) -> list[Shard]:
+    if not is_sharded(place):
         raise FileNotFoundError(f"Expected {MANIFEST} in the folder of shards {str(place)!r}, found none.")
     manifest = read_json(place / MANIFEST)
-    if manifest.get("vocab_hash") != vocabulary_hash(vocabulary):
+    if manifest.get("vocab_hash") != written_with:
         raise ValueError(
             f"Expected shards of this vocabulary in {str(place)!r}, found those of another: their token ids would stand for "
             "other genes. Write them again."
@@ -170,9 +180,56 @@ def open_shards(folder: str | PathLike[str], vocabulary: Vocabulary) -> list[Sha
     ]
 
 
+def is_sharded(folder: Path) -> bool:
+    """Whether a folder holds shards."""
+    return (folder / MANIFEST).is_file()
+
+
+def shard_rows(folder: str | PathLike[str]) -> RowSource:
+    """Rows of all shards, as of a table whose genes are those of their vocabulary; values are mapped, not read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is not there, such as the vocabulary, which scModelForge does not write.
+    ValueError
+        If the shards were written with another vocabulary.
+    """
+    place = as_path("folder", folder)
+    if not (place / GENES).is_file():
+        raise FileNotFoundError(
+            f"Expected {GENES} in the folder of shards {str(place)!r}, the ids of genes that they were written with, found "
+            "none. Put the vocabulary there under that name."
+        )
+    ids = read_json(place / GENES, what="one object, gene to id")
+    shards = _open_all(place, _hash_of(ids))
+    starts = np.cumsum([0, *(len(shard.n_genes) for shard in shards)])
+    obs = pd.concat([shard.obs for shard in shards], ignore_index=True)
+    obs.index = pd.Index([f"{place.name}-{number}" for number in range(len(obs))])
+    columns = np.array(list(ids.values()), dtype=np.int64)
+    n_tokens = int(columns.max(initial=-1)) + 1
+
+    def read(start: int, stop: int) -> sp.csr_matrix:
+        first, last = np.searchsorted(starts, [start, max(stop - 1, start)], side="right") - 1
+        parts = []
+        for number in range(first, last + 1):
+            low, high = max(start - starts[number], 0), min(stop - starts[number], starts[number + 1] - starts[number])
+            parts.append(shards[number].rows(int(low), int(high)).matrix(n_tokens))
+        return sp.vstack(parts, format="csr")[:, columns]
+
+    return RowSource.from_reader(AnnData(obs=obs, var=pd.DataFrame(index=list(ids))), read)
+
+
 def vocabulary_hash(vocabulary: Vocabulary) -> str:
     """MD5 of the genes and their ids, as scModelForge has it; it tells vocabularies apart and protects from nothing."""
-    genes = {token: number for number, token in enumerate(vocabulary) if not vocabulary.is_special(token)}
+    return _hash_of(_genes(vocabulary))
+
+
+def _genes(vocabulary: Vocabulary) -> dict[str, int]:
+    return {token: number for number, token in enumerate(vocabulary) if not vocabulary.is_special(token)}
+
+
+def _hash_of(genes: Mapping[str, int]) -> str:
     return hashlib.md5(json.dumps(genes, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
 
 

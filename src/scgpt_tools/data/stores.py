@@ -13,14 +13,17 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import extract_tb
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import h5py
 import mudata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
+from fsspec.core import url_to_fs
 
 from scgpt_tools._files import as_path
 from scgpt_tools._lookup import lookup
@@ -101,18 +104,52 @@ def open_table(
     be used until the block ends; ``embeddings``: read ``obsm`` as well.
     """
     with open_group(path, modality=modality) as group:
-        with _read_whole(path):
-            check_table(group)
-            layers = group["layers"] if "layers" in group else {}
-            table = AnnData(
-                X=_matrix(group["X"]) if "X" in group else None,
-                obs=read_elem(group["obs"]),
-                var=read_elem(group["var"]),
-                uns=read_elem(group["uns"]) if "uns" in group else {},
-                obsm=read_elem(group["obsm"]) if embeddings and "obsm" in group else None,
-                layers={name: _matrix(layers[name]) for name in layers},
-            )
-        yield table
+        yield _table_of(group, path, embeddings=embeddings)
+
+
+@contextmanager
+def open_url(
+    url: str, *, modality: str | None = None, storage: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[AnnData]:
+    """Open a table that a file system of fsspec has, ``s3://bucket/cells.h5ad`` say; as :func:`open_table`.
+
+    No copy is made: pieces are fetched when they are read.  A cache goes before the address, as fsspec has it:
+    ``simplecache::s3://bucket/cells.h5ad``.  ``storage``: arguments of the file system, such as ``{"anon": True}``.
+    """
+    with _opened_url(url, storage) as root:
+        with _read_whole(url):
+            group = _table_in(root, modality, url)
+        yield _table_of(group, url)
+
+
+def find_urls(pattern: str, *, storage: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+    """Addresses that a pattern stands for, ``*`` being any part of a name; one without ``*`` as it is."""
+    if "*" not in pattern:
+        return [pattern]
+    chain, _, last = pattern.rpartition("::")
+    system, place = url_to_fs(last, **storage)
+    found = [system.unstrip_protocol(name) for name in sorted(system.glob(place))]
+    return [f"{chain}::{name}" if chain else name for name in found]
+
+
+def is_url(path: str | PathLike[str]) -> bool:
+    """Whether a place is an address of fsspec and not a path."""
+    return isinstance(path, str) and "://" in path
+
+
+def _table_of(group: Any, where: str | PathLike[str], *, embeddings: bool = False) -> AnnData:
+    """AnnData with matrices on disk."""
+    with _read_whole(where):
+        check_table(group)
+        layers = group["layers"] if "layers" in group else {}
+        return AnnData(
+            X=_matrix(group["X"]) if "X" in group else None,
+            obs=read_elem(group["obs"]),
+            var=read_elem(group["var"]),
+            uns=read_elem(group["uns"]) if "uns" in group else {},
+            obsm=read_elem(group["obsm"]) if embeddings and "obsm" in group else None,
+            layers={name: _matrix(layers[name]) for name in layers},
+        )
 
 
 @contextmanager
@@ -217,7 +254,25 @@ def _opened(path: Path, mode: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
+def _opened_url(url: str, storage: Mapping[str, Any]) -> Iterator[Any]:
+    """Root group of a table elsewhere."""
+    if _suffix(url) == ".zarr":
+        zarr = optional("zarr", extra="scale")
+        with _faults_named(url):
+            store = zarr.storage.FsspecStore.from_url(url, storage_options=dict(storage), read_only=True)
+            with _read_whole(url):
+                root = zarr.open_group(store, mode="r")
+            yield root
+        return
+    with _faults_named(url), fsspec.open(url, "rb", **storage) as stream:
+        with _read_whole(url):
+            file = h5py.File(stream, "r")
+        with file:
+            yield file
+
+
+@contextmanager
+def _faults_named(path: str | PathLike[str]) -> Iterator[None]:
     """Say in one line what the libraries that read and write files say in their own words when one is damaged."""
     try:
         yield
