@@ -28,7 +28,7 @@ from scgpt_tools.models.config import (
     PerturbationConfig,
     TransformerConfig,
 )
-from scgpt_tools.models.families import Family
+from scgpt_tools.models.families import Family, Pretraining
 from scgpt_tools.models.folders import FolderLayout
 from scgpt_tools.models.formats.format import Checkpoint, Format, Source, share_known
 from scgpt_tools.models.formats.rename import Rule, read_names, write_names
@@ -95,7 +95,7 @@ TOY = Family(
     config=toy,
     key="X_toy",
     perturbation=with_flags,
-    objectives={"pretrain": ({"name": "masked_expression"},)},
+    pretraining={"masked_expression": Pretraining(objectives=({"name": "masked_expression"},))},
 )
 
 

@@ -96,7 +96,7 @@ def test_a_run_goes_on(folder, tmp_path, monkeypatch):
                 raise Interrupted
 
     def cut(*arguments, **options):
-        return fit(*arguments, callbacks=[Interrupt()], **options)
+        return fit(*arguments, **options | {"callbacks": [Interrupt()]})
 
     config = changed(train={"checkpoint_steps": 2})
     whole = pretrain(config, data=folder, output=tmp_path / "whole")
@@ -256,7 +256,9 @@ def test_two_runs_do_not_share_a_folder(folder, tmp_path, monkeypatch):
                 patch.setattr(module, "fit", fit)
                 pretrain(CONFIG, data=folder, output=tmp_path / "out")
 
-    monkeypatch.setattr(module, "fit", lambda *arguments, **options: fit(*arguments, callbacks=[Another()], **options))
+    monkeypatch.setattr(
+        module, "fit", lambda *arguments, **options: fit(*arguments, **options | {"callbacks": [Another()]})
+    )
     pretrain(CONFIG, data=folder, output=tmp_path / "out")
     assert not list((tmp_path / "out" / "run").glob(".*"))
 

@@ -51,17 +51,28 @@ def block_shuffled(
     return np.concatenate([rng.permutation(pool) for pool in pools]) if pools else cells
 
 
-def balanced(cells: NDArray[np.int64], labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw as many cells as there are, with replacement, each class as often as any other.
+def balanced(
+    cells: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    rng: np.random.Generator,
+    *,
+    share: float = 1.0,
+    replacement: bool = True,
+) -> NDArray[np.int64]:
+    """Draw as many cells as there are, each class as often as any other.
 
-    ``labels``: class of each of these cells; a negative one is never drawn.
+    ``labels``: class of each of these cells; a negative one is never drawn; ``share``: how much of the chances is by class,
+    the rest being the same for all cells; ``replacement``: draw a cell more than once; without, all come, those of rare
+    classes early.
     """
     known = labels >= 0
     if not known.any():
         raise ValueError("Expected labelled cells for sampling='balanced', found none.")
     counts = np.bincount(labels[known])
-    chances = np.where(known, 1.0 / np.maximum(counts[np.maximum(labels, 0)], 1), 0.0)
-    return rng.choice(cells, size=cells.size, p=chances / chances.sum())
+    by_class = np.where(known, 1.0 / np.maximum(counts[np.maximum(labels, 0)], 1), 0.0)
+    chances = share * by_class / by_class.sum() + (1 - share) * known / known.sum()
+    size = cells.size if replacement else int(known.sum())
+    return rng.choice(cells, size=size, p=chances / chances.sum(), replace=replacement)
 
 
 def by_label(cells: NDArray[np.int64], labels: NDArray[np.int64], batch_size: int, *, seed: int, epoch: int) -> Batches:

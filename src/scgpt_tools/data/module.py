@@ -11,14 +11,15 @@ import hashlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
-from scgpt_tools._validate import as_seed, check_choice, check_integer
+from scgpt_tools._validate import as_seed, check_choice, check_flag, check_integer
 from scgpt_tools.data import epochs
 from scgpt_tools.data.assembly import assemble
+from scgpt_tools.tokens.selection import kept, tokens_of_minibatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.corruptions import Corruption
     from scgpt_tools.tokens.features import FeatureTable
+    from scgpt_tools.tokens.selection import MinibatchGenes
     from scgpt_tools.tokens.tokenizer import Tokenizer
 
 Part: TypeAlias = Literal["train", "validation"]
 
 # What keeps the draws of different things apart although they start from one seed.
-_ORDER, _TOKENS, _CORRUPTION = 1, 2, 3
+_ORDER, _TOKENS, _CORRUPTION, _GENES = 1, 2, 3, 4
 # Validation cells are hidden alike in every epoch, so that their losses compare.
 _VALIDATION_EPOCH = 2**31
 # Cells that are looked at together before training.
@@ -83,6 +85,13 @@ class CellDataModule:
         How training cells are drawn; validation cells come in their order.
     block, blocks
         Cells of a run and runs that are shuffled together, for ``sampling="blocks"``; so many cells are in memory.
+    curriculum
+        Epochs in which ``sampling="balanced"`` goes from all cells alike to each class alike; 0 begins with the latter.
+    replacement
+        Let it draw a cell more than once.
+    minibatch_genes
+        Which genes the cells of a minibatch show; ``None`` for all.  Of several processes, each reads the cells of all,
+        so that all choose alike.
     """
 
     def __init__(
@@ -96,6 +105,9 @@ class CellDataModule:
         sampling: Sampling = "random",
         block: int = 256,
         blocks: int = 64,
+        curriculum: int = 0,
+        replacement: bool = True,
+        minibatch_genes: MinibatchGenes | None = None,
     ) -> None:
         if not tables:
             raise ValueError("Expected at least one table of cells, found none.")
@@ -104,6 +116,9 @@ class CellDataModule:
         self.corruption = corruption
         self.sampling: Sampling = epochs.check_sampling(sampling)
         self.block, self.blocks = check_integer("block", block), check_integer("blocks", blocks)
+        self.curriculum = check_integer("curriculum", curriculum, least=0)
+        self.replacement = check_flag("replacement", replacement)
+        self.minibatch_genes = minibatch_genes
         self.starts = np.cumsum([0, *(len(table.source) for table in self.tables)])
         """Number of the first cell of each table, and of all cells together."""
         self.validation = _cells(validation if validation is not None else [], len(self), "validation")
@@ -147,7 +162,9 @@ class CellDataModule:
         if self.sampling == "one_batch":
             return epochs.by_label(self.train, self._of_train(self.batch_id), batch_size, seed=seed, epoch=number)
         if self.sampling == "balanced":
-            order = epochs.balanced(self.train, self._of_train(self.label), rng)
+            share = min(1.0, number / self.curriculum) if self.curriculum else 1.0
+            labels = self._of_train(self.label)
+            order = epochs.balanced(self.train, labels, rng, share=share, replacement=self.replacement)
         elif self.sampling == "blocks":
             order = epochs.block_shuffled(
                 self.train, rng, block=self.block, blocks=self.blocks, bounds=self.starts[1:-1]
@@ -166,14 +183,37 @@ class CellDataModule:
 
     def tokenize(self, rows: list[Any], cells: NDArray[np.int64], *, seed: int) -> TokenBatch:
         """Token batch of some cells among rows that were read."""
+        return self._tokenize(rows, cells, seed=seed, genes=None)
+
+    def tokenize_chosen(
+        self, rows: list[Any], cells: NDArray[np.int64], together: NDArray[np.int64], *, seed: int, draw: int
+    ) -> TokenBatch:
+        """The same with the genes alone that are chosen for a minibatch.
+
+        ``together``: cells of the whole minibatch, among which genes are chosen; ``draw``: seed of the choice.
+        """
+        if self.minibatch_genes is None:
+            return self.tokenize(rows, cells, seed=seed)
+        parts = [
+            (X[np.searchsorted(mine, together[np.isin(together, mine)])], self.tables[number].features)
+            for number, mine, X in rows
+        ]
+        n_tokens = len(self.tokenizer.vocabulary)
+        genes = tokens_of_minibatch(parts, n_tokens, self.minibatch_genes, draw)
+        return self._tokenize(rows, cells, seed=seed, genes=genes)
+
+    def _tokenize(
+        self, rows: list[Any], cells: NDArray[np.int64], *, seed: int, genes: NDArray[np.bool_] | None
+    ) -> TokenBatch:
         parts = []
         for number, mine, X in rows:
             asked = cells[np.isin(cells, mine)]
             if asked.size:
                 table = self.tables[number]
+                features = table.features if genes is None else kept(table.features, genes[table.features.ids])
                 keys = table.source.keys[mine - self.starts[number]]
                 places = np.searchsorted(mine, asked)
-                parts.append(self.tokenizer(X, table.features, keys, rng=seed, rows=places, index=mine))
+                parts.append(self.tokenizer(X, features, keys, rng=seed, rows=places, index=mine))
         batch = assemble(parts, cells, self.tokenizer.padding)
         return batch.replace(
             batch_id=_labels(self.batch_id, cells),
@@ -237,6 +277,9 @@ class CellDataModule:
             "training cells": {"number": int(self.train.size), "which": checksum(self.train)},
             "validation cells": {"number": int(self.validation.size), "which": checksum(self.validation)},
             "sampling": self.sampling,
+            **({"curriculum": self.curriculum} if self.curriculum else {}),
+            **({} if self.replacement else {"replacement": False}),
+            **({} if self.minibatch_genes is None else {"genes of a minibatch": vars(self.minibatch_genes).copy()}),
         }
 
     def _of_train(self, labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -258,6 +301,15 @@ class CellDataModule:
             absent = [number for number, part in enumerate(parts) if part is None]
             raise ValueError(f"Expected a `{name}` for the cells of every table, found none for tables {absent}.")
         return None
+
+
+class _Minibatch(NamedTuple):
+    """Cell numbers of a minibatch."""
+
+    own: NDArray[np.int64]
+    """Those of this process."""
+    read: NDArray[np.int64]
+    """Those whose values are read: where genes are chosen by minibatch, those of all processes."""
 
 
 class CellLoader:
@@ -296,12 +348,16 @@ class CellLoader:
         """Go on from a place."""
         self.place = {name: int(state[name]) for name in ("epoch", "batch")}
 
-    def _epoch(self, number: int) -> epochs.Batches:
+    def _epoch(self, number: int) -> list[_Minibatch]:
         rank, processes = epochs.this_process()
         batches = self.data.epoch(self.part, number, batch_size=self.batch_size * processes, seed=self.seed)
-        return epochs.for_process(batches, rank, processes)
+        own = epochs.for_process(batches, rank, processes)
+        if self.data.minibatch_genes is None:
+            return [_Minibatch(cells, cells) for cells in own]
+        parts = [epochs.for_process(batches, each, processes) for each in range(processes)]
+        return [_Minibatch(cells, np.concatenate(all_cells)) for cells, *all_cells in zip(own, *parts, strict=True)]
 
-    def _prepared(self, batches: epochs.Batches, epoch: int, start: int) -> Iterator[TokenBatch]:
+    def _prepared(self, batches: list[_Minibatch], epoch: int, start: int) -> Iterator[TokenBatch]:
         chunks = deque(range(start, len(batches), self._chunk))
         if not self.workers:
             for chunk in chunks:
@@ -323,21 +379,29 @@ class CellLoader:
             return max(1, self.data.block * self.data.blocks // self.batch_size)
         return self.AHEAD
 
-    def _numbers(self, batches: epochs.Batches, chunk: int) -> range:
+    def _numbers(self, batches: list[_Minibatch], chunk: int) -> range:
         return range(chunk, min(chunk + self._chunk, len(batches)))
 
-    def _rows(self, batches: epochs.Batches, chunk: int) -> list[Any]:
-        return self.data.read(np.unique(np.concatenate([batches[number] for number in self._numbers(batches, chunk)])))
+    def _rows(self, batches: list[_Minibatch], chunk: int) -> list[Any]:
+        return self.data.read(
+            np.unique(np.concatenate([batches[number].read for number in self._numbers(batches, chunk)]))
+        )
 
-    def _chunk_of_batches(self, batches: epochs.Batches, chunk: int, epoch: int) -> list[TokenBatch]:
+    def _chunk_of_batches(self, batches: list[_Minibatch], chunk: int, epoch: int) -> list[TokenBatch]:
         rows = self._rows(batches, chunk)
         return [self._batch(rows, batches[number], epoch, number) for number in self._numbers(batches, chunk)]
 
-    def _batch(self, rows: list[Any], cells: NDArray[np.int64], epoch: int, number: int) -> TokenBatch:
+    def _batch(self, rows: list[Any], cells: _Minibatch, epoch: int, number: int) -> TokenBatch:
         epoch = _VALIDATION_EPOCH if self.part == "validation" else epoch
         # One seed of tokens for the epoch, for the draws of a cell are set apart by its name; so the genes of a long
         # cell are others in the next epoch.
-        batch = self.data.tokenize(rows, cells, seed=_seed(_TOKENS, self.seed, epoch))
+        batch = self.data.tokenize_chosen(
+            rows,
+            cells.own,
+            cells.read,
+            seed=_seed(_TOKENS, self.seed, epoch),
+            draw=_seed(_GENES, self.seed, epoch, number),
+        )
         if self.data.corruption is None:
             return batch
         return self.data.corruption(batch, np.random.default_rng([_CORRUPTION, self.seed, epoch, number]))

@@ -27,7 +27,7 @@ def attention_products(model: CellModel, batch: TokenBatch, *, layer: int) -> Te
     Returns (B, H, L, L), queries before keys; rows and columns of padding hold nothing of use.
     """
     embedded = model.embedder(batch, without={"generated"})
-    products = model.encoder.products(embedded, PaddedLayout.from_mask(batch.mask), layer)
+    products = model.encoder.products(embedded, batch, PaddedLayout.from_mask(batch.mask), layer)
     if not is_finite(products):
         raise ValueError(
             "Expected finite products of queries and keys, found NaN or infinite numbers. The weights may be damaged, or "

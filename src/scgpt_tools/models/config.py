@@ -38,6 +38,7 @@ from scgpt_tools.nn.language import LanguageConfig
 from scgpt_tools.nn.mixture import MixtureConfig, MixtureRegressorConfig
 from scgpt_tools.nn.signed_gates import EarlierStreamConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig, Sizes, check_least, check_row
+from scgpt_tools.nn.soft_bins import SoftBinsConfig
 from scgpt_tools.nn.stream_heads import BinsConfig, DeepRegressorConfig
 from scgpt_tools.nn.tables import ENCODERS, HEADS, PARTS
 from scgpt_tools.nn.token_classes import TokenClassesConfig
@@ -82,6 +83,7 @@ __all__ = [
     "Pooling",
     "RegressorConfig",
     "ScaleConfig",
+    "SoftBinsConfig",
     "TableConfig",
     "TokenClassesConfig",
     "TransformerConfig",

@@ -70,7 +70,10 @@ def layout_of(model: Network, batch: TokenBatch, attention: str | None) -> Layou
 
 def visible_to(encoder: Encoder, batch: TokenBatch) -> Tensor:
     """(B, L) True on the tokens that are encoded."""
-    return batch.mask if encoder.sees_hidden or batch.hidden is None else batch.mask & ~batch.hidden
+    seen = batch.mask
+    if not encoder.sees_hidden and batch.hidden is not None:
+        seen = seen & ~batch.hidden
+    return seen if encoder.sees_zeros else seen & (batch.values != 0)
 
 
 def divisible(model: Network) -> bool:
@@ -112,6 +115,8 @@ def _embed(model: Network, batch: TokenBatch, *, attention: str, pooling: str) -
     if batch.generated is not None:
         # Nothing but themselves looks at generated tokens, so a cell is the same without them.
         batch = batch.replace(mask=batch.mask & ~batch.generated, generated=None)
+    if not model.encoder.sees_zeros:
+        batch = batch.replace(mask=visible_to(model.encoder, batch))
     if attention in PACKED and not bool(batch.mask.any(dim=1).all()):
         attention = "sdpa"  # a cell without tokens has no place among packed ones
     if attention not in PACKED:

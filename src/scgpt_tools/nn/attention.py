@@ -48,6 +48,8 @@ class PaddedLayout:
     backend: str = "sdpa"
     for_cells: bool = False
     """Whether nothing but cells is embedded: no token predicts anything."""
+    bias: Tensor | None = None
+    """(B, L) what is added to the scores of each key."""
 
     @classmethod
     def from_mask(
@@ -77,6 +79,16 @@ class PaddedLayout:
     def unmasked(self) -> PaddedLayout:
         """Let every token see all others, padding included."""
         return replace(self, visible=None)
+
+    def added(self, queries: int, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores of the first queries: (B, 1, 1 or L, L) True or a number, or nothing."""
+        visible = self.visible
+        if visible is not None and visible.shape[2] not in (1, queries):
+            visible = visible[:, :, :queries]
+        if self.bias is None:
+            return visible
+        bias = self.bias[:, None, None, :].to(dtype)
+        return bias if visible is None else bias.masked_fill(~visible, float("-inf"))
 
     def pack(self, x: Tensor) -> Tensor:
         """Leave (B, L, D) as they are."""
@@ -174,11 +186,12 @@ def _merge_heads(x: Tensor) -> Tensor:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dropout: float) -> Attended:
     """Torch's fused attention on padded cells, on any device."""
-    visible = layout.visible
-    if visible is not None and visible.shape[2] not in (1, q.shape[1]):
-        visible = visible[:, :, : q.shape[1]]
     context = F.scaled_dot_product_attention(
-        _heads_first(q, heads), _heads_first(k, heads), _heads_first(v, heads), attn_mask=visible, dropout_p=dropout
+        _heads_first(q, heads),
+        _heads_first(k, heads),
+        _heads_first(v, heads),
+        attn_mask=layout.added(q.shape[1], q.dtype),
+        dropout_p=dropout,
     )
     return Attended(_merge_heads(context))
 
@@ -187,8 +200,9 @@ def eager(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dro
     """The formula written out; the only backend that returns its weights."""
     q, k, v = (_heads_first(x, heads) for x in (q, k, v))
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    if layout.visible is not None:
-        scores = scores.masked_fill(~layout.visible[:, :, : q.shape[2]], float("-inf"))
+    added = layout.added(q.shape[2], scores.dtype)
+    if added is not None:
+        scores = scores.masked_fill(~added, float("-inf")) if added.dtype == torch.bool else scores + added
     weights = scores.softmax(dim=-1)
     return Attended(_merge_heads(F.dropout(weights, dropout) @ v), weights)
 

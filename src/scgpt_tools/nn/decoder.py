@@ -27,6 +27,7 @@ class DecoderHead(nn.Module):
         width = dim // 2 if config.dim is None else config.dim
         self.narrow = Linear(dim, width)
         self.missing = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.zero = nn.Parameter(torch.empty(width).normal_(std=0.02)) if config.zeros else None
         self.genes = Linear(dim, width) if config.genes else None
         self.positions = nn.Embedding(config.positions, width) if config.positions else None
         if self.positions is not None:
@@ -40,6 +41,9 @@ class DecoderHead(nn.Module):
         seen = batch.mask if batch.hidden is None else batch.mask & ~batch.hidden
         narrow = self.narrow(inputs.tokens)
         x = torch.where(seen.unsqueeze(-1), narrow, self.missing.to(narrow.dtype))
+        if self.zero is not None:
+            zeros = seen & (batch.values == 0)
+            x = torch.where(zeros.unsqueeze(-1), self.zero.to(narrow.dtype), x)
         if self.genes is not None:
             x = x + self.genes(inputs.genes)
         if self.positions is not None:
@@ -67,6 +71,8 @@ class DecoderConfig(HeadConfig):
     """Let it know which gene each hidden token is of.  scModelForge's does not, and predicts one number for all."""
     positions: int | None = None
     """Rows of a table of positions; ``None`` for none."""
+    zeros: bool = False
+    """Have one vector for values of 0, which goes with an encoder that leaves them out (``sees_zeros=False``)."""
 
     def __post_init__(self) -> None:
         settle_fields(self)

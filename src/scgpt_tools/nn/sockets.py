@@ -176,6 +176,8 @@ class Encoder(nn.Module):
     """Whether the places of the tokens in a batch matter to it, as to a causal one."""
     sees_hidden: bool = True
     """Whether it encodes hidden tokens."""
+    sees_zeros: bool = True
+    """Whether it encodes tokens whose value is 0."""
     parts: tuple[str, ...] = ()
     """Names of the embedder's parts that it reads beside their sum."""
     gradient_checkpointing: bool = False
@@ -203,7 +205,7 @@ class Encoder(nn.Module):
             return checkpoint(stage, *inputs, use_reentrant=False, **options)
         return stage(*inputs, **options)
 
-    def products(self, embedded: Embedded, layout: PaddedLayout, layer: int) -> Tensor:
+    def products(self, embedded: Embedded, batch: TokenBatch, layout: PaddedLayout, layer: int) -> Tensor:
         """Products of queries and keys (B, H, L, L) in one layer, unscaled."""
         raise NotImplementedError(f"{type(self).__name__} does not show its attention.")
 

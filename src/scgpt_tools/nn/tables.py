@@ -26,6 +26,7 @@ from scgpt_tools.nn.language import LanguageConfig
 from scgpt_tools.nn.mixture import MixtureRegressorConfig
 from scgpt_tools.nn.signed_gates import EarlierStreamConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig
+from scgpt_tools.nn.soft_bins import SoftBinsConfig
 from scgpt_tools.nn.stream_heads import BinsConfig, DeepRegressorConfig
 from scgpt_tools.nn.token_classes import TokenClassesConfig
 from scgpt_tools.nn.transformer import TransformerConfig
@@ -36,6 +37,7 @@ PARTS: dict[str, type[PartConfig]] = {
     "linear": LinearConfig,
     "table": TableConfig,
     "scale": ScaleConfig,
+    "soft_bins": SoftBinsConfig,
     "bin_and_number": BinAndNumberConfig,
     "perturbation": PerturbationConfig,
     "generation": GenerationConfig,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BlockNorm = Literal["post", "pre", "replace"]
 Activation = Literal["relu", "gelu", "silu"]
+CountBias = Literal["none", "log1p", "values"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -45,8 +46,14 @@ class TransformerConfig(EncoderConfig):
     """Let all tokens see each other where a causal encoder embeds cells, as scModelForge does; it was never trained so."""
     sees_hidden: bool = True
     """Encode hidden tokens too.  Without, they are left out, and a head fills them in (masked autoencoder)."""
+    sees_zeros: bool = True
+    """Encode tokens whose value is 0 too; for tokenizers that keep such genes."""
     padding_mask: bool = True
     """Hide padding.  Without, a cell depends on how long its neighbours are."""
+    count_bias: CountBias = "none"
+    """Add the logarithms of values to the scores of the tokens that are looked at, so that each counts as often as it was
+    seen: ``"log1p"`` of counts, or ``"values"`` that are logarithms already (TranscriptFormer).  Hidden values, whose
+    markers are negative, add nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,8 +138,8 @@ class Transformer(Encoder):
     def __init__(self, config: TransformerConfig, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.packs = config.padding_mask and not config.causal
-        self.ordered, self.sees_hidden = config.causal, config.sees_hidden
+        self.packs = config.padding_mask and not config.causal and config.count_bias == "none"
+        self.ordered, self.sees_hidden, self.sees_zeros = config.causal, config.sees_hidden, config.sees_zeros
         self.blocks = nn.ModuleList(
             Block(dim, config.heads, config.hidden, config.dropout, config.norm, config.activation)
             for _ in range(config.layers)
@@ -153,7 +160,7 @@ class Transformer(Encoder):
         self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout, *, first_only: bool = False
     ) -> Encoded:
         """Encode tokens in either layout; ``first_only`` spares the last block all but the first token of each cell."""
-        x, layout = embedded.tokens, self._visible(layout)
+        x, layout = embedded.tokens, self._visible(layout, batch)
         weights: list[Tensor] = []
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
@@ -162,23 +169,26 @@ class Transformer(Encoder):
                 weights.append(layer_weights)
         return Encoded(self.norm(x), weights=weights or None)
 
-    def products(self, embedded: Embedded, layout: PaddedLayout, layer: int) -> Tensor:
+    def products(self, embedded: Embedded, batch: TokenBatch, layout: PaddedLayout, layer: int) -> Tensor:
         """Products of queries and keys (B, H, L, L) in one layer, unscaled."""
-        x, visible = embedded.tokens, self._visible(layout)
+        x, visible = embedded.tokens, self._visible(layout, batch)
         for block in self.blocks[:layer]:
             x, _ = block(x, visible)
         block = cast("Block", self.blocks[layer])
         return query_key_products(block.attention, block.attended(x))
 
-    def _visible(self, layout: Layout) -> Layout:
-        """Which tokens see which, as the configuration has it."""
+    def _visible(self, layout: Layout, batch: TokenBatch | PackedTokens) -> Layout:
+        """Which tokens see which, and how much of each, as the configuration has it."""
         if self.packs:
             return layout
         if isinstance(layout, PackedLayout):
             raise ValueError(
-                f"Expected 'sdpa' or 'eager' attention for an encoder that sees padding or is causal, found "
-                f"{layout.backend!r}."
+                f"Expected 'sdpa' or 'eager' attention for an encoder that sees padding, is causal or has a bias of counts, "
+                f"found {layout.backend!r}."
             )
         layout = layout if self.config.padding_mask else layout.unmasked()
+        if self.config.count_bias != "none":
+            seen = batch.values.clamp(min=0)
+            layout = replace(layout, bias=seen.log1p() if self.config.count_bias == "log1p" else seen)
         both_ways = layout.for_cells and self.config.both_ways_for_cells
         return layout.causal() if self.config.causal and not both_ways else layout

@@ -135,6 +135,14 @@ class NextTokens(Corruption):
 
     name: ClassVar[str] = "next_tokens"
 
+    def __post_init__(self) -> None:
+        if (self.mask_value, self.mask_bin, self.mask_position) != (Corruption.mask_value, None, None):
+            raise ValueError("Expected no markers for the corruption 'next_tokens', which hides nothing, found some.")
+
+    def of(self, tokenizer: Tokenizer) -> NextTokens:
+        """Itself: nothing is hidden, so nothing needs a marker."""
+        return self
+
     def __call__(self, batch: TokenBatch, rng: RngLike = None) -> TokenBatch:
         """Shift what is asked for by one; nothing is drawn and nothing is hidden.
 

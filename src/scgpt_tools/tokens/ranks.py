@@ -62,14 +62,21 @@ def gene_medians(
     One number for each token, 1 for those that no cell expresses; ``medians`` of
     :class:`~scgpt_tools.tokens.TokenizerConfig`.
     """
+    medians = np.ones(n_tokens)
+    medians[features.ids] = medians_of(X.tocsr()[:, features.columns], target_sum=target_sum)
+    return tuple(medians.tolist())
+
+
+def medians_of(X: sp.csr_matrix, *, target_sum: float = 1e4) -> tuple[float, ...]:
+    """Median of each column over the rows that are above zero there, 1 where none is; see :func:`gene_medians`."""
     check_number("target_sum", target_sum, above=0)
-    known = X.tocsr()[:, features.columns].astype(np.float64)
+    known = X.astype(np.float64)
     depth = np.asarray(known.sum(axis=1)).ravel()
     scaled = known.multiply((target_sum / np.where(depth > 0, depth, 1.0))[:, None]).tocsc()
-    medians = np.ones(n_tokens)
-    for place, token in enumerate(features.ids):
+    medians = np.ones(scaled.shape[1])
+    for place in range(len(medians)):
         column = scaled.data[scaled.indptr[place] : scaled.indptr[place + 1]]
         positive = column[column > 0]
         if positive.size:
-            medians[token] = np.median(positive)
+            medians[place] = np.median(positive)
     return tuple(medians.tolist())

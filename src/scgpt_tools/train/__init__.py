@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from scgpt_tools.train.finetune import finetune
 from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.loggers import LoggerConfig
 from scgpt_tools.train.lora import LoraConfig
 from scgpt_tools.train.optim import OptimizerConfig
 from scgpt_tools.train.pretrain import PretrainConfig, pretrain
 
 __all__ = [
     "FitConfig",
+    "LoggerConfig",
     "LoraConfig",
     "OptimizerConfig",
     "PretrainConfig",

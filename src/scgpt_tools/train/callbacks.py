@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
 from scgpt_tools._files import replace_file
 from scgpt_tools.settings import settings
+from scgpt_tools.train.probing import PROBED, embedded_cells, probe_scores
+from scgpt_tools.train.randomness import own_random_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from lightning import LightningModule, Trainer
+    from numpy.typing import NDArray
 
-    from scgpt_tools.data.module import CellLoader
+    from scgpt_tools.data.module import CellDataModule, CellLoader
     from scgpt_tools.tokens.batch import TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -27,6 +32,8 @@ logger = logging.getLogger(__name__)
 HINT = 15
 """Level of messages that a notebook with a bar need not show, and a log file should."""
 BEST, LAST = "best", "last"
+# What loggers are told at steps; the table has a number for the epoch.
+_OF_STEPS = ("loss", "lr", "gradient_norm", "cells_per_second")
 SUFFIX = ".ckpt"
 
 
@@ -75,7 +82,11 @@ class History(Checkpoint):
         self._cells += len(batch) * trainer.world_size
         self._tokens += int(batch.mask.sum()) * trainer.world_size
         now = time.perf_counter()
-        self._seconds, self._since = self._seconds + now - self._since, now
+        seconds = now - self._since
+        self._seconds, self._since = self._seconds + seconds, now
+        if trainer.loggers:
+            rate = len(batch) * trainer.world_size / max(seconds, 1e-9)
+            pl_module.log_dict({"lr": self._lr, "cells_per_second": rate})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave validation out of the speed of training."""
@@ -93,7 +104,11 @@ class History(Checkpoint):
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 "lr": self._lr,
-                **{name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name != "loss"},
+                **{
+                    name: float(value)
+                    for name, value in sorted(trainer.callback_metrics.items())
+                    if name not in _OF_STEPS
+                },
                 "seconds": self._seconds,
                 "cells_per_second": self._cells / seconds,
                 "tokens_per_second": self._tokens / seconds,
@@ -140,6 +155,45 @@ class DataPlace(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.loader.load_state_dict(state_dict)
+
+
+class Probe(Checkpoint):
+    """Scores a linear classifier on embeddings of held-out cells, see :class:`~scgpt_tools.train.probing.ProbeConfig`.
+
+    A kind of checkpoint for Lightning, which calls those behind others, and this one before :class:`History`.
+
+    Parameters
+    ----------
+    data
+        Cells to fit to and to score, as tokens with nothing hidden.
+    codes
+        Class of each cell.
+    every
+        Epochs between two.
+    """
+
+    def __init__(self, data: CellDataModule, codes: NDArray[np.int64], *, every: int) -> None:
+        super().__init__()
+        self.data, self.codes, self.every = data, codes, every
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the scores of an earlier epoch, which Lightning keeps."""
+        for name in PROBED:
+            trainer.callback_metrics.pop(name, None)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Embed, fit and score; every process does the same."""
+        if (trainer.current_epoch + 1) % self.every:
+            return
+        model: Any = pl_module.model
+        training = model.training
+        with torch.no_grad(), own_random_numbers(0):
+            model.eval()
+            (train, cells), (test, held_out) = (
+                embedded_cells(model, self.data, part) for part in ("train", "validation")
+            )
+            model.train(training)
+        pl_module.log_dict(probe_scores(train, self.codes[cells], test, self.codes[held_out]))
 
 
 class Progress(TQDMProgressBar):

@@ -298,8 +298,11 @@ checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
         Fields of :class:`~scgpt_tools.train.FitConfig` to change, for example ``epochs=5``, ``head_lr=1e-3``,
         ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.  To annotate and to regress 10 epochs of 32 cells, to
         integrate 15 of 64, for several modalities 20 of 32, and to perturb 15 of 64 (scGenePT: 20) with ``patience=10``.
-    callbacks, loggers
-        Callbacks and loggers of Lightning.
+    callbacks
+        Callbacks of Lightning.
+    loggers
+        Where to log beside the history: :class:`~scgpt_tools.train.LoggerConfig`, with a ``folder``, or loggers of
+        Lightning.
 
     Returns
     -------

@@ -29,6 +29,7 @@ from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
 from scgpt_tools.train.checkpoints import Fields, read_state, run_folder, whole_files
 from scgpt_tools.train.diagnosis import LossNotFiniteError, not_finite
+from scgpt_tools.train.loggers import LoggerConfig, built
 from scgpt_tools.train.optim import (
     Decayed,  # noqa: F401 - a field of the base names it
     OptimizerConfig,
@@ -233,7 +234,8 @@ def fit(
         More callbacks of Lightning, such as a :class:`~scgpt_tools.train.callbacks.History` to look at afterwards.  What
         they keep in checkpoints has to be tensors, numbers and text, or the run cannot be resumed.
     loggers
-        Loggers of Lightning, for example of TensorBoard or Weights & Biases; none by default.
+        Where to log beside the history, as :class:`~scgpt_tools.train.LoggerConfig`, which write to the folder of the run, or
+        as loggers of Lightning; none by default.
     description
         What else a run that is resumed has to have in common with this call, as plain values by name.
 
@@ -296,7 +298,9 @@ def fit(
         # The last state tells which one is best so far, so it is written after it.
         watchers += [*best, *last]
         trainer = lightning.Trainer(
-            **_trainer_options(config, len(loaders["train"])), callbacks=watchers, logger=list(loggers) or False
+            **_trainer_options(config, len(loaders["train"])),
+            callbacks=watchers,
+            logger=built(loggers, config.folder) or False,
         )
         if described is not None and run is None and trainer.is_global_zero:
             run = begin(folder, described)
@@ -476,7 +480,10 @@ def _take_weights(
 def check_watchers(callbacks: Any, loggers: Any) -> None:
     """Refuse what are no lists of Lightning's callbacks and loggers."""
     lightning = optional("lightning", extra="train")
-    kinds = {"callbacks": (callbacks, lightning.Callback), "loggers": (loggers, lightning.pytorch.loggers.Logger)}
+    kinds: dict[str, tuple[Any, Any]] = {
+        "callbacks": (callbacks, lightning.Callback),
+        "loggers": (loggers, (LoggerConfig, lightning.pytorch.loggers.Logger)),
+    }
     for name, (given, kind) in kinds.items():
         if isinstance(given, str) or not isinstance(given, Sequence):
             raise TypeError(f"Expected `{name}` to be a list, found {type(given).__name__}.")

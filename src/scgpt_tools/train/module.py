@@ -83,12 +83,25 @@ class CellModule(lightning.LightningModule):
         return [objective.at_epoch(self.current_epoch) for objective in self.objectives]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Refuse an update that would destroy the weights; with float16 the loss scaling leaves such updates out."""
-        if str(self.trainer.precision).startswith("16"):
-            return
-        bad = self.bad_gradients()
-        if bad:
-            raise LossNotFiniteError(describe_gradients(bad, step=self.global_step, lr=self._lr))
+        """Refuse an update that would destroy the weights; with float16 the loss scaling leaves such updates out.
+
+        Logs the norm of all gradients together, before it is clipped.
+        """
+        norm = self.gradient_norm()
+        if not str(self.trainer.precision).startswith("16"):
+            bad = [] if bool(torch.isfinite(norm)) else self.bad_gradients()
+            if bad:
+                raise LossNotFiniteError(describe_gradients(bad, step=self.global_step, lr=self._lr))
+        self.log("gradient_norm", norm)
+        if bool(torch.isfinite(norm)):
+            self.epoch_means.add({"train_gradient_norm": norm}, 1)
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of all gradients together, the same in every process."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # Of sharded gradients it is in pieces.
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def bad_gradients(self) -> list[str]:
         """Names of the parameters whose gradients are not finite."""

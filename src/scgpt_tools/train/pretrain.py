@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scgpt_tools._files import as_path, placed
+from scgpt_tools._lookup import lookup
 from scgpt_tools._outputs import check_place, check_room
 from scgpt_tools._validate import check_flag, check_fraction, check_integer, check_number
 from scgpt_tools.config import from_dict, from_yaml, settle_fields
@@ -21,29 +22,38 @@ from scgpt_tools.models import formats
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.families import family_named
 from scgpt_tools.objectives import MaskedBins, Objective, check_objectives
-from scgpt_tools.tokens.corruptions import Corruption, GenerateExpression, MaskBins, MaskValues
+from scgpt_tools.tokens.corruptions import Corruption, GenerateExpression, MaskBins
 from scgpt_tools.tokens.gene_masking import NextTokens
 from scgpt_tools.tokens.gene_tables import read_gene_table
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
+from scgpt_tools.tokens.units import warn_about_units
 from scgpt_tools.train.collection import (
     Collection,
     DataConfig,
     VocabularyConfig,
-    collect_vocabulary,
     count_bins,
+    expressed_genes,
     open_collection,
 )
 from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.loggers import LoggerConfig
 from scgpt_tools.train.parts import with_heads
+from scgpt_tools.train.probing import ProbeConfig, probed_cells
 from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.train.statistics import StatisticsConfig, fitted, highly_variable, sampled
 from scgpt_tools.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
+    from scgpt_tools.data.module import CellTable
     from scgpt_tools.models.config import ModelConfig
+    from scgpt_tools.models.families import Pretraining
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +73,9 @@ class FamilyConfig:
     gain: float = 1.0
     """Factor on the first weights of what attention passes on.  With much above 1 the cell token hears its genes from the
     start, which spares a small training set a long plateau; scGPT has 1."""
+    pretraining_task: str | None = None
+    """What to pre-train for, one of the family's, which says heads, what is hidden and loss terms; ``None`` takes the
+    usual one.  The encoder ``scmodelforge`` knows ``masked_gene_prediction``, ``expression_reconstruction`` and ``dual``."""
 
     def __post_init__(self) -> None:
         settle_fields(self)
@@ -72,8 +85,16 @@ class FamilyConfig:
         if self.dropout is not None:
             check_fraction("dropout", self.dropout, one=False)
         check_number("gain", self.gain, above=0)
-        if "pretrain" not in family_named(self.name).objectives:
+        if not family_named(self.name).pretraining:
             raise ValueError(f"Expected a family with loss terms for pre-training, found {self.name!r}.")
+        self.task  # noqa: B018 - an unknown one is refused here
+
+    @property
+    def task(self) -> Pretraining:
+        """What it is pre-trained for."""
+        tasks = family_named(self.name).pretraining
+        name = next(iter(tasks)) if self.pretraining_task is None else self.pretraining_task
+        return lookup(tasks, name, f"pre-training task of {self.name!r}")
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -91,25 +112,46 @@ class PretrainConfig:
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     tokenizer: TokenizerConfig | None = None
     """How cells become tokens, which travels with the model; ``None`` takes the family's own way."""
-    corruption: Corruption = field(default_factory=MaskValues)
-    """What is hidden: a ``name`` and its options."""
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    """What of the tokenizer is computed from training cells."""
+    corruption: Corruption | None = None
+    """What is hidden: a ``name`` and its options; ``None`` takes that of the family's pre-training task."""
     objectives: tuple[Objective, ...] | None = None
-    """Loss terms: each a ``name``, a ``weight`` and its options; ``None`` takes the family's."""
+    """Loss terms: each a ``name``, a ``weight`` and its options; ``None`` takes those of the family's pre-training task."""
     train: FitConfig = field(default_factory=FitConfig)
+    evaluate: ProbeConfig | None = None
+    """Probe the embedding of held-out cells every few epochs; ``None`` does not."""
+    loggers: tuple[LoggerConfig, ...] = ()
+    """Where to log beside ``history.csv``: each a ``kind`` and its options."""
     output: Path = Path("model")
     """Folder to save the model to; checkpoints and the history go to its ``run`` unless ``train.folder`` says else."""
 
     def __post_init__(self) -> None:
         settle_fields(self)
         check_objectives(self.terms)
+        if (reads := self.tokenizer) is not None and (reads.parts or reads.modalities or reads.unmeasured != "error"):
+            raise ValueError(
+                "Expected a tokenizer of one modality for pre-training, without `unmeasured`, which is for screens, found "
+                f"modalities={reads.modalities} and unmeasured={reads.unmeasured!r}."
+            )
+        if self.evaluate is not None and not self.data.validation:
+            raise ValueError("Expected `data.validation` above 0 for `evaluate`, which probes cells held out, found 0.")
+        if self.evaluate is not None and self.train.strategy == "fsdp":
+            raise ValueError("Expected no `evaluate` with strategy='fsdp', which keeps no model in one piece.")
 
     @property
     def terms(self) -> tuple[Objective, ...]:
-        """Loss terms, the family's where none are named."""
+        """Loss terms, those of the family's task where none are named."""
         if self.objectives is not None:
             return self.objectives
-        own = family_named(self.family.name).objectives["pretrain"]
-        return check_objectives(own)
+        return check_objectives(self.family.task.objectives)
+
+    @property
+    def hides(self) -> Corruption:
+        """What is hidden, what the family's task hides where nothing is named."""
+        if self.corruption is not None:
+            return self.corruption
+        return from_dict(Corruption, self.family.task.corruption)  # type: ignore[type-abstract]
 
 
 def pretrain(
@@ -160,23 +202,47 @@ def pretrain(
     target = as_path("output", config.output if output is None else output)
     run = target / "run" if config.train.folder is None else config.train.folder.expanduser()
     _check_output(target, run, resume=config.train.resume, overwrite=check_flag("overwrite", overwrite))
-    with open_collection(config.data, folder) as collection:
+    columns = () if config.evaluate is None else (config.evaluate.label_key,)
+    with open_collection(config.data, folder, genes=config.vocabulary.name, columns=columns) as collection:
         counts = collection.count_cells()
-        vocabulary = _vocabulary(config, counts, folder)
+        sample = sampled(collection.cells("train"), config.statistics.cells, config.data.rng)
+        vocabulary = _vocabulary(config, collection, counts, folder, sample)
+        tables = collection.tables(vocabulary, min_coverage=config.vocabulary.min_coverage)
+        own = describe(config, vocabulary).tokenizer
+        tokenizer = fitted(config.statistics, own, vocabulary, tables, sample)
+        if tokenizer != own:
+            config = replace(config, tokenizer=tokenizer)
         model = new_model(config, vocabulary)
-        if isinstance(config.corruption, NextTokens) and not model.encoder.ordered:
+        if isinstance(config.hides, NextTokens) and not model.encoder.ordered:
             raise ValueError(
                 f"Expected a model that looks back only for the corruption 'next_tokens', found {config.family.name!r}, which "
                 "would see what it is asked for. Take the family 'scmodelforge_causal', or another corruption."
             )
-        cells, terms = _cells(config, collection, counts, model)
+        for source in collection.sources:
+            warn_about_units(source.units, model.config.tokenizer.expects)
+        cells, terms = _cells(config, collection, tables, counts, model)
+        watchers = []
+        if config.evaluate is not None:
+            # It defines a class of Lightning, so it can be imported only where Lightning is.
+            from scgpt_tools.train.callbacks import Probe
+
+            probed = probed_cells(config.evaluate, collection, tables, model.tokenizer)
+            watchers.append(Probe(*probed, every=config.evaluate.every))
         logger.info(
             "Training on %d cells and %d genes of %d files.", len(cells.train), len(vocabulary), len(collection.sources)
         )
         # Weights, the two moments of the optimiser and a copy that is being written; and the best weights and the model.
         check_room(run, 10 * sum(parameter.nbytes for parameter in model.parameters()))
         settings = replace(config.train, folder=run)
-        fit(model, cells, terms, settings, description={"task": "pretrain"})
+        fit(
+            model,
+            cells,
+            terms,
+            settings,
+            callbacks=watchers,
+            loggers=config.loggers,
+            description={"task": "pretrain"},
+        )
     if this_process()[0] == 0:
         model.save(target)
     return model
@@ -218,8 +284,8 @@ def describe(config: PretrainConfig, vocabulary: Vocabulary) -> ModelConfig:
     described = family_named(config.family.name).config(
         vocabulary,
         **config.family.sizes,
-        **config.family.options,
-        generation=config.corruption.generates,
+        **{**config.family.task.options, **config.family.options},
+        generation=config.hides.generates,
         tokenizer=config.tokenizer,
     )
     return with_heads(described, config.terms)
@@ -235,23 +301,31 @@ def new_model(config: PretrainConfig, vocabulary: Vocabulary) -> CellModel:
     return model
 
 
-def _vocabulary(config: PretrainConfig, counts: pd.DataFrame, folder: Path) -> Vocabulary:
-    family = family_named(config.family.name)
-    if config.vocabulary.path is None:
-        return collect_vocabulary(counts, config.vocabulary, family.specials, family.last)
-    path = folder / config.vocabulary.path.expanduser()
-    if path.suffix == ".csv":
-        return read_gene_table(path)
-    return Vocabulary.from_file(path).extended((*family.specials, *family.last))
+def _vocabulary(
+    config: PretrainConfig, collection: Collection, counts: pd.DataFrame, folder: Path, sample: NDArray[np.int64]
+) -> Vocabulary:
+    family, asked = family_named(config.family.name), config.vocabulary
+    if asked.path is not None:
+        path = folder / asked.path.expanduser()
+        if path.suffix == ".csv":
+            return read_gene_table(path)
+        return Vocabulary.from_file(path).extended((*family.specials, *family.last))
+    genes = expressed_genes(counts, asked)
+    if asked.highly_variable is not None:
+        genes = highly_variable(collection, genes, asked.highly_variable, sample)
+    return Vocabulary.from_genes(genes, family.specials).extended(family.last)
 
 
 def _cells(
-    config: PretrainConfig, collection: Collection, counts: pd.DataFrame, model: CellModel
+    config: PretrainConfig,
+    collection: Collection,
+    tables: Sequence[CellTable],
+    counts: pd.DataFrame,
+    model: CellModel,
 ) -> tuple[CellDataModule, tuple[Objective, ...]]:
     """Cells to train on, and the loss terms, both with what they have to know of the cells beforehand."""
     tokenizer, terms = model.tokenizer, config.terms
-    corruption = config.corruption.of(tokenizer)
-    tables = collection.tables(model.vocabulary, min_coverage=config.vocabulary.min_coverage)
+    corruption = config.hides.of(tokenizer)
     uncounted = [term for term in terms if isinstance(term, MaskedBins) and term.counted and term.counts is None]
     if uncounted or (isinstance(corruption, MaskBins) and corruption.chances is None):
         bins = count_bins(CellDataModule(tables, tokenizer, train=collection.cells("train")), seed=config.train.seed)
@@ -273,5 +347,8 @@ def _cells(
         sampling=config.data.sampling,
         block=config.data.block,
         blocks=config.data.blocks,
+        curriculum=config.data.curriculum,
+        replacement=config.data.replacement,
+        minibatch_genes=config.data.minibatch_genes,
     )
     return cells, terms

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scgpt_tools._lookup import lookup
 from scgpt_tools._plugins import with_plugins
-from scgpt_tools.models.families.base import Family
+from scgpt_tools.models.families.base import Family, Pretraining
 from scgpt_tools.models.families.deepsc import DEEPSC, DEEPSC_PERTURBATION
 from scgpt_tools.models.families.scgenept import SCGENEPT
 from scgpt_tools.models.families.scgpt import SCGPT, SCGPT_MULTIOMIC, SCGPT_PERTURBATION
@@ -19,6 +19,7 @@ __all__ = [
     "FAMILIES",
     "GROUP",
     "Family",
+    "Pretraining",
     "embedding_key",
     "family_named",
     "find_family",

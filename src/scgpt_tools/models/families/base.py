@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """What a family can be pre-trained for: what is hidden, and what is asked for."""
+
+    objectives: Sequence[Mapping[str, Any]]
+    """Loss terms, each a ``name`` and its options, as a configuration file holds them."""
+    corruption: Mapping[str, Any] = field(default_factory=lambda: {"name": "mask_values"})
+    """What is hidden: a ``name`` and its options."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the family's description, such as which heads there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of models: how it is described, and what functions that take any model have to ask it.
 
@@ -53,10 +65,10 @@ class Family:
     """Defaults by task that differ from the task's own: fields of :class:`~scgpt_tools.train.FitConfig`, and
     ``dropout`` for ``"perturb"``."""
     objectives: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """Loss terms by task, each a ``name`` and its options, as a configuration file holds them.
-
-    ``"pretrain"`` is needed to pre-train; other tasks have the usual terms (:data:`~scgpt_tools.objectives.RECIPES`)
-    unless they are named here."""
+    """Loss terms by task of fine-tuning where they are not the usual ones (:data:`~scgpt_tools.objectives.RECIPES`), each a
+    ``name`` and its options, as a configuration file holds them."""
+    pretraining: Mapping[str, Pretraining] = field(default_factory=dict)
+    """What it can be pre-trained for, by name; the first is the usual one.  Empty for a family that is never pre-trained."""
 
     def __call__(self, vocabulary: Vocabulary, **options: Any) -> ModelConfig:
         """Describe a model that starts from scratch."""

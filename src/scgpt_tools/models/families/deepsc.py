@@ -20,7 +20,7 @@ from scgpt_tools.models.config import (
     Named,
     PerturbationConfig,
 )
-from scgpt_tools.models.families.base import Family
+from scgpt_tools.models.families.base import Family, Pretraining
 from scgpt_tools.tokens.perturbations import PERTURBED
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 from scgpt_tools.vocabulary import CLS, PAD
@@ -268,11 +268,13 @@ DEEPSC = Family(
     original="deepsc",
     # Of the authors' own fine-tuning; others are the task's.
     finetuning={"perturb": {"dropout": 0.1, "epochs": 10}, "annotate": {"lr": 3e-4}},
-    objectives={
-        "pretrain": (
-            {"name": "masked_bins", "balance": "bins"},
-            {"name": "masked_expression", "loss": "huber", "weight": 3.0},
+    pretraining={
+        "masked_bins_and_expression": Pretraining(
+            objectives=(
+                {"name": "masked_bins", "balance": "bins"},
+                {"name": "masked_expression", "loss": "huber", "weight": 3.0},
+            )
         )
     },
 )
-DEEPSC_PERTURBATION = replace(DEEPSC, name="deepsc_perturbation", config=deepsc_perturbation, objectives={})
+DEEPSC_PERTURBATION = replace(DEEPSC, name="deepsc_perturbation", config=deepsc_perturbation, pretraining={})

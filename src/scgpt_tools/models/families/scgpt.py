@@ -17,7 +17,7 @@ from scgpt_tools.models.config import (
     TransformerConfig,
     scgpt_embedder,
 )
-from scgpt_tools.models.families.base import Family
+from scgpt_tools.models.families.base import Family, Pretraining
 from scgpt_tools.tokens.modalities import default_modality, modality_names
 from scgpt_tools.tokens.perturbations import PERTURBED
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
@@ -208,5 +208,9 @@ SCGPT = replace(
     SCGPT_PERTURBATION,
     name="scgpt",
     config=scgpt,
-    objectives={"pretrain": ({"name": "masked_expression"}, {"name": "masked_expression_from_cell"})},
+    pretraining={
+        "masked_expression": Pretraining(
+            objectives=({"name": "masked_expression"}, {"name": "masked_expression_from_cell"})
+        )
+    },
 )

@@ -21,6 +21,7 @@ from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import (
     ClassifierConfig,
     DecoderConfig,
+    LinearConfig,
     ModelConfig,
     Named,
     RegressorConfig,
@@ -308,9 +309,8 @@ def _config(
             f"Expected `binning_method` 'uniform' in `tokenizer_config` of {SETTINGS}, found {binning!r}, whose edges no file "
             "has: edges of equal width are taken. Bins mean other values here; set `edges` of the tokenizer if you have them."
         )
-    parts = embedder(tokenizer, dropout=dropout, rows=rows)
-    if "embedder.values.weight" not in weights:
-        parts = replace(parts, parts=parts.parts.replace(values=None))
+    values = LinearConfig() if "embedder.values.weight" in weights else None
+    parts = embedder(tokenizer, dropout=dropout, rows=rows, values=values)
     return ModelConfig(
         family=family,
         n_tokens=n_tokens,
@@ -434,6 +434,8 @@ def write(
             "both_ways_for_cells=False": family == CAUSAL and not encoder.both_ways_for_cells,
             f"sees_hidden={encoder.sees_hidden}": encoder.sees_hidden != (family != AUTOENCODER),
             "padding_mask=False": not encoder.padding_mask,
+            "values as a bias of attention": encoder.count_bias != "none",
+            "zeros that are not encoded": not encoder.sees_zeros,
             "no table of positions": "positions" not in config.embedder.parts,
             "no `cls` or `mean` pooling": config.pooling not in ("cls", "mean"),
             "a decoder that knows genes": decoder is not None and decoder.genes,
