@@ -63,7 +63,7 @@ def test_fine_tuning_hides_values_by_markers_of_the_model(cells, monkeypatch, fa
     from scgpt_tools.models import FAMILIES as KNOWN
     from scgpt_tools.vocabulary import Vocabulary
 
-    vocabulary = Vocabulary.from_genes(cells.var_names, KNOWN[family].specials)
+    vocabulary = Vocabulary.from_genes(cells.var_names, KNOWN[family].specials).extended(KNOWN[family].last)
     model = CellModel(KNOWN[family](vocabulary, **SIZES), vocabulary).eval()
     used = []
     monkeypatch.setattr(
