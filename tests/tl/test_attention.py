@@ -97,6 +97,15 @@ def test_equal_ranks_share_their_mean():
     assert in_order.tolist() == [[1, 0, 0], [2, 1, 1], [0, 2, 2]]
 
 
+def test_ranks_are_places_of_a_stable_sort():
+    products = torch.randn(3, 40, 40, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    products[0, 0, :4] = torch.tensor([0.0, -0.0, 0.0, -0.0])
+    wanted = products.argsort(dim=-1, stable=True).argsort(dim=-1)
+    assert torch.equal(first_ranks(products), wanted)
+    again = wanted.argsort(dim=-2, stable=True).argsort(dim=-2) / 40
+    assert torch.equal(ranks_of_ranks(products, ties_by_order=True), again)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

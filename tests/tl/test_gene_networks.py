@@ -121,6 +121,22 @@ def test_enrichment_is_the_hypergeometric_tail(genes, tmp_path):
     assert found["genes"][1] == "A0"
 
 
+@pytest.mark.parametrize("engine", ["gseapy", "decoupler"])
+def test_other_engines_find_the_same(genes, tmp_path, engine):
+    pytest.importorskip(engine, reason="of the extra enrich")
+    file = tmp_path / "sets.gmt"
+    file.write_text("a set\tabout A\tA0\tA1\tA2\tA3\tA4\nmixed\t\tA0\tB0\tC0\tX0\tX1\nother\t\tX2\tX3\tX4\tX5\tX6\n")
+    programs = {
+        "first": [f"A{number}" for number in range(6)],
+        "second": ["B0", "B1", "X2", "X3", "X7"],
+        "third": ["C5"],
+    }
+    wanted = sct.tl.enrich_programs(genes, file, programs=programs)
+    found = sct.tl.enrich_programs(genes, file, programs=programs, engine=engine)
+    assert len(found) == 4
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-6)
+
+
 def test_scores_need_other_genes_to_compare_with(genes):
     programs = {"all": [gene for gene in genes.var_names if gene[0] in "ABC"]}
     with pytest.raises(ValueError, match="Score on all genes"):

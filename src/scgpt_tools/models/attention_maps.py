@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from scgpt_tools.models.formats.base import is_finite
@@ -65,13 +66,31 @@ def ranks_of_ranks(products: Tensor, *, ties_by_order: bool = False) -> Tensor:
     length = ranks.shape[-1]
     if ties_by_order:
         return _ranks(ranks, dim=-2) / length
+    ranks = ranks.transpose(-1, -2).contiguous()  # queries beside each other, which is several times faster
     counts = torch.zeros(ranks.shape, dtype=torch.float32, device=ranks.device)
-    counts.scatter_add_(-2, ranks, torch.ones_like(counts))
+    counts.scatter_add_(-1, ranks, torch.ones((), device=ranks.device).expand(ranks.shape))
     # Of the queries of a key: how many rank it lower, and half of the others that rank it alike.
-    place = counts.cumsum(dim=-2) - (counts + 1) / 2
-    return place.gather(-2, ranks) / length
+    place = counts.cumsum(dim=-1) - (counts + 1) / 2
+    return (place.gather(-1, ranks) / length).transpose(-1, -2)
 
 
 def _ranks(values: Tensor, dim: int) -> Tensor:
     """Place of each value along a dimension, from 0; equal ones in their order."""
-    return values.argsort(dim=dim, stable=True).argsort(dim=dim, stable=True)
+    values = values.transpose(dim, -1)
+    order = _order(values) if values.device.type == "cpu" else values.argsort(dim=-1, stable=True)
+    places = torch.arange(order.shape[-1], device=order.device).expand(order.shape)
+    return torch.empty_like(order).scatter_(-1, order, places).transpose(dim, -1)
+
+
+def _order(values: Tensor) -> Tensor:
+    """What :func:`torch.argsort` gives along the last dimension where it is stable, in a third of the time on a CPU.
+
+    The bits of a number that is not negative are in its order, and those of a negative one in the opposite one.  Behind
+    them stands the place, so that plain numbers can be sorted and no two are equal.
+    """
+    bits = (values.float() + 0.0).contiguous().numpy().view(np.int32)  # no minus zero
+    keys = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64) << 32
+    keys |= np.arange(values.shape[-1])
+    keys.sort(axis=-1)
+    keys &= 0xFFFFFFFF
+    return torch.from_numpy(keys)

@@ -9,9 +9,10 @@ from scgpt_tools.tl.benchmark import benchmark
 from scgpt_tools.tl.embed import embed
 from scgpt_tools.tl.embed_genes import embed_genes
 from scgpt_tools.tl.embed_store import embed_store
+from scgpt_tools.tl.enrich_programs import enrich_programs
 from scgpt_tools.tl.evaluate_perturbation import evaluate_perturbation
 from scgpt_tools.tl.gene_network import gene_network, similar_genes
-from scgpt_tools.tl.gene_programs import enrich_programs, gene_programs, score_programs
+from scgpt_tools.tl.gene_programs import gene_programs, score_programs
 from scgpt_tools.tl.genetic_interactions import genetic_interactions
 from scgpt_tools.tl.impute import impute
 from scgpt_tools.tl.index_reference import index_reference, index_store

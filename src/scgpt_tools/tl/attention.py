@@ -214,7 +214,9 @@ class _Sums:
         code = self.groups.codes[cell]
         if code < 0:
             return
-        pairs = np.ix_(places, places)
+        # All genes in their order, as most models read them: no copy of either table.
+        whole = np.array_equal(places, np.arange(self._sums.shape[1]))
+        pairs = (slice(None), slice(None)) if whole else np.ix_(places, places)
         with self._lock:  # several threads compute
             self._counts[code][pairs] += 1
             if cell not in self._left_out:

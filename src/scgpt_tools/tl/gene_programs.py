@@ -1,4 +1,4 @@
-"""Groups of genes in a network, their scores in cells, and the gene sets that they share genes with."""
+"""Groups of genes in a network, and their scores in cells."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from scipy import stats
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._files import as_path
 from scgpt_tools._keys import GeneNetworkKeys, GeneProgramKeys, ProgramScoreKeys
 from scgpt_tools._lookup import absent
 from scgpt_tools._optional import optional
@@ -21,7 +19,6 @@ from scgpt_tools._validate import (
     as_seed,
     check_choice,
     check_finite,
-    check_integer,
     check_key,
     check_number,
     check_texts,
@@ -29,8 +26,6 @@ from scgpt_tools._validate import (
 )
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     from anndata import AnnData
     from scipy import sparse
 
@@ -171,7 +166,7 @@ def score_programs(
     """
     check_arguments(score_programs, locals())
     keys, seed = ProgramScoreKeys(key_added), as_seed(rng, bits=32)
-    wanted = _programs(adata, programs)
+    wanted = read_programs(adata, programs)
     if groupby is not None:
         check_key(adata.obs, groupby, "obs")
     values = adata.X if layer is None else adata.layers[check_key(adata.layers, layer, "layers")]
@@ -203,78 +198,6 @@ def score_programs(
     return result if copy else None
 
 
-def enrich_programs(
-    adata: AnnData,
-    gene_sets: str | PathLike[str] | Mapping[str, Sequence[str]],
-    *,
-    programs: str | Mapping[str, Sequence[str]] = GeneProgramKeys().key,
-    background: Sequence[str] | None = None,
-    min_genes: int = 5,
-    max_genes: int = 2000,
-) -> pd.DataFrame:
-    """Test which gene sets, such as pathways, share more genes with a program than chance would have it.
-
-    Over-representation by the hypergeometric distribution, one-sided.
-
-    Parameters
-    ----------
-    adata
-        Table that the programs were found in.
-    gene_sets
-        A GMT file (name, description, genes, with tabs between), or genes by the name of a set.
-    programs
-        Key of ``uns`` that :func:`scgpt_tools.tl.gene_programs` wrote, or genes by the name of a program.
-    background
-        Genes that could have been in a program; ``None`` takes all of ``var_names``.  Genome-wide backgrounds make
-        every program of a panel look enriched.
-    min_genes, max_genes
-        Sizes of the sets to test, counted within the background.
-
-    Returns
-    -------
-    One row per program and set that share a gene: ``program``, ``gene_set``, ``overlap``, ``n_program``, ``n_set``,
-    ``odds_ratio``, ``p_value``, ``p_bonferroni`` and ``q_value`` (Benjamini and Hochberg), ``genes``.  Both corrections
-    are over all tests, those without a shared gene included.  Most significant first.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is not in GMT format, or no set has a fitting size.
-    """
-    check_arguments(enrich_programs, locals())
-    check_integer("max_genes", max_genes, least=min_genes)
-    wanted = _programs(adata, programs)
-    universe = set(adata.var_names if background is None else check_texts("background", background))
-    named = _read_gmt(gene_sets) if not isinstance(gene_sets, Mapping) else gene_sets
-    sets = {name: universe.intersection(genes) for name, genes in named.items()}
-    sets = {name: genes for name, genes in sets.items() if min_genes <= len(genes) <= max_genes}
-    if not sets:
-        raise ValueError(
-            f"Expected a gene set with {min_genes} to {max_genes} genes of the background, found none among {len(named)}. "
-            "Are the names of the same kind, such as human gene symbols?"
-        )
-    rows = [_overlap(program, universe.intersection(genes), name, own, len(universe))
-            for program, genes in wanted.items() for name, own in sets.items()]  # fmt: skip
-    table = pd.DataFrame(rows)
-    table["p_bonferroni"] = np.minimum(table["p_value"] * len(table), 1.0)
-    table["q_value"] = stats.false_discovery_control(table["p_value"])
-    shared = table[table["overlap"] > 0].sort_values(["p_value", "program", "gene_set"], kind="stable")
-    columns = [
-        "program",
-        "gene_set",
-        "overlap",
-        "n_program",
-        "n_set",
-        "odds_ratio",
-        "p_value",
-        "p_bonferroni",
-        "q_value",
-    ]
-    return shared[[*columns, "genes"]].reset_index(drop=True)
-
-
 def _groups(edges: sparse.csr_matrix, method: Method, resolution: float, seed: int) -> np.ndarray:
     """Group of each gene."""
     if not edges.shape[0]:
@@ -302,7 +225,8 @@ def _groups(edges: sparse.csr_matrix, method: Method, resolution: float, seed: i
     return genes.obs["leiden"].astype(int).to_numpy()
 
 
-def _programs(adata: AnnData, programs: str | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def read_programs(adata: AnnData, programs: str | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Genes of each program, from ``uns`` by its key or as they are given."""
     if isinstance(programs, str):
         record = adata.uns[check_key(adata.uns, programs, "uns")]
         if not isinstance(record, Mapping) or "programs" not in record:
@@ -315,36 +239,3 @@ def _programs(adata: AnnData, programs: str | Mapping[str, Sequence[str]]) -> di
     if not named:
         raise ValueError("Expected `programs` to name at least one program, found none.")
     return {str(name): check_texts(f"programs[{name!r}]", genes) for name, genes in named.items()}
-
-
-def _read_gmt(path: str | PathLike[str]) -> dict[str, list[str]]:
-    file = as_path("gene_sets", path)
-    if not file.is_file():
-        raise FileNotFoundError(f"Expected a GMT file at {str(file)!r}, found none.")
-    sets: dict[str, list[str]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, *rest = line.split("\t")
-        if len(rest) < 2:
-            raise ValueError(f"Expected a name, a description and genes with tabs between in line {number} of {file}.")
-        if name in sets:
-            raise ValueError(f"Expected every gene set of {file} once, found {name!r} again in line {number}.")
-        sets[name] = [gene for gene in rest[1:] if gene.strip()]
-    return sets
-
-
-def _overlap(program: str, genes: set[str], name: str, own: set[str], n_background: int) -> dict[str, Any]:
-    shared = sorted(genes & own)
-    k, n, m = len(shared), len(genes), len(own)
-    inside, outside = k * (n_background - n - m + k), (n - k) * (m - k)
-    return {
-        "program": program,
-        "gene_set": name,
-        "overlap": k,
-        "n_program": n,
-        "n_set": m,
-        "odds_ratio": inside / outside if outside else np.inf if inside else np.nan,
-        "p_value": float(stats.hypergeom.sf(k - 1, n_background, m, n)),
-        "genes": ", ".join(shared),
-    }
