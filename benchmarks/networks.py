@@ -42,11 +42,11 @@ def main() -> None:
     sct.settings.show_progress, sct.settings.verbosity = False, "warning"
     torch.set_num_threads(arguments.threads)
     work = MEASURED[arguments.here](arguments)
-    before, start = peak(), time.perf_counter()
+    before, start, processor = peak(), time.perf_counter(), time.process_time()
     said = work()
     seconds = time.perf_counter() - start
     print(
-        f"{arguments.here:24} {seconds:7.1f} s, peak {peak():6.0f} MB, {before:6.0f} MB of these before it began; {said}",
+        f"{arguments.here:24} {seconds:7.1f} s ({time.process_time() - processor:.1f} s of processor), peak {peak():6.0f} MB, {before:6.0f} MB of these before it began; {said}",
         flush=True,
     )
 

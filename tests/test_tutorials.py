@@ -38,6 +38,14 @@ RESULTS = {
         "named": thresholds["cells with a name"].tolist(),
         "new tokens": len(base.vocabulary) - known,
     }""",
+    "gene_networks": """{
+        "program": list(programs[chosen]),
+        "enriched": enriched["gene_set"][0],
+        "judged": judged.to_dict("index"),
+        "agreement": agreement.groupby(["first", "second"])["spearman"].mean().to_list(),
+        "within": sum(key.startswith("within_") for key in adata.varm),
+        "shifts": table.set_index(["gene", "group"])[["shift", "expected_shift", "q_value"]].reset_index().to_dict("list"),
+    }""",
     "integration": """scores.to_dict("index")""",
     "pretraining": """{
         "scores": scores.to_dict("index"),
@@ -300,3 +308,28 @@ def test_mapping_finds_types_and_tells_what_the_reference_lacks():
     for use_rep in ("X_scGPT", "X_pca"):
         assert found["scores"][f"{use_rep} | majority"]["accuracy"] > found["largest"] + 0.2
     assert found["missing"] > 0.8
+
+
+def test_a_program_is_found_that_a_file_of_gene_sets_knows():
+    found = results("gene_networks")
+    assert found["enriched"] == "antigen presentation"
+    assert [gene for gene in found["program"] if not gene.startswith("HLA-")] == ["CD74"]
+    assert found["within"] == 7  # six kinds of cells, and the numbers of cells
+
+
+def test_the_page_on_networks_says_what_its_tables_show():
+    found = results("gene_networks")
+    vectors, attention, together = (
+        found["judged"][name] for name in ("cosine of X_scGPT_genes", "attention, all cells", "co-expression")
+    )
+    assert vectors["auroc"] > together["auroc"] > 0.9
+    assert vectors["auroc_hubs"] < 0.8
+    assert attention["auroc"] < 0.65
+    assert abs(attention["auroc"] - attention["auroc_hubs"]) < 0.1
+    assert len(found["agreement"]) == 6
+    assert abs(found["agreement"][1]) < 0.25 < found["agreement"][4]
+    shifts = {key: dict(zip(zip(found["shifts"]["gene"], found["shifts"]["group"], strict=True), column, strict=True))
+              for key, column in found["shifts"].items()}  # fmt: skip
+    for pair in (("CD79A", "B cell"), ("MS4A1", "B cell"), ("GZMB", "NK cell")):
+        assert 3 < shifts["shift"][pair] / shifts["expected_shift"][pair] < 5
+    assert min(q for q in found["shifts"]["q_value"] if q == q) > 0.05

@@ -94,7 +94,11 @@ def knockout(
     by = keys.z_score if asked[keys.z_score].notna().any() else keys.shift
     for name in asked[by].nlargest(n_genes).index:
         at = (100 * share[name], table.loc[name, keys.shift])
-        panel.annotate(table.loc[name, keys.gene], at, xytext=(3, 3), textcoords="offset points", fontsize=8)
+        # Names of points on the right stand to their left.
+        left = share[name] > share.max() / 2
+        step, side = (-4, "right") if left else (4, "left")
+        gene = table.loc[name, keys.gene]
+        panel.annotate(gene, at, xytext=(step, 2), textcoords="offset points", fontsize=8, ha=side)
     panel.set_yscale("log")
     panel.set(
         xlabel="cells that change (%)",
