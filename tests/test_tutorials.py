@@ -117,7 +117,11 @@ def messages(notebook: nbformat.NotebookNode) -> list[bool]:
 
 
 def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """Outputs of a cell but for messages, which part other text and, of stand-ins for measured cells, may be others."""
+    """Outputs of a cell but for messages.
+
+    These part other text wherever the kernel sends them, are others of stand-ins than of measured cells, and name folders,
+    so that not every page is stored with them.
+    """
     return [output for output in cell.outputs if output.get("name") != "stderr"]
 
 

@@ -22,6 +22,7 @@ sct.pp.perturbation_de(adata)
 sct.pl.perturbation_scatter(adata, "STAT1", save="scatter.png", show=False)
 sct.pl.perturbation_de(adata, "STAT1", n_genes=12, save="changes.png", show=False)
 
+# Three epochs are for trying the steps; where predictions hardly differ, a warning of the next line says so.
 scores = sct.tl.evaluate_perturbation(adata, {"generator": model}, within="batch")
 print(scores)
 effects = sct.tl.screen(adata, [*knockouts, "IFNGR1+SMAD4"], model, n_controls=60)
