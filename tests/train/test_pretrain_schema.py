@@ -110,6 +110,8 @@ ROWS: dict[str, Any] = {
     "statistics.cells": (5, {"vocabulary": {"highly_variable": 6}}),
     "objectives.weight": (0.5, {"objectives": [{"name": "masked_genes"}]}),
     "objectives.from_step": (1, {"objectives": [{"name": "masked_genes"}]}),
+    "objectives.masked_genes.among": ("unseen", {"objectives": [{"name": "masked_genes"}]}),
+    "objectives.masked_genes_from_cell.among": ("unseen", {"objectives": [{"name": "masked_genes_from_cell"}]}),
     "objectives.masked_expression.loss": ("huber", SCGPT),
     "objectives.masked_expression.delta": (3.0, SCGPT | HUBER),
     "objectives.masked_expression.by_modality": (True, SCGPT),
