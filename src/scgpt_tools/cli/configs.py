@@ -96,14 +96,6 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Tree:
     return found
 
 
-def nested(values: Mapping[str, Any]) -> Tree:
-    """The way back from :func:`flat`."""
-    found: Tree = {}
-    for key, value in values.items():
-        found = changed(found, tuple(key.split(".")), value)
-    return found
-
-
 def _value(name: str, text: str) -> Any:
     """A value as a file would have it."""
     from scgpt_tools.config import yaml_value  # imports NumPy

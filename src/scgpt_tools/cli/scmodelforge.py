@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools.cli import dialects
-from scgpt_tools.cli.configs import changed, flat, nested
+from scgpt_tools.cli.configs import changed, flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -228,11 +229,12 @@ def in_our_words(command: str, given: Given, *, known: Collection[str], foreign:
     for key, value in theirs:
         settings = changed(settings, key, value)
     if command in TRANSLATIONS and _is_foreign(settings, known, foreign=foreign):
-        given.settings = translated(command, settings, given)
         given.changes = [change for change in given.changes if change not in theirs]
+        for key, _ in given.changes:
+            if key[0] in SECTIONS and not _is_ours(command, key):
+                raise ValueError(absent(".".join(key), KEYS, "setting of scModelForge named"))
+        given.settings = translated(command, settings, given)
     for key, value in given.changes:
-        if ".".join(key) not in KEYS and key[0] in SECTIONS - {*known} and not _may_be_ours(command, key):
-            raise ValueError(absent(".".join(key), KEYS, "setting of scModelForge named"))
         given.settings = changed(given.settings, key, value)
     return given
 
@@ -245,7 +247,7 @@ def translated(command: str, settings: Mapping[str, Any], given: Given) -> Tree:
     said = Said(command, settings)
     ours = TRANSLATIONS[command](said, given)
     said.report()
-    return nested({key: value for key, value in flat(ours).items() if value is not None})
+    return ours
 
 
 class Said:
@@ -471,7 +473,7 @@ def _data(said: Said) -> Tree:
 
 
 def _census(said: Said) -> Tree:
-    return {
+    found = {
         "organism": str(said["data.census.organism"]).lower().replace(" ", "_"),
         "version": str(said["data.census.census_version"]),
         "filters": said["data.census.filters"],
@@ -479,6 +481,7 @@ def _census(said: Said) -> Tree:
         "var_filter": said["data.census.var_value_filter"],
         "obs_columns": said["data.census.obs_columns"],
     }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _orthologs(said: Said) -> Tree:
@@ -857,9 +860,15 @@ def _is_foreign(settings: Mapping[str, Any], known: Collection[str], *, foreign:
     return bool(own) or (foreign and not native and bool(keys))
 
 
-def _may_be_ours(command: str, key: tuple[str, ...]) -> bool:
-    """Whether a setting of a section of that name exists here, too."""
-    return command == "pretrain" and key[0] == "model" and len(key) == 2
+def _is_ours(command: str, key: tuple[str, ...]) -> bool:
+    """Whether a setting of a section of its files exists here, too."""
+    if command != "pretrain" or len(key) < 2:
+        return False
+    from scgpt_tools.train.collection import DataConfig  # imports torch
+    from scgpt_tools.train.pretrain import FamilyConfig  # torch
+
+    kinds = {"model": FamilyConfig, "data": DataConfig}
+    return key[0] == "tokenizer" or (key[0] in kinds and key[1] in {field.name for field in fields(kinds[key[0]])})
 
 
 def _flat(settings: Mapping[str, Any]) -> Tree:

@@ -323,7 +323,13 @@ def _place(model: str | PathLike[str], revision: str | None) -> Path | None:
         found = path
     elif name in RELEASED and RELEASED[name].repository is RELEASED[name].bucket is None:
         found = DEMO_FOLDER
-    elif not isinstance(model, str) or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
+    elif (
+        not isinstance(model, str)
+        or name.startswith((".", "/", "~"))
+        or "\\" in name
+        or name.count("/") > 1
+        or path.suffix in SUFFIXES
+    ):
         raise FileNotFoundError(f"Expected a folder with a checkpoint or a file of weights, found none at {name!r}.")
     else:
         found = None
