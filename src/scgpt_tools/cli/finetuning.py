@@ -15,6 +15,7 @@ from scgpt_tools.data.stores import open_mudata, open_table
 from scgpt_tools.models import parse_model_type, to_scgenept
 from scgpt_tools.tokens.corruptions import Corruption
 from scgpt_tools.train import LoraConfig
+from scgpt_tools.train.loggers import LoggerConfig
 from scgpt_tools.train.runs import LAST
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ def finetune_files(learn: Callable[..., CellModel], options: dict[str, Any]) -> 
     """
     source, output, overwrite = (options.pop(name) for name in ("input", "output", "overwrite"))
     kind, texts = options.pop("model_type"), options.pop("gene_embeddings")
-    if source is None:
-        raise ValueError("Expected a table, or the name of a data set, to learn from, found none.")
     task = options.setdefault("task", "annotate" if kind is None else "perturb")
     if kind is not None and task != "perturb":
         raise ValueError(f"Expected --model_type with --task perturb only, found it with {task!r}.")
@@ -45,6 +44,7 @@ def finetune_files(learn: Callable[..., CellModel], options: dict[str, Any]) -> 
     for name, cls in (("lora", LoraConfig), ("corruption", Corruption)):
         if isinstance(options.get(name), dict):
             options[name] = from_dict(cls, options[name], where=name)
+    options["loggers"] = [from_dict(LoggerConfig, entry, where="loggers") for entry in options.get("loggers") or []]
     if kind is not None:
         parse_model_type(kind)  # refuses names that cannot be, before cells are read
     with _opened(source, options) as cells:

@@ -169,6 +169,8 @@ SECTIONS = frozenset(key.partition(".")[0] for key in KEYS)
 _OPEN = ("data.census.filters", "data.cloud.storage_options")
 _SWITCHED = ("training.scheduler", "training.fsdp", "finetune")
 _SHARED = {"data.paths", "model.dropout"}
+# Cells that are read together where a file is read in pieces.
+_RUN = 256
 _WITHOUT_EFFECT = {
     "data.max_genes": "tokenizer.max_genes counts",
     "data.num_workers": "training.num_workers counts",
@@ -185,6 +187,7 @@ _WITHOUT_EFFECT = {
     "data.perturbation.dose_key": "doses are read by nothing",
     "data.perturbation.dose_unit": "doses are read by nothing",
     "finetune.head.dropout": "the head has the dropout of the model's encoder",
+    "data.shards.shard_size": "it belongs to `shard`",
     "eval.batch_size": "it belongs to `benchmark`",
 }
 _OTHER_COMMANDS = {
@@ -282,19 +285,15 @@ class Said:
         self.notes.append(f"{key}: {self.given.get(key, KEYS[key])!r} ({why})")
 
     def report(self) -> None:
-        """Warn about keys without effect, by name; refuse those that nothing knows of."""
+        """Warn about keys without effect, by name."""
         from scgpt_tools._warnings import warn_user  # imports NumPy
 
         others = _OTHER_COMMANDS.get(self.command, ())
         for key, value in self.given.items():
             if key in self.read or any(key == other or key.startswith(f"{other}.") for other in others):
                 continue
-            if key not in _WITHOUT_EFFECT:
-                raise ValueError(
-                    f"Expected no `{key}` for `{self.command}`, which nothing would read, found {value!r}."
-                )
             if value != KEYS[key]:
-                self.note(key, _WITHOUT_EFFECT[key])
+                self.note(key, _WITHOUT_EFFECT.get(key, "nothing reads it beside the other settings"))
         if self.notes:
             warn_user(f"Settings of scModelForge without effect, or with another, here: {'; '.join(self.notes)}.")
 
@@ -449,7 +448,6 @@ def _data(said: Said) -> Tree:
         settings["census"] = _census(said)
     if said["data.shards.enabled"]:
         paths = [said["data.shards.shard_dir"]]
-    said.read.add("data.shards.shard_size")
     settings["paths"] = paths
     if said["data.cloud.storage_options"]:
         settings["storage"] = said["data.cloud.storage_options"]
@@ -466,7 +464,9 @@ def _data(said: Said) -> Tree:
     if how != "all":
         settings["minibatch_genes"] = {"how": how, "n_genes": said["data.gene_selection.n_genes"]}
     if said["data.streaming"]:
-        block = min(256, said["data.streaming_chunk_size"])
+        block = min(_RUN, said["data.streaming_chunk_size"])
+        if said["data.streaming_chunk_size"] != KEYS["data.streaming_chunk_size"]:
+            said.note("data.streaming_chunk_size", f"runs of {block} neighbouring cells are read")
         settings |= {"sampling": "blocks", "block": block}
         settings["blocks"] = max(1, said["data.streaming_shuffle_buffer"] // block)
     return settings
@@ -732,7 +732,8 @@ def _probe(said: Said) -> Tree | None:
         raise ValueError(
             "Expected `training.val_split` above 0 for `eval.benchmarks`, whose cells are held out, found 0."
         )
-    said.note("eval.benchmarks", "the probe is fitted to training cells and scored on those held out")
+    if set(probes[0]) - {"name", "label_key", "dataset"}:
+        said.note("eval.benchmarks", "the probe is fitted to training cells and scored on those held out")
     return {"label_key": probes[0].get("label_key", "cell_type"), "every": said["eval.every_n_epochs"]}
 
 

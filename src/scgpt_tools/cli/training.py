@@ -91,7 +91,6 @@ class FinetuneCommand(Command):
         """Add the files, and what the function takes."""
         parser.add_argument(
             "input",
-            nargs="?",
             help="Cells to learn from: a table in .h5ad, .h5mu or .zarr, or the name of a data set (see "
             "sct.datasets). It is read into memory unless --sampling is blocks.",
         )
@@ -103,7 +102,7 @@ class FinetuneCommand(Command):
             "(scores.csv).",
         )
         parser.add_argument("--overwrite", action="store_true", help="Replace a model in the output folder.")
-        add_function(parser, function, skip={"adata", "config", "callbacks", "loggers"}, optional=True)
+        add_function(parser, function, skip={"adata", "config", "callbacks"}, optional=True)
         group = parser.add_argument_group("perturbations")
         group.add_argument(
             "--model_type",
