@@ -7,6 +7,8 @@ those of a file with counts.
     python benchmarks/probe.py --seeds 3 --output probe.json
     python benchmarks/probe.py --cells pbmc3k_annotated.h5ad --genes 1000 --epochs 10
     python benchmarks/probe.py --asked tokens
+
+Models that are in `--folder` already are not trained again, so that several processes can train some each.
 """
 
 from __future__ import annotations
@@ -89,6 +91,20 @@ def configuration(style: str, options: argparse.Namespace, seed: int) -> dict:
     }
 
 
+def trained(cells: ad.AnnData, folder: Path, name: str, seed: int, options: argparse.Namespace) -> dict:
+    """Train a model unless it is there; returns what it took."""
+    record = folder / "probe.json"
+    if not record.exists():
+        start = process_time()
+        with TemporaryDirectory() as place:
+            cells[cells.obs["split"] == "train"].write_h5ad(Path(place) / "train.h5ad")
+            sct.train.pretrain(configuration(TOKENS[name], options, seed), data=place, output=folder, overwrite=True)
+        losses = pd.read_csv(folder / "run" / "history.csv")["validation_loss"].iloc[[0, -1]].round(3).tolist()
+        found = {"tokens": name, "seed": seed, "cpu_s": round(process_time() - start), "losses": losses}
+        record.write_text(json.dumps(found))
+    return json.loads(record.read_text())
+
+
 def main() -> None:
     """Train, probe, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,22 +120,25 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--pooling", choices=("cls", "mean"), default="mean")
+    parser.add_argument("--folder", type=Path, help="where to keep the models")
+    parser.add_argument("--train-only", action="store_true", help="probe nothing yet")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     sct.settings.show_progress = False
     cells = read_cells(options)
     models, runs = {}, []
     with TemporaryDirectory() as place:
-        folder = Path(place)
-        cells[cells.obs["split"] == "train"].write_h5ad(folder / "train.h5ad")
+        folder = Path(place) if options.folder is None else options.folder
+        folder.mkdir(parents=True, exist_ok=True)
         for name in options.tokens:
             for seed in range(options.first_seed, options.first_seed + options.seeds):
-                start, output = process_time(), folder / f"{name}{seed}"
-                model = sct.train.pretrain(configuration(TOKENS[name], options, seed), data=folder, output=output)
-                losses = pd.read_csv(output / "run" / "history.csv")["validation_loss"].iloc[[0, -1]].round(3).tolist()
-                runs.append({"tokens": name, "seed": seed, "cpu_s": round(process_time() - start), "losses": losses})
+                runs.append(trained(cells, folder / f"{name}{seed}", name, seed, options))
                 print(json.dumps(runs[-1]), flush=True)
-                models.setdefault(name, []).append(model)
+                models.setdefault(name, []).append(
+                    sct.CellModel.from_pretrained(folder / f"{name}{seed}", device="cpu")
+                )
+    if options.train_only:
+        return
     question = {"name": "linear_probe", "label_key": options.label_key}
     scores = sct.tl.benchmark(models, cells, question, n_seeds=5)
     scores.about["runs"], scores.about["torch"] = runs, torch.__version__

@@ -51,6 +51,12 @@ RESULTS = {
         "scores": scores.to_dict("index"),
         "losses": history["train_loss"].iloc[[0, -1]].tolist(),
     }""",
+    "own_model": """{
+        "accuracy": scores.summary().query("metric == 'accuracy'").set_index("model")[["mean", "low", "high"]].T.to_dict(),
+        "losses": history["validation_loss"].iloc[[0, -1]].tolist(),
+        "kept": sorted(sct.metrics.BenchmarkScores.read("scores.json").table["model"].unique()),
+        "annotated": [found.accuracy, float((test.obs["cell_type"] == largest).mean())],
+    }""",
     "reference_mapping": """{
         "scores": {" | ".join(key): score for key, score in scores.items()},
         "largest": float(query.obs["type"].value_counts(normalize=True).iloc[0]),
@@ -305,6 +311,16 @@ def test_pretraining_finds_cell_types_that_an_untrained_model_mixes():
     found = results("pretraining")
     assert found["losses"][1] < 0.9 * found["losses"][0]
     assert found["scores"]["pre-trained"]["nmi"] > found["scores"]["untrained"]["nmi"] + 0.1
+
+
+def test_a_model_of_ones_own_is_ahead_of_fresh_weights():
+    found = results("own_model")
+    own, fresh = found["accuracy"]["own model"], found["accuracy"]["own model, untrained"]
+    assert own["low"] > fresh["high"]
+    assert found["losses"][1] < found["losses"][0]
+    assert found["kept"] == ["PCA", "all genes", "own model", "own model, untrained"]
+    accuracy, largest = found["annotated"]
+    assert accuracy > largest + 0.15
 
 
 def test_mapping_finds_types_and_tells_what_the_reference_lacks():
