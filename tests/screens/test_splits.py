@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -235,3 +238,23 @@ def test_rankings_look_random():
 @pytest.mark.parametrize(("share", "n"), [(0.0, 0), (0.01, 1), (0.5, 5), (0.99, 9), (1.0, 10)])
 def test_first_share_keeps_something_on_both_sides(share, n):
     assert len(first_share(list("abcdefghij"), share)) == n
+
+
+@pytest.mark.parametrize("screen", ["norman", "adamson"])
+def test_published_groups_of_scgenept(screen):
+    """Of the repository's files only the genes that its groups call unseen are taken; who belongs where follows."""
+    published = json.loads((Path(__file__).parents[1] / "golden" / "scgenept" / "subgroups.json").read_text())[screen]
+    unseen: set[str] = set()
+    for part in ("test_subgroup", "val_subgroup"):
+        groups = {name: set(group) for name, group in published[part].items()}
+        held = set().union(*groups.values())
+        unseen |= genes_of(groups["unseen_single"])
+        every = {gene for own in published.values() for group in own.values() for gene in genes_of(group)}
+        found = seen_groups(sorted(held), [f"{gene}+ctrl" for gene in sorted(every - unseen)])
+        assert {name: set(group) for name, group in found.items()} == groups
+    sizes = {part: [len(group) for group in published[part].values()] for part in published}
+    expected = {
+        "norman": {"test_subgroup": [9, 52, 18, 37], "val_subgroup": [0, 11, 5, 14]},
+        "adamson": {"test_subgroup": [0, 0, 0, 22], "val_subgroup": [0, 0, 0, 7]},
+    }
+    assert sizes == expected[screen]

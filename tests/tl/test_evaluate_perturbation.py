@@ -263,3 +263,36 @@ def test_a_gene_that_never_varies_does_not_hide_the_others(cells, truth):
     cells.X = dense
     scores = sct.tl.evaluate_perturbation(cells, {"mine": truth}, metrics=["mse_weighted", "r2_weighted"]).table
     assert np.isfinite(scores["value"]).all()
+
+
+def test_the_files_of_scgenept(cells, model, tmp_path):
+    assert not sct.tl.evaluate_perturbation(cells, {"mine": model}).scgenept
+    scores = sct.tl.evaluate_perturbation(cells, {"mine": model}, scgenept=True)
+    found = scores.scgenept["mine"]
+    assert set(found.conditions) == set(HELD)
+    originals = scores.originals.query("method == 'mine'").set_index(["metric", "condition"])["value"]
+    for name in ("mse", "pearson", "mse_de", "pearson_de"):
+        expected = originals[f"gears_{name}"]
+        assert found.means[f"test_{name}"] == pytest.approx(expected.mean())
+        for condition in HELD:
+            assert found.conditions[condition][name] == pytest.approx(expected[condition])
+    groups = ("seen_single", "combo_seen2")
+    assert {name for name in found.groups if name.endswith("_pearson_delta")} == {
+        f"test_{group}_pearson_delta" for group in groups
+    }
+    doubles = [found.conditions[name]["pearson_delta"] for name in HELD[1:]]
+    assert found.groups["test_combo_seen2_pearson_delta"] == pytest.approx(np.mean(doubles))
+    found.save(tmp_path / "metrics")
+    names = {"metrics_epoch_best.json", "pert_res_epoch_best.json", "test_metrics_detailed.json"}
+    assert {path.name for path in (tmp_path / "metrics").iterdir()} == names
+
+
+def test_genes_that_are_no_dropouts(cells):
+    """A perfect prediction of the genes that GEARS lists for a condition."""
+    held = HeldOutScreen.read(cells)
+    perfect = pd.DataFrame(held.truth.true, index=list(held.conditions), columns=cells.var_names)
+    found = sct.tl.evaluate_perturbation(cells, {"truth": perfect}, scgenept=True).scgenept["truth"]
+    for own in found.conditions.values():
+        assert own["mse_top20_de_non_dropout"] == 0
+        assert own["pearson_delta_top20_de_non_dropout"] == pytest.approx(1)
+        assert own["frac_correct_direction_all"] == 1

@@ -92,7 +92,7 @@ def scgenept_scores(
     cells
         Test cells without controls, and predictions for them.
     control
-        (G,) mean of all controls.
+        (G,) mean of all controls, or (C, G) of those that each condition is compared with.
     order
         (C, G) gene positions by falling absolute score, or the first 20 of them or more.
     non_dropout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools._types import RngLike
+    from scgpt_tools.metrics.perturbation_scgenept import ScGenePTScores
 
 _SHOWN = ("mse", "mse_weighted", "pearson_control", "pearson_perturbed_mean", "discrimination_l1", "centroid_accuracy")
 # Below this share of its range a metric cannot tell good from bad on the data at hand.
@@ -40,6 +41,8 @@ class PerturbationScores:
     """SHA-256 of the held-out conditions, to report with every figure."""
     rng: int = 0
     """What controls and the halves of the ceiling were drawn with."""
+    scgenept: Mapping[str, ScGenePTScores] = field(default_factory=dict)
+    """By model: the scores of scGenePT's evaluation, if they were asked for; ``save`` writes its files."""
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from scgpt_tools.metrics.perturbation_gears import (
     list_analysis,
     variable_genes,
 )
+from scgpt_tools.metrics.perturbation_scgenept import ScGenePTScores, scgenept_scores
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
 from scgpt_tools.screens.annotations import log_values
 from scgpt_tools.screens.profiles import mean_profiles
@@ -94,6 +95,27 @@ def _by_genes(names: pd.Index) -> dict[str, list[str]]:
         with suppress(ValueError, AttributeError):
             found.setdefault(condition_key(name), []).append(name)
     return found
+
+
+def scgenept_files(
+    screen: HeldOutScreen, models: Mapping[str, NDArray[np.float64]], part: str
+) -> dict[str, ScGenePTScores]:
+    """What scGenePT's evaluation writes, for mean profiles (C, G) by the name of the model."""
+    analyses = _Analyses.read(screen)
+    groups: dict[str, list[str]] = {}
+    for name, group in screen.groups.items():
+        groups.setdefault(group, []).append(name)
+    return {
+        name: scgenept_scores(
+            replace(analyses.held_out, predicted=profiles),
+            screen.truth.control,
+            analyses.order,
+            analyses.lists["top"],
+            groups,
+            part=part,
+        )
+        for name, profiles in models.items()
+    }
 
 
 def original_scores(

@@ -23,7 +23,7 @@ from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, col
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.screens.held_out import CEILING, HeldOutScreen
 from scgpt_tools.screens.predicted_cells import CellScores, Samples, score_cells
-from scgpt_tools.screens.predictions import layer_means, original_scores, table_means
+from scgpt_tools.screens.predictions import layer_means, original_scores, scgenept_files, table_means
 from scgpt_tools.screens.splits import condition_hash
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS
@@ -65,6 +65,7 @@ def evaluate_perturbation(
     cells: bool = False,
     distances: str | Sequence[str] | None = None,
     cell_eval: bool = False,
+    scgenept: bool = False,
     n_controls: int = 300,
     include: Include | None = None,
     unknown: Unknown | None = None,
@@ -121,6 +122,9 @@ def evaluate_perturbation(
         Also find differentially expressed genes in predicted and in true cells with cell-eval, by a Mann-Whitney test
         against the same controls, and compare them: ``"celleval_overlap_at_N"`` and others.  Negative predictions
         count as 0.  Cells that vary less than real ones make more genes significant.
+    scgenept
+        Also score as scGenePT's evaluation does, by how much of a condition training saw, under its names:
+        ``scores.scgenept[model].save(folder)`` writes its three files.
     n_controls
         Most control cells of a context that a generator predicts each condition from and that cells are compared
         with, drawn by seed.
@@ -227,6 +231,7 @@ def evaluate_perturbation(
         spread=pd.Series(spread, name="spread", dtype=float),
         test_hash=condition_hash(screen.conditions),
         rng=seed,
+        scgenept=scgenept_files(screen, profiles, part) if scgenept else {},
     )
     logger.info("%s", scores)
     return scores
