@@ -89,3 +89,30 @@ def test_refusals(model):
         tl.ablate_texts(adata, model, "no such")
     with pytest.raises(ValueError, match="stream of texts"):
         ablate(model, "zeroed", streams="go")
+
+
+@pytest.mark.filterwarnings("ignore:The predictions of")
+def test_training_again_with_other_texts_in_one_call(model):
+    adata = screen(6)
+    pp.perturbation_split(adata, draw="stable")
+    starts = []
+
+    def train(start: CellModel) -> CellModel:
+        starts.append(rows(start).clone())
+        return finetune(adata, start, task="perturb", epochs=1, accelerator="cpu", dropout=0.0)
+
+    tuned = train(model)
+    scores = tl.ablate_texts(
+        adata, tuned, ["shuffled", "zeroed"], start=model, retrain=train, n_controls=4, metrics=["mse"]
+    )
+    names = [f"{how}texts {other}" for how in ("", "retrained, ") for other in ("zeroed", "shuffled")]
+    assert scores.models == ("with texts", *names)
+    assert torch.equal(starts[1], rows(ablate(model, "zeroed")))
+    assert torch.equal(starts[2], rows(ablate(model, "shuffled", rng=0)))
+    wide = scores.table.pivot(index="condition", columns="method", values="value")
+    assert not np.array_equal(wide["retrained, texts zeroed"], wide["texts zeroed"])
+    for options in ({"start": model}, {"retrain": train}):
+        with pytest.raises(ValueError, match="`start` and `retrain` together"):
+            tl.ablate_texts(adata, tuned, **options)
+    with pytest.raises(TypeError, match="what `retrain` returns"):
+        tl.ablate_texts(adata, tuned, "zeroed", start=model, retrain=lambda start: None)

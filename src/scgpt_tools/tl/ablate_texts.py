@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, get_args
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._validate import as_seed, check_choice, check_texts
+from scgpt_tools._validate import as_seed, check_choice, check_texts, check_type
 from scgpt_tools.inference.cells import load_model
+from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.scgenept.ablation import Ablation, ablate
 from scgpt_tools.tl.evaluate_perturbation import evaluate_perturbation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
     import numpy as np  # noqa: F401 - a part of RngLike
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from scgpt_tools._types import RngLike
     from scgpt_tools.metrics.scores import PerturbationScores
-    from scgpt_tools.models.cell_model import CellModel
 
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
 
@@ -33,6 +33,8 @@ def ablate_texts(
     how: str | Sequence[str] = ABLATIONS,
     *,
     streams: str | Sequence[str] | None = None,
+    start: CellModel | str | PathLike[str] | None = None,
+    retrain: Callable[[CellModel], CellModel] | None = None,
     retrained: CellModel | str | PathLike[str] | None = None,
     condition_key: str = "condition",
     split: str = "split",
@@ -63,9 +65,11 @@ def ablate_texts(
         norm, one or more of them.
     streams
         Which texts, such as ``"go"``; ``None`` for all.
+    start, retrain
+        What ``model`` was before fine-tuning, and a function that fine-tunes it, by which it is trained again with each of
+        ``how`` in place of the texts: a network that never saw them cannot miss them.
     retrained
-        A model that was trained on the same part without texts or with other ones
-        (:func:`scgpt_tools.models.scgenept.ablation.ablate` makes a start), to compare with.
+        Another model that was trained on the same part, to compare with.
     condition_key, split, part, within, layer, genes, metrics, n_controls, batch_size, device
         As in :func:`scgpt_tools.tl.evaluate_perturbation`.
     rng
@@ -74,29 +78,45 @@ def ablate_texts(
 
     Returns
     -------
-    :class:`~scgpt_tools.metrics.scores.PerturbationScores` of ``"with texts"``, ``"texts zeroed"`` and so on, the baselines
-    and the ceiling.  ``compare(others=scores.models[1:])`` has the paired differences to the model with its texts, with their
+    :class:`~scgpt_tools.metrics.scores.PerturbationScores` of ``"with texts"``, ``"texts zeroed"`` and so on,
+    ``"retrained, texts zeroed"`` and so on with ``retrain``, the baselines and the ceiling.  ``compare(others=scores.models[1:])`` has the paired differences to the model with its texts, with their
     intervals; without ``others``, those to the baselines.
 
     Raises
     ------
     ValueError
-        If the model reads no texts, or for the reasons of :func:`scgpt_tools.tl.evaluate_perturbation`.
+        If the model reads no texts, ``start`` and ``retrain`` do not come together, or for the reasons of :func:`scgpt_tools.tl.evaluate_perturbation`.
 
     Examples
     --------
     >>> import scgpt_tools as sct
     >>> scores = sct.tl.ablate_texts(adata, model)  # doctest: +SKIP
     >>> scores.compare(others=scores.models[1:])  # doctest: +SKIP
+
+    With training, in one call:
+
+    >>> start = sct.models.to_scgenept("scgpt-demo", "scgenept_ncbi_gpt", texts)  # doctest: +SKIP
+    >>> train = lambda model: sct.train.finetune(adata, model, task="perturb")  # doctest: +SKIP
+    >>> sct.tl.ablate_texts(adata, train(start), start=start, retrain=train)  # doctest: +SKIP
     """
     check_arguments(ablate_texts, locals())
     wanted = check_texts("how", [how] if isinstance(how, str) else how)
     for name in wanted:
         check_choice("how", name, ABLATIONS)
+    if (start is None) != (retrain is None):
+        raise ValueError(
+            "Expected `start` and `retrain` together, a model before fine-tuning and a function that fine-tunes it, found one."
+        )
     seed = as_seed(rng)
     loaded = load_model(model, device)
     models: dict[str, CellModel | str | PathLike[str]] = {"with texts": loaded}
     models |= {f"texts {name}": ablate(loaded, name, streams=streams, rng=seed) for name in ABLATIONS if name in wanted}
+    if start is not None and retrain is not None:
+        untrained = load_model(start, device)
+        for name in ABLATIONS:
+            if name in wanted:
+                tuned = retrain(ablate(untrained, name, streams=streams, rng=seed))
+                models[f"retrained, texts {name}"] = check_type("what `retrain` returns", tuned, CellModel)
     if retrained is not None:
         models["retrained"] = retrained
     return evaluate_perturbation(
