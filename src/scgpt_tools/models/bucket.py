@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from html import unescape
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.error import HTTPError, URLError
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
-from urllib.request import urlopen
 
 from scgpt_tools._files import as_path, written_aside
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
+
+    from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
 SCGENEPT_BUCKET = "https://czi-scgenept-public.s3.amazonaws.com"
 """Where scGenePT is published."""
 
+# Of silence, after which a bucket is given up; a large file may take as long as it needs.
 _SECONDS = 60
-_MOST_LIST = 8 << 20
 _ENTRY = re.compile(r"<Contents>.*?<Key>(.*?)</Key>.*?<Size>(\d+)</Size>.*?</Contents>", flags=re.DOTALL)
 _NEXT = re.compile(r"<NextContinuationToken>(.*?)</NextContinuationToken>")
 _MOST_PAGES = 100
@@ -111,12 +111,11 @@ class Bucket:
             )
         parent.mkdir(parents=True, exist_ok=True)
         logger.info("Downloading %s (%.0f MB) from %s.", entry.key, entry.size / 1e6, self.url)
-        with written_aside(place) as aside:
-            try:
-                with urlopen(f"{self.url}/{quote(entry.key)}", timeout=_SECONDS) as answer, aside.open("wb") as file:
-                    shutil.copyfileobj(answer, file)
-            except (URLError, OSError) as error:
-                raise ConnectionError(f"{self.url} did not send {entry.key}: {error}.") from error
+        with written_aside(place) as aside, settings.progress((), total=entry.size, unit="B") as bar:
+            self._ask(
+                lambda files: files.get_file(f"{self.url}/{quote(entry.key)}", str(aside), callback=_shown_by(bar)),
+                f"{self.url} did not send {entry.key}",
+            )
             if (size := aside.stat().st_size) != entry.size:
                 raise ConnectionError(
                     f"Expected {entry.size:,} bytes of {entry.key} from {self.url}, received {size:,}. Try again."
@@ -124,19 +123,35 @@ class Bucket:
         return place
 
     def _read(self, query: str) -> str:
-        try:
-            with urlopen(f"{self.url}/{query}", timeout=_SECONDS) as answer:
-                text: str = answer.read(_MOST_LIST).decode("utf-8", errors="replace")
-        except HTTPError as error:
-            raise ConnectionError(f"Expected {self.url} to list its files, found HTTP status {error.code}.") from error
-        except (URLError, OSError) as error:
-            raise ConnectionError(
-                f"Could not reach {self.url}: {error}. Pass the folder of a copy, or set `settings.offline` to use what was "
-                "downloaded before."
-            ) from error
+        content = self._ask(lambda files: files.cat_file(f"{self.url}/{query}"), f"{self.url} did not list its files")
+        text: str = content.decode("utf-8", errors="replace")
         if "ListBucketResult" not in text[:2000]:
             raise ConnectionError(f"Expected a list of files from {self.url}, found {text[:60]!r}.")
         return text
+
+    def _ask(self, act: Callable[[Any], Any], failed: str) -> Any:
+        # They take a moment to import, and few need them.
+        from aiohttp import ClientError, ClientTimeout
+        from fsspec import filesystem  # this too
+
+        timeout = ClientTimeout(total=None, sock_connect=_SECONDS, sock_read=_SECONDS)
+        # Keys are quoted here, and proxies are those of the environment.
+        files = filesystem("http", encoded=True, client_kwargs={"trust_env": True, "timeout": timeout})
+        try:
+            return act(files)
+        except (ClientError, OSError) as error:
+            raise ConnectionError(
+                f"{failed}: {type(error).__name__}: {error}. Pass the folder of a copy, or set `settings.offline` to use what "
+                "was downloaded before."
+            ) from error
+
+
+def _shown_by(bar: tqdm[Any]) -> Any:
+    """What moves a bar while a file comes."""
+    # With the rest of it.
+    from fsspec.callbacks import Callback
+
+    return Callback(hooks={"bar": lambda size, value, **_: bar.update(value - bar.n)})
 
 
 def fetch_checkpoint(bucket: Bucket, folder: str, vocabulary: str) -> Path:
