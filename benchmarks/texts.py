@@ -36,8 +36,8 @@ DIRECTIONS = {"papalexi": "down", "norman": "up"}
 MOST = {"perturbed": 63, "control": 192}
 METRICS = ["mse", "mse_weighted", "pearson_control", "pearson_perturbed_mean", "discrimination_l1", "centroid_accuracy"]
 TRAINING = {
-    "cells_per_mean": 16, "controls": False, "unmeasured": "token", "length": 200, "epochs": 12, "batch_size": 32, "lr": 1e-3,
-    "schedule": "cosine", "dropout": 0.1, "patience": None, "accelerator": "cpu",
+    "cells_per_mean": 16, "controls": False, "unmeasured": "token", "length": 128, "epochs": 6, "batch_size": 16, "lr": 2e-3,
+    "schedule": "cosine", "dropout": 0.0, "patience": None, "accelerator": "cpu",
 }  # fmt: skip
 TEXTS = sct.models.ModelType(text="ncbi")
 PLAIN = sct.models.ModelType()

@@ -84,6 +84,18 @@ def test_the_report_says_what_was_done(demo, folder):
     assert all(str(folder / file) in text for file in ("scores.csv", "embedding.png", "embedded.h5ad"))
 
 
+def test_a_perturbation_is_predicted_and_drawn(demo, folder):
+    screened = demo.screen
+    controls = (screened.obs["condition"] == "ctrl").to_numpy()
+    np.testing.assert_array_equal(np.isfinite(screened.layers["predicted"]).all(axis=1), controls)
+    assert demo.correlation > 0.4
+    text = str(demo)
+    assert f"correlates with the simulated one by {demo.correlation:.2f}" in text
+    assert f"from {controls.sum()} controls" in text
+    assert str(folder / "perturbation.png") in text
+    assert imread(folder / "perturbation.png").shape[0] > 300
+
+
 def test_cells_of_the_training_are_left_out(tmp_path):
     """Cells are divided by their names alone, as in training."""
     recipe = tmp_path / RECIPE

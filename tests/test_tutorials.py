@@ -79,6 +79,15 @@ RESULTS = {
         "metrics": sorted(set(scores.table["metric"])),
         "screened": effects.shape,
     }""",
+    "gene_texts": """{
+        "measured": "simulated" not in adata.uns,
+        "texts": [len(embeddings), embeddings.width],
+        "loss": model.history["train_loss"].iloc[[0, -1]].tolist(),
+        "models": list(scores.models),
+        "means": scores.means()["mse"].to_dict(),
+        "differences": differences["verdict"].tolist(),
+        "like": near.shape[0],
+    }""",
     "multiomics": """{
         "cells": [mdata.n_obs, *mdata.obsm["X_scGPT"].shape],
         "moved": float(np.abs(mdata.obsm["X_scGPT"] - mdata.obsm["X_rna_only"]).max()),
@@ -234,6 +243,25 @@ def test_a_benchmark_holds_baselines_ceiling_and_cells():
     assert {"generator", "no_change", "perturbed_mean", "additive", "linear", "split_half"} <= set(found["unseen"])
     assert {"energy", "mmd", "mse", "discrimination_l1"} <= set(found["metrics"])
     assert found["screened"][0] >= 9
+
+
+def test_texts_reach_a_model_that_learns_and_the_ablation_has_every_arm():
+    found = results("gene_texts")
+    assert found["measured"] == ("papalexi2021_thp1_eccite" in sct.datasets.available().index)
+    assert found["texts"][0] > 10
+    assert found["loss"][1] < 0.5 * found["loss"][0]
+    arms = [f"{how}texts {other}" for how in ("", "retrained, ") for other in ("zeroed", "shuffled")]
+    assert found["models"] == ["with texts", *arms]
+    assert {*arms, "no_change", "perturbed_mean", "split_half"} <= set(found["means"])
+    assert len(found["differences"]) == len(arms)
+    assert found["like"] > 3
+
+
+def test_the_stored_texts_were_embedded_by_a_language_model():
+    """Without it the notebook counts words, which is for tests and not for readers."""
+    texts = [output.get("text") for cell in code_cells(stored("gene_texts")) for output in cell.outputs]
+    assert "measured cells\n" in texts
+    assert any(text and text.startswith("all-MiniLM-L6-v2") for text in texts)
 
 
 def test_multiomics_predicts_proteins_of_cells_that_have_none():

@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from hub_server import HubServer, git_hash
 from scgpt_tools import settings
-from scgpt_tools.models import zoo
+from scgpt_tools.models import CellModel, zoo
 from scgpt_tools.vocabulary import Vocabulary
 
 REPO = "lab/model"
@@ -628,3 +628,13 @@ def test_progress_bars_follow_the_settings(hub, fetch, capsys, monkeypatch, show
         fetch()
     assert ("best_model.pt" in capsys.readouterr().err) == show
     assert not huggingface_hub.utils.are_progress_bars_disabled()
+
+
+@pytest.mark.parametrize(("name", "megabytes"), [("scgpt-demo", 3), ("scgenept-demo", 1)])
+def test_demos_are_in_the_package_and_small(name, megabytes):
+    with settings.override(offline=True):
+        folder = zoo.fetch(name)
+        model = CellModel.from_pretrained(name, device="cpu")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < megabytes * 1e6
+    assert model.name == name
+    assert model.checksum in (folder / "README.md").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from scgpt_tools import pp
@@ -14,6 +15,7 @@ from scgpt_tools.models.families.scgpt import scgpt_perturbation
 from scgpt_tools.screens.annotations import check_log_values
 from scgpt_tools.screens.batches import (
     PerturbationBatches,
+    context_of_pairs,
     paired_controls,
     screen_parts,
     without_unmapped,
@@ -49,7 +51,15 @@ def make_data(vocabulary):
         conditions = read_conditions(adata, "condition")
         pairs = paired_controls(adata, conditions)
         train, validation = screen_parts(adata, conditions, 0.3, controls=True, seed=0)
-        return PerturbationBatches(RowSource(adata), tokens, conditions, pairs, train=train, validation=validation)
+        return PerturbationBatches(
+            RowSource(adata),
+            tokens,
+            conditions,
+            pairs,
+            train=train,
+            validation=validation,
+            contexts=context_of_pairs(adata, None, None),
+        )
 
     return make
 
@@ -166,3 +176,42 @@ def test_counts_are_refused(cells):
     with pytest.raises(ValueError, match=r"log-normalised expression in layers\['counts'\], found whole numbers"):
         check_log_values(RowSource(cells, layer="counts"))
     check_log_values(RowSource(cells))
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_means_are_of_cells_of_the_same_part_condition_and_context(cells, make_data, part):
+    pp.pair_controls(cells, within="batch")
+    conditions = cells.obs["condition"].astype(str).to_numpy()
+    # Every cell tells its condition, its context and whether it may be averaged by the value of a gene.
+    codes = np.unique(conditions + cells.obs["batch"].to_numpy(), return_inverse=True)[1]
+    dense = cells.X.toarray()
+    dense[:, 0] = 10 * codes + 1
+    cells.X = sp.csr_matrix(dense)
+    data = make_data(cells, cells_per_mean=5)
+    others = np.setdiff1d(np.arange(cells.n_obs), getattr(data, part))
+    seen = []
+    for batch in batches(data, part):
+        rows, target, values = batch.index.numpy(), batch.target.numpy(), batch.values.numpy()
+        np.testing.assert_allclose(target[:, 0], dense[rows, 0], rtol=1e-6)
+        # The cell is one of those that are averaged, so its values can be taken off.
+        rest = 5 * target - dense[rows]
+        assert (rest > -1e-4).all()
+        controls = np.array([f"ctrl{batch}" for batch in cells.obs["batch"].to_numpy()[rows]])
+        known = np.unique(conditions + cells.obs["batch"].to_numpy())
+        np.testing.assert_allclose(values[:, 0], 10 * np.searchsorted(known, controls) + 1, rtol=1e-6)
+        seen.extend(rows)
+    assert sorted(seen) == getattr(data, part).tolist()
+    drawn = data.partners.of(getattr(data, part), 40, seed=1)
+    assert not np.isin(drawn, others).any()
+
+
+def test_means_are_drawn_anew_every_epoch_and_alike_to_validate(cells, make_data):
+    data = make_data(cells, cells_per_mean=4)
+    loader = data.loader("train", batch_size=1000, rng=0)
+    first, second = (batch for _ in range(2) for batch in loader)
+    order, again = (np.argsort(batch.index.numpy()) for batch in (first, second))
+    assert not np.allclose(first.target.numpy()[order], second.target.numpy()[again])
+    held = data.loader("validation", batch_size=1000, rng=0)
+    before, after = list(held), list(held)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one.target.numpy(), other.target.numpy())

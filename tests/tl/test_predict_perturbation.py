@@ -319,7 +319,7 @@ def test_named_perturbations_without_a_model_take_a_released_one(cells, caplog, 
     caplog.set_level(logging.INFO, logger="scgpt_tools")
     with (
         sct.settings.override(offline=True, cache_dir=tmp_path),
-        pytest.raises(FileNotFoundError, match="scgenept_go_c"),
+        pytest.raises(FileNotFoundError, match=r"scgenept_go_c.*No `model` was passed.*'scgenept-demo'"),
     ):
         sct.tl.predict_perturbation(cells, perts=["G0"])
     assert "'scgenept_go_c-norman' (scgpt-human, then CRISPRa in K562" in caplog.text
@@ -353,3 +353,49 @@ def test_predictions_as_a_table_of_their_own(cells, perts, unchanged):
 def test_a_table_of_its_own_is_no_copy(cells):
     with pytest.raises(ValueError, match="`copy` or `as_anndata`"):
         sct.tl.predict_perturbation(cells, "G0", generator(cells.var_names), as_anndata=True, copy=True)
+
+
+def test_a_pool_of_controls_is_drawn_once_each_or_as_the_original_does(cells):
+    model = generator(cells.var_names)
+    rows = np.flatnonzero(controls(cells))
+    sct.tl.predict_perturbation(cells, "G0", model)
+    every = cells.layers["predicted"].copy()
+    few = sct.tl.predict_perturbation(cells, "G0", model, n_controls=5, copy=True).layers["predicted"]
+    there = np.flatnonzero(np.isfinite(few).all(axis=1))
+    assert there.size == 5
+    np.testing.assert_allclose(few[there], every[there], atol=1e-6)
+    pool = sct.tl.predict_perturbation(cells, "G0", model, n_controls=300, bootstrap=True, as_anndata=True, rng=7)
+    np.random.seed(7)
+    drawn = rows[np.random.randint(0, rows.size, 300)]
+    assert pool.obs["control_cell"].tolist() == cells.obs_names[drawn].tolist()
+    np.testing.assert_allclose(pool.X, every[drawn], atol=1e-6)
+    assert pool.obs_names.is_unique
+    mean = sct.tl.screen(cells, "G0", model, n_controls=300, bootstrap=True, rng=7)
+    np.testing.assert_allclose(mean.X[0], pool.X.mean(axis=0), atol=1e-5)
+    assert mean.uns["screen"]["n_controls"] == 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"perts": "G0", "bootstrap": True}, "as_anndata=True"),
+        ({"perts": None, "n_controls": 5}, "with `perts` only"),
+        ({"perts": "G0", "n_controls": 0}, "n_controls"),
+    ],
+)
+def test_pools_that_cannot_be(cells, unchanged, options, message):
+    before = unchanged(cells)
+    with pytest.raises(ValueError, match=message):
+        sct.tl.predict_perturbation(cells, model=generator(cells.var_names), **options)
+    assert unchanged(cells) == before
+
+
+def test_the_demo_predicts_offline():
+    adata = sct.datasets.simulated_screen(n_cells=3)
+    with sct.settings.override(offline=True):
+        sct.tl.predict_perturbation(adata, perts=["SPI1"], model="scgenept-demo")
+    ax = sct.pl.perturbation_de(adata, "SPI1", show=False)
+    assert "predicted" in " ".join(text.get_text() for text in ax.get_legend().get_texts())
+    rows = controls(adata)
+    change = adata.layers["predicted"][rows].mean(axis=0) - np.asarray(adata.X[rows].mean(axis=0)).ravel()
+    assert adata.var_names[change.argmin()] in ("SPI1", "S100A9", "S100A8", "LYZ", "TYROBP", "CST3", "FCER1G")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from anndata import AnnData
 
 from scgpt_tools import pp, tl
 from scgpt_tools.models import FAMILIES, CellModel
@@ -351,3 +353,31 @@ def test_a_flag_that_is_never_trained_is_refused(cells):
         finetune(cells, CellModel(config, base.vocabulary), direction="down", **QUICK)
     with pytest.raises(ValueError, match="`direction` to be one of 'up', 'down'"):
         finetune(cells, base, direction="left", **QUICK)
+
+
+def test_means_of_cells_are_learnt_and_predicted_from(cells, tmp_path):
+    model = finetune(cells, pretrained(cells.var_names), **(QUICK | {"epochs": 3}), cells_per_mean=6)
+    assert model.config.tokenizer.cells_per_mean == 6
+    model.save(tmp_path / "saved")
+    loaded = CellModel.from_pretrained(tmp_path / "saved", device="cpu")
+    assert loaded.config.tokenizer.cells_per_mean == 6
+    controls = (cells.obs["condition"] == "ctrl").to_numpy()
+    averaged = tl.predict_perturbation(cells, "G0", loaded, copy=True).layers["predicted"][controls]
+    single = loaded.adapt(tokenizer=replace(loaded.config.tokenizer, cells_per_mean=1)).eval()
+    alone = tl.predict_perturbation(cells, "G0", single, copy=True).layers["predicted"][controls]
+    assert averaged.std(axis=0).sum() < 0.7 * alone.std(axis=0).sum()
+    # Means over all controls in one: what the model makes of their mean profile.
+    whole = loaded.adapt(tokenizer=replace(loaded.config.tokenizer, cells_per_mean=10_000)).eval()
+    found = tl.screen(cells, "G0", whole, n_controls=None)
+    profile = AnnData(np.asarray(cells.X[controls].mean(axis=0)), var=cells.var)
+    expected = tl.predict_perturbation(profile, "G0", single, condition_key=None, as_anndata=True).X
+    np.testing.assert_allclose(found.X, expected, atol=1e-5)
+    assert (found.layers["dispersion"] == 0).all()
+    own = tl.predict_perturbation(cells, model=loaded, copy=True).layers["predicted"]
+    assert np.isfinite(own).all()
+
+
+@pytest.mark.parametrize("number", [0, 2.5, True])
+def test_numbers_of_cells_that_cannot_be(cells, number):
+    with pytest.raises((TypeError, ValueError), match="cells_per_mean"):
+        finetune(cells, pretrained(cells.var_names), **QUICK, cells_per_mean=number)

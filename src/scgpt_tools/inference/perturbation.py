@@ -18,7 +18,8 @@ from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast
 from scgpt_tools.screens.annotations import check_log_values
-from scgpt_tools.screens.conditions import read_direction
+from scgpt_tools.screens.conditions import read_direction, unit_names
+from scgpt_tools.screens.means import Partners, in_groups, mean_rows
 from scgpt_tools.screens.tokens import ScreenTokens
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.names import column_names
@@ -84,25 +85,42 @@ class Predictor:
             )
         return known
 
+    @property
+    def cells_per_mean(self) -> int:
+        """Controls whose mean each prediction starts from, as in training."""
+        return self.tokens.tokenizer.config.cells_per_mean
+
+    def beside(
+        self, cells: NDArray[np.int64], conditions: NDArray[Any], contexts: NDArray[Any] | None
+    ) -> NDArray[np.int64]:
+        """(n, c) cells whose mean stands for each of some cells (n,), itself the first: of its condition and context."""
+        groups = np.unique(unit_names(contexts, conditions), return_inverse=True)[1]
+        return Partners(groups, self.source.keys).of(cells, self.cells_per_mean, seed=self.cells.plan.seed)
+
+    def averaged(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n, c) rows to start predictions from whose mean alone is wanted: each in one of n means."""
+        return in_groups(rows, self.cells_per_mean)
+
     def predict(
         self, rows: NDArray[np.int64], perturbed: Sequence[GeneSet], *, keys: NDArray[np.uint64] | None = None
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Predict what becomes of some cells.
 
-        ``rows`` (n,) rows of the cells to start from; repeated ones are allowed; ``perturbed`` (n,) genes to perturb in
-        each; ``keys`` (n,) hash of the cell that each row stands for; ``None`` takes the cells themselves.  Yields
+        ``rows`` (n, c) rows of the cells to start from, the mean of c for each; repeated ones are allowed; ``perturbed`` (n,)
+        genes to perturb in each; ``keys`` (n,) hash of the cell that each stands for; ``None`` takes the first.  Yields
         which of the n, and their expression over all columns (b, G); genes that take no part keep their value.
         """
         plan, predict = self.cells.plan, expression_of(self.model, attention=self.cells.attention)
-        keys = self.source.keys[rows] if keys is None else keys
+        keys = self.source.keys[rows[:, 0]] if keys is None else keys
         for start in range(0, len(rows), plan.batch_size):
             part = slice(start, start + plan.batch_size)
-            inputs = self.source.take(rows[part])
+            different, places = np.unique(rows[part], return_inverse=True)
+            inputs = mean_rows(self.source.take(different), places.reshape(rows[part].shape))
             batch, columns = self.tokens.batch(inputs, perturbed[part], keys[part], seed=plan.seed)
             # Context managers are left before each yield, or they would hold for the caller too.
             with torch.inference_mode(), evaluating(self.model), autocast(plan.precision, self.model.device):
                 found = predict(batch).numpy()[:, : columns.shape[1]]
-            check_results(found, self.source.names[rows[part]], precision=plan.precision)
+            check_results(found, self.source.names[rows[part, 0]], precision=plan.precision)
             expression = inputs.toarray().astype(np.float32, copy=False)
             np.put_along_axis(expression, columns, found, axis=1)
             yield part, expression
@@ -181,7 +199,7 @@ def held_out_means(
     predictor.check(targets)
     contexts = screen.row_contexts
     controls = {
-        context: screen.controls(context, n_controls, seed=predictor.cells.plan.seed)
+        context: predictor.averaged(screen.controls(context, n_controls, seed=predictor.cells.plan.seed))
         for context in dict.fromkeys(contexts)
     }
     means = np.zeros((len(targets), predictor.source.n_columns))

@@ -22,8 +22,11 @@ from scgpt_tools.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Travels in the wheel.
+# Travel in the wheel.
 DEMO_FOLDER = Path(__file__).parent / "demo"
+DEMO_PERTURBATION = "scgenept-demo"
+"""What tries predictions of perturbations out."""
+_FOLDERS = {"scgpt-demo": DEMO_FOLDER, DEMO_PERTURBATION: Path(__file__).parent / "demo_perturbation"}
 
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", flags=re.ASCII)
 
@@ -148,6 +151,17 @@ _RELEASED = (
         weights_licence="MIT",
         citation="scgpt-tools",
         source="this package",
+    ),
+    ReleasedModel(
+        name=DEMO_PERTURBATION,
+        repository=None,
+        family="scgenept",
+        training_data="a simulated knock-out screen on blood cells of 10x Genomics",
+        recommended_for="tests and tutorials only",
+        code_licence="MIT",
+        weights_licence="MIT",
+        citation="scgpt-tools",
+        source="this package (scripts/make_demo_perturbation.py)",
     ),
     *(_scgenept(variant, screen) for variant in _TEXTS for screen in _SCREENS),
 )
@@ -321,8 +335,8 @@ def _place(model: str | PathLike[str], revision: str | None) -> Path | None:
                 f"Pass {str(path.parent)!r}."
             )
         found = path
-    elif name in RELEASED and RELEASED[name].repository is RELEASED[name].bucket is None:
-        found = DEMO_FOLDER
+    elif name in _FOLDERS:
+        found = _FOLDERS[name]
     elif (
         not isinstance(model, str)
         or name.startswith((".", "/", "~"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from scgpt_tools.data.epochs import in_batches
 from scgpt_tools.data.module import CellDataModule, CellTable, checksum
 from scgpt_tools.data.parts import read_parts
 from scgpt_tools.screens.annotations import read_pairs
-from scgpt_tools.screens.conditions import context_labels, control_mask
+from scgpt_tools.screens.conditions import context_labels, control_mask, unit_names
+from scgpt_tools.screens.means import Partners, mean_rows
 from scgpt_tools.screens.pairing import pair_controls
 from scgpt_tools.screens.split_options import SplitOptions
 from scgpt_tools.screens.splits import split_conditions
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from scgpt_tools.data.rows import RowSource
     from scgpt_tools.screens.tokens import ScreenTokens
     from scgpt_tools.tokens.batch import TokenBatch
+    from scgpt_tools.tokens.perturbations import Labels
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,11 @@ class PerturbationBatches(CellDataModule):
         Numbers of the cells of each part.
     sampling
         How training cells are drawn; ``"balanced"`` draws each condition as often.
+    contexts
+        (N,) context of each cell, which the cells of a mean share; ``None`` where all are compared together.
+
+    Where the tokenizer reads means of cells (``cells_per_mean``), each cell stands for the mean of itself and others of its
+    part, condition and context, drawn anew every epoch, and its input is the mean of their controls.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class PerturbationBatches(CellDataModule):
         train: ArrayLike,
         validation: ArrayLike,
         sampling: Sampling = "random",
+        contexts: Labels | None = None,
     ) -> None:
         # Nothing else reads classes here.
         label = np.unique(conditions, return_inverse=True)[1] if sampling == "balanced" else None
@@ -83,6 +92,11 @@ class PerturbationBatches(CellDataModule):
         self.tokens, self.pairs, self.conditions = tokens, pairs, conditions
         self.perturbed = [condition_genes(condition) for condition in conditions]
         used = np.union1d(self.train, self.validation)
+        groups = np.full(len(conditions), -1)
+        part = np.isin(used, self.validation).astype(str)
+        units = unit_names(None if contexts is None else np.asarray(contexts)[used], conditions[used])
+        groups[used] = np.unique(unit_names(part, units), return_inverse=True)[1]
+        self.partners = Partners(groups, source.keys)
         genes = perturbed_genes(np.unique(conditions[used]))
         tokens.check(genes, hint=_ADD_TOKENS if tokens.unmapped(genes).without_token else "")
 
@@ -110,25 +124,31 @@ class PerturbationBatches(CellDataModule):
         return own | super().describe()
 
     def read(self, cells: NDArray[np.int64]) -> list[Any]:
-        """Rows of the given cells and of all their controls."""
+        """Rows of the given cells, of those that they may be averaged with, and of all their controls."""
+        cells = cells if self._per_mean == 1 else self.partners.all_of(cells)
         needed = np.union1d(cells, self.pairs[cells])
         return [(0, needed, self.tables[0].source.take(needed))]
 
     def tokenize(self, rows: list[Any], cells: NDArray[np.int64], *, seed: int) -> TokenBatch:
         """Controls as input, the cells themselves as targets."""
         [(_, there, X)] = rows
-        keys = self.tables[0].source.keys[cells]
+        averaged = self.partners.of(cells, self._per_mean, seed=seed)
         batch, _ = self.tokens.batch(
-            X[np.searchsorted(there, self._controls(cells, keys, seed))],
+            mean_rows(X, np.searchsorted(there, self._controls(averaged, seed))),
             [self.perturbed[cell] for cell in cells],
-            keys,
+            self.partners.keys[cells],
             seed=seed,
-            targets=X[np.searchsorted(there, cells)],
+            targets=mean_rows(X, np.searchsorted(there, averaged)),
         )
         return batch.replace(index=torch.from_numpy(np.asarray(cells)))
 
-    def _controls(self, cells: NDArray[np.int64], keys: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
-        lots = draws(seed, keys[:, None], np.zeros(1, dtype=np.int64), _CONTROL)[:, 0]
+    @property
+    def _per_mean(self) -> int:
+        return self.tokens.tokenizer.config.cells_per_mean
+
+    def _controls(self, cells: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+        """A control of each of some cells, of any shape."""
+        lots = draws(seed, self.partners.keys[cells][..., None], np.zeros(1, dtype=np.int64), _CONTROL)[..., 0]
         return self.pairs[cells, (lots % np.uint64(self.pairs.shape[1])).astype(np.int64)]
 
 
@@ -153,6 +173,15 @@ def paired_controls(
     logger.info("Pairing every cell with one control%s.", "" if within is None else f" of the same {within}")
     contexts = context_labels(adata, within)
     return pair_controls(control_mask(conditions), adata.obs_names, contexts=contexts, seed=seed)
+
+
+def context_of_pairs(adata: AnnData, pairs: str | None, within: str | Sequence[str] | None) -> NDArray[Any] | None:
+    """What a cell and its controls share (N,), as given or as recorded with the pairs; ``None`` for nothing."""
+    if pairs is None and within is not None:
+        return context_labels(adata, within)
+    record = adata.uns.get(PairKeys().uns if pairs is None else PairKeys(pairs).uns)
+    columns = record["params"].get("within", ()) if isinstance(record, Mapping) and "params" in record else ()
+    return context_labels(adata, [str(column) for column in columns])
 
 
 def screen_parts(

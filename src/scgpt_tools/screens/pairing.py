@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tools.data.rows import row_keys
+from scgpt_tools.tokens.orders import sample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,6 +68,19 @@ def pair_controls_gears(conditions: Labels, *, n: int = 1, seed: int = 0) -> NDA
     controls = np.flatnonzero(is_control)
     pairs[cells] = controls[np.random.RandomState(seed).randint(0, controls.size, (cells.size, n))]
     return pairs
+
+
+def pool_of_controls(
+    controls: NDArray[np.int64], keys: NDArray[np.uint64], n: int | None, *, bootstrap: bool, seed: int
+) -> NDArray[np.int64]:
+    """Controls to predict from, of rows (m,) with the hashes of their names.
+
+    At most ``n`` of them, drawn by seed and name, each once; ``None`` takes all.  With ``bootstrap`` exactly ``n``, or as many as
+    there are, with replacement: the draw of scGenePT's ``pred_perturb_from_ctrl`` after ``numpy.random.seed(seed)``.
+    """
+    if bootstrap:
+        return controls[np.random.RandomState(seed).randint(0, len(controls), len(controls) if n is None else n)]
+    return controls if n is None else controls[sample(seed, 0, keys, n)]
 
 
 def _check_controls(is_control: NDArray[np.bool_], contexts: Labels | None) -> None:

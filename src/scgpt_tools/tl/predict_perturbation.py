@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,18 +14,19 @@ from anndata import AnnData
 from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import OWN_CONDITION, ConditionKeys, PredictionKeys
-from scgpt_tools._validate import as_seed, check_key_name
+from scgpt_tools._validate import as_seed, check_integer, check_key_name
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.perturbation import Predictor, open_predictor, read_perturbations
-from scgpt_tools.models.zoo import DEFAULT_PERTURBATION, RELEASED
-from scgpt_tools.screens.batches import paired_controls
+from scgpt_tools.models.zoo import DEFAULT_PERTURBATION, DEMO_PERTURBATION, RELEASED
+from scgpt_tools.screens.batches import context_of_pairs, paired_controls
 from scgpt_tools.screens.conditions import control_mask, read_conditions
+from scgpt_tools.screens.pairing import pool_of_controls
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.perturbations import condition_genes, format_condition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from os import PathLike
 
     import torch
@@ -51,6 +53,8 @@ def predict_perturbation(
     condition_key: str | None = "condition",
     pairs: str | None = None,
     within: str | Sequence[str] | None = None,
+    n_controls: int | None = None,
+    bootstrap: bool = False,
     layer: str | None = None,
     genes: str | None = None,
     symbols: NameTable | str | None = None,
@@ -86,6 +90,7 @@ def predict_perturbation(
     model
         Result of :func:`scgpt_tools.train.finetune` with ``task="perturb"``, the folder that it was saved to, or a released
         model; with ``perts``, ``None`` takes scGenePT as fine-tuned on Norman's activation screen in K562, and says so.
+        ``"scgenept-demo"`` comes with the package, for trying things out.
     condition_key
         Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`; ``None`` takes all cells for
         controls.
@@ -93,7 +98,12 @@ def predict_perturbation(
         Key of ``obsm`` with the paired controls, of which the first counts; ``None`` takes ``"ctrl_indices"`` if it is
         there and ``within`` is not given, and else draws one control a cell.  Only without ``perts``.
     within
-        Columns of ``obs`` that a cell and its control share, for that draw.
+        Columns of ``obs`` that a cell and its control share, for that draw; and controls that are averaged, for models that
+        were trained on means of cells.
+    n_controls
+        With ``perts``: most controls to predict, drawn by seed; ``None`` takes all, each once.
+    bootstrap
+        With ``as_anndata``: draw exactly ``n_controls`` with replacement, or as many as there are, as scGenePT does.
     {layer}
     {genes}
     {matching}
@@ -166,6 +176,8 @@ def predict_perturbation(
     """
     check_arguments(predict_perturbation, locals())
     seed = as_seed(rng)
+    if n_controls is not None:
+        check_integer("n_controls", n_controls)
     request = Request(
         layer=layer,
         genes=genes,
@@ -189,35 +201,42 @@ def predict_perturbation(
     keys = PredictionKeys(check_key_name("key_added", key_added))
     if as_anndata and copy:
         raise ValueError("Expected `copy` or `as_anndata`, found both. The new table is all that `as_anndata` returns.")
+    if perts is None and (n_controls is not None or bootstrap):
+        raise ValueError(
+            "Expected `n_controls` and `bootstrap` with `perts` only: without, every cell is predicted from its own control."
+        )
+    if bootstrap and not as_anndata:
+        raise ValueError(
+            "Expected `as_anndata=True` with `bootstrap`, for a control that is drawn twice has one row in a layer only."
+        )
     several = [keys.layer_of(name) for name in wanted or ()] if len(wanted or ()) > 1 else []
     for layer_added in () if as_anndata else several or [keys.layer]:
         check_key_name("the layer of a perturbation", layer_added)
         check_new_key(adata, "layers", keys.uns, default=PredictionKeys().uns, entry=layer_added)
-    if model is None and wanted is not None:
-        released = RELEASED[DEFAULT_PERTURBATION]
-        logger.info(
-            "Predicting with %r (%s). Pass `model` for one that was fine-tuned on your own cells.",
-            released.name, released.training_data,
-        )  # fmt: skip
-        model = released.name
-    predictor = open_predictor(
-        adata,
-        model,
-        request,
-        include=include,
-        unknown=unknown,
-        unmeasured=unmeasured,
-        direction=direction,
-        key=condition_key,
-    )
+    with _default(model is None and wanted is not None) as released:
+        predictor = open_predictor(
+            adata,
+            released or model,
+            request,
+            include=include,
+            unknown=unknown,
+            unmeasured=unmeasured,
+            direction=direction,
+            key=condition_key,
+        )
     conditions = _conditions(adata, condition_key)
+    contexts = context_of_pairs(adata, pairs, within)
     if wanted is None:
-        rows = paired_controls(adata, conditions, pairs=pairs, within=within, seed=seed)[:, 0]
-        own = [condition_genes(condition) for condition in conditions]
-        parts = {OWN_CONDITION: _Part(np.arange(adata.n_obs), rows, own)}
+        paired = paired_controls(adata, conditions, pairs=pairs, within=within, seed=seed)[:, 0]
+        cells = np.arange(adata.n_obs)
+        rows = paired[predictor.beside(cells, conditions, contexts)]
+        parts = {OWN_CONDITION: _Part(cells, rows, [condition_genes(condition) for condition in conditions])}
     else:
         controls = np.flatnonzero(control_mask(conditions))
-        parts = {name: _Part(controls, controls, [genes] * len(controls)) for name, genes in wanted.items()}
+        keys_of = predictor.source.keys[controls]
+        controls = pool_of_controls(controls, keys_of, n_controls, bootstrap=bootstrap, seed=seed)
+        rows = predictor.beside(controls, conditions, contexts)
+        parts = {name: _Part(controls, rows, [genes] * len(controls)) for name, genes in wanted.items()}
     parts = _known(predictor, parts)
     if len(several) > 1:
         several = [keys.layer_of(name) for name in parts]
@@ -246,13 +265,33 @@ def predict_perturbation(
     return result if copy else None
 
 
+@contextmanager
+def _default(wanted: bool) -> Iterator[str | None]:  # noqa: FBT001 - private
+    """Name of the model where none is given, if that is wanted; what to do if it cannot be had."""
+    if not wanted:
+        yield None
+        return
+    released = RELEASED[DEFAULT_PERTURBATION]
+    logger.info(
+        "Predicting with %r (%s). Pass `model` for one that was fine-tuned on your own cells.",
+        released.name, released.training_data,
+    )  # fmt: skip
+    try:
+        yield released.name
+    except (ConnectionError, FileNotFoundError) as error:
+        raise type(error)(
+            f"{error} No `model` was passed, so {released.name!r} was looked for. Pass one that was fine-tuned on your own "
+            f"cells, the folder of a copy, or {DEMO_PERTURBATION!r}, which is in the package, to try things out."
+        ) from error
+
+
 class _Part(NamedTuple):
     """What one perturbation, or each cell's own condition, predicts."""
 
     cells: NDArray[np.int64]
     """Cells that get a prediction."""
     rows: NDArray[np.int64]
-    """The control that each prediction starts from."""
+    """(n, c) the controls that each prediction starts from."""
     perturbed: list[GeneSet]
 
 
@@ -301,11 +340,14 @@ def _table(
     cells, rows = (np.concatenate([getattr(part, name) for part in parts.values()]) for name in ("cells", "rows"))
     obs = adata.obs.iloc[cells].copy()
     names = adata.obs_names.to_numpy(dtype=object)
-    obs["control_cell"] = names[rows]
+    obs["control_cell"] = names[rows[:, 0]]
     if OWN_CONDITION in parts:
         obs[key] = pd.Categorical(conditions[cells])
     else:
         obs[key] = pd.Categorical([format_condition(genes) for part in parts.values() for genes in part.perturbed])
         labels = [name for name, part in parts.items() for _ in part.cells]
-        obs.index = pd.Index([f"{cell}_{name}" for cell, name in zip(names[cells], labels, strict=True)], dtype=object)
+        index = pd.Series([f"{cell}_{name}" for cell, name in zip(names[cells], labels, strict=True)], dtype=object)
+        # A control may have been drawn twice.
+        again = index.groupby(index).cumcount().astype(str)
+        obs.index = pd.Index(index.where(again == "0", index + "-" + again), dtype=object)
     return AnnData(values, obs=obs, var=adata.var.copy(), uns=uns)

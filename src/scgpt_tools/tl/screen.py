@@ -18,8 +18,8 @@ from scgpt_tools.data.finished_rows import FinishedRows
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.perturbation import Predictor, open_predictor, read_perturbations
 from scgpt_tools.screens.conditions import control_mask, read_conditions
+from scgpt_tools.screens.pairing import pool_of_controls
 from scgpt_tools.settings import settings
-from scgpt_tools.tokens.orders import sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -47,6 +47,7 @@ def screen(
     *,
     condition_key: str | None = "condition",
     n_controls: int | None = 300,
+    bootstrap: bool = False,
     layer: str | None = None,
     genes: str | None = None,
     include: Include | None = None,
@@ -76,6 +77,8 @@ def screen(
         controls.
     n_controls
         Most control cells to perturb, drawn by seed; ``None`` takes all.
+    bootstrap
+        Draw exactly ``n_controls``, with replacement, as scGenePT does.
     {layer}
     {genes}
     include, unknown, unmeasured, direction
@@ -101,7 +104,8 @@ def screen(
     ``layers["effect"]`` : float32
         Its change against the mean of the same controls.
     ``layers["dispersion"]`` : float32
-        Standard deviation of the predictions over the controls.
+        Standard deviation of the predictions over the controls; of models that were trained on means of cells, over means
+        of as many controls.
     ``obs["effect_size"]``, ``obs["n_genes"]``
         Length of the change, perturbed genes left out, and number of perturbed genes.
     ``var["control_mean"]``
@@ -148,7 +152,7 @@ def screen(
     )
     known = predictor.knows(list(wanted.values()))
     wanted = {name: genes for (name, genes), kept in zip(wanted.items(), known, strict=True) if kept}
-    rows = _controls(adata, predictor, condition_key, n_controls)
+    rows = _controls(adata, predictor, condition_key, n_controls, bootstrap=bootstrap)
     about = predictor.provenance(condition_key=condition_key or "")
     control, values = _mean_of(predictor, rows)
     finished = FinishedRows.open(
@@ -167,16 +171,16 @@ def screen(
     return _table(adata, wanted, results, control, predictor, about | {"n_controls": len(rows)})
 
 
-def _controls(adata: AnnData, predictor: Predictor, key: str | None, n: int | None) -> NDArray[np.int64]:
+def _controls(
+    adata: AnnData, predictor: Predictor, key: str | None, n: int | None, *, bootstrap: bool
+) -> NDArray[np.int64]:
     rows = np.arange(adata.n_obs) if key is None else np.flatnonzero(control_mask(read_conditions(adata, key)))
     if rows.size < 2:
         raise ValueError(
             f"Expected at least two control cells (label 'ctrl' in obs[{key!r}]) to perturb, found {rows.size}. Pass "
             "condition_key=None if all cells are controls."
         )
-    if n is None:
-        return rows
-    return rows[sample(predictor.cells.plan.seed, 0, predictor.source.keys[rows], n)]
+    return pool_of_controls(rows, predictor.source.keys[rows], n, bootstrap=bootstrap, seed=predictor.cells.plan.seed)
 
 
 def _mean_of(predictor: Predictor, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], str]:
@@ -193,14 +197,15 @@ def _mean_of(predictor: Predictor, rows: NDArray[np.int64]) -> tuple[NDArray[np.
 def _moments(predictor: Predictor, rows: NDArray[np.int64], perturbed: GeneSet) -> NDArray[np.float32]:
     """(2, G) mean and standard deviation of the predictions over cells, one minibatch at a time."""
     mean, squares, seen = np.zeros(predictor.source.n_columns), np.zeros(predictor.source.n_columns), 0
-    for _, expression in predictor.predict(rows, [perturbed] * len(rows)):
+    starts = predictor.averaged(rows)
+    for _, expression in predictor.predict(starts, [perturbed] * len(starts)):
         # Chan's way to add up variances: sums of squares would lose the digits that small dispersions live in.
         own = expression.mean(axis=0, dtype=np.float64)
         gap, n = own - mean, len(expression)
         squares += ((expression - own) ** 2).sum(axis=0, dtype=np.float64) + gap**2 * seen * n / (seen + n)
         mean += gap * n / (seen + n)
         seen += n
-    return np.stack([mean, np.sqrt(squares / (seen - 1))]).astype(np.float32)
+    return np.stack([mean, np.sqrt(squares / max(1, seen - 1))]).astype(np.float32)
 
 
 def _table(

@@ -47,6 +47,8 @@ class TokenizerConfig:
     unmeasured: Unmeasured = "error"
     """Perturbed genes without a column: refuse them, add their token to the cells that they are perturbed in, or leave
     such cells out."""
+    cells_per_mean: int = 1
+    """For models of perturbations: cells whose mean is read in place of one, controls and targets alike."""
     values: TokenValues = "binned"
     """What stands for expression: quantile bins within the cell, ``log1p`` of the value, or the value itself."""
     bins: int | None = 51
@@ -98,6 +100,7 @@ class TokenizerConfig:
             raise ValueError(f"`bins` goes with values='binned' only, found {self.values=} and {self.bins=}.")
         if self.bins is not None:
             fractions_of(self.bins)  # refuses numbers that cannot be
+        check_integer("cells_per_mean", self.cells_per_mean)
         if self.linear_bins is not None:
             check_integer("linear_bins", self.linear_bins)
             if self.edges is not None:

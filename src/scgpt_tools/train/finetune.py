@@ -126,6 +126,7 @@ def finetune(
     extend: Extend = "auto",
     length: int | None = 1536,
     gene_sampling: GeneSampling = "keep_perturbed",
+    cells_per_mean: int = 1,
     tokenizer: Mapping[str, Any] | None = None,
     sampling: Sampling | None = None,
     corruption: Corruption | None = None,
@@ -257,6 +258,10 @@ def finetune(
     gene_sampling
         ``"keep_perturbed"`` never loses a perturbed gene; ``"original"`` draws as scGPT does, where a minibatch may
         lose what was perturbed.  For ``"perturb"``.
+    cells_per_mean
+        Learn from means of so many cells of a condition, drawn anew every epoch, and of their controls, in place of single
+        cells, most of whose differences no control tells; 1 as the originals do.  Cells of a mean share what pairs share.
+        Predictions then start from means of as many controls.  For ``"perturb"``.
     tokenizer
         Fields of the model's tokenizer to change, such as ``{"length": 600}``; the new model keeps them.  Not for
         ``"perturb"``.

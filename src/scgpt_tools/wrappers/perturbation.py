@@ -314,7 +314,8 @@ class scGPTPerturbationModel(Wrapper):
         predictor.check(perturbed)
         found = np.full((len(screen.source), screen.source.n_columns), np.nan, dtype=np.float32)
         with settings.progress((), total=len(rows), unit="cell") as bar:
-            for part, expression in predictor.predict(screen.pairs[rows, 0], perturbed, keys=screen.source.keys[rows]):
+            controls = screen.pairs[predictor.beside(rows, screen.conditions, None), 0]
+            for part, expression in predictor.predict(controls, perturbed, keys=screen.source.keys[rows]):
                 found[rows[part]] = expression
                 bar.update(len(expression))
         return found if return_numpy else torch.from_numpy(found)

@@ -16,6 +16,7 @@ from scgpt_tools.objectives.recipes import PERTURB
 from scgpt_tools.screens.annotations import check_log_values
 from scgpt_tools.screens.batches import (
     PerturbationBatches,
+    context_of_pairs,
     paired_controls,
     screen_parts,
     without_unmapped,
@@ -51,6 +52,7 @@ class OpenedScreen(Opened):
     tokens: ScreenTokens
     conditions: NDArray[Any]
     pairs: NDArray[np.int64]
+    contexts: NDArray[Any] | None
     vocabulary: Vocabulary
     """The model's, with tokens of perturbed genes that it lacked."""
 
@@ -76,6 +78,7 @@ class Perturb(Task[OpenedScreen]):
     extend: Extend
     length: int | None
     gene_sampling: GeneSampling
+    cells_per_mean: int
     direction: Direction | None
     adaptive_offset: bool
     activation: str | None
@@ -104,6 +107,7 @@ class Perturb(Task[OpenedScreen]):
             unmeasured=self.unmeasured,
             length=self.length,
             overflow="shared" if self.gene_sampling == "original" else "sample",
+            cells_per_mean=self.cells_per_mean,
         )
 
     def open(self, adata: AnnData | MuData, model: CellModel, *, seed: int) -> OpenedScreen:
@@ -145,6 +149,7 @@ class Perturb(Task[OpenedScreen]):
             tokens=tokens,
             conditions=conditions,
             pairs=pairs,
+            contexts=context_of_pairs(source.adata, self.pairs, self.within),
             vocabulary=tokens.tokenizer.vocabulary,
         )
 
@@ -203,6 +208,7 @@ class Perturb(Task[OpenedScreen]):
             train=opened.train,
             validation=opened.validation,
             sampling=self.sampling,
+            contexts=opened.contexts,
         )
 
     def describe(self, opened: OpenedScreen) -> dict[str, Any]:
