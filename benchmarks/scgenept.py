@@ -5,7 +5,8 @@
 12 layers, 512 wide, 60,697 tokens, one table of texts of 1,536 numbers, random weights; the original reads the file that ours
 writes, with tables in float64 as it keeps them.  ``--peer`` is a checkout of czi-ai/scGenePT, ``--scgpt`` the folder that holds the
 package scgpt, which it builds on; what they import beside it and do not need here is stood in for.  The original predicts
-one cell at a time; ours is ``tl.screen``, from a table to its mean effect.
+one cell at a time; ours is ``tl.predict_perturbation``, from a table to a table.  Where other programs run, the work of the
+processors says more than the clock.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from predict import cells_of
-from timing import in_turn
 
 import scgpt_tools as sct
 from scgpt_tools.models import FAMILIES
@@ -51,6 +52,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--peer", type=Path, help="checkout of scGenePT; without, ours alone")
     parser.add_argument("--scgpt", type=Path, help="folder that holds the package scgpt")
+    parser.add_argument(
+        "--tokens", type=int, default=TOKENS, help="of the vocabulary; fewer need less memory and cost the same"
+    )
     parser.add_argument("--cells", type=int, default=4)
     parser.add_argument("--cells-of-peer", type=int, default=1)
     parser.add_argument("--genes", type=int, default=5045)
@@ -63,9 +67,9 @@ def main() -> None:
 
     controls = cells_of(arguments.data, arguments.cells, arguments.genes)
     perturbed = str(controls.var_names[0])
-    others = [f"other{number}" for number in range(TOKENS - arguments.genes - 3)]
+    others = [f"other{number}" for number in range(arguments.tokens - arguments.genes - 3)]
     vocabulary = sct.Vocabulary.from_genes([*controls.var_names, *others])
-    assert len(vocabulary) == TOKENS
+    assert len(vocabulary) == arguments.tokens
     with TemporaryDirectory() as folder:
         torch.manual_seed(0)
         config = FAMILIES["scgenept"](vocabulary, model_type="scgenept_ncbi_gpt", flag_pad=2)
@@ -75,34 +79,35 @@ def main() -> None:
         print(f"loaded in {perf_counter() - began:.1f} s from {(place / 'best_model.pt').stat().st_size / 1e6:.0f} MB")
         theirs = peer(arguments, place, vocabulary) if arguments.peer else None
 
-    def ours(precision: str, cells: ad.AnnData) -> np.ndarray:
-        found = sct.tl.screen(
-            cells, perturbed, model, condition_key=None, n_controls=None, precision=precision, show_progress=False
+    def ours(precision: str) -> np.ndarray:
+        found = sct.tl.predict_perturbation(
+            controls, perturbed, model, condition_key=None, precision=precision, as_anndata=True, show_progress=False
         )
-        return found.X[0]
+        return found.X
 
-    few = controls[: max(2, arguments.cells_of_peer)].copy()
-    if theirs is not None:
-        true = predicted(theirs, few, perturbed, vocabulary)
-        for precision in arguments.precision:
-            error = np.abs(ours(precision, few) - true).max()
-            print(
-                f"{precision} against scGenePT: largest difference {error:.1e} of values up to {np.abs(true).max():.2f}"
-            )
-            if precision == "fp32" and error > 1e-4:
-                raise SystemExit("The two disagree; the times would not be comparable.")
-    runs: dict[str, Callable[[], Any]] = {
-        precision: (lambda precision=precision: ours(precision, controls)) for precision in arguments.precision
+    runs: dict[str, tuple[int, Callable[[], np.ndarray]]] = {
+        precision: (controls.n_obs, lambda precision=precision: ours(precision)) for precision in arguments.precision
     }
-    sizes = dict.fromkeys(runs, controls.n_obs)
     if theirs is not None:
-        one = controls[: arguments.cells_of_peer]
-        runs["scGenePT"] = lambda: predicted(theirs, one, perturbed, vocabulary)
-        sizes["scGenePT"] = arguments.cells_of_peer
-    seconds = {name: time / sizes[name] for name, time in in_turn(runs, arguments.rounds).items()}
-    for name, each in seconds.items():
-        beside = f", {seconds['scGenePT'] / each:.1f} times scGenePT" if theirs is not None else ""
-        print(f"{name}: {each:.2f} s a cell, {1 / each:.3f} cells/s{beside}")
+        few = controls[: arguments.cells_of_peer]
+        runs["scGenePT"] = (few.n_obs, lambda: predicted(theirs, few, perturbed, vocabulary))
+    results, spent = {}, {name: [] for name in runs}
+    for _ in range(arguments.rounds):
+        for name, (cells, run) in runs.items():
+            wall, work = perf_counter(), process_time()
+            results[name] = run()
+            spent[name].append(((perf_counter() - wall) / cells, (process_time() - work) / cells))
+    wall, work = ({name: median(times[kind] for times in own) for name, own in spent.items()} for kind in (0, 1))
+    for name in runs:
+        said = f"{name}: {wall[name]:.2f} s a cell, {1 / wall[name]:.3f} cells/s, {work[name]:.2f} s of processors"
+        if theirs is not None and name != "scGenePT":
+            true = results["scGenePT"]
+            error = np.abs(results[name][: len(true)] - true).max()
+            said += f"; {wall['scGenePT'] / wall[name]:.1f} times scGenePT by the clock, {work['scGenePT'] / work[name]:.1f} by work"
+            said += f"; largest difference {error:.1e} of values up to {np.abs(true).max():.2f}"
+            if name == "fp32" and error > 1e-4:
+                raise SystemExit(f"{said}. The two disagree; the times do not compare.")
+        print(said)
     print(f"{controls.n_vars} genes, {arguments.threads} threads")
 
 
@@ -136,13 +141,13 @@ def peer(arguments: argparse.Namespace, folder: Path, vocabulary: sct.Vocabulary
 
 
 def predicted(model: Any, controls: ad.AnnData, perturbed: str, vocabulary: sct.Vocabulary) -> np.ndarray:
-    """Mean of the original's predictions for each control once, in whatever order it draws them."""
+    """The original's predictions from each control, one by one."""
     names, ids = list(controls.var_names), vocabulary.ids(controls.var_names)
     rows = [
         model.pred_perturb_from_ctrl(controls[[row]], f"{perturbed}+ctrl", names, "cpu", ids, amp=False, pool_size=1)
         for row in range(controls.n_obs)
     ]
-    return np.concatenate(rows).mean(axis=0)
+    return np.concatenate(rows)
 
 
 if __name__ == "__main__":

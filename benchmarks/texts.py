@@ -33,10 +33,10 @@ FILES = {"papalexi": "papalexi2021_thp1_eccite", "norman": "norman2019_mcfaline2
 # The replicate, and the cell line.
 WITHIN = {"papalexi": "batch", "norman": "cell_type"}
 DIRECTIONS = {"papalexi": "down", "norman": "up"}
-MOST = {"perturbed": 63, "control": 192}
+MOST = {"perturbed": 48, "control": 144}
 METRICS = ["mse", "mse_weighted", "pearson_control", "pearson_perturbed_mean", "discrimination_l1", "centroid_accuracy"]
 TRAINING = {
-    "cells_per_mean": 16, "controls": False, "unmeasured": "token", "length": 128, "epochs": 6, "batch_size": 16, "lr": 2e-3,
+    "cells_per_mean": 16, "controls": False, "unmeasured": "token", "length": 96, "epochs": 6, "batch_size": 16, "lr": 2e-3,
     "schedule": "cosine", "dropout": 0.0, "patience": None, "accelerator": "cpu",
 }  # fmt: skip
 TEXTS = sct.models.ModelType(text="ncbi")
@@ -85,7 +85,7 @@ def main() -> None:
             if arguments.tune or len(models) < len(starts):
                 continue
             scores = sct.tl.evaluate_perturbation(
-                adata, models, within=WITHIN[data], unmeasured="token", metrics=METRICS, n_controls=192, rng=seed
+                adata, models, within=WITHIN[data], unmeasured="token", metrics=METRICS, n_controls=144, rng=seed
             )
             print(scores, flush=True)
             scores.table.assign(seed=seed).to_csv(file, index=False)
