@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -263,3 +264,73 @@ def test_gradual_unfreezing_does_not_go_with_cut_weights(cells, make_model):
     options = {"freeze": "backbone", "unfreeze_every": 1, "strategy": "fsdp"}
     with pytest.raises(ValueError, match="Expected `unfreeze_every` to be None with strategy='fsdp'"):
         finetune(cells, make_model(), task="annotate", label_key="kind", **options)
+
+
+# Settings by name: a head that no loss reads (the causal model without bins), genes chosen by minibatch, classes drawn alike.
+SIZES = {"dim": 16, "layers": 1, "heads": 2, "hidden": 16, "dropout": 0.0}
+FAMILIES = {
+    "dual": {"family": {"name": "scmodelforge", "pretraining_task": "dual", **SIZES}},
+    "causal": {"family": {"name": "scmodelforge_causal", "pretraining_task": "next_gene", **SIZES}},
+    "autoencoder": {
+        "family": {"name": "scmodelforge_autoencoder", **SIZES},
+        "data": {"minibatch_genes": {"n_genes": 12}, "sampling": "balanced", "label_key": "kind", "curriculum": 2},
+    },
+    "probed": {"family": {"name": "scmodelforge", **SIZES}, "evaluate": {"label_key": "kind"}},
+}
+TASKS = {
+    "annotate": {"label_key": "kind"},
+    "lora": {"label_key": "kind", "lora": 2},
+    "frozen": {"label_key": "kind", "freeze": "backbone"},
+    "released": {"label_key": "kind", "freeze": "backbone", "unfreeze_every": 1},
+}
+
+SEVERAL = """
+import json, os, pathlib, sys
+import anndata
+from scgpt_tools.train import finetune, pretrain
+
+folder = pathlib.Path(sys.argv[1])
+todo = json.loads((folder / "todo.json").read_text())
+for config in todo["pretrain"]:
+    pretrain(config, data=folder)
+for name, options in todo["finetune"].items():
+    cells = anndata.read_h5ad(folder / "cells.h5ad")
+    model = finetune(cells, folder / "base", task="annotate", **options)
+    if os.environ.get("RANK", "0") == "0":
+        model.to("cpu").save(folder / f"{name}-two")
+"""
+
+
+@pytest.mark.slow
+def test_every_task_in_two_processes_is_that_of_one(folder, make_model):
+    """Architectures without their unused heads, low-rank adapters, frozen and released parts: within rounding."""
+    pytest.importorskip("peft", reason="the task with adapters needs peft")
+    make_model(dropout=0.0).save(folder / "base")
+    cells = ad.read_h5ad(folder / "cells.h5ad")
+    train = {"epochs": 2, "lr": 1e-3, "accelerator": "cpu"}
+    two = {"batch_size": 8, "devices": 2, "strategy": "ddp"}
+    configs, alone = [], {}
+    for name, sections in FAMILIES.items():
+        data = {"paths": ["cells.h5ad"], "validation": 0.2} | sections.get("data", {})
+        config = sections | {"data": data, "train": train | {"batch_size": 16}}
+        alone[name] = pretrain(config, data=folder, output=folder / f"{name}-one")
+        configs.append(config | {"train": train | two, "output": str(folder / f"{name}-two")})
+    options = {name: {**task, **train, "validation": 0.2} for name, task in TASKS.items()}
+    for name, task in options.items():
+        alone[name] = finetune(cells, folder / "base", task="annotate", batch_size=16, **task)
+    todo = {"pretrain": configs, "finetune": {name: task | two for name, task in options.items()}}
+    (folder / "todo.json").write_text(json.dumps(todo))
+    finish(
+        start(
+            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python",
+            sys.executable, "-c", SEVERAL, str(folder),
+        )
+    )  # fmt: skip
+    base = CellModel.from_pretrained(folder / "base", device="cpu").state_dict()
+    for name, model in alone.items():
+        shared = CellModel.from_pretrained(folder / f"{name}-two", device="cpu").state_dict()
+        for key, tensor in model.state_dict().items():
+            torch.testing.assert_close(shared[key], tensor, atol=5e-4, rtol=2e-3, msg=f"{name} {key}")
+    assert any(not torch.equal(alone["lora"].state_dict()[key], base[key]) for key in base if "attention" in key)
+    probed = pd.read_csv(folder / "probed-two" / "run" / "history.csv")
+    assert probed["validation_probe_accuracy"].notna().all()
