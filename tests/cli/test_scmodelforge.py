@@ -10,7 +10,7 @@ import yaml
 
 from scgpt_tools import CellModel, cli
 from scgpt_tools.cli import configs, scmodelforge
-from scgpt_tools.cli.scmodelforge import KEYS
+from scgpt_tools.cli.scmodelforge_keys import KEYS
 from scgpt_tools.models.families.scmodelforge import SPECIALS, scmodelforge_tokens
 from scgpt_tools.models.families.scmodelforge import scmodelforge as encoder
 from scgpt_tools.vocabulary import Vocabulary

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from anndata.io import write_elem
+
 from scgpt_tools import pp
 from scgpt_tools._files import as_path, placed
+from scgpt_tools._optional import optional
 from scgpt_tools._outputs import check_place, claimed, put_in_place
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.shards import MANIFEST, write_shards
@@ -21,6 +25,8 @@ from scgpt_tools.tokens.features import FeatureTable
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from anndata import AnnData
 
     from scgpt_tools._types import Ties
     from scgpt_tools.pp.preprocess import Flavor
@@ -118,7 +124,7 @@ def preprocess(
     )
     with claimed(final) as folder:
         copy = folder / f"copy{final.suffix}"
-        (result.write_h5ad if final.suffix == ".h5ad" else result.write_zarr)(copy)
+        _write(result, copy)
         put_in_place(copy, final)
     logger.info("Wrote %d cells and %d genes to %s.", *result.shape, final)
 
@@ -245,6 +251,18 @@ def push(
             model, repository, private=private, revision=revision, message=message, token=token, endpoint=endpoint
         )
     )
+
+
+def _write(table: AnnData, path: Path) -> None:
+    """Write a table in the format of its ending; zarr in its third format, whatever the version of AnnData."""
+    if path.suffix == ".h5ad":
+        table.write_h5ad(path)
+        return
+    group = optional("zarr", extra="scale").open_group(path, mode="w", zarr_format=3)
+    with warnings.catch_warnings():
+        # AnnData announces another default, which nobody can act on here.
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        write_elem(group, "/", table)
 
 
 def _table_to_write(source: str, output: str, *, overwrite: bool) -> Path:

@@ -1,0 +1,168 @@
+"""Commands that make files of files: preprocessed tables, shards, indices, exported and uploaded models."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import scgpt_tools as sct
+from scgpt_tools import cli
+from scgpt_tools.cli import files, predicting
+from scgpt_tools.models.families.scgpt import scgpt
+from scgpt_tools.vocabulary import Vocabulary
+from screen_tables import screen
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    vocabulary = Vocabulary.from_genes([f"GENE{i}" for i in range(30)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = sct.CellModel(scgpt(vocabulary, dim=8, layers=1, heads=2, hidden=8), vocabulary)
+    return str(small.save(tmp_path_factory.mktemp("models") / "small"))
+
+
+@pytest.fixture
+def cells(adata, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    adata.obs["cell_type"] = pd.Categorical(["a", "b"] * (adata.n_obs // 2))
+    adata.obsm["X_own"] = np.random.default_rng(0).normal(size=(adata.n_obs, 3)).astype(np.float32)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    return adata
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_preprocess(cells, suffix, capsys):
+    words = ("preprocess", "cells.h5ad", "-o", f"out{suffix}", "--n_top_genes", "10", "--bins", "null")
+    assert run(*words) == 0
+    written = (ad.read_h5ad if suffix == ".h5ad" else ad.read_zarr)(f"out{suffix}")
+    expected = sct.pp.preprocess(cells, n_top_genes=10, bins=None)
+    assert list(written.var_names) == list(expected.var_names)
+    np.testing.assert_allclose(written.layers["X_log1p"].toarray(), expected.layers["X_log1p"].toarray())
+    assert "Wrote 12 cells and 10 genes" in capsys.readouterr().err
+    assert run(*words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(*words, "--overwrite") == 0
+
+
+def test_preprocess_by_a_file_of_scmodelforge(cells, tmp_path):
+    (tmp_path / "theirs.yaml").write_text(
+        "data: {paths: [cells.h5ad], preprocessing: {target_sum: 100, hvg_selection: 5}}"
+    )
+    assert cli.main(["preprocess", "--config", "theirs.yaml", "--output", "out.h5ad"], program="scmodelforge") == 0
+    written = ad.read_h5ad("out.h5ad")
+    assert written.n_vars == 5
+    assert np.expm1(written.layers["X_log1p"].toarray()).max() <= 100
+
+
+def test_shards_and_their_vocabulary(cells, model, tmp_path, capsys):
+    assert run("shard", "cells.h5ad", "--model", model, "-o", "shards", "--shard-size", 5) == 0
+    assert json.loads((tmp_path / "shards" / "manifest.json").read_text())["shard_sizes"] == [5, 5, 2]
+    (tmp_path / "theirs.yaml").write_text("data: {paths: [cells.h5ad], shards: {shard_size: 6}}")
+    words = ["shard", "--config", "theirs.yaml", "--output-dir", "other", "--gene-vocab", f"{model}/vocab.json"]
+    assert cli.main(words, program="scmodelforge") == 0
+    assert json.loads((tmp_path / "other" / "manifest.json").read_text())["shard_sizes"] == [6, 6]
+
+
+def test_an_index_and_what_is_mapped_to_it(cells, tmp_path):
+    assert (
+        run("index", "cells.h5ad", "--label_key", "cell_type", "--use_rep", "X_own", "-o", "idx", "--index", "Flat")
+        == 0
+    )
+    assert run("map", "cells.h5ad", "--reference", "idx", "--use_rep", "X_own", "--k", 1, "-o", "mapped.h5ad") == 0
+    assert list(ad.read_h5ad("mapped.h5ad").obs["mapped_cell_type"]) == list(cells.obs["cell_type"])
+
+
+def test_export_takes_the_format_of_the_original(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("export", "--model", model, "--output", "out") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"args.json", "vocab.json", "best_model.pt"}
+    assert run("export", "--model", model, "--output", "out") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("export", "--model", model, "--output", "own", "--format", "native") == 0
+    assert sct.CellModel.from_pretrained("own", device="cpu").checksum == sct.CellModel.from_pretrained(model).checksum
+
+
+def test_push_prints_the_address(model, monkeypatch, capsys):
+    asked = {}
+
+    def push(folder, repository, **options):
+        asked.update(options, folder=folder, repository=repository)
+        return "https://hub/lab/blood/commit/1"
+
+    monkeypatch.setattr(files, "push_folder", push)
+    words = ["push", "--model-dir", model, "--repo-id", "lab/blood", "--private", "true", "--commit-message", "First"]
+    assert cli.main(words, program="scmodelforge") == 0
+    assert capsys.readouterr().out == "https://hub/lab/blood/commit/1\n"
+    assert (asked["folder"], asked["repository"], asked["private"], asked["message"]) == (
+        model,
+        "lab/blood",
+        True,
+        "First",
+    )
+
+
+# ------------------------------------------------------------------------------------------------- fine-tuned models
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory) -> str:
+    table = screen(5)
+    vocabulary = Vocabulary.from_genes(list(table.var_names))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        base = sct.CellModel(scgpt(vocabulary, dim=8, layers=1, heads=2, hidden=8), vocabulary)
+        tuned = sct.train.finetune(
+            table, base, task="perturb", validation=0.0, epochs=1, accelerator="cpu", patience=None
+        )
+    return str(tuned.save(tmp_path_factory.mktemp("models") / "predictor"))
+
+
+def test_predict_a_perturbation(predictor, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = screen(5)
+    table.write_h5ad("screen.h5ad")
+    gene = str(table.var_names[0])
+    assert run("predict", "screen.h5ad", "--model", predictor, "--perts", gene, "-o", "out.h5ad") == 0
+    assert "predicted" in ad.read_h5ad("out.h5ad").layers
+    assert run("predict", "screen.h5ad", "--model", predictor, "--threshold", "0.5", "-o", "other.h5ad") == 2
+    assert "Expected no --threshold for the task 'perturb'" in capsys.readouterr().err
+
+
+def test_predict_needs_a_model_that_predicts(cells, model, capsys):
+    assert run("predict", "cells.h5ad", "--model", model, "-o", "out.h5ad") == 2
+    assert "was fine-tuned to predict something" in capsys.readouterr().err
+    assert run("predict", "cells.h5ad", "-o", "out.h5ad") == 2
+    assert "Expected --model" in capsys.readouterr().err
+
+
+def test_evaluate_needs_what_its_task_needs(cells, capsys):
+    assert run("evaluate", "cells.h5ad") == 2
+    assert "Expected --label_key for the task 'embedding', found none." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".json"])
+def test_tables_of_scores(tmp_path, ending):
+    table = pd.DataFrame({"class": ["a", "b"], "f1": [0.5, np.nan]})
+    place = tmp_path / f"new/scores{ending}"
+    predicting._writer(str(place), overwrite=False)(table)
+    readers = {".csv": pd.read_csv, ".tsv": lambda path: pd.read_csv(path, sep="\t"), ".json": pd.read_json}
+    pd.testing.assert_frame_equal(readers[ending](place), table)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        predicting._writer(str(place), overwrite=False)
+
+
+def test_a_table_of_scores_of_another_format_is_refused():
+    with pytest.raises(ValueError, match=r"ends in \.csv or \.tsv or \.json"):
+        predicting._writer("scores.xlsx", overwrite=False)
