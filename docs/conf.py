@@ -55,10 +55,10 @@ html_theme_options = {
     "repository_url": repository,
     "use_repository_button": True,
     "path_to_docs": "docs",
-    # The sidebar has a field for it.
-    "article_header_end": ["article-header-buttons.html"],
     "use_fullscreen_button": False,
 }
+# One search, which is in the head of each page: narrow pages have no sidebar.
+html_sidebars = {"**": ["navbar-logo.html", "icon-links.html", "sbt-sidebar-nav.html"]}
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
