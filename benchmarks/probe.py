@@ -2,7 +2,7 @@
 
 The encoder of the family `scmodelforge` with each of its three kinds of tokens, trained from scratch on four fifths of the cells
 without their labels; the probe is trained and tested on divisions of all cells.  Cells are the 700 of `datasets.pbmc_demo`, or
-those of a file with counts.
+those of a file with counts.  Binned tokens are continuous ones to an encoder, which reads values; bins are only asked for.
 
     python benchmarks/probe.py --seeds 3 --output probe.json
     python benchmarks/probe.py --cells pbmc3k_annotated.h5ad --genes 1000 --epochs 10
