@@ -205,6 +205,7 @@ OTHER_KINDS: dict[str, str] = {
     "tl.similar_genes.genes": "texts",
     "tl.similar_genes.query": "present, one or more",
     "tl.embed_store.source": "path",
+    **dict.fromkeys(("tl.knockout.genes", "tl.score_network.genes", "tl.compare_networks.genes"), "texts"),
 }
 """Where a name means something else than elsewhere."""
 

@@ -275,6 +275,25 @@ SUBJECTS: dict[str, Subject] = {
         _subject(sct.tl.gene_network, inputs.network, good={"use_rep": "X_scGPT_genes", "key_added": "net"}),
         _subject(sct.tl.gene_programs, inputs.network, good={"key_added": "groups"}),
         _subject(sct.tl.score_programs, inputs.network, good={"groupby": "cell_type", "key_added": "scores"}),
+        _subject(
+            sct.tl.knockout,
+            inputs.cells,
+            "X genes",
+            good=lambda: {
+                "model": inputs.embedder(),
+                "genes": inputs.GENES[:3],
+                "groupby": "cell_type",
+                "n_null": None,
+                "min_cells": 1,
+            },  # fmt: skip
+            columns=("cell_type",),
+        ),
+        _subject(
+            sct.tl.score_network,
+            inputs.network,
+            good=lambda: {"reference": pd.DataFrame({"source": inputs.GENES[:6], "target": inputs.GENES[1:7]})},
+        ),
+        _subject(sct.tl.compare_networks, inputs.network),
         _subject(sct.tl.similar_genes, inputs.network, good={"query": "GENE0"}),
         _subject(sct.pl.gene_network, inputs.network, good={"genes": inputs.GENES[:8], "return_fig": True}),
         _subject(sct.pl.program_heatmap, inputs.network, good={"groupby": "cell_type", "return_fig": True}),

@@ -45,7 +45,11 @@ def normalized(products: Tensor, normalization: Normalization, width: int, *, ti
     the network uses; ``"none"`` leaves the products as they are.  Returns (L, L).
     """
     if normalization == "rank":
-        return ranks_of_ranks(products, ties_by_order=ties_by_order).mean(dim=0)
+        # One head after another: ranks are whole numbers, several times as large as the products.
+        total = torch.zeros_like(products[0])
+        for head in products:
+            total += ranks_of_ranks(head, ties_by_order=ties_by_order)
+        return total / len(products)
     if normalization == "softmax":
         return (products * width**-0.5).softmax(dim=-1).mean(dim=0)
     return products.mean(dim=0)

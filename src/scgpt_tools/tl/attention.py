@@ -66,8 +66,8 @@ def attention(
         A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.
     genes
         Names in ``var_names`` of the genes to look at; every cell is read by these genes, expressed or not.  ``None``
-        takes all that the model knows.  Memory and time grow with the square of their number: 2,000 genes take 16 MB a
-        group, and 130 MB for the cell at hand with eight heads.
+        takes all that the model knows.  Memory and time grow with the square of their number: 2,000 genes take 32 MB a
+        group, 16 MB a head for the cell at hand, and some 250 MB while a head is ranked; cells do not count.
     layer
         Layer of the network, from 0, or from the end with a minus.  scGPT's tutorial takes the last.
     heads

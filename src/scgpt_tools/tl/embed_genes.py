@@ -137,10 +137,28 @@ def embed_genes(
     (765, 64)
     """
     check_arguments(embed_genes, locals())
-    if groupby is not None and not contextual:
-        raise ValueError(
-            f"Expected `groupby` with contextual=True only, found {groupby!r}. The model's table knows no cells."
-        )
+    for name, given in {"groupby": groupby, "layer": layer, "batch_key": batch_key, "length": length}.items():
+        if given is not None and not contextual:
+            raise ValueError(
+                f"Expected `{name}` with contextual=True only, found {given!r}. The model's table knows no cells."
+            )
+    request = Request(
+        layer=layer,
+        genes=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates="most_counts" if duplicates is None else duplicates,
+        modality=modality,
+        batch_key=batch_key,
+        length=length,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        attention=attention,
+        rng=as_seed(rng),
+        copy=copy,
+    )
     table = table_of(adata, modality)
     check_writable(adata, table, copy=copy)
     if key_added is not None:
@@ -149,23 +167,6 @@ def embed_genes(
     _check_stream(loaded, stream, contextual=contextual)
     of_family = gene_embedding_key(loaded.config, stream)
     if contextual:
-        request = Request(
-            layer=layer,
-            genes=genes,
-            symbols=symbols,
-            aliases=aliases,
-            ignore_case=ignore_case,
-            duplicates=duplicates or "most_counts",
-            modality=modality,
-            batch_key=batch_key,
-            length=length,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            attention=attention,
-            rng=as_seed(rng),
-            copy=copy,
-        )
         keys = EmbedGenesKeys(key_added or f"{of_family}_contextual")
         vectors, about = _of_cells(adata, loaded, request, keys, groupby, min_cells, show_progress)
     else:
@@ -176,7 +177,7 @@ def embed_genes(
             symbols=symbols,
             aliases=aliases,
             ignore_case=ignore_case,
-            duplicates=duplicates or "all",
+            duplicates="all" if duplicates is None else duplicates,
             totals=totals_of(table),
         )
         keys = EmbedGenesKeys(key_added or of_family)

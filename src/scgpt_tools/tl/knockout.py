@@ -175,6 +175,8 @@ def knockout(
     """
     check_arguments(knockout, locals())
     _check(how, expression, n_cells, n_null)
+    if pooling is not None:
+        check_choice("pooling", pooling, get_args(CellPooling))
     seed = as_seed(rng)
     request = Request(
         layer=layer,
