@@ -44,6 +44,6 @@ def test_rows_of_the_table_name_what_there_is(what, where):
 
 
 def test_the_check_itself():
-    assert wrong("`models/formats/`, `FORMATS`, `tests/golden_runners/`, `docs/api/<name>.md`, `cli.py`") == []
+    assert wrong("`models/formats/`, `FORMATS`, `tests/golden_runners/`, `docs/api/<name>.md`, `cli/commands.py`") == []
     text = "`models/formatz/`, `FORMATZ`, `docs/apis/<name>.md`, `clip.py`, `optional(module, extra=...)`"
     assert wrong(text) == ["models/formatz/", "FORMATZ", "docs/apis/<name>.md", "clip.py"]
