@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, FrozenInstanceError, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
@@ -326,7 +326,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     hint = _member(hint, value)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        if value not in arguments:
+        if not isinstance(value, Hashable) or value not in arguments:
             listing = ", ".join(map(repr, arguments))
             raise ValueError(f"Expected `{where}` to be one of {listing}, found {_shown(value)}.")
         return value
@@ -402,7 +402,7 @@ def _fits(hint: Any, value: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(member, value) for member in get_args(hint))
     if origin is Literal:
-        return value in get_args(hint)
+        return isinstance(value, Hashable) and value in get_args(hint)
     if hint is Any:
         return True
     if is_dataclass(hint) and isinstance(hint, type):
