@@ -1,6 +1,6 @@
 """DeepSC on measured cells from pre-training to perturbations, beside scGPT of the same size, scGenePT and baselines.
 
-    python benchmarks/deepsc_tasks.py run FOLDER --seed 0          (for each seed)
+    python benchmarks/deepsc_tasks.py pretrain FOLDER --seed 0     (and types, and screen; for each seed)
     python benchmarks/deepsc_tasks.py table FOLDER
 
 The data are found by the variable SCGPT_TOOLS_DATA.  Both families are pre-trained on the same cells for the same number
@@ -52,6 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "tokenizer": replace(cell_tokenizer(5), length=LENGTH),
     },
 }
+EPOCHS = {"pretrain": 2, "types": 1, "screen": 4}
 LABEL = "cell_type_harmonised"
 METRICS = ["mse", "mse_de", "pearson_control", "pearson_control_de", "pearson_perturbed_mean", "direction_de"]
 METRICS += ["discrimination_l1", "centroid_accuracy"]
@@ -161,47 +162,47 @@ def perturbations(
     return [row | (more.loc[row["method"]].to_dict() if row["method"] in more.index else {}) for row in rows]
 
 
-def run(folder: Path, seed: int, epochs: tuple[int, int, int], cells: int) -> None:
-    """Everything with one seed, to ``scores<seed>.json``."""
+def run(folder: Path, part: str, seed: int, epochs: int, cells: int) -> None:
+    """One part with one seed; scores go to ``<part><seed>.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    models = {}
-    for family in FAMILIES:
-        start = time.perf_counter()
-        models[family] = pretrained(family, folder, seed, epochs[0])
-        print(f"{family}: pre-trained in {time.perf_counter() - start:.0f} s", flush=True)
-    found = {
-        "cell types": cell_types(models, seed, epochs[1]),
-        "perturbations": perturbations(models, folder, seed, epochs[2], cells),
-    }
-    (folder / f"scores{seed}.json").write_text(json.dumps(found, indent=1))
+    if part == "pretrain":
+        for family in FAMILIES:
+            start = time.perf_counter()
+            pretrained(family, folder, seed, epochs)
+            print(f"{family}: pre-trained in {time.perf_counter() - start:.0f} s", flush=True)
+        return
+    models = {family: sct.CellModel.from_pretrained(folder / f"{family}{seed}", device="cpu") for family in FAMILIES}
+    rows = cell_types(models, seed, epochs) if part == "types" else perturbations(models, folder, seed, epochs, cells)
+    (folder / f"{part}{seed}.json").write_text(json.dumps(rows, indent=1))
 
 
 def show(folder: Path) -> None:
     """Means over seeds, with the smallest and the largest."""
-    files = sorted(folder.glob("scores*.json"))
-    for part in ("cell types", "perturbations"):
-        rows = [row for file in files for row in json.loads(file.read_text())[part]]
-        groups = pd.DataFrame(rows).groupby("method", sort=False)
+    for part in ("types", "screen"):
+        files = sorted(folder.glob(f"{part}*.json"))
+        groups = pd.DataFrame([row for file in files for row in json.loads(file.read_text())]).groupby(
+            "method", sort=False
+        )
         mean, low, high = groups.mean(), groups.min(), groups.max()
-        text = mean.map("{:.3g}".format) + " (" + low.map("{:.3g}".format) + " to " + high.map("{:.3g}".format) + ")"
+        text = mean.map("{:.3f}".format) + " (" + low.map("{:.3f}".format) + " to " + high.map("{:.3f}".format) + ")"
         print(f"{part}, {len(files)} seeds\n{text.to_markdown()}\n")
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("part", choices=(*EPOCHS, "table"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, nargs=3, default=(2, 1, 4), help="pre-training, annotation, screen")
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--cells", type=int, default=24, help="of each condition of the screen")
     given = parser.parse_args()
-    if given.what == "table":
+    if given.part == "table":
         show(given.folder)
         return
     sct.settings.show_progress = False
     warnings.filterwarnings("ignore", message="The predictions of .* are nearly the same")
-    run(given.folder, given.seed, tuple(given.epochs), given.cells)
+    run(given.folder, given.part, given.seed, given.epochs or EPOCHS[given.part], given.cells)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,14 @@ RESULTS = {
         "differences": differences["verdict"].tolist(),
         "like": near.shape[0],
     }""",
+    "deepsc": """{
+        "scores": table.to_dict("index"),
+        "bins": counts.tolist(),
+        "gates": float((gates.sum(dim=1) - 1).abs().max()),
+        "exported": again.checksum == theirs.checksum,
+        "losses": {name: model.history["train_loss"].iloc[[0, -1]].tolist() for name, model in tuned.items()},
+        "originals": sorted(set(originals["metric"])),
+    }""",
     "multiomics": """{
         "cells": [mdata.n_obs, *mdata.obsm["X_scGPT"].shape],
         "moved": float(np.abs(mdata.obsm["X_scGPT"] - mdata.obsm["X_rna_only"]).max()),
@@ -262,6 +270,23 @@ def test_the_stored_texts_were_embedded_by_a_language_model():
     texts = [output.get("text") for cell in code_cells(stored("gene_texts")) for output in cell.outputs]
     assert "measured cells\n" in texts
     assert any(text and text.startswith("all-MiniLM-L6-v2") for text in texts)
+
+
+def test_deepsc_and_scgpt_learn_from_the_same_cells():
+    found = results("deepsc")
+    assert {"DeepSC", "scGPT", "no_change", "matching_mean", "split_half"} <= set(found["scores"])
+    for name, losses in found["losses"].items():
+        assert losses[1] < 0.9 * losses[0], name
+        assert found["scores"][name]["mse"] < found["scores"]["no_change"]["mse"], name
+        assert found["scores"][name]["spread"] >= 0, name
+    assert len(found["originals"]) == 4
+
+
+def test_deepsc_fills_its_lowest_bin_most_and_can_be_written_for_the_original():
+    found = results("deepsc")
+    assert found["bins"][0] == max(found["bins"])
+    assert found["gates"] < 1e-5
+    assert found["exported"]
 
 
 def test_multiomics_predicts_proteins_of_cells_that_have_none():
