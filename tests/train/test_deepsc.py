@@ -189,6 +189,18 @@ def test_perturbations(screen, screen_vocabulary, generation, include):
     assert np.isfinite(screen.layers["predicted"][control]).all()
 
 
+@pytest.mark.filterwarnings("ignore:The predictions of m are nearly the same")
+def test_perturbations_from_means_of_cells(screen, screen_vocabulary):
+    torch.manual_seed(0)
+    base = CellModel(FAMILIES["deepsc"](screen_vocabulary, **SIZES), screen_vocabulary, name="tiny")
+    tuned = sct.train.finetune(
+        screen, base, task="perturb", validation=0.0, cells_per_mean=4, unmeasured="drop", **FAST
+    )
+    sct.pp.perturbation_split(screen, draw="stable")
+    scores = sct.tl.evaluate_perturbation(screen, {"m": tuned}, analyses=True, device="cpu")
+    assert np.isfinite(scores.means().loc["m", "mse"])
+
+
 def test_base_models_keep_their_values_for_perturbations(screen, screen_vocabulary):
     torch.manual_seed(0)
     base = CellModel(FAMILIES["deepsc"](screen_vocabulary, **SIZES), screen_vocabulary, name="tiny")
