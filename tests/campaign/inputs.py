@@ -177,7 +177,7 @@ def joint() -> CellModel:
 def method_scores() -> PerturbationScores:
     """Scores of a model, a baseline and the ceiling."""
     rng = np.random.default_rng(2)
-    roles = {"mine": "model", "no_change": "baseline", "split_half": "ceiling"}
+    roles = {"mine": "model", "no_change": "baseline", "ceiling": "ceiling"}
     rows = [
         (f"C{number}", "unseen", method, role, metric, rng.random())
         for method, role in roles.items()

@@ -13,13 +13,13 @@ VALUES = {
     "model": {"mse": [2.0, 2.0, 2.0], "pearson_control": [0.9, 0.8, 0.9]},
     "no_change": {"mse": [1.0, 1.0, 1.5], "pearson_control": [np.nan] * 3},
     "perturbed_mean": {"mse": [3.0, 3.0, 3.0], "pearson_control": [0.5, 0.4, 0.3]},
-    "split_half": {"mse": [0.1, 0.1, 0.1], "pearson_control": [1.0, 1.0, 1.0]},
+    "ceiling": {"mse": [0.1, 0.1, 0.1], "pearson_control": [1.0, 1.0, 1.0]},
 }
 
 
 @pytest.fixture
 def scores() -> PerturbationScores:
-    roles = {"model": "model", "split_half": "ceiling"}
+    roles = {"model": "model", "ceiling": "ceiling"}
     rows = [
         (condition, "unseen_single", method, roles.get(method, "baseline"), metric, value)
         for method, metrics in VALUES.items()
@@ -41,8 +41,8 @@ def test_a_winning_baseline_is_named_first(scores):
 
 def test_each_model_is_compared_with_baselines_alone():
     """A better model beside it does not hide that a baseline beats a model."""
-    roles = {"A": "model", "B": "model", "split_half": "ceiling"}
-    means = {"A": 0.1, "B": 0.9, "perturbed_mean": 0.4, "no_change": 1.0, "split_half": 0.05}
+    roles = {"A": "model", "B": "model", "ceiling": "ceiling"}
+    means = {"A": 0.1, "B": 0.9, "perturbed_mean": 0.4, "no_change": 1.0, "ceiling": 0.05}
     rows = [
         (condition, "unseen_single", method, roles.get(method, "baseline"), "mse", value)
         for method, value in means.items()

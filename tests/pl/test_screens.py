@@ -14,7 +14,7 @@ import scgpt_tools as sct
 from scgpt_tools.metrics import PerturbationScores
 from scgpt_tools.pl._forest import ROLES
 
-METHODS = {"mine": "model", "no_change": "baseline", "additive": "baseline", "split_half": "ceiling"}
+METHODS = {"mine": "model", "no_change": "baseline", "additive": "baseline", "ceiling": "ceiling"}
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,7 @@ def test_a_table_of_scores_beside_the_baselines(model):
     scores = tl.ablate_texts(adata, tuned, n_controls=4, retrained=tuned, metrics=["mse"], show_progress=False)
     methods = set(scores.table["method"])
     assert {"with texts", "texts zeroed", "texts shuffled", "texts random", "retrained"} <= methods
-    assert {"no_change", "perturbed_mean", "split_half"} <= methods
+    assert {"no_change", "perturbed_mean", "ceiling"} <= methods
     assert scores.models[0] == "with texts"
     found = scores.compare(others=scores.models[1:])
     assert {"low", "high", "verdict"} <= set(found)

@@ -20,7 +20,7 @@ from screen_tables import screen
 pytestmark = pytest.mark.filterwarnings("ignore:The predictions of:UserWarning")
 
 HELD = ("G0+ctrl", "G2+G3", "G0+G6")
-METHODS = {"no_change", "perturbed_mean", "matching_mean", "additive", "linear", "split_half"}
+METHODS = {"no_change", "perturbed_mean", "matching_mean", "additive", "linear", "ceiling", "perturbed_cells"}
 OWN = {"energy", "energy_to_control", "mmd"}
 
 
@@ -75,7 +75,7 @@ def test_the_true_cells_are_nearest_and_baselines_move_controls(cells):
     energy = wide(scores, "energy")
     assert (energy["true"] < 0.2 * energy["no_change"]).all()
     # Both halves are true cells, and the sum of the singles is what the screen was made of.
-    assert energy["split_half"].mean() < 0.3 * energy["no_change"].mean()
+    assert energy["ceiling"].mean() < 0.3 * energy["no_change"].mean()
     assert energy.loc["G2+G3", "additive"] < energy.loc["G2+G3", "no_change"]
     assert scores.winners()["energy"] == "true"
 
@@ -189,5 +189,5 @@ def test_shares_of_no_distance_are_not_reported(cells, model):
     shares = wide(sct.tl.evaluate_perturbation(same, {"m": model}, cells=True), "energy_to_control")
     assert shares.loc["G2+G3"].notna().all()
     energy = wide(sct.tl.evaluate_perturbation(same, {"m": model}, cells=True), "energy")
-    changed = energy["no_change"] > energy["split_half"].clip(lower=0)
+    changed = energy["no_change"] > energy["ceiling"].clip(lower=0)
     np.testing.assert_array_equal(shares.notna().all(axis=1), changed)

@@ -194,13 +194,20 @@ def read_perturbations(perts: str | Iterable[str]) -> dict[str, GeneSet]:
 def held_out_means(
     screen: HeldOutScreen, predictor: Predictor, *, n_controls: int, keep: bool, show_progress: bool | None
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
-    """Mean over predictions of each row of a screen from controls of the same context, and the predicted cells."""
+    """Profiles of the rows of a screen, and the cells that are predicted from controls of the same context.
+
+    A profile is the mean of all controls of the context, changed as the cells are that were predicted from.
+    """
     targets = screen.targets
     predictor.check(targets)
     contexts = screen.row_contexts
     controls = {
         context: predictor.averaged(screen.controls(context, n_controls, seed=predictor.cells.plan.seed))
         for context in dict.fromkeys(contexts)
+    }
+    starts = {
+        context: np.asarray(screen.source.take(rows).mean(axis=0), dtype=np.float64).ravel()
+        for context, rows in controls.items()
     }
     means = np.zeros((len(targets), predictor.source.n_columns))
     cells: dict[str, NDArray[np.float32]] = {}
@@ -214,7 +221,7 @@ def held_out_means(
                 bar.update(len(expression))
                 if keep:
                     kept.append(expression)
-            means[row] /= len(rows)
+            means[row] = means[row] / len(rows) - starts[context] + screen.truth.control[row]
             if keep:
                 cells[screen.rows[row]] = np.concatenate(kept)
     return means, cells

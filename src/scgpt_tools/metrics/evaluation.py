@@ -15,14 +15,13 @@ import pandas as pd
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_frame, check_texts
 from scgpt_tools.metrics.panel import METRICS, SCALES
-from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference
+from scgpt_tools.metrics.uncertainty import dynamic_range, holm, paired_difference, t_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import RngLike
     from scgpt_tools.metrics.panel import Truth
 
 
@@ -34,6 +33,7 @@ def evaluation_table(
     truth: Truth,
     *,
     groups: Mapping[str, str] | None = None,
+    perturbations: Mapping[str, str] | None = None,
     metrics: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Score every prediction of every condition.
@@ -46,12 +46,16 @@ def evaluation_table(
         What they are compared with.
     groups
         Subgroup of a condition, such as ``"combo_seen1"``.
+    perturbations
+        What is done in a condition, where the same is done in several contexts; those are no independent scores, and
+        intervals and tests count them as one.
     metrics
         Names in :data:`METRICS`; ``None`` takes all that the truth allows.
 
     Returns
     -------
-    One row per condition, method and metric: ``condition``, ``group``, ``method``, ``metric``, ``value``.
+    One row per condition, method and metric: ``condition``, ``group``, ``method``, ``metric``, ``value``, and
+    ``perturbation`` if they are given.
     """
     if not predictions:
         raise ValueError("Expected predictions of at least one method, found none.")
@@ -69,13 +73,32 @@ def evaluation_table(
                 rows[-1].insert(1, "method", method)
     table = pd.concat(rows, ignore_index=True)
     table.insert(1, "group", table["condition"].map(lambda name: (groups or {}).get(name, "all")))
+    if perturbations is not None:
+        table["perturbation"] = table["condition"].map(perturbations)
     return table
 
 
-def summarise_scores(
-    table: pd.DataFrame, *, by_group: bool = False, level: float = 0.95, rng: RngLike = 0
-) -> pd.DataFrame:
-    """Mean, median and bootstrap interval over conditions.
+def by_perturbation(table: pd.DataFrame) -> pd.DataFrame:
+    """Scores (conditions, (metric, method)), with the mean over the contexts of a perturbation where it has several."""
+    rows = ["perturbation"] if "perturbation" in table else ["condition"]
+    return table.pivot_table(index=rows, columns=["metric", "method"], values="value", sort=False, dropna=False)
+
+
+def common_conditions(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of conditions that all methods have a score for, metric by metric; means over others compare unlike things.
+
+    ``table``: from :func:`evaluation_table`.  A method without any score under a metric leaves the others alone, and so
+    does the ceiling.
+    """
+    compared = table if "role" not in table else table[table["role"] != "ceiling"]
+    lacking = compared[compared["value"].isna()]
+    lacking = lacking[compared.groupby(["metric", "method"])["value"].transform("count").loc[lacking.index] > 0]
+    left_out = pd.MultiIndex.from_frame(lacking[["metric", "condition"]])
+    return table[~pd.MultiIndex.from_frame(table[["metric", "condition"]]).isin(left_out)]
+
+
+def summarise_scores(table: pd.DataFrame, *, by_group: bool = False, level: float = 0.95) -> pd.DataFrame:
+    """Mean, median and Student's interval over conditions.
 
     Parameters
     ----------
@@ -85,32 +108,28 @@ def summarise_scores(
         One row per subgroup instead of one over all.
     level
         Coverage of the interval.
-    rng
-        Whole number, generator or ``None`` (fresh entropy) for the bootstrap.
 
     Returns
     -------
-    One row per (subgroup,) metric and method: ``n``, ``mean``, ``median``, ``low``, ``high``; undefined scores do not
-    count in ``n``.
+    One row per (subgroup,) metric and method: ``n`` perturbations, ``n_rows`` scores of them (more where they are scored in
+    several contexts, of which the mean counts as one), ``mean``, ``median``, ``low``, ``high``; undefined scores do not
+    count.
     """
     keys = [*(["group"] if by_group else []), "metric", "method"]
     check_frame("table", table, (*keys, "value"))
+    unit = "perturbation" if "perturbation" in table else "condition"
+    check_frame("table", table, (unit,))
     rows = []
-    for key, values in table.groupby(keys, sort=False)["value"]:
-        own = values.dropna()
-        middle = (own.mean(), own.median()) if own.size else (np.nan, np.nan)
-        rows.append((*key, own.size, *middle, *bootstrap_interval(own, level=level, rng=rng)))
-    return pd.DataFrame(rows, columns=[*keys, "n", "mean", "median", "low", "high"])
+    for key, own in table.dropna(subset="value").groupby(keys, sort=False, dropna=False):
+        values = own.groupby(unit)["value"].mean()
+        rows.append((*key, values.size, len(own), values.mean(), values.median(), *t_interval(values, level=level)))
+    found = pd.DataFrame(rows, columns=[*keys, "n", "n_rows", "mean", "median", "low", "high"])
+    # Those without any defined score keep their row.
+    every = table[keys].drop_duplicates()
+    return every.merge(found, on=keys, how="left").fillna({"n": 0, "n_rows": 0}).astype({"n": int, "n_rows": int})
 
 
-def compare_methods(
-    table: pd.DataFrame,
-    method: str,
-    others: Sequence[str],
-    *,
-    level: float = 0.95,
-    rng: RngLike = 0,
-) -> pd.DataFrame:
+def compare_methods(table: pd.DataFrame, method: str, others: Sequence[str], *, level: float = 0.95) -> pd.DataFrame:
     """Compare one method with others, condition by condition.
 
     Parameters
@@ -122,18 +141,17 @@ def compare_methods(
     others
         Usually the baselines.
     level
-        Coverage of the interval of the mean difference.
-    rng
-        Whole number, generator or ``None`` (fresh entropy) for the bootstrap.
+        Coverage of the interval of the mean difference, and of all verdicts against one other method together.
 
     Returns
     -------
-    One row per metric and other method: ``n`` conditions that both have a score for, ``difference`` (method less
-    other), ``low``, ``high``, ``win_rate``, and ``verdict``: ``"better"`` or ``"worse"`` where the interval leaves out
-    0, else ``"undecided"``.
+    One row per metric and other method: ``n`` perturbations that both have a score for, ``difference`` (method less
+    other), ``low``, ``high``, ``win_rate``, ``p_value`` of Student's paired test, ``p_adjusted`` for the number of metrics
+    by Holm's method, and ``verdict``: ``"better"`` or ``"worse"`` where that is below one less the level, else
+    ``"undecided"``.
     """
     check_frame("table", table, _COLUMNS)
-    wide = table.pivot(index="condition", columns=["metric", "method"], values="value")
+    wide = by_perturbation(table)
     methods = wide.columns.get_level_values("method")
     for name in (method, *check_texts("others", others)):
         if name not in methods:
@@ -141,15 +159,21 @@ def compare_methods(
     rows = []
     for metric in table["metric"].unique():
         # Methods that predict no cells have no scores of cells.
-        scored = wide[metric].columns
-        for other in [name for name in others if {name, method} <= set(scored)]:
+        scored = set(table.loc[table["metric"] == metric, "method"])
+        for other in [name for name in others if {name, method} <= scored]:
             better = SCALES[metric].higher_is_better
             pair = (wide[metric][method], wide[metric][other])
-            found = paired_difference(*pair, higher_is_better=better, level=level, rng=rng)
-            gains = (found.low, found.high) if better else (-found.high, -found.low)
-            verdict = "better" if gains[0] > 0 else "worse" if gains[1] < 0 else "undecided"
-            rows.append((metric, other, found.n, found.mean, found.low, found.high, found.win_rate, verdict))
-    return pd.DataFrame(rows, columns=["metric", "other", "n", "difference", "low", "high", "win_rate", "verdict"])
+            found = paired_difference(*pair, higher_is_better=better, level=level)
+            gain = found.mean if better else -found.mean
+            rows.append(
+                (metric, other, found.n, found.mean, found.low, found.high, found.win_rate, found.p_value, gain)
+            )
+    names = ["metric", "other", "n", "difference", "low", "high", "win_rate", "p_value", "gain"]
+    result = pd.DataFrame(rows, columns=names)
+    result["p_adjusted"] = result.groupby("other")["p_value"].transform(lambda own: holm(own.to_numpy()))
+    sure = result["p_adjusted"] < 1 - level
+    result["verdict"] = np.where(sure & (result["gain"] > 0), "better", np.where(sure, "worse", "undecided"))
+    return result.drop(columns="gain")
 
 
 def verdict(comparison: pd.DataFrame, method: str) -> str:
@@ -184,13 +208,13 @@ def dynamic_ranges(table: pd.DataFrame, *, ceiling: str, baseline: str) -> pd.Se
     table
         From :func:`evaluation_table`.
     ceiling
-        Method made of half of the true cells.
+        Method that stands for a perfect prediction.
     baseline
         Method that knows nothing of the perturbation.
 
     Returns
     -------
-    Share by metric; one below about 0.1 to 0.2 cannot tell good predictions from bad ones.
+    Share by metric; where it is small, even a perfect prediction is hardly better than the baseline.
     """
     check_frame("table", table, _COLUMNS)
     means = table.groupby(["metric", "method"], sort=False)["value"].mean()

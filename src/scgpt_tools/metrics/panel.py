@@ -7,7 +7,7 @@ only: they need other packages and the cells themselves.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -43,6 +43,9 @@ class Truth:
     """(C, G) perturbed genes, which no metric counts: their change is known beforehand."""
     additive: NDArray[np.float64] | None = None
     """(C, G) additive prediction, NaN where it could not be made; reference of the interaction metric."""
+    reference_control: NDArray[np.float64] | None = None
+    """(G,) or (C, G) mean of controls that no prediction was made from, which true changes refer to; ``None`` takes
+    ``control``.  Noise of controls that are subtracted from both sides makes predictions look right that know nothing."""
     contexts: tuple[str, ...] | None = None
     """(C,) context of each row, such as its cell type, where conditions occur in several."""
 
@@ -52,7 +55,7 @@ class Truth:
                 f"Expected one profile for each of {len(self.conditions)} conditions, found an array of shape "
                 f"{self.true.shape}."
             )
-        for name in ("true", "control", "perturbed_mean", "weights"):
+        for name in ("true", "control", "perturbed_mean", "weights", "reference_control"):
             if getattr(self, name) is not None:
                 check_fits(name, check_numbers(name, getattr(self, name)), self.true.shape)
         for name in ("scores", "weights", "targets", "additive"):
@@ -64,6 +67,15 @@ class Truth:
     def scored(self) -> NDArray[np.bool_]:
         """(C, G) genes that count."""
         return np.ones(self.true.shape, dtype=bool) if self.targets is None else ~self.targets
+
+    @property
+    def changes(self) -> NDArray[np.float64]:
+        """(C, G) true changes against controls of their own."""
+        return self.true - (self.control if self.reference_control is None else self.reference_control)
+
+    def change_of(self, profiles: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(C, G) change of predicted profiles, or of those that scores refer to."""
+        return profiles - self.control
 
     @property
     def top(self) -> NDArray[np.bool_] | None:
@@ -94,36 +106,51 @@ class Metric(Scale):
     """One score a condition, or ``None`` where the truth lacks what it needs."""
 
 
-def _top_only(score: Callable[..., NDArray[np.float64]], reference: str | None = None):
+Score: TypeAlias = "Callable[..., NDArray[np.float64]]"
+_NOTHING = np.zeros(1)
+
+
+def _of_changes(score: Score, *, top: bool = False, weighted: bool = False, beyond: str | None = None):
+    """Score changes against the control, beyond those of some profiles: the perturbed mean or the additive prediction."""
+
     def compute(predicted: NDArray[np.float64], truth: Truth) -> NDArray[np.float64] | None:
-        if truth.top is None:
+        where = truth.top if top else truth.scored
+        if where is None or (weighted and truth.weights is None):
             return None
-        options = {} if reference is None else {"reference": getattr(truth, reference)}
-        return score(predicted, truth.true, where=truth.top, **options)
+        options = {"weights": truth.weights} if weighted else {}
+        reference = _NOTHING if beyond is None else truth.change_of(getattr(truth, beyond))
+        return score(truth.change_of(predicted), truth.changes, reference=reference, where=where, **options)
 
     return compute
 
 
-def _weighted(score: Callable[..., NDArray[np.float64]], reference: str | None = None):
+def _error(score: Score, *, top: bool = False, weighted: bool = False):
     def compute(predicted: NDArray[np.float64], truth: Truth) -> NDArray[np.float64] | None:
-        if truth.weights is None:
+        where = truth.top if top else truth.scored
+        if where is None or (weighted and truth.weights is None):
             return None
-        options = {} if reference is None else {"reference": getattr(truth, reference)}
-        return score(predicted, truth.true, where=truth.scored, weights=truth.weights, **options)
+        options = {"weights": truth.weights} if weighted else {}
+        return score(predicted, truth.true, where=where, **options)
 
     return compute
 
 
-def _within_contexts(score: Callable[..., NDArray[np.float64]], **options: str):
-    """Rank among the conditions of the same context: the context itself is known to every method."""
+def _within_contexts(score: Score, *, own: bool = False, **options: str):
+    """Rank among the conditions of the same context: the context itself is known to every method.
+
+    Genes that any of them perturbs are left out for all: a truth whose own gene is left out and those of others are not is
+    nearer to a prediction of no change than they are.  ``own`` leaves out those of the prediction's condition only.
+    """
 
     def compute(predicted: NDArray[np.float64], truth: Truth) -> NDArray[np.float64]:
-        effects = predicted - truth.control, truth.true - truth.control
+        effects = truth.change_of(predicted), truth.changes
         contexts = np.asarray(truth.contexts or [""] * len(truth.conditions))
         scores = np.empty(len(contexts))
         for context in np.unique(contexts):
             rows = contexts == context
             exclude = None if truth.targets is None else truth.targets[rows]
+            if exclude is not None and not own:
+                exclude = np.broadcast_to(exclude.any(axis=0), exclude.shape)
             scores[rows] = score(effects[0][rows], effects[1][rows], exclude=exclude, **options)
         return scores
 
@@ -137,31 +164,29 @@ def _interaction(predicted: NDArray[np.float64], truth: Truth) -> NDArray[np.flo
     known = np.asarray(~np.isnan(truth.additive).any(axis=1))
     if not known.any():
         return None
-    reference = np.where(known[:, None], truth.additive, 0.0)
-    return np.where(known, pearson(predicted, truth.true, reference=reference, where=truth.scored), np.nan)
+    added = truth.change_of(np.where(known[:, None], truth.additive, truth.control))
+    scores = pearson(truth.change_of(predicted), truth.changes, reference=added, where=truth.scored)
+    return np.where(known, scores, np.nan)
 
 
 METRICS: dict[str, Metric] = {
-    "mse": Metric(lambda p, t: mse(p, t.true, where=t.scored), higher_is_better=False, perfect=0),
-    "mae": Metric(lambda p, t: mae(p, t.true, where=t.scored), higher_is_better=False, perfect=0),
+    "mse": Metric(_error(mse), higher_is_better=False, perfect=0),
+    "mae": Metric(_error(mae), higher_is_better=False, perfect=0),
     "l2_expressed": Metric(lambda p, t: l2(p, t.true, where=t.scored & t.expressed), higher_is_better=False, perfect=0),
-    "mse_de": Metric(_top_only(mse), higher_is_better=False, perfect=0),
-    "mse_weighted": Metric(_weighted(mse), higher_is_better=False, perfect=0),
-    "pearson_control": Metric(
-        lambda p, t: pearson(p, t.true, reference=t.control, where=t.scored), higher_is_better=True, perfect=1
-    ),
-    "pearson_control_de": Metric(_top_only(pearson, "control"), higher_is_better=True, perfect=1),
-    "cosine_control": Metric(
-        lambda p, t: cosine(p, t.true, reference=t.control, where=t.scored), higher_is_better=True, perfect=1
-    ),
-    "pearson_perturbed_mean": Metric(
-        lambda p, t: pearson(p, t.true, reference=t.perturbed_mean, where=t.scored), higher_is_better=True, perfect=1
-    ),
-    "r2_weighted": Metric(_weighted(r2, "perturbed_mean"), higher_is_better=True, perfect=1),
-    "direction_de": Metric(_top_only(direction_match, "control"), higher_is_better=True, perfect=1),
-    "discrimination_l1": Metric(_within_contexts(discrimination_score, metric="l1"), higher_is_better=True, perfect=1),
+    "mse_de": Metric(_error(mse, top=True), higher_is_better=False, perfect=0),
+    "mse_weighted": Metric(_error(mse, weighted=True), higher_is_better=False, perfect=0),
+    "pearson_control": Metric(_of_changes(pearson), higher_is_better=True, perfect=1),
+    "pearson_control_de": Metric(_of_changes(pearson, top=True), higher_is_better=True, perfect=1),
+    "cosine_control": Metric(_of_changes(cosine), higher_is_better=True, perfect=1),
+    "pearson_perturbed_mean": Metric(_of_changes(pearson, beyond="perturbed_mean"), higher_is_better=True, perfect=1),
+    "r2_weighted": Metric(_of_changes(r2, weighted=True, beyond="perturbed_mean"), higher_is_better=True, perfect=1),
+    "direction_de": Metric(_of_changes(direction_match, top=True), higher_is_better=True, perfect=1),
+    "discrimination_l1": Metric(_within_contexts(centroid_accuracy, metric="l1"), higher_is_better=True, perfect=1),
     "discrimination_cosine": Metric(
-        _within_contexts(discrimination_score, metric="cosine"), higher_is_better=True, perfect=1
+        _within_contexts(centroid_accuracy, metric="cosine"), higher_is_better=True, perfect=1
+    ),
+    "discrimination_celleval": Metric(
+        _within_contexts(discrimination_score, own=True, metric="l1"), higher_is_better=True, perfect=1
     ),
     "centroid_accuracy": Metric(_within_contexts(centroid_accuracy), higher_is_better=True, perfect=1),
     "interaction": Metric(_interaction, higher_is_better=True, perfect=1),

@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scgpt_tools.metrics.evaluation import compare_methods, dynamic_ranges, summarise_scores, verdict
-from scgpt_tools.metrics.panel import SCALES
+from scgpt_tools.metrics.evaluation import (
+    common_conditions,
+    compare_methods,
+    dynamic_ranges,
+    summarise_scores,
+    verdict,
+)
+from scgpt_tools.metrics.panel import METRICS, SCALES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import RngLike
     from scgpt_tools.metrics.perturbation_scgenept import ScGenePTScores
 
 _SHOWN = ("mse", "mse_weighted", "pearson_control", "pearson_perturbed_mean", "discrimination_l1", "centroid_accuracy")
-# Below this share of its range a metric cannot tell good from bad on the data at hand.
+# Below this share of its range a metric hardly tells a perfect prediction from the perturbed mean on the data at hand.
 _NARROW = 0.15
 _COLLAPSED = 0.1
 
@@ -40,9 +45,12 @@ class PerturbationScores:
     test_hash: str
     """SHA-256 of the held-out conditions, to report with every figure."""
     rng: int = 0
-    """What controls and the halves of the ceiling were drawn with."""
+    """What controls, their halves and the noise of the ceiling were drawn with."""
     scgenept: Mapping[str, ScGenePTScores] = field(default_factory=dict)
     """By model: the scores of scGenePT's evaluation, if they were asked for; ``save`` writes its files."""
+    by_seed: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Of predictions by several models of one recipe: the mean of each ``metric`` by ``method`` and ``seed``, the number of
+    the model in its list.  ``table`` has the mean of their scores."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -57,30 +65,59 @@ class PerturbationScores:
     def _of_role(self, role: str) -> tuple[str, ...]:
         return tuple(self.table.loc[self.table["role"] == role, "method"].unique())
 
-    def summary(self, *, by_group: bool = False, level: float = 0.95, rng: RngLike = 0) -> pd.DataFrame:
-        """Mean, median and bootstrap interval; see :func:`scgpt_tools.metrics.summarise_scores`."""
-        return summarise_scores(self.table, by_group=by_group, level=level, rng=rng)
+    def summary(self, *, by_group: bool = False, level: float = 0.95) -> pd.DataFrame:
+        """Mean, median and Student's interval over the conditions that every method has a score for.
+
+        See :func:`scgpt_tools.metrics.summarise_scores`.
+        """
+        return summarise_scores(common_conditions(self.table), by_group=by_group, level=level)
 
     def means(self) -> pd.DataFrame:
-        """Mean over conditions, one row a method and one column a metric."""
-        return self.table.pivot_table(
-            index="method", columns="metric", values="value", aggfunc="mean", sort=False, observed=True, dropna=False
+        """Mean over the conditions that every method has a score for, one row a method and one column a metric."""
+        return (
+            common_conditions(self.table)
+            .pivot_table(
+                index="method",
+                columns="metric",
+                values="value",
+                aggfunc="mean",
+                sort=False,
+                observed=True,
+                dropna=False,
+            )
+            .reindex(index=self.table["method"].unique(), columns=self.table["metric"].unique())
+            .rename_axis(index="method", columns="metric")
         )
 
+    def seeds(self) -> pd.DataFrame:
+        """Spread over models of one recipe: ``n``, ``mean``, ``sd``, ``min`` and ``max`` by method and metric."""
+        if self.by_seed.empty:
+            return pd.DataFrame(columns=["method", "metric", "n", "mean", "sd", "min", "max"])
+        found = self.by_seed.groupby(["method", "metric"], sort=False)["value"]
+        return found.agg(n="count", mean="mean", sd="std", min="min", max="max").reset_index()
+
     def compare(
-        self,
-        model: str | None = None,
-        *,
-        others: Sequence[str] | None = None,
-        level: float = 0.95,
-        rng: RngLike = 0,
+        self, model: str | None = None, *, others: Sequence[str] | None = None, level: float = 0.95
     ) -> pd.DataFrame:
         """Paired differences of a model to others; see :func:`scgpt_tools.metrics.compare_methods`.
 
         ``others=None`` takes every baseline.
         """
         chosen = self.models[0] if model is None else model
-        return compare_methods(self.table, chosen, self.baselines if others is None else others, level=level, rng=rng)
+        return compare_methods(self.table, chosen, self.baselines if others is None else others, level=level)
+
+    def above_ceiling(self, *, level: float = 0.95) -> pd.DataFrame:
+        """Scores that are better than those of a perfect prediction, which no prediction can honestly have.
+
+        Rows of :meth:`compare` of every model and baseline with the ceiling, with ``method``.
+        """
+        ceiling, table = self._of_role("ceiling"), self.table[self.table["metric"].isin(list(METRICS))]
+        found = [
+            compare_methods(table, method, ceiling, level=level).assign(method=method)
+            for method in (*self.models, *self.baselines)
+        ]
+        compared = pd.concat(found, ignore_index=True)
+        return compared[compared["verdict"] == "better"].reset_index(drop=True)
 
     def ranges(self) -> pd.Series:
         """How much of its range each metric has here; see :func:`scgpt_tools.metrics.dynamic_ranges`."""
@@ -134,7 +171,23 @@ class PerturbationScores:
         ranges = self.ranges()
         narrow = [str(name) for name in ranges.index[ranges < _NARROW]]
         if narrow:
-            lines.append(f"Hardly able to tell good from bad on these data: {', '.join(narrow)}.")
+            lines.append(
+                f"On these data even a perfect prediction would hardly beat the perturbed mean in {', '.join(narrow)}."
+            )
+        above = self.above_ceiling()
+        for method in above["method"].unique():
+            listing = ", ".join(above.loc[above["method"] == method, "metric"])
+            lines.append(
+                f"{method} is above the ceiling in {listing}: what it predicts shares more with the measured cells than the "
+                "perturbation, such as their noise."
+            )
+        means = self.means()
+        if {"interaction"} <= set(means.columns) and {"no_change"} <= set(means.index):
+            null = float(means["interaction"].to_numpy()[means.index.get_loc("no_change")])
+            if not np.isnan(null):
+                lines.append(
+                    f"In interaction, no change has {null:.2f}, for the same sum is subtracted from both sides."
+                )
         return lines
 
 

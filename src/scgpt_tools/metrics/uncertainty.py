@@ -49,7 +49,7 @@ def bootstrap_interval(
 
 
 def t_interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of a mean, for a few scores such as those of several seeds, of which a bootstrap says too little.
+    """Student's interval of a mean, which keeps its coverage where scores are few and a bootstrap's is too narrow.
 
     Parameters
     ----------
@@ -71,6 +71,31 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float]
     return float(scores.mean() - half), float(scores.mean() + half)
 
 
+def t_test(values: ArrayLike) -> float:
+    """P-value of Student's test that a mean is 0; NaN with less than two scores, or equal ones of 0."""
+    scores = _finite(values)
+    if scores.size < 2:
+        return np.nan
+    error = scores.std(ddof=1) / np.sqrt(scores.size)
+    if error == 0:
+        return np.nan if scores.mean() == 0 else 0.0
+    return float(2 * student.sf(abs(scores.mean() / error), scores.size - 1))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """P-values adjusted for their number, so that one below a level is wrong with at most that probability (Holm 1979).
+
+    ``p_values`` (n,); NaN is no test and stays.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    tests = np.flatnonzero(~np.isnan(values))
+    adjusted = np.full(values.shape, np.nan)
+    order = tests[np.argsort(values[tests], kind="stable")]
+    factors = np.arange(order.size, 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(factors * values[order]), 1.0)
+    return adjusted
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """One method less another, over the conditions that both have a score for."""
@@ -81,16 +106,12 @@ class PairedDifference:
     high: float
     win_rate: float
     """Share of conditions in which the first is better; ties count half."""
+    p_value: float
+    """Of Student's paired test."""
 
 
 def paired_difference(
-    values: ArrayLike,
-    other: ArrayLike,
-    *,
-    higher_is_better: bool = True,
-    level: float = 0.95,
-    draws: int = _DRAWS,
-    rng: RngLike = 0,
+    values: ArrayLike, other: ArrayLike, *, higher_is_better: bool = True, level: float = 0.95
 ) -> PairedDifference:
     """Compare two methods condition by condition.
 
@@ -100,12 +121,12 @@ def paired_difference(
         Scores of the same conditions.
     higher_is_better
         Which sign of a difference wins.
-    level, draws, rng
-        See :func:`bootstrap_interval`.
+    level
+        Coverage of the interval, see :func:`t_interval`.
 
     Returns
     -------
-    The difference with its interval.
+    The difference with its interval and p-value.
     """
     if np.shape(values) != np.shape(other):
         raise ValueError(
@@ -113,11 +134,11 @@ def paired_difference(
         )
     difference = _finite(np.asarray(values, dtype=np.float64) - np.asarray(other, dtype=np.float64))
     if difference.size == 0:
-        return PairedDifference(0, np.nan, np.nan, np.nan, np.nan)
-    low, high = bootstrap_interval(difference, level=level, draws=draws, rng=rng)
+        return PairedDifference(0, np.nan, np.nan, np.nan, np.nan, np.nan)
+    low, high = t_interval(difference, level=level)
     gain = difference if higher_is_better else -difference
     wins = float((gain > 0).mean() + (gain == 0).mean() / 2)
-    return PairedDifference(difference.size, float(difference.mean()), low, high, wins)
+    return PairedDifference(difference.size, float(difference.mean()), low, high, wins, t_test(difference))
 
 
 def dynamic_range(ceiling: float, baseline: float, perfect: float) -> float:
@@ -126,7 +147,7 @@ def dynamic_range(ceiling: float, baseline: float, perfect: float) -> float:
     Parameters
     ----------
     ceiling
-        Score of half of the true cells as a prediction of the other half.
+        Score of a perfect prediction against a measurement with as much noise as there is.
     baseline
         Score of a predictor that knows nothing of the perturbation.
     perfect
@@ -134,7 +155,7 @@ def dynamic_range(ceiling: float, baseline: float, perfect: float) -> float:
 
     Returns
     -------
-    Between -1 and 1; a metric below about 0.1 to 0.2 cannot tell good from bad on these data.
+    Between -1 and 1; where it is small, even a perfect prediction is hardly better than the baseline on these data.
     """
     return float(np.clip((ceiling - baseline) / (perfect - baseline), -1, 1)) if perfect != baseline else np.nan
 

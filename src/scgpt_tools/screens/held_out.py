@@ -5,7 +5,8 @@ One row is one condition, or one condition in one context where conditions are c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from scgpt_tools.metrics.evaluation import evaluation_table
 from scgpt_tools.metrics.panel import Truth
 from scgpt_tools.metrics.perturbation import de_weights
 from scgpt_tools.screens.annotations import log_values
+from scgpt_tools.screens.ceiling import Ceiling, repeat
 from scgpt_tools.screens.conditions import context_labels, control_mask, read_conditions, unit_name, unit_names
 from scgpt_tools.screens.profiles import Profiles, mean_profiles, split_halves
 from scgpt_tools.screens.ranking import rank_genes
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 
     from scgpt_tools.tokens.perturbations import GeneSet
 
-CEILING = "split_half"
+CEILING = "ceiling"
+"""A perfect prediction: as good as the noise of the measured cells lets any be."""
+CONSTANT = "perturbed_cells"
+"""The mean of all perturbed training cells, whatever the context: what a model that has learnt nothing else says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +63,14 @@ class HeldOutScreen:
     groups: dict[str, str]
     """Name of a row to how much of its genes training saw."""
     first_half: NDArray[np.bool_]
-    """(N,) cells of the first half of their row."""
-    halves: tuple[NDArray[np.float64], NDArray[np.float64]]
-    """(C, G) means of two halves of the true cells."""
+    """(N,) cells of the first half of their row; for scores of cells."""
+    is_input: NDArray[np.bool_]
+    """(N,) controls that predictions are made from; true changes refer to the other ones."""
+    input_control: NDArray[np.float64]
+    """(C, G) mean of those of each row's context."""
+    constant: NDArray[np.float64]
+    """(G,) mean of the perturbed training cells."""
+    ceiling: Ceiling
 
     @classmethod
     def read(
@@ -76,7 +86,7 @@ class HeldOutScreen:
         without: Collection[str] = (),
         seed: int = 0,
     ) -> HeldOutScreen:
-        """Average training and held-out cells, rank genes, and divide the held-out cells into halves.
+        """Average training and held-out cells, rank genes, and divide controls and held-out cells into halves.
 
         ``within``: columns of ``obs``: take effects against the controls of the same cell type, batch and so on;
         ``layer``: key of ``layers``; ``None`` takes ``X``; ``genes``: names of the genes as conditions spell them;
@@ -89,7 +99,7 @@ class HeldOutScreen:
         parts = read_parts(adata.obs, SplitKeys(split).obs, also=() if part in PARTS else (part,), others=True)
         if without:
             parts = np.where(np.isin(conditions, list(without)) & (parts == part), "", parts)
-        rows = _Rows(conditions, contexts, parts)
+        rows = _Rows(conditions, contexts, parts, adata.obs_names.to_numpy(), seed)
         source = RowSource(adata, layer=layer)
         cells = log_values(source)
         train = rows.training_effects(cells, names)
@@ -101,21 +111,25 @@ class HeldOutScreen:
         first_half[own] = split_halves(rows.units[own], adata.obs_names.to_numpy()[own], seed=seed)
         seen = seen_groups(sorted({condition for _, condition in held}), pd.unique(conditions[parts == PARTS[0]]))
         group_of = {condition: group for group, members in seen.items() for condition in members}
+        units = np.where(own, rows.units, "")
+        truth, rest = rows.truth(cells, own, held, train, names)
+        contexts_of = [context for context, _ in held]
+        trained = np.flatnonzero((parts == PARTS[0]) & ~rows.is_control)
         return cls(
             source=source,
-            units=np.where(own, rows.units, ""),
+            units=units,
             all_units=rows.units,
             contexts=rows.contexts,
             is_control=rows.is_control,
             train=train,
-            truth=rows.truth(cells, own, held, train, names),
+            truth=truth,
             conditions=tuple(condition for _, condition in held),
             groups={name: group_of[condition] for name, (_, condition) in zip(shown, held, strict=True)},
             first_half=first_half,
-            halves=(
-                mean_profiles(cells[own & first_half], rows.units[own & first_half], names=shown).means,
-                mean_profiles(cells[own & ~first_half], rows.units[own & ~first_half], names=shown).means,
-            ),
+            is_input=rows.is_input,
+            input_control=rows.controls(cells, rows.is_input).of(contexts_of),
+            constant=mean_profiles(cells[trained], ["all"] * trained.size).means[0],
+            ceiling=repeat(cells, units, shown, truth, rows.contexts, rows.is_reference, seed=seed, rest=rest),
         )
 
     @property
@@ -129,8 +143,8 @@ class HeldOutScreen:
         return self.truth.contexts or ("",) * len(self.rows)
 
     def controls(self, context: str, n: int, *, seed: int) -> NDArray[np.int64]:
-        """Rows of the table with at most ``n`` controls of a context, drawn by seed and name."""
-        found = np.flatnonzero(self.is_control & (self.contexts == context))
+        """Rows of the table with at most ``n`` controls of a context to predict from, drawn by seed and name."""
+        found = np.flatnonzero(self.is_input & (self.contexts == context))
         return found[sample(seed, 0, self.source.keys[found], n)]
 
     @property
@@ -141,31 +155,59 @@ class HeldOutScreen:
     def baselines(self) -> dict[str, NDArray[np.float64]]:
         """(C, G) mean profiles by the name of the baseline."""
         profiles, _ = predict_baselines(self.train, self.targets, self.truth.control)
-        return profiles
+        # Against the controls that predictions start from, as all others are.
+        return {**profiles, CONSTANT: self.truth.control + self.constant - self.input_control}
 
     def table(
         self, predictions: Mapping[str, NDArray[np.float64]], *, metrics: Sequence[str] | None = None
     ) -> pd.DataFrame:
         """Score mean profiles (C, G) by the name of the model beside every baseline and the ceiling.
 
-        The ceiling, ``"split_half"``, is one half of the true cells scored against the other half; see
-        :func:`scgpt_tools.metrics.evaluation.evaluation_table`.
+        See :func:`scgpt_tools.metrics.evaluation.evaluation_table`.
         """
-        scored = evaluation_table({**predictions, **self.baselines()}, self.truth, groups=self.groups, metrics=metrics)
-        first, second = self.halves
-        half = replace(self.truth, true=second)
-        ceiling = evaluation_table({CEILING: first}, half, groups=self.groups, metrics=metrics)
-        return pd.concat([scored, ceiling], ignore_index=True)
+        several = len(set(self.row_contexts)) > 1
+        options: dict[str, Any] = {
+            "groups": self.groups,
+            "metrics": metrics,
+            "perturbations": dict(zip(self.rows, self.conditions, strict=True)) if several else None,
+        }
+        scored = evaluation_table({**predictions, **self.baselines()}, self.truth, **options)
+        return pd.concat([scored, self.ceiling.scores(CEILING, **options)], ignore_index=True)
 
 
 class _Rows:
     """Cells by condition, context and part."""
 
-    def __init__(self, conditions: NDArray[Any], contexts: NDArray[Any] | None, parts: NDArray[Any]) -> None:
+    def __init__(
+        self,
+        conditions: NDArray[Any],
+        contexts: NDArray[Any] | None,
+        parts: NDArray[Any],
+        cells: NDArray[Any],
+        seed: int,
+    ) -> None:
         self.conditions, self.parts = conditions, parts
         self.contexts = np.full(conditions.size, "", dtype=object) if contexts is None else contexts
         self.is_control = control_mask(conditions)
         self.units = unit_names(self.contexts, self.conditions)
+        self.is_input, self.is_reference = self._divided_controls(cells, seed)
+
+    def _divided_controls(self, cells: NDArray[Any], seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Controls that predictions and training effects start from, and those that true changes refer to.
+
+        Noise of controls that are subtracted from both sides makes a prediction correlate with the truth that knows
+        nothing of it.  Within a context every second control is of either side, training ones first, by a hash of seed
+        and name.
+        """
+        own = np.flatnonzero(self.is_control)
+        digests = [sha256(f"{seed}\ncontrol\n{name}".encode()).hexdigest() for name in cells[own]]
+        frame = pd.DataFrame({"context": self.contexts[own], "later": self.parts[own] != PARTS[0], "digest": digests})
+        order = frame.sort_values(["context", "later", "digest"], kind="stable").index.to_numpy()
+        place = frame.loc[order].groupby("context", sort=False).cumcount().to_numpy()
+        is_input = np.zeros(self.conditions.size, dtype=bool)
+        is_input[own[order[place % 2 == 0]]] = True
+        is_reference = self.is_control & ~is_input
+        return is_input, is_reference
 
     def pairs(self, mask: NDArray[np.bool_]) -> list[tuple[str, str]]:
         """Context and condition of some cells, each pair once, sorted."""
@@ -192,9 +234,9 @@ class _Rows:
         pairs = self.pairs(mask)
         rows = np.flatnonzero(mask)
         profiles = mean_profiles(cells[rows], self.units[rows], names=[unit_name(*pair) for pair in pairs])
-        controls = self.controls(cells, trained)
+        controls = self.controls(cells, trained & self.is_input)
         _check_contexts(pairs, controls)
-        every = np.flatnonzero(trained & self.is_control)
+        every = np.flatnonzero(trained & self.is_input)
         return TrainingEffects(
             genes=tuple(names),
             control=mean_profiles(cells[every], ["ctrl"] * every.size).means[0],
@@ -210,21 +252,22 @@ class _Rows:
         held: list[tuple[str, str]],
         train: TrainingEffects,
         names: Sequence[str],
-    ) -> Truth:
-        """What to compare predictions of the held-out cells in ``mask`` with."""
+    ) -> tuple[Truth, NDArray[np.float64]]:
+        """What to compare predictions of the held-out cells in ``mask`` with, and scores against all other perturbed cells."""
         shown = [unit_name(*pair) for pair in held]
         targets = [condition_genes(condition) for _, condition in held]
         own = np.isin(self.units, shown)
         # Controls are given to every method, so all of a context count, whatever part they are in.
         controls = self.controls(cells, np.ones(mask.size, dtype=bool))
         _check_contexts(held, controls)
-        control = controls.of([context for context, _ in held])
+        contexts = [context for context, _ in held]
+        control = controls.of(contexts)
         scores, rest = self._scores(cells, shown, mask | ~own)
         mean = perturbed_mean(train, targets).effects
         added = additive(train, targets)
         rows = np.flatnonzero(mask)
         flags = column_flags([condition for _, condition in held], names, missing="ignore")
-        return Truth(
+        truth = Truth(
             conditions=tuple(shown),
             true=mean_profiles(cells[rows], self.units[rows], names=shown).means,
             control=control,
@@ -233,8 +276,10 @@ class _Rows:
             weights=de_weights(rest),
             targets=flags.astype(bool),
             additive=_combinations_only(control + added.effects, targets, added.informed),
-            contexts=tuple(context for context, _ in held),
+            contexts=tuple(contexts),
+            reference_control=self.controls(cells, self.is_reference).of(contexts),
         )
+        return truth, rest
 
     def _scores(
         self, cells: Any, shown: Sequence[str], take: NDArray[np.bool_]

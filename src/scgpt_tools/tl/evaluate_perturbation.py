@@ -21,7 +21,7 @@ from scgpt_tools.metrics.baselines import BASELINES
 from scgpt_tools.metrics.panel import METRICS
 from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, collapsed, overall_spread
 from scgpt_tools.models.cell_model import CellModel
-from scgpt_tools.screens.held_out import CEILING, HeldOutScreen
+from scgpt_tools.screens.held_out import CEILING, CONSTANT, HeldOutScreen
 from scgpt_tools.screens.predicted_cells import CellScores, Samples, score_cells
 from scgpt_tools.screens.predictions import layer_means, original_scores, scgenept_files, table_means
 from scgpt_tools.screens.splits import condition_hash
@@ -249,7 +249,7 @@ def _named(predictions: Prediction | Mapping[str, Prediction]) -> dict[str, Pred
     if not predictions:
         raise ValueError("Expected at least one prediction to score, found none.")
     for name in predictions:
-        if check_text("a name in predictions", name) in (*BASELINES, CEILING):
+        if check_text("a name in predictions", name) in (*BASELINES, CONSTANT, CEILING):
             raise ValueError(
                 f"Expected names of their own for predictions, found {name!r}, which a baseline or the ceiling has."
             )
