@@ -248,7 +248,7 @@ def test_a_generator_beats_no_change_where_something_changes():
 
 def test_a_benchmark_holds_baselines_ceiling_and_cells():
     found = results("perturbation")
-    assert {"generator", "no_change", "perturbed_mean", "additive", "linear", "split_half"} <= set(found["unseen"])
+    assert {"generator", "no_change", "perturbed_mean", "additive", "linear", "ceiling"} <= set(found["unseen"])
     assert {"energy", "mmd", "mse", "discrimination_l1"} <= set(found["metrics"])
     assert found["screened"][0] >= 9
 

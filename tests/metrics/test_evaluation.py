@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scgpt_tools.metrics.evaluation import (
+    common_conditions,
     compare_methods,
     dynamic_ranges,
     evaluation_table,
@@ -61,9 +62,10 @@ def test_a_perfect_prediction_is_perfect(name, truth):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_perturbed_genes_never_count(name, truth, predictions):
-    # A rank leaves out the genes of the prediction's own condition; those of other truths are free to differ.
-    ranks = name == "centroid_accuracy" or name.startswith("discrimination")
-    changed = truth if ranks else replace(truth, true=np.where(truth.targets, 1e3, truth.true))
+    # cell-eval's rank leaves out the genes of the prediction's own condition; those of other truths are free to differ.
+    changed = (
+        truth if name == "discrimination_celleval" else replace(truth, true=np.where(truth.targets, 1e3, truth.true))
+    )
     guess = np.where(truth.targets, -1e3, predictions["good"])
     one = evaluation_table({"good": predictions["good"]}, truth, metrics=[name])["value"]
     other = evaluation_table({"good": guess}, changed, metrics=[name])["value"]
@@ -155,3 +157,83 @@ def test_names_and_shapes_are_checked(truth, predictions):
         replace(truth, weights=np.ones(G))
     with pytest.raises(ValueError, match="one profile for each"):
         replace(truth, conditions=("a",))
+
+
+NULLS = {
+    "pearson_control": 0.0,
+    "pearson_control_de": 0.0,
+    "cosine_control": 0.0,
+    "pearson_perturbed_mean": 0.0,
+    "discrimination_l1": 0.5,
+    "discrimination_cosine": 0.5,
+    "centroid_accuracy": 0.5,
+    "direction_de": 0.5,
+}
+"""What a prediction without skill has, where the truth has no effect in common."""
+
+
+@pytest.fixture
+def unrelated():
+    """Many conditions with effects that share nothing, each with its own perturbed gene, which falls much."""
+    rng = np.random.default_rng(0)
+    n, genes = 60, 200
+    control = rng.random(genes) + 3
+    true = control + rng.normal(0, 0.5, (n, genes)) * rng.uniform(0.2, 2, (n, 1))
+    targets = np.zeros((n, genes), dtype=bool)
+    targets[np.arange(n), np.arange(n)] = True
+    true[targets] -= 3
+    names = tuple(f"c{i}" for i in range(n))
+    scores, weights = true - control, np.abs(true - control)
+    return Truth(names, true, control, control, scores=scores, weights=weights, targets=targets)
+
+
+@pytest.mark.parametrize("kind", ["permuted", "noise", "constant", "none"])
+def test_without_skill_scores_are_at_chance(unrelated, kind):
+    rng = np.random.default_rng(1)
+    changes = unrelated.true - unrelated.control
+    guess = {
+        "permuted": np.roll(changes, 1, axis=0),
+        "noise": rng.normal(0, 0.5, changes.shape),
+        "constant": np.tile(rng.normal(0, 0.5, changes.shape[1]), (len(changes), 1)),
+        "none": np.zeros(changes.shape),
+    }[kind]
+    table = evaluation_table({kind: unrelated.control + guess}, unrelated)
+    means = table.groupby("metric")["value"].mean()
+    for name, chance in NULLS.items():
+        if kind == "none" and not name.startswith(("discrimination_l1", "centroid")):
+            # Without a change there is no direction.
+            assert np.isnan(means[name]) or means[name] == 0, name
+        elif name != "pearson_perturbed_mean" or kind != "none":
+            assert means[name] == pytest.approx(chance, abs=0.06), name
+    for name in ("mse", "mae", "l2_expressed", "mse_de", "mse_weighted"):
+        assert means[name] > 0.05
+    assert means["r2_weighted"] <= 0.01
+
+
+def test_cell_evals_discrimination_rewards_the_prediction_of_no_change(unrelated):
+    """Its own gene is left out of a condition's truth, and those of the others are not."""
+    small = replace(unrelated, true=unrelated.control + 0.1 * (unrelated.true - unrelated.control))
+    small.true[small.targets] = 0
+    table = evaluation_table({"none": np.tile(small.control, (60, 1))}, small)
+    means = table.groupby("metric")["value"].mean()
+    assert means["discrimination_celleval"] > 0.65
+    assert means["discrimination_l1"] == pytest.approx(0.5)
+
+
+def test_means_are_over_conditions_that_every_method_has(truth, predictions):
+    table = evaluation_table(predictions, truth, metrics=["mse", "pearson_control"])
+    hidden = (table["method"] == "good") & (table["metric"] == "mse") & table["condition"].isin(["c0", "c1"])
+    table.loc[hidden, "value"] = np.nan
+    common = common_conditions(table)
+    counts = common.groupby(["metric", "method"])["condition"].nunique()
+    assert counts["mse"].tolist() == [N - 2] * 3
+    # Predictions of the control have no correlation at all, which is no reason to leave others out.
+    assert counts["pearson_control"].tolist() == [N] * 3
+
+
+def test_verdicts_allow_for_the_number_of_metrics(truth, predictions):
+    table = evaluation_table(predictions, truth)
+    found = compare_methods(table, "good", ["mean"])
+    assert (found["p_adjusted"].dropna() >= found["p_value"].dropna()).all()
+    weak = found.loc[found["verdict"] == "undecided", "p_adjusted"].dropna()
+    assert (weak >= 0.05).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference
+from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, holm, paired_difference, t_interval
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say():
@@ -54,3 +54,31 @@ def test_pairs_need_both_scores():
 def test_dynamic_range(ceiling, baseline, perfect, share):
     assert dynamic_range(ceiling, baseline, perfect) == pytest.approx(share)
     assert np.isnan(dynamic_range(0.5, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 25])
+def test_intervals_over_few_conditions_have_their_coverage(n):
+    rng = np.random.default_rng(n)
+    draws = rng.normal(1, 1, (4000, n))
+    covered = [low <= 1 <= high for low, high in (t_interval(values) for values in draws)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.012)
+    # What a bootstrap says of three conditions is not 95 %.
+    if n == 3:
+        narrow = [low <= 1 <= high for low, high in (bootstrap_interval(values, draws=200) for values in draws[:500])]
+        assert np.mean(narrow) < 0.85
+
+
+def test_paired_differences_of_nothing_are_significant_as_often_as_asked():
+    rng = np.random.default_rng(0)
+    p = [paired_difference(*rng.normal(size=(2, 6))).p_value for _ in range(2000)]
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.015)
+    assert paired_difference([2.0, 2.0], [1.0, 1.0]).p_value == 0
+    assert np.isnan(paired_difference([1.0, 1.0], [1.0, 1.0]).p_value)
+
+
+def test_p_values_are_adjusted_by_holms_steps():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, np.nan]), [0.03, 0.06, 0.06, np.nan])
+    assert holm([0.6, 0.9]).tolist() == [1.0, 1.0]
+    rng = np.random.default_rng(1)
+    wrong = [(holm(rng.uniform(size=15)) < 0.05).any() for _ in range(2000)]
+    assert np.mean(wrong) == pytest.approx(0.05, abs=0.015)

@@ -297,3 +297,50 @@ def test_genes_that_are_no_dropouts(cells):
         assert own["mse_top20_de_non_dropout"] == 0
         assert own["pearson_delta_top20_de_non_dropout"] == pytest.approx(1)
         assert own["frac_correct_direction_all"] == 1
+
+
+def test_cells_of_any_model_are_scored_beside_measured_ones(cells):
+    """Means and samples of a table of predicted cells, whatever else it holds and however conditions are written."""
+    own = cells[cells.obs["condition"].isin([*HELD, "ctrl"])].copy()
+    own.obs["condition"] = own.obs["condition"].astype(str).replace({"G2+G3": "G3+G2"})
+    scores = sct.tl.evaluate_perturbation(reference=cells, prediction={"cells": own[:, ::-1].copy()}, cells=True)
+    means = scores.means()
+    assert means.loc["cells", "mse"] == pytest.approx(0, abs=1e-12)
+    assert means.loc["cells", "energy"] <= 0
+    assert "cells is above the ceiling in" in str(scores)
+    with pytest.raises(ValueError, match=r"predicted cells of 'G0\+G6' from 'prediction', found none"):
+        sct.tl.evaluate_perturbation(cells, own[(own.obs["condition"] != "G0+G6").to_numpy()].copy())
+    with pytest.raises(TypeError, match="instead of `adata` and `predictions`, found both"):
+        sct.tl.evaluate_perturbation(cells, own, reference=cells)
+    with pytest.raises(TypeError, match="one of both alone"):
+        sct.tl.evaluate_perturbation(reference=cells)
+    counts = own.copy()
+    counts.X = np.expm1(counts.X.toarray()).round()
+    with pytest.raises(ValueError, match="raw counts"):
+        sct.tl.evaluate_perturbation(reference=cells, prediction=counts)
+
+
+def test_models_of_one_recipe_are_scored_as_their_mean_and_spread(cells, truth):
+    several = [truth, truth + 0.2, truth + 0.4]
+    scores = sct.tl.evaluate_perturbation(cells, {"recipe": several, "one": truth}, metrics=["mse"])
+    assert scores.models == ("recipe", "one")
+    assert scores.means().loc["recipe", "mse"] == pytest.approx((0.2**2 + 0.4**2) / 3)
+    spread = scores.seeds().set_index(["method", "metric"]).loc[("recipe", "mse")]
+    assert (spread["n"], spread["min"], spread["max"]) == (3, pytest.approx(0), pytest.approx(0.16))
+    assert spread["sd"] == pytest.approx(np.std([0, 0.04, 0.16], ddof=1))
+    assert set(scores.by_seed["seed"]) == {0, 1, 2}
+    with pytest.raises(ValueError, match="at least one prediction of 'none'"):
+        sct.tl.evaluate_perturbation(cells, {"none": []})
+
+
+def test_a_perturbation_in_several_contexts_counts_once(cells):
+    scores = sct.tl.evaluate_perturbation(cells, {"same": truth_within(cells)}, within="batch", metrics=["mse", "mae"])
+    row = scores.summary().set_index(["metric", "method"]).loc[("mse", "no_change")]
+    assert (row["n"], row["n_rows"]) == (4, 8)
+    compared = scores.compare("same").set_index(["metric", "other"])
+    assert compared.loc[("mse", "no_change"), "n"] == 4
+
+
+def truth_within(cells) -> pd.DataFrame:
+    found = HeldOutScreen.read(cells, within="batch").truth
+    return pd.DataFrame(found.true + 0.01, index=list(found.conditions), columns=cells.var_names)

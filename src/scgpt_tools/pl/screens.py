@@ -13,7 +13,7 @@ from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import ScreenKeys
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_finite, check_key, check_type
-from scgpt_tools.metrics.evaluation import summarise_scores
+from scgpt_tools.metrics.evaluation import common_conditions, summarise_scores
 from scgpt_tools.metrics.panel import SCALES
 from scgpt_tools.metrics.scores import PerturbationScores
 from scgpt_tools.pl._forest import forest, panels_for
@@ -60,7 +60,7 @@ def perturbation_benchmark(
     save: str | PathLike[str] | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
-    """Show models beside baselines and the ceiling, one panel a metric: means with bootstrap intervals.
+    """Show models beside baselines and the ceiling, one panel a metric: means with Student's intervals.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def perturbation_benchmark(
         table = table[table["group"] == lookup(dict(zip(groups, groups, strict=True)), group, "split group")]
     if ax is not None and len(names) > 1:
         raise ValueError(f"Expected one metric for the given `ax`, found {len(names)}.")
-    summary = summarise_scores(table)
+    summary = summarise_scores(common_conditions(table))
     roles = table.drop_duplicates("method").set_index("method")["role"]
     panels = [ax] if ax is not None else panels_for(len(names), min(ncols, len(names)), len(roles), figsize)
     for panel, name in zip(panels, names, strict=False):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scgpt_tools.data.rows import RowSource
 from scgpt_tools.metrics.perturbation_gears import (
     HeldOutCells,
     deeper_analysis,
@@ -20,11 +21,12 @@ from scgpt_tools.metrics.perturbation_gears import (
 from scgpt_tools.metrics.perturbation_scgenept import ScGenePTScores, scgenept_scores
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
 from scgpt_tools.screens.annotations import log_values
+from scgpt_tools.screens.conditions import context_labels, unit_names
 from scgpt_tools.screens.profiles import mean_profiles
 from scgpt_tools.tokens.perturbations import condition_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -86,6 +88,42 @@ def table_means(screen: HeldOutScreen, name: str, table: AnnData | pd.DataFrame)
         unknown = [row for row, values in zip(rows, profiles, strict=True) if not np.isfinite(values).all()]
         raise ValueError(f"Expected finite predictions of {name!r}, found NaN or infinite values in {unknown}.")
     return profiles
+
+
+def cell_means(
+    screen: HeldOutScreen, name: str, cells: AnnData, *, key: str, within: str | Sequence[str] | None, keep: bool
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
+    """Mean profiles of predicted cells with their conditions in ``obs``, and the cells by row; counts are refused."""
+    adata = screen.source.adata
+    absent = adata.var_names.difference(cells.var_names)
+    if len(absent):
+        raise ValueError(
+            f"Expected all {adata.n_vars} genes in the predictions of {name!r}, found {len(absent)} missing, "
+            f"the first being {absent[0]!r}."
+        )
+    contexts = context_labels(cells, within)
+    conditions = cells.obs[key].astype(str).map(_spelled_like(screen)).to_numpy(dtype=object)
+    blank = np.full(len(conditions), "", dtype=object)
+    units = unit_names(blank if contexts is None else contexts, conditions)
+    chosen = np.flatnonzero(np.isin(units, screen.rows))
+    if missing := sorted(set(screen.rows) - set(units[chosen])):
+        raise ValueError(f"Expected predicted cells of {missing[0]!r} from {name!r}, found none.")
+    values = log_values(RowSource(cells[chosen, adata.var_names].copy())).toarray().astype(np.float64)
+    profiles = mean_profiles(values, units[chosen], names=screen.rows)
+    own = {row: values[units[chosen] == row].astype(np.float32) for row in screen.rows} if keep else {}
+    return profiles.means, own
+
+
+def _spelled_like(screen: HeldOutScreen) -> Callable[[str], str]:
+    """Conditions as the screen spells them, by their genes."""
+    spelled = {condition_key(condition): condition for condition in screen.conditions}
+
+    def spell(name: str) -> str:
+        with suppress(ValueError, AttributeError):
+            return spelled.get(condition_key(name), name)
+        return name
+
+    return spell
 
 
 def _by_genes(names: pd.Index) -> dict[str, list[str]]:

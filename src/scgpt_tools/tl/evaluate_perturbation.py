@@ -23,7 +23,7 @@ from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, col
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.screens.held_out import CEILING, CONSTANT, HeldOutScreen
 from scgpt_tools.screens.predicted_cells import CellScores, Samples, score_cells
-from scgpt_tools.screens.predictions import layer_means, original_scores, scgenept_files, table_means
+from scgpt_tools.screens.predictions import cell_means, layer_means, original_scores, scgenept_files, table_means
 from scgpt_tools.screens.splits import condition_hash
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS
@@ -46,14 +46,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROLES = {CEILING: "ceiling"}
+# Between the name of a recipe and the number of one of its models.
+_SEED = " #"
 
 
 @renamed(key="condition_key")
 @shared_docs
 def evaluate_perturbation(
-    adata: AnnData,
-    predictions: Prediction | Mapping[str, Prediction],
+    adata: AnnData | None = None,
+    predictions: Prediction | Mapping[str, Prediction | Sequence[Prediction]] | None = None,
     *,
+    reference: AnnData | None = None,
+    prediction: Prediction | Mapping[str, Prediction | Sequence[Prediction]] | None = None,
     condition_key: str = "condition",
     split: str = "split",
     part: str = "test",
@@ -80,9 +84,10 @@ def evaluate_perturbation(
 ) -> PerturbationScores:
     """Score predictions of held-out conditions beside every baseline and the ceiling.
 
-    Baselines see the training cells only: no change, the mean of the training conditions, the mean and the sum of
-    single effects, and a linear model :cite:p:`Ahlmann-Eltze2025`.  The ceiling is half of the true cells as a
-    prediction of the other half.
+    Baselines see the training cells only: no change, the mean of the training conditions and of their cells, the mean and
+    the sum of single effects, and a linear model :cite:p:`Ahlmann-Eltze2025`.  The ceiling is a perfect prediction, whose
+    scores are limited by the noise of the measured means.  Predictions are made from one half of the controls, and true
+    changes refer to the other.
 
     Parameters
     ----------
@@ -91,7 +96,11 @@ def evaluate_perturbation(
     predictions
         What to score: a generator or its folder, which predicts from controls; a layer that
         :func:`scgpt_tools.tl.predict_perturbation` wrote; a table of :func:`scgpt_tools.tl.screen`; a data frame of
-        mean profiles, conditions by genes.  Or several of them by name.
+        mean profiles, conditions by genes; a table of predicted cells of any model, with their conditions in ``obs``.  Or
+        several of them by name; a list stands for models of one recipe with several seeds, of whose scores the mean is
+        taken.
+    reference, prediction
+        Other names of ``adata`` and ``predictions``, for tables of true and predicted cells.
     condition_key
         Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`.
     split
@@ -112,7 +121,8 @@ def evaluate_perturbation(
     cells
         Also compare predicted with true cells, which generators and layers have: the metrics ``"energy"`` and ``"mmd"``
         in the space of 50 principal components of controls and true cells, and ``"energy_to_control"``, the former as
-        a share of the distance of the controls, NaN where that is no larger than between two halves of the true cells.
+        a share of the distance of the controls, NaN where that is no larger than between two halves of the true cells.  The
+        ceiling of these, and of the next two, is one half of the true cells beside the other.
         Baselines are the controls, moved by the change that they predict.
     distances
         The same with distances of pertpy: ``"edistance"``, ``"mmd"`` (a Gaussian kernel as wide as the median
@@ -135,7 +145,8 @@ def evaluate_perturbation(
     device, precision, attention
         As in :func:`scgpt_tools.tl.embed`.
     rng
-        Whole number, generator or ``None`` (fresh entropy) for the draw of controls and of the halves of the ceiling.
+        Whole number, generator or ``None`` (fresh entropy) for the draw of controls, of
+        their halves and of the noise of the ceiling.
     {show_progress}
 
     Returns
@@ -173,7 +184,13 @@ def evaluate_perturbation(
     )
     for name in metrics or ():
         lookup(METRICS, name, "metric")
-    named = _named(predictions)
+    if reference is not None or prediction is not None:
+        if adata is not None or predictions is not None:
+            raise TypeError("Expected `reference` and `prediction` instead of `adata` and `predictions`, found both.")
+        adata, predictions = reference, prediction
+    if adata is None or predictions is None:
+        raise TypeError("Expected measured cells and predictions of them, found one of both alone.")
+    named, recipes = _expanded(_named(predictions))
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
     read = partial(
@@ -211,6 +228,10 @@ def evaluate_perturbation(
     for name, prediction in named.items():
         if isinstance(prediction, str) and prediction in adata.layers:
             profiles[name], samples[name] = layer_means(screen, prediction, keep=bool(wanted))
+        elif isinstance(prediction, AnnData) and condition_key in prediction.obs:
+            profiles[name], samples[name] = cell_means(
+                screen, name, prediction, key=condition_key, within=within, keep=bool(wanted)
+            )
         elif isinstance(prediction, AnnData | pd.DataFrame):
             profiles[name] = table_means(screen, name, prediction)
         else:
@@ -225,13 +246,18 @@ def evaluate_perturbation(
     if wanted:
         compared = Samples.read(screen, samples, n_controls=n_controls, seed=seed)
         table = pd.concat([table, _with_groups(score_cells(compared, wanted), screen)], ignore_index=True)
+    table = _with_roles(table, profiles)
+    by_seed = table[table["method"].isin(list(recipes))]
     scores = PerturbationScores(
-        table=_with_roles(table, profiles),
-        originals=original_scores(screen, profiles, analyses=analyses),
-        spread=pd.Series(spread, name="spread", dtype=float),
+        table=_as_recipes(table, recipes),
+        originals=_as_recipes(original_scores(screen, profiles, analyses=analyses), recipes),
+        spread=pd.Series(spread, name="spread", dtype=float)
+        .groupby(lambda name: recipes.get(name, name), sort=False)
+        .mean(),
         test_hash=condition_hash(screen.conditions),
         rng=seed,
         scgenept=scgenept_files(screen, profiles, part) if scgenept else {},
+        by_seed=_means_by_seed(by_seed, recipes),
     )
     logger.info("%s", scores)
     return scores
@@ -254,6 +280,38 @@ def _named(predictions: Prediction | Mapping[str, Prediction]) -> dict[str, Pred
                 f"Expected names of their own for predictions, found {name!r}, which a baseline or the ceiling has."
             )
     return dict(predictions)
+
+
+def _expanded(named: Mapping[str, Any]) -> tuple[dict[str, Prediction], dict[str, str]]:
+    """Predictions, each of several models of a recipe under a name of its own, and the recipe of each of these names."""
+    found: dict[str, Prediction] = {}
+    recipes: dict[str, str] = {}
+    for name, prediction in named.items():
+        if not isinstance(prediction, list | tuple):
+            found[name] = prediction
+            continue
+        if not prediction:
+            raise ValueError(f"Expected at least one prediction of {name!r}, found none.")
+        for number, own in enumerate(prediction):
+            member = f"{name}{_SEED}{number}"
+            found[member], recipes[member] = own, name
+    return found, recipes
+
+
+def _as_recipes(table: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
+    """Scores of recipes, the mean over their models."""
+    if not recipes:
+        return table
+    named = table.assign(method=table["method"].map(lambda name: recipes.get(name, name)))
+    keys = [name for name in named.columns if name != "value"]
+    return named.groupby(keys, sort=False, dropna=False)["value"].mean().reset_index()[list(table.columns)]
+
+
+def _means_by_seed(table: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
+    """Mean over conditions by recipe, number of the model and metric."""
+    numbers = table["method"].str.rpartition(_SEED)[2].astype(int) if len(table) else pd.Series(dtype=int)
+    named = table.assign(method=table["method"].map(recipes), seed=numbers)
+    return named.groupby(["method", "seed", "metric"], sort=False)["value"].mean().reset_index()
 
 
 def _name_of(prediction: Prediction) -> str:
