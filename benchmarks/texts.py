@@ -157,7 +157,7 @@ def show(data: str, tables: list[pd.DataFrame]) -> None:
     print(means[METRICS].round(4).to_string())
     print(by_seed.loc[means.index, METRICS].round(4).to_string())
     table["condition"] = table["seed"].astype(str) + " " + table["condition"]
-    others = [name for name in means.index if name not in ("scGenePT", "split_half")]
+    others = [name for name in means.index if name not in ("scGenePT", "ceiling")]
     print(compare_methods(table, "scGenePT", others).query("metric in @METRICS").round(4).to_string())
 
 

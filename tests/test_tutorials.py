@@ -260,7 +260,7 @@ def test_texts_reach_a_model_that_learns_and_the_ablation_has_every_arm():
     assert found["loss"][1] < 0.5 * found["loss"][0]
     arms = [f"{how}texts {other}" for how in ("", "retrained, ") for other in ("zeroed", "shuffled")]
     assert found["models"] == ["with texts", *arms]
-    assert {*arms, "no_change", "perturbed_mean", "split_half"} <= set(found["means"])
+    assert {*arms, "no_change", "perturbed_mean", "ceiling"} <= set(found["means"])
     assert len(found["differences"]) == len(arms)
     assert found["like"] > 3
 

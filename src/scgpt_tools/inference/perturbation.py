@@ -206,7 +206,7 @@ def held_out_means(
         for context in dict.fromkeys(contexts)
     }
     starts = {
-        context: np.asarray(screen.source.take(rows).mean(axis=0), dtype=np.float64).ravel()
+        context: np.asarray(screen.source.take(np.ravel(rows)).mean(axis=0), dtype=np.float64).ravel()
         for context, rows in controls.items()
     }
     means = np.zeros((len(targets), predictor.source.n_columns))
