@@ -79,6 +79,8 @@ def gene_network(
     """
     check_arguments(gene_network, locals())
     edges = adata.varp[check_key(adata.varp, network, "varp")]
+    if programs != GeneProgramKeys().key:
+        check_key(adata.uns, programs, "uns")
     names = _genes_of(adata, genes, program, programs)
     if len(names) > _MOST_GENES:
         raise ValueError(f"Expected at most {_MOST_GENES} genes to draw, found {len(names)}. Name some by `genes`.")

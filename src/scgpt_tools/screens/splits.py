@@ -126,6 +126,8 @@ def custom_split(
 def named_parts(argument: str, parts: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
     """Conditions of each part as a user names them, for :func:`custom_split`."""
     check_type(argument, parts, Mapping)
+    if not parts:
+        raise ValueError(f"Expected `{argument}` to name conditions of {', '.join(PARTS)}, found no part.")
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"Expected `{argument}` to name {', '.join(PARTS)}, found {sorted(map(str, unknown))}.")
     return {"train": ()} | {name: check_texts(f"{argument}[{name!r}]", own, least=0) for name, own in parts.items()}
