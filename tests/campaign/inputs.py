@@ -17,9 +17,10 @@ import mudatas
 import scgpt_tools as sct
 import screen_tables
 from generators import generator
-from scgpt_tools.metrics import PerturbationScores
+from scgpt_tools.metrics import BenchmarkScores, PerturbationScores
+from scgpt_tools.metrics.benchmark import benchmark_table
 from scgpt_tools.models import FAMILIES, CellModel
-from scgpt_tools.models.config import ClassifierConfig
+from scgpt_tools.models.config import ClassifierConfig, RegressorConfig
 from scgpt_tools.vocabulary import Vocabulary
 
 N_CELLS = 18
@@ -151,6 +152,18 @@ def annotator() -> CellModel:
 
 
 @cache
+def regressor() -> CellModel:
+    """The same with a head for two numbers."""
+    plain = embedder().config
+    head = RegressorConfig(names=("age", "score"), centre=(40.0, 0.0), scale=(10.0, 1.0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return CellModel(
+            replace(plain, heads=plain.heads.replace(targets=head)), embedder().vocabulary, name="tiny regressor"
+        ).eval()
+
+
+@cache
 def perturber() -> CellModel:
     """A generator for the genes of the screen."""
     return generator([f"G{i}" for i in range(40)], strength=20)
@@ -186,6 +199,35 @@ def method_scores() -> PerturbationScores:
     ]
     table = pd.DataFrame(rows, columns=["condition", "group", "method", "role", "metric", "value"])
     return PerturbationScores(table, table.iloc[:0], pd.Series(dtype=float), "0" * 64)
+
+
+def benchmark_scores() -> BenchmarkScores:
+    """Scores of a model and a baseline by three seeds."""
+    rng = np.random.default_rng(2)
+    rows = [
+        {
+            "dataset": "data", "benchmark": "linear_probe", "model": model, "role": role, "replicate": 0, "seed": seed,
+            "metric": metric, "value": rng.random(), "reference": 0.3, "reason": "",
+        }
+        for model, role in (("mine", "model"), ("PCA", "baseline"))
+        for metric in ("accuracy", "f1_macro")
+        for seed in range(3)
+    ]  # fmt: skip
+    return BenchmarkScores(benchmark_table(rows))
+
+
+@cache
+def _knockouts() -> ad.AnnData:
+    shifts = sct.tl.knockout(
+        cells(), embedder(), genes=GENES[:4], groupby="cell_type", n_null=None, min_cells=1, show_progress=False
+    )
+    shifts.obs["z_score"], shifts.obs["q_value"] = np.linspace(-1, 3, shifts.n_obs), np.linspace(1, 0.01, shifts.n_obs)
+    return shifts
+
+
+def knockouts() -> ad.AnnData:
+    """Genes knocked out in silico, by type of cell."""
+    return _knockouts().copy()
 
 
 def _made(family: str, vocabulary: Vocabulary) -> CellModel:

@@ -105,6 +105,9 @@ GIVEN = {
     "table",
     "dataset",
     "task",
+    "datasets",
+    "knockouts",
+    "sources",
 }
 """What a subject takes first; the tables have damages of their own."""
 LEFT_TO_OTHERS = {
@@ -171,6 +174,19 @@ def _embed_store(adata: AnnData, **arguments: Any) -> Any:
         arguments = places | arguments
         sct.tl.embed_store(**arguments)
         return np.asarray(zarr.open_group(arguments["output"], mode="r")["obsm"]["X_scGPT"])
+
+
+def _index_store(adata: AnnData, **arguments: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cells.h5ad"
+        adata.write_h5ad(path)
+        arguments = {"output": Path(folder) / "index"} | arguments
+        index = sct.models.AtlasIndex.load(sct.tl.index_store(path, **arguments))
+        return {"codes": np.asarray(index.codes), "classes": np.asarray(index.classes)}
+
+
+def _benchmark(adata: AnnData, models: Any, **arguments: Any) -> Any:
+    return sct.tl.benchmark(models, adata, **arguments).table.drop(columns="reason")
 
 
 def _truth() -> pd.DataFrame:
@@ -372,6 +388,8 @@ SUBJECTS: dict[str, Subject] = {
         ),
         _subject(sct.pl.joint_embedding, inputs.multiome, "", good={"return_fig": True}),
         _subject(sct.pl.modality_weights, inputs.multiome, "", good={"groupby": "kind", "return_fig": True}),
+        _subject(sct.pl.benchmark, inputs.benchmark_scores, "", good={"return_fig": True}),
+        _subject(sct.pl.knockout, inputs.knockouts, "", good={"group": "B", "return_fig": True}),
         _subject(sct.pl.perturbation_benchmark, inputs.method_scores, "", good={"return_fig": True}),
         _subject(
             sct.pl.perturbation_de,
@@ -427,6 +445,31 @@ SUBJECTS: dict[str, Subject] = {
             signatures=(_finetune("perturb"),),
             columns=("condition", "split"),
             slow=True,
+        ),
+        _subject(
+            sct.tl.predict,
+            inputs.cells,
+            "X genes",
+            good=lambda: {"model": inputs.regressor(), "key_added": "number"},
+        ),
+        _subject(
+            _benchmark,
+            inputs.cells,
+            "X genes",
+            name="tl.benchmark",
+            good=lambda: {"models": inputs.embedder(), "baselines": [], "n_seeds": 1},
+            columns=("cell_type",),
+            signatures=(sct.tl.benchmark,),
+        ),
+        _subject(
+            _index_store,
+            inputs.cells,
+            "",
+            name="tl.index_store",
+            good={"label_key": "cell_type", "index": "Flat", "n_held_out": 4},
+            columns=("cell_type",),
+            embeddings=("X_scGPT",),
+            signatures=(sct.tl.index_store,),
         ),
         _subject(
             _embed_store,

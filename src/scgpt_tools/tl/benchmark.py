@@ -17,7 +17,7 @@ from anndata import AnnData
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._console import one_line
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._validate import as_seed, check_choice, check_texts
+from scgpt_tools._validate import as_seed, check_choice, check_texts, check_type
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.data.rows import plain_vectors
@@ -132,7 +132,7 @@ def benchmark(
         If a column is absent; the message lists what is there.
     ValueError
         For an unknown benchmark, setting or data set, two models of the same name, or a table that a benchmark cannot be
-        asked of, before anything is computed.
+        asked of, before anything is computed; if no model can be scored.
 
     Warns
     -----
@@ -190,6 +190,11 @@ def benchmark(
     about = run.about(asked)
     scores = BenchmarkScores(benchmark_table(run.rows), about)
     failed = scores.failures
+    of_models = scores.table[scores.table["role"] == "model"]
+    if len(of_models) and of_models["metric"].isna().all():
+        raise ValueError(
+            f"Expected a model that can be scored, found none. The first failed because: {of_models['reason'].iloc[0]}"
+        )
     if len(failed):
         names = list(dict.fromkeys(failed["model"]))
         warn_user(
@@ -382,7 +387,8 @@ def _refuse_table(table: Any) -> bool:
 
 
 def _benchmarks(given: Any, datasets: Sequence[str]) -> dict[str, list[Benchmark]]:
-    several = [given] if isinstance(given, str | Mapping | Benchmark) else list(given)
+    several = [given] if isinstance(given, str | Mapping | Benchmark) else given
+    check_type("benchmarks", several, Iterable)
     questions = [_benchmark(one) for one in several]
     if not questions:
         raise ValueError("Expected one benchmark or more, found none.")

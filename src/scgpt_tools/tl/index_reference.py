@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from scgpt_tools.settings import settings
 from scgpt_tools.tl._spaces import check_same_space, embedding_of, empty_cells, how_made
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -357,6 +358,8 @@ def _columns(obs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def _paths(name: str, given: Any) -> list[Path]:
+    if not isinstance(given, str | PathLike | Sequence):
+        raise TypeError(f"Expected `{name}` to be a path or a list of paths, found {type(given).__name__}.")
     values = [given] if isinstance(given, str | PathLike) else list(given)
     if not values:
         raise ValueError(f"Expected `{name}` to name at least one table, found none.")
