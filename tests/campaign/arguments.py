@@ -179,7 +179,7 @@ KINDS: dict[str, str] = {
     "split_ratio": "three shares",
     "tokenizer": "fields",
     "lora": "rank or settings",
-    "predictions": "predictions",
+    **dict.fromkeys(["prediction", "predictions"], "predictions"),
     **dict.fromkeys(["models", "start"], "model"),
     **dict.fromkeys("analyses bootstrap calibrate contextual directed scgenept".split(), "flag"),
     **dict.fromkeys("cells_per_mean min_cells n_shuffles".split(), "count"),
