@@ -5,8 +5,8 @@
 
 The same network learns from the same cells as scGPT (tokens and counts), as scGenePT with embeddings of texts, and as
 scGenePT with these shuffled between genes; beside them every baseline and the ceiling.  A seed draws cells, division of the
-conditions, weights and minibatches.  Epochs and steps were chosen on the validation conditions of seed 100 (``--tune``), of
-which no result is shown.  Models, and a file of scores for each data set and seed, are kept in the folder of results; what is
+conditions, weights and minibatches.  ``--tune`` scores other settings on the validation conditions of seed 100, of which no
+result is shown.  Models, and a file of scores for each data set and seed, are kept in the folder of results; what is
 there is not computed again.
 """
 
