@@ -25,6 +25,7 @@ import scgpt_tools as sct
 from mudatas import make_base, make_mudata, without_pulling
 from scgpt_tools import _console, cli, settings
 from scgpt_tools.models.families.scgpt import scgpt
+from scgpt_tools.tokens.perturbations import FLAGS
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen
 
@@ -516,6 +517,41 @@ def test_finetune_a_model_of_scgenept(tmp_path, capsys):
     assert "model" in set(pd.read_csv(tmp_path / "tuned" / "scores.csv")["method"])
     assert run(*words) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The predictions of")
+@pytest.mark.filterwarnings("ignore:Expected perturbed cells of the part")
+def test_finetune_reads_a_screen_as_it_is_told_to(tmp_path, capsys):
+    """Layer, names of genes, column of conditions and the direction that the file records, in training and in scores."""
+    table = screen(5)
+    table.obs["guide"], table.obs["condition"] = table.obs["condition"], "healthy"
+    sct.pp.parse_conditions(table, "guide", direction="down", key_added="guide")
+    table.layers["log"], table.var["symbol"] = table.X.copy(), table.var_names.to_numpy()
+    table.X = table.X * 0
+    vocabulary = Vocabulary.from_genes(list(table.var_names))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sct.CellModel(scgpt(vocabulary, dim=8, layers=1, heads=2, hidden=8), vocabulary).save(tmp_path / "base")
+    table.var_names = [f"id{number}" for number in range(table.n_vars)]
+    table.write_h5ad(tmp_path / "screen.h5ad")
+    words = ["finetune", tmp_path / "screen.h5ad", "--task", "perturb", "--model", tmp_path / "base", "--epochs", 1]
+    words += [
+        "--layer",
+        "log",
+        "--genes",
+        "symbol",
+        "--condition-key",
+        "guide",
+        "--output",
+        tmp_path / "tuned",
+        "--accelerator",
+        "cpu",
+    ]
+    assert run(*words) == 0, capsys.readouterr().err
+    scores = pd.read_csv(tmp_path / "tuned" / "scores.csv")
+    assert (scores.loc[scores["method"] == "no_change", "value"].abs() > 0).any()
+    tuned = sct.CellModel.from_pretrained(tmp_path / "tuned", device="cpu")
+    assert tuned.config.perturbation_flags == (FLAGS["down"],)
 
 
 def test_finetune_names_the_nearest_model_type(tmp_path, capsys):

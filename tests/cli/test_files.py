@@ -65,6 +65,14 @@ def test_preprocess_by_a_file_of_scmodelforge(cells, tmp_path):
     assert np.expm1(written.layers["X_log1p"].toarray()).max() <= 100
 
 
+def test_preprocess_leaves_depth_alone_where_a_file_says_so(cells, tmp_path):
+    (tmp_path / "theirs.yaml").write_text("data: {paths: [cells.h5ad], preprocessing: {normalize: none}}")
+    assert cli.main(["preprocess", "--config", "theirs.yaml", "--output", "out.h5ad"], program="scmodelforge") == 0
+    written = ad.read_h5ad("out.h5ad")
+    np.testing.assert_allclose(np.expm1(written.layers["X_log1p"].toarray()), cells.X.toarray(), rtol=1e-5)
+    np.testing.assert_array_equal(written.obsm["X_own"], cells.obsm["X_own"])
+
+
 def test_shards_and_their_vocabulary(cells, model, tmp_path, capsys):
     assert run("shard", "cells.h5ad", "--model", model, "-o", "shards", "--shard-size", 5) == 0
     assert json.loads((tmp_path / "shards" / "manifest.json").read_text())["shard_sizes"] == [5, 5, 2]
@@ -150,6 +158,26 @@ def test_predict_needs_a_model_that_predicts(cells, model, capsys):
 def test_evaluate_needs_what_its_task_needs(cells, capsys):
     assert run("evaluate", "cells.h5ad") == 2
     assert "Expected --label_key for the task 'embedding', found none." in capsys.readouterr().err
+
+
+def test_labels_are_read_for_scores_as_for_training(cells, tmp_path, monkeypatch):
+    """An empty label is none, and classes that missing values made floats are whole numbers."""
+    cells.obs["number"] = [1.0, 2.0] * 5 + [1.0, np.nan]
+    cells.obs["text"] = ["1", "2"] * 5 + ["1", " "]
+    cells.write_h5ad("cells.h5ad")
+
+    def annotate(table, model, **options):
+        table.obs["scgpt_cell_type"] = pd.Categorical(["1", "2"] * 6)
+
+    monkeypatch.setattr(predicting.tl, "annotate", annotate)
+    for key in ("number", "text"):
+        assert (
+            run("evaluate", "cells.h5ad", "--task", "annotate", "--model", "m", "--label-key", key, "-o", f"{key}.csv")
+            == 0
+        )
+        total = pd.read_csv(f"{key}.csv").iloc[0]
+        assert (total["cells"], total["accuracy"]) == (11, 1)
+        assert total["largest_class"] == pytest.approx(6 / 11)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".json"])

@@ -141,6 +141,17 @@ def test_a_model_that_is_another_than_the_file_says_is_named(tmp_path, checkpoin
         read("finetune", TUNE, tmp_path, "--checkpoint", checkpoint, "--model.num_layers=7")
 
 
+def test_values_and_genes_of_the_checkpoint_count(tmp_path, checkpoint):
+    said = (
+        r"normalize: None \(the checkpoint says, 'library_size'\); data\.source: .*; "
+        r"data\.preprocessing\.hvg_selection: 9 \(genes are those of the checkpoint\)"
+    )
+    words = ["--data.preprocessing.normalize", "null", "--data.preprocessing.log1p", "true"]
+    words += ["--data.source", "cellxgene_census", "--data.preprocessing.hvg_selection", "9"]
+    with pytest.warns(UserWarning, match=said):
+        read("finetune", TUNE, tmp_path, "--checkpoint", checkpoint, *words)
+
+
 def test_adapters_and_regression(tmp_path, checkpoint):
     words = ["--checkpoint", checkpoint, "--finetune.lora.enabled", "true", "--finetune.head.task", "regression"]
     options = read("finetune", TUNE, tmp_path, *words, "--finetune.lora.target_modules", "[linear1]")
@@ -158,6 +169,19 @@ def test_own_files_are_own_under_either_name(tmp_path):
     (tmp_path / "run.yaml").write_text("data: {paths: [a.h5ad]}\nfamily: {layers: 2}")
     words = ["--config", str(tmp_path / "run.yaml")]
     assert cli.COMMANDS["pretrain"].read("train", words, program="scmodelforge")["config"].family.layers == 2
+
+
+def test_own_cells_of_a_census_are_no_file_of_theirs(tmp_path):
+    text = "data: {census: {organism: homo_sapiens, filters: {tissue: blood}, version: '2025-01-30'}}\noutput: model"
+    census = read("pretrain", text, tmp_path)["config"].data.census
+    assert (census.filters, census.version) == ({"tissue": "blood"}, "2025-01-30")
+
+
+def test_a_task_of_a_family_is_named_in_either_section(tmp_path):
+    text = "data: {paths: [a.h5ad]}\nfamily: {name: scmodelforge}"
+    for section in ("family", "model"):
+        config = read("pretrain", text, tmp_path, f"--{section}.pretraining_task", "dual")["config"]
+        assert config.family.pretraining_task == "dual"
 
 
 # ---------------------------------------------------------------------------------------------------------- every key

@@ -41,6 +41,15 @@ def test_csv(folder):
     assert not model.training
 
 
+def test_numbers_of_a_run_that_goes_on_stay(folder):
+    config = CONFIG | {"loggers": [{"kind": "csv", "project": "mine", "name": "one"}]}
+    pretrain(config, data=folder, output=folder / "m")
+    before = (folder / "m/run/mine/one/metrics.csv").read_text()
+    pretrain(config | {"train": CONFIG["train"] | {"epochs": 3, "resume": True}}, data=folder, output=folder / "m")
+    assert (folder / "m/run/mine/one/metrics.csv").read_text() == before
+    assert set(pd.read_csv(folder / "m/run/mine/one_2/metrics.csv")["epoch"].dropna()) == {2}
+
+
 def test_tensorboard(folder):
     pytest.importorskip("tensorboardX", reason="TensorBoard's files are written by tensorboardX (extra tensorboard)")
     pretrain(CONFIG | {"loggers": [{"kind": "tensorboard"}]}, data=folder, output=folder / "m")

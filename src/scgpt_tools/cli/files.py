@@ -105,7 +105,7 @@ def preprocess(
         Seed of what is drawn.
     """
     final = _table_to_write(input, output, overwrite=overwrite)
-    with open_table(input, modality=modality) as table:
+    with open_table(input, modality=modality, embeddings=True) as table:
         cells = table.to_memory()
     result = pp.preprocess(
         cells,

@@ -13,6 +13,7 @@ from scgpt_tools.cli.training import RUN
 from scgpt_tools.config import from_dict
 from scgpt_tools.data.stores import open_mudata, open_table
 from scgpt_tools.models import parse_model_type, to_scgenept
+from scgpt_tools.screens.conditions import read_direction
 from scgpt_tools.tokens.corruptions import Corruption
 from scgpt_tools.train import LoraConfig
 from scgpt_tools.train.loggers import LoggerConfig
@@ -68,9 +69,11 @@ def _finetune_on_screen(
     """Divide the perturbations unless they are, fine-tune, and score what was held out beside baselines."""
     condition_key, rng = options.get("condition_key", "condition"), options.get("rng", 0)
     split = options.setdefault("validation", "split")
-    pp.parse_conditions(cells, condition_key)
+    # What the file says of the direction would be lost where its conditions are read once more.
+    direction = options.get("direction") or read_direction(cells, condition_key)
+    pp.parse_conditions(cells, condition_key, genes=options.get("genes"), direction=direction, key_added=condition_key)
     if isinstance(split, str) and split not in cells.obs:
-        pp.perturbation_split(cells, rng=rng, key_added=split)
+        pp.perturbation_split(cells, condition_key=condition_key, rng=rng, key_added=split)
     if kind is not None:
         wanted: Any = texts
         sources = parse_model_type(kind).sources
@@ -80,7 +83,10 @@ def _finetune_on_screen(
     tuned = learn(cells, model, **options)
     _save(tuned, place)
     if isinstance(split, str):
-        scores = tl.evaluate_perturbation(cells, {"model": tuned}, condition_key=condition_key, split=split, rng=rng)
+        read = {name: options[name] for name in ("layer", "genes") if name in options}
+        scores = tl.evaluate_perturbation(
+            cells, {"model": tuned}, condition_key=condition_key, split=split, rng=rng, **read
+        )
         scores.table.to_csv(place / "scores.csv", index=False)
         print(scores)
         logger.info("Wrote the scores to %s.", place / "scores.csv")

@@ -11,7 +11,7 @@ import pandas as pd
 from scgpt_tools import tl
 from scgpt_tools._files import as_path, replace_file
 from scgpt_tools._outputs import check_place
-from scgpt_tools._validate import check_key
+from scgpt_tools.data.classes import UNKNOWN, read_classes
 from scgpt_tools.data.stores import open_table
 from scgpt_tools.metrics.annotation import class_scores, score_annotation
 from scgpt_tools.models import CellModel
@@ -144,7 +144,9 @@ def evaluate_annotation(
     """
     write = _writer(output, overwrite=overwrite)
     with open_table(input, modality=modality) as table:
-        truth = table.obs[check_key(table.obs, label_key, "obs")]
+        # As training reads them: an empty label is none, and 1.0 is the class "1".
+        known = read_classes(table.obs, label_key, allow_unknown=True)
+        truth = pd.Series([None if code == UNKNOWN else known.names[code] for code in known.codes])
         tl.annotate(
             table,
             model,

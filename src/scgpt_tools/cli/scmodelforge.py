@@ -27,6 +27,7 @@ from scgpt_tools.cli.scmodelforge_sections import (
     lora_of,
     probe_of,
     sampling_of,
+    target_sum_of,
     tokenizer_of,
     training_of,
     vocabulary_of,
@@ -38,7 +39,15 @@ if TYPE_CHECKING:
     from scgpt_tools.cli.configs import Given, Tree
 
 PROGRAM = "scmodelforge"
-_SHARED = {"data.paths", "model.dropout"}
+# Keys of files of either kind, which say nothing about whose a file is.
+_SHARED = {
+    "data.paths",
+    "data.census.organism",
+    "data.census.filters",
+    "data.census.obs_columns",
+    "model.dropout",
+    "model.pretraining_task",
+}
 
 
 def check_command(name: str) -> None:
@@ -171,7 +180,6 @@ def _finetuning(said: Said, given: Given) -> Tree:
     checkpoint = said["finetune.checkpoint_path"]
     if checkpoint and _value_of(given, "model") is None:
         options["model"] = checkpoint
-    said.read |= {"data.source", "data.gene_vocab"} | {key for key in KEYS if key.startswith("data.preprocessing.")}
     _compare(said, _value_of(given, "model") or checkpoint)
     return options
 
@@ -203,16 +211,14 @@ def _sharding(said: Said, given: Given) -> Tree:
 
 def _preprocessing(said: Said, given: Given) -> Tree:
     del given
-    said.read |= {"data.source", "data.gene_vocab"}
-    scaled = said["data.preprocessing.normalize"]
+    said.read.add("data.gene_vocab")
     options: Tree = {
+        "target_sum": target_sum_of(said),
         "log1p": said["data.preprocessing.log1p"],
         "n_top_genes": said["data.preprocessing.hvg_selection"],
     }
     if said["data.paths"]:
         options["input"] = _one_path(said)
-    if scaled:
-        options["target_sum"] = said["data.preprocessing.target_sum"]
     return options
 
 
@@ -240,7 +246,8 @@ def _compare(said: Said, model: str | None) -> None:
     config = formats.read(zoo.fetch(model)).config
     for key in sorted(asked):
         found = _DESCRIBED[key](config)
-        if said.given[key] != found:
+        said.read.add(key)
+        if ("none" if said.given[key] is None else said.given[key]) != found:
             said.note(key, f"the checkpoint says, {found!r}")
 
 
@@ -251,6 +258,8 @@ _DESCRIBED: dict[str, Callable[[Any], Any]] = {
     "model.hidden_dim": lambda config: config.dim,
     "model.num_layers": lambda config: config.encoder.layers,
     "model.num_heads": lambda config: config.encoder.heads,
+    "data.preprocessing.normalize": lambda config: "none" if config.tokenizer.target_sum is None else "library_size",
+    "data.preprocessing.log1p": lambda config: config.tokenizer.values == "log1p",
     "tokenizer.max_genes": lambda config: config.tokenizer.length,
     "tokenizer.prepend_cls": lambda config: config.tokenizer.cls,
     "tokenizer.strategy": lambda config: (

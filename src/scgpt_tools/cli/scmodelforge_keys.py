@@ -134,6 +134,12 @@ OPEN = ("data.census.filters", "data.cloud.storage_options")
 SWITCHED = ("training.scheduler", "training.fsdp", "finetune")
 WITHOUT_EFFECT = {
     "data.max_genes": "tokenizer.max_genes counts",
+    "data.source": "cells are those of data.paths",
+    "data.gene_vocab": "genes are those of the checkpoint",
+    "data.preprocessing.normalize": "values are prepared as the checkpoint says",
+    "data.preprocessing.target_sum": "values are prepared as the checkpoint says",
+    "data.preprocessing.log1p": "values are prepared as the checkpoint says",
+    "data.preprocessing.hvg_selection": "genes are those of the checkpoint",
     "data.num_workers": "training.num_workers counts",
     "tokenizer.gene_vocab": "data.gene_vocab counts",
     "tokenizer.embedding_dim": "models take no table of embeddings from a file",

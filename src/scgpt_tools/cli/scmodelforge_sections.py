@@ -128,16 +128,21 @@ def tokenizer_of(said: Said) -> Tree:
         raise ValueError(f"Expected `model.n_bins` to be `tokenizer.n_bins`, {bins}, found {said['model.n_bins']}.")
     method = lookup({"uniform": False, "quantile": True}, said["tokenizer.binning_method"], "binning method")
     tokens = to_dict(scmodelforge_tokens(style, length=length, bins=bins))
-    scaled = lookup(
-        {"library_size": True, "none": False}, said["data.preprocessing.normalize"] or "none", "normalisation"
-    )
-    tokens["target_sum"] = float(said["data.preprocessing.target_sum"]) if scaled else None
+    tokens["target_sum"] = target_sum_of(said)
     tokens["values"] = "log1p" if said["data.preprocessing.log1p"] else "raw"
-    tokens["expects"] = "counts" if scaled else "any"
+    tokens["expects"] = "any" if tokens["target_sum"] is None else "counts"
     tokens["cls"] = said["tokenizer.prepend_cls"]
     if method:
         tokens["edges"] = None
     return tokens
+
+
+def target_sum_of(said: Said) -> float | None:
+    """Counts that each cell is scaled to; ``None`` for cells as they are."""
+    known = {"library_size": True, "none": False}
+    scaled = lookup(known, said["data.preprocessing.normalize"] or "none", "normalisation")
+    total = float(said["data.preprocessing.target_sum"])
+    return total if scaled else None
 
 
 def family_of(said: Said, family: str, *, binned: bool) -> Tree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from scgpt_tools._optional import optional
@@ -21,7 +22,7 @@ class LoggerConfig:
     """Where the numbers of a run go, step by step: loss, gradient norm, rate and cells per second, and those of epochs."""
 
     kind: LoggerKind
-    """``csv`` writes ``metrics.csv``; ``tensorboard`` (extra ``tensorboard``) and ``wandb`` (extra ``wandb``) what these
+    """``csv`` writes ``metrics.csv``, that of a run that goes on to a folder of its own; ``tensorboard`` (extra ``tensorboard``) and ``wandb`` (extra ``wandb``) what these
     programs read."""
     project: str = "scgpt-tools"
     """Of Weights & Biases; of the others the name of a folder."""
@@ -49,7 +50,9 @@ class LoggerConfig:
         """
         loggers = optional("lightning.pytorch.loggers", extra="train")
         if self.kind == "csv":
-            return loggers.CSVLogger(folder, name=self.project, version=self.name)
+            # Lightning deletes what a folder of that name has, such as the numbers of a run that goes on.
+            version = None if self.name is None else _free(folder / self.project, self.name)
+            return loggers.CSVLogger(folder, name=self.project, version=version)
         if self.kind == "tensorboard":
             # Lightning takes either.
             if not loggers.tensorboard._TENSORBOARD_AVAILABLE:
@@ -58,6 +61,12 @@ class LoggerConfig:
         optional("wandb", extra="wandb")
         folder.mkdir(parents=True, exist_ok=True)
         return loggers.WandbLogger(name=self.name, project=self.project, save_dir=folder, offline=self.offline)
+
+
+def _free(folder: Path, name: str) -> str:
+    """The name, or one like it, that no folder has yet."""
+    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+    return next(each for each in names if not (folder / each).exists())
 
 
 def built(loggers: Sequence[Any], folder: Path | None) -> list[Any]:

@@ -228,8 +228,9 @@ def pretrain(
 
             probed = probed_cells(config.evaluate, collection, tables, model.tokenizer)
             watchers.append(Probe(*probed, every=config.evaluate.every))
+        n_genes = sum(not vocabulary.is_special(token) for token in vocabulary)
         logger.info(
-            "Training on %d cells and %d genes of %d files.", len(cells.train), len(vocabulary), len(collection.sources)
+            "Training on %d cells and %d genes of %d files.", len(cells.train), n_genes, len(collection.sources)
         )
         # Weights, the two moments of the optimiser and a copy that is being written; and the best weights and the model.
         check_room(run, 10 * sum(parameter.nbytes for parameter in model.parameters()))
