@@ -1,6 +1,6 @@
 """An index of many annotated cells: seconds, memory and recall; and what its confidences and rejections are worth.
 
-    OMP_NUM_THREADS=2 python benchmarks/atlas.py FOLDER [--cells 200000] [--queries 10000] [--indexes exact compressed IVF1024,SQ8]
+    OMP_NUM_THREADS=2 python benchmarks/atlas.py FOLDER [--cells 200000] [--queries 10000] [--indexes exact compressed scgpt]
     python benchmarks/atlas.py --calibration pbmc_3_chemistries.h5ad
 
 The first writes synthetic embeddings to the folder (512 dimensions of unit length: 40 types of unequal size in 20 donors,
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="scratch; a folder that exists")
     parser.add_argument("--cells", type=int, default=200_000)
     parser.add_argument("--queries", type=int, default=10_000)
-    parser.add_argument("--indexes", nargs="+", default=["exact", "compressed", "IVF1024,SQ8"], help="exact first")
+    parser.add_argument("--indexes", nargs="+", default=["exact", "compressed", "scgpt"], help="exact first")
     parser.add_argument("--calibration", type=Path, help="table with `batch` and cell types")
     parser.add_argument("--label-key", default="cell_type")
     parser.add_argument("--model", default="scgpt-demo")

@@ -58,9 +58,9 @@ def test_flat_index_finds_what_exact_search_finds(cells):
     np.testing.assert_allclose(found.distances, expected.distances, rtol=1e-3, atol=1e-4)
 
 
-def test_compressed_index_finds_most_neighbours(cells):
+def test_compressed_index_finds_nearly_all_neighbours_and_scgpts_most(cells):
     flat = (cells[0][:, :2].copy(), *cells[1:])
-    index = build(flat, "compressed")
+    index = build(flat, "scgpt")
     assert index.description == "PCA2,IVF256_HNSW32,PQ2"
     exact = ReferenceIndex(flat[0], cells[1], ("B", "NK", "T"))
     queries = flat[0][:200] + 0.1
@@ -69,6 +69,19 @@ def test_compressed_index_finds_most_neighbours(cells):
     assert by_probes == sorted(by_probes)
     assert by_probes[0] < by_probes[2]
     assert by_probes[1] > 0.7
+    index = build(cells, "compressed")
+    assert index.description == "IVF256,SQ8"
+    exact = ReferenceIndex(*cells[:2], ("B", "NK", "T"))
+    queries = cells[0][:200] + 0.1
+    assert recall(index.search(queries, 10), exact.search(queries, 10)) > 0.9
+
+
+def test_few_cells_can_be_compressed(cells):
+    few = tuple(part[:100] for part in cells)
+    index = build(few, "compressed")
+    assert index.description == "IVF2,SQ8"
+    assert index.search(few[0], 1).rows.ravel().tolist() == list(range(100))
+    assert build(few, "IVF2,Flat").search(few[0], 1).rows.ravel().tolist() == list(range(100))
 
 
 def test_queries_in_sparse_lists_get_all_their_neighbours(cells):
@@ -152,7 +165,8 @@ def test_scgpt_reads_our_folder(compressed, cells, tmp_path):
 def test_more_cells_get_more_lists(n, lists):
     from scgpt_tools.models.atlas import _description
 
-    assert _description("compressed", n, 512) == f"PCA64,IVF{lists}_HNSW32,PQ16"
+    assert _description("compressed", n, 512) == f"IVF{lists},SQ8"
+    assert _description("scgpt", n, 512) == f"PCA64,IVF{lists}_HNSW32,PQ16"
 
 
 def test_held_out_cells_do_not_find_themselves(cells):
@@ -213,13 +227,17 @@ def test_calibration_survives_a_folder_of_exact_vectors(cells, tmp_path):
 
 
 def test_what_faiss_cannot_do_is_refused(cells):
-    with pytest.raises(ValueError, match=r"`index` to be 'exact', 'compressed' or a description .* found 'ANNOY'"):
+    with pytest.raises(
+        ValueError, match=r"`index` to be 'exact', 'compressed', 'scgpt' or a description .* found 'ANNOY'"
+    ):
         build(cells, "ANNOY")
     with pytest.raises(ValueError, match=r"enough cells to train an index 'IVF1024,Flat', found 10,000"):
         build(cells, "IVF1024,Flat")
     few = tuple(part[:500] for part in cells)
-    with pytest.raises(ValueError, match="at least 9,984 cells for a compressed index, found 500"):
-        build(few, "compressed")
+    with pytest.raises(ValueError, match=r"found 500 \(39 for each of 256 centres\)\. Take 'Flat'"):
+        build(few, "scgpt")
+    with pytest.raises(ValueError, match=r"found 20 \(39 for each of 1 centres\)"):
+        build(tuple(part[:20] for part in cells), "compressed")
     with pytest.raises(ValueError, match="Euclidean distances, found one of another metric"):
         AtlasIndex(faiss.IndexFlatIP(DIM), cells[1], ("B", "NK", "T"))
 

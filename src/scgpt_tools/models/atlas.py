@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 VECTORS, LABELS, ABOUT = "index.faiss", "meta.h5ad", "index_config.json"
-COMPRESSED = "compressed"
-"""scGPT's description of an index, with as many lists as suit the number of cells."""
+COMPRESSED, SCGPT = "compressed", "scgpt"
+"""One byte for each dimension, and scGPT's own form; both with as many lists as suit the number of cells."""
 
 _NAMES = (VECTORS, LABELS, ABOUT)
 _META_LABELS, _HELD_OUT = "meta_labels", "held_out"
@@ -43,8 +43,9 @@ _OURS = "scgpt_tools"
 # Queries that are looked for, and labels that are read or written, at once.
 _ROWS, _LABEL_ROWS = 65_536, 1_000_000
 # What faiss wants to train on for each centre of a cluster, and what it gets where there are as many; a code of a part
-# of a vector has 256 centres.
+# of a vector has 256 centres, in the descriptions with these words.
 _LEAST_OF_A_CENTRE, _OF_A_CENTRE, _CENTRES = 39, 64, 256
+_LEARNED = ("PQ", "RQ", "LSQ")
 # Lists to probe, by the number of lists, as scGPT sets them.
 _PROBES = ((1_000, 16), (4_000, 32), (16_000, 64), (math.inf, 128))
 
@@ -251,7 +252,7 @@ class AtlasIndex:
         dim
             Dimensions of the vectors.
         description
-            For faiss' ``index_factory``, or :data:`COMPRESSED`.
+            For faiss' ``index_factory``, or :data:`COMPRESSED` or :data:`SCGPT`.
         batches, across
             (cells,) batch of each cell, and the column that they are from: held-out cells are looked up in other
             batches; ``None`` leaves out the cell alone.
@@ -330,17 +331,14 @@ def _faiss() -> Any:
 
 def _description(description: str, n: int, dim: int) -> str:
     """What faiss is told; scGPT's is for 33 million cells, and fewer cells get fewer lists."""
-    if description != COMPRESSED:
+    if description not in (COMPRESSED, SCGPT):
         return description
-    least = _LEAST_OF_A_CENTRE * _CENTRES
-    if n < least:
-        raise ValueError(
-            f"Expected at least {least:,} cells for a compressed index, found {n:,}. Exact search suits so few."
-        )
-    most = min(4 * math.sqrt(n), n / _LEAST_OF_A_CENTRE)
+    lists = 2 ** int(math.log2(max(1, min(4 * math.sqrt(n), n / _LEAST_OF_A_CENTRE))))
+    if description == COMPRESSED:
+        return f"IVF{lists},SQ8"
     kept = min(64, dim)
     parts = max(size for size in range(1, 17) if kept % size == 0)
-    return f"PCA{kept},IVF{2 ** int(math.log2(most))}_HNSW32,PQ{parts}"
+    return f"PCA{kept},IVF{lists}_HNSW32,PQ{parts}"
 
 
 def _occurring(codes: NDArray[np.integer[Any]], classes: tuple[str, ...]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
@@ -356,22 +354,23 @@ def _made(description: str, dim: int) -> Any:
         return faiss.index_factory(dim, description, faiss.METRIC_L2)
     except RuntimeError as error:
         raise ValueError(
-            f"Expected `index` to be 'exact', {COMPRESSED!r} or a description for faiss' index_factory such as "
+            f"Expected `index` to be 'exact', {COMPRESSED!r}, {SCGPT!r} or a description for faiss' index_factory such as "
             f"'IVF1024,SQ8', found {description!r} ({_said(error)})."
         ) from None
 
 
 def _training_cells(index: Any, n: int, description: str) -> int:
-    centres = max(_lists(index), _CENTRES)
+    learned = any(code in description for code in _LEARNED)
+    centres = max(_lists(index), _CENTRES if learned else 1)
     if n < _LEAST_OF_A_CENTRE * centres:
         raise ValueError(_too_few(description, n, f"{_LEAST_OF_A_CENTRE} for each of {centres:,} centres"))
-    return min(n, _OF_A_CENTRE * centres)
+    return min(n, _OF_A_CENTRE * max(centres, _CENTRES))
 
 
 def _too_few(description: str, n: int, why: str) -> str:
     return (
-        f"Expected enough cells to train an index {description!r}, found {n:,} ({why}). Take one with fewer lists, or "
-        "index='exact'."
+        f"Expected enough cells to train an index {description!r}, found {n:,} ({why}). Take 'Flat', "
+        "which needs none, or one with fewer lists."
     )
 
 

@@ -22,7 +22,7 @@ from scgpt_tools.data.classes import UNKNOWN, read_classes
 from scgpt_tools.data.modalities import cell_columns
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.stores import open_group
-from scgpt_tools.models.atlas import AtlasIndex, check_atlas_place
+from scgpt_tools.models.atlas import COMPRESSED, AtlasIndex, check_atlas_place
 from scgpt_tools.models.calibration import Calibration, draw_held_out, hold_out
 from scgpt_tools.models.reference import ReferenceIndex
 from scgpt_tools.settings import settings
@@ -75,10 +75,12 @@ def index_reference(
         Column of ``obs`` with batches, such as donors or data sets.  Held-out cells are then mapped to other batches, so
         that confidences and p-values of :func:`map_reference` allow for what a batch changes.
     index
-        ``"exact"`` keeps all vectors and finds the nearest cells.  ``"compressed"`` is scGPT's index for atlases, with as
-        many lists as suit the number of cells: some 30 bytes a cell, neighbours nearly the nearest, distances
-        approximate.  Anything else is a description for faiss' ``index_factory``, such as ``"IVF1024,SQ8"``.  All but
-        ``"exact"`` need faiss (extra ``index``).
+        ``"exact"`` keeps all vectors and finds the nearest cells.  ``"compressed"`` takes one byte for each dimension of a
+        cell (``"IVF..,SQ8"`` of faiss) and finds nearly all of these; ``"scgpt"`` is scGPT's index for atlases
+        (``"PCA64,IVF..,PQ16"``), with some 30 bytes a cell, which misses more than half of the nearest for others of the
+        same kind.  Both have as many lists as suit the number of cells, and approximate distances.  Anything else is a
+        description for faiss' ``index_factory``, such as ``"IVF1024,SQ8"``.  All but ``"exact"`` need faiss (extra
+        ``index``).
     n_held_out
         About how many cells are mapped to the others, for calibrated confidences and the rejection of unknown cells; 0
         holds out none.
@@ -152,7 +154,7 @@ def index_store(
     use_rep: str = "X_scGPT",
     annotations: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     batch_key: str | None = None,
-    index: str = "compressed",
+    index: str = COMPRESSED,
     n_held_out: int = N_HELD_OUT,
     modality: str | None = None,
     rng: int = 0,
@@ -161,8 +163,7 @@ def index_store(
 ) -> Path:
     """Make an index of annotated cells on disk, of any number, in blocks :cite:p:`Cui2024`.
 
-    In memory are the index (for a compressed one some 30 bytes a cell), a sample of vectors to train it on, the columns of
-    ``obs``, and a block.
+    In memory are the index (see ``index``), a sample of vectors to train it on, the columns of ``obs``, and a block.
 
     Parameters
     ----------
@@ -181,7 +182,8 @@ def index_store(
         Column of ``obs`` with batches; held-out cells are mapped to other batches, as in :func:`index_reference`.
         Batches of the same name in two sources count as one.
     index
-        ``"compressed"``, or a description for faiss' ``index_factory``, as in :func:`index_reference`.
+        ``"compressed"``, one byte for each dimension of a cell; ``"scgpt"``, some 30 bytes a cell; or a description for
+        faiss' ``index_factory``, as in :func:`index_reference`.
     n_held_out
         About how many cells are mapped to the others, for calibrated confidences.
     {modality}
