@@ -81,6 +81,8 @@ def test_few_cells_can_be_compressed(cells):
     index = build(few, "compressed")
     assert index.description == "IVF2,SQ8"
     assert index.search(few[0], 1).rows.ravel().tolist() == list(range(100))
+    more = tuple(part[:700] for part in cells)
+    assert build(more, "PQ2x4").search(more[0], 1).rows.shape == (700, 1)
     assert build(few, "IVF2,Flat").search(few[0], 1).rows.ravel().tolist() == list(range(100))
 
 
@@ -238,6 +240,8 @@ def test_what_faiss_cannot_do_is_refused(cells):
         build(few, "scgpt")
     with pytest.raises(ValueError, match=r"found 20 \(39 for each of 1 centres\)"):
         build(tuple(part[:20] for part in cells), "compressed")
+    with pytest.raises(ValueError, match="index that can look among some cells only"):
+        build(few, "LSH", batches=True, n_held_out=20)
     with pytest.raises(ValueError, match="Euclidean distances, found one of another metric"):
         AtlasIndex(faiss.IndexFlatIP(DIM), cells[1], ("B", "NK", "T"))
 

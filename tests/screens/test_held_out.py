@@ -48,6 +48,16 @@ def test_held_out_cells_do_not_reach_the_baselines(split_screen):
     np.testing.assert_allclose(before.truth.perturbed_mean, after.truth.perturbed_mean, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("within", "where"), [(None, "the table"), ("batch", "the context 'one'")])
+def test_one_control_alone_is_refused(split_screen, within, where):
+    adata = split_screen
+    adata.obs["batch"] = np.where(np.arange(adata.n_obs) % 2, "one", "two")
+    controls = np.flatnonzero((adata.obs["condition"] == "ctrl") & ((adata.obs["batch"] == "one") | (within is None)))
+    few = adata[np.setdiff1d(np.arange(adata.n_obs), controls[1:])].copy()
+    with pytest.raises(ValueError, match=f"two control cells or more.* found one in {where}"):
+        HeldOutScreen.read(few, within=within)
+
+
 @pytest.mark.parametrize("within", [None, "batch"])
 def test_controls_of_predictions_and_of_the_truth_share_no_cell(split_screen, within):
     found = HeldOutScreen.read(split_screen, within=within)

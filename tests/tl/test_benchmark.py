@@ -133,6 +133,19 @@ def test_perturbations_are_decoded(cells):
     assert scores.table.query("metric == 'mse'")["reference"].notna().all()
 
 
+def test_means_have_the_scores_of_each_benchmark_and_no_others(cells):
+    questions = ["linear_probe", {"name": "perturbation", "condition_key": "perturbed", "n_top_genes": 5}]
+    means = sct.tl.benchmark({"zeta": good, "alpha": good}, cells, questions, n_seeds=1, baselines=()).means()
+    assert list(means.index) == ["zeta", "alpha"]
+    assert [metric for _, question, metric in means.columns if question == "linear_probe"] == [
+        "accuracy",
+        "f1_macro",
+        "f1_weighted",
+    ]
+    assert len(means.columns) == 7
+    assert means.notna().all(axis=None)
+
+
 def test_networks_are_recovered_beside_co_expression(cells, tmp_path):
     even, odd = cells.var_names[0:8:2], cells.var_names[1:9:2]
     edges = [(a, b) for group in (even, odd) for i, a in enumerate(group) for b in group[i + 1 :]]
@@ -141,6 +154,8 @@ def test_networks_are_recovered_beside_co_expression(cells, tmp_path):
     question = {"name": "grn_inference", "network": str(tmp_path / "network.tsv"), "min_cells": 3}
     scores = sct.tl.benchmark(good, cells, question, n_seeds=2, baselines=())
     means = scores.means()[("data", "grn_inference", "auroc")]
+    with pytest.raises(ValueError, match="'co-expression', which a baseline has"):
+        sct.tl.benchmark({"co-expression": good}, cells, question, n_seeds=1, baselines=())
     assert means["co-expression"] > 0.9
     assert means["good"] > 0.6
     assert scores.table.query("metric == 'auroc'")["reference"].between(0.2, 0.8).all()

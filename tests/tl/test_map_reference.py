@@ -251,6 +251,9 @@ def test_unknown_cells_are_rejected_and_known_ones_at_the_rate_that_was_asked_fo
     assert (params["reject"], params["calibrate"], params["held_out_across"]) == (0.05, False, "")
     # Their share of the votes says nothing about it.
     assert query.obs["mapped_cell_type_confidence"].iloc[:100].mean() > 0.9
+    # A mapping without p-values leaves none of another behind.
+    sct.tl.map_reference(query, reference, label_key="kind", k=3)
+    assert "mapped_cell_type_p_value" not in query.obs
 
 
 def test_batches_that_are_held_out_keep_cells_of_new_donors():

@@ -88,7 +88,10 @@ class BenchmarkScores:
         """Mean scores, one row a model and one column a data set, benchmark and metric."""
         found = self.summary().dropna(subset="metric")
         columns = ["dataset", "benchmark", "metric"]
-        return found.pivot_table(index="model", columns=columns, values="mean", sort=False, dropna=False)
+        wide = found.pivot(index="model", columns=columns, values="mean")
+        return wide.reindex(
+            index=found["model"].unique(), columns=pd.MultiIndex.from_frame(found[columns].drop_duplicates())
+        )
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write to a file: ``.json`` has everything, ``.csv`` the table alone.

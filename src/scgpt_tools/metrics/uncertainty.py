@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scgpt_tools._types import RngLike
 
 _DRAWS = 2000
+# Scores that differ by less than this share of their mean differ by how sums are rounded.
+_EQUAL = 1e-9
 
 
 def bootstrap_interval(
@@ -72,13 +74,16 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float]
 
 
 def t_test(values: ArrayLike) -> float:
-    """P-value of Student's test that a mean is 0; NaN with less than two scores, or equal ones of 0."""
+    """P-value of Student's test that a mean is 0; NaN with less than two scores, or equal ones of 0.
+
+    Equal scores, of metrics with few values, have no spread to judge the mean by; they get the p-value of the sign test.
+    """
     scores = _finite(values)
     if scores.size < 2:
         return np.nan
+    if np.ptp(scores) <= _EQUAL * abs(scores.mean()):
+        return np.nan if scores.mean() == 0 else 2.0 ** (1 - scores.size)
     error = scores.std(ddof=1) / np.sqrt(scores.size)
-    if error == 0:
-        return np.nan if scores.mean() == 0 else 0.0
     return float(2 * student.sf(abs(scores.mean() / error), scores.size - 1))
 
 
@@ -107,7 +112,7 @@ class PairedDifference:
     win_rate: float
     """Share of conditions in which the first is better; ties count half."""
     p_value: float
-    """Of Student's paired test."""
+    """Of Student's paired test; of the sign test if all differences are equal."""
 
 
 def paired_difference(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,9 @@ class AtlasIndex:
             distances[wanting], rows[wanting] = _search(self.index, queries[wanting], k, probes, among)
             wanting = wanting[(rows[wanting] < 0).any(axis=1)]
         if wanting.size:
-            raise ValueError(f"Expected {k} neighbours of every cell in the index, found fewer. Build it anew.")
+            raise ValueError(
+                f"Expected {k} neighbours of every cell in the index, found fewer. Take one with lists ('IVF...') or 'Flat'."
+            )
         return Neighbours(rows, distances)
 
     def save(self, folder: str | PathLike[str]) -> Path:
@@ -361,7 +364,9 @@ def _made(description: str, dim: int) -> Any:
 
 def _training_cells(index: Any, n: int, description: str) -> int:
     learned = any(code in description for code in _LEARNED)
-    centres = max(_lists(index), _CENTRES if learned else 1)
+    bits = re.search(r"x(\d+)", description)  # of a code, 8 if it says nothing
+    of_a_code = _CENTRES if bits is None else 2 ** int(bits[1])
+    centres = max(_lists(index), of_a_code if learned else 1)
     if n < _LEAST_OF_A_CENTRE * centres:
         raise ValueError(_too_few(description, n, f"{_LEAST_OF_A_CENTRE} for each of {centres:,} centres"))
     return min(n, _OF_A_CENTRE * max(centres, _CENTRES))
@@ -418,7 +423,15 @@ def _search(
         return np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
     chosen = None if among is None else _faiss().IDSelectorBitmap(np.packbits(among, bitorder="little"))
     parameters = _parameters(index, probes, chosen)
-    return index.search(queries, int(k), params=parameters)
+    try:
+        return index.search(queries, int(k), params=parameters)
+    except RuntimeError as error:
+        if among is None:
+            raise
+        raise ValueError(
+            "Expected an index that can look among some cells only, as held-out cells of other batches need, found one that "
+            f"cannot ({_said(error)}). Take one with lists ('IVF...') or 'Flat', or no `batch_key`."
+        ) from None
 
 
 def _parameters(index: Any, probes: int, chosen: Any) -> Any:

@@ -261,6 +261,12 @@ class _Rows:
         controls = self.controls(cells, np.ones(mask.size, dtype=bool))
         _check_contexts(held, controls)
         contexts = [context for context, _ in held]
+        if alone := sorted(set(contexts) - set(self.contexts[self.is_reference])):
+            where = f"the context {alone[0]!r}" if alone[0] else "the table"
+            raise ValueError(
+                "Expected two control cells or more, one for predictions to start from and one for true changes to refer to, "
+                f"found one in {where}."
+            )
         control = controls.of(contexts)
         scores, rest = self._scores(cells, shown, mask | ~own)
         mean = perturbed_mean(train, targets).effects

@@ -96,6 +96,8 @@ class Benchmark(OneOf, ABC):
     """One question to embeddings; its fields are the settings."""
 
     tag: ClassVar[str] = "name"
+    own_baselines: ClassVar[tuple[str, ...]] = ()
+    """Names of baselines that stand beside the models in this benchmark alone."""
     dataset: str | None = None
     """The only data set to ask of; ``None`` asks of all."""
     title: str | None = None
@@ -259,6 +261,7 @@ class GeneNetworkRecovery(Benchmark):
     same scores with genes exchanged for others of like degree; co-expression stands beside as a baseline.
     """
 
+    own_baselines: ClassVar[tuple[str, ...]] = ("co-expression",)
     network: Any
     """Reference: a table, or a .csv or .tsv file, with columns ``gene1`` and ``gene2`` (or ``source`` and ``target``) and
     perhaps ``weight``.  Pairs that it does not list are no edges; where some weights are 0, only listed pairs count."""
@@ -319,7 +322,7 @@ class GeneNetworkRecovery(Benchmark):
 
             return scored(seed, score)
 
-        return Prepared(judge, {"co-expression": co_expression})
+        return Prepared(judge, dict.fromkeys(self.own_baselines, co_expression))
 
 
 class _Truth(NamedTuple):

@@ -170,6 +170,7 @@ def benchmark(
     )
     tables, entries = _named_tables(datasets), _entries(models, baselines, seeds)
     asked = _benchmarks(benchmarks, list(tables))
+    _check_names(entries, asked)
     for name, table in tables.items():
         with _opened(table) as cells:
             for question in asked[name]:
@@ -320,6 +321,12 @@ def _entries(models: Any, baselines: Sequence[str], seeds: Sequence[int]) -> lis
     if not names:
         raise ValueError("Expected `models` or `baselines` to score, found none of either.")
     return entries + fresh
+
+
+def _check_names(entries: Sequence[_Entry], asked: Mapping[str, Sequence[Benchmark]]) -> None:
+    taken = {name for several in asked.values() for question in several for name in question.own_baselines}
+    if both := sorted(taken & {entry.name for entry in entries}):
+        raise ValueError(f"Expected names of their own for models, found {both[0]!r}, which a baseline has. Rename it.")
 
 
 def _named_models(models: Any) -> dict[str, list[Any]]:

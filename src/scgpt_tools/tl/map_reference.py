@@ -204,6 +204,8 @@ def map_reference(
     )
     if p_values is not None:
         table.obs[keys.obs_p_value] = p_values.astype(np.float32)
+    elif keys.obs_p_value in table.obs:  # of another mapping, whose distances these are not
+        del table.obs[keys.obs_p_value]
     table.obs[keys.obs_distance] = found.distances.mean(axis=1)
     table.obsm[keys.obsm_neighbours], table.obsm[keys.obsm_distances] = found.rows, found.distances
     logger.info("Added `obs[%r]`; %d of %d cells are %s.", keys.obs, left_out, len(vectors), unassigned)
