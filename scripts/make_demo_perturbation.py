@@ -155,7 +155,8 @@ $ OMP_NUM_THREADS=1 python scripts/make_demo_perturbation.py texts.json gt_all_m
 ## What it can and cannot do
 
 Scores of `sct.tl.evaluate_perturbation` on simulated cells that training has not seen, means over conditions
-and replicates, beside baselines that know nothing of the texts and, as a ceiling, half of the true cells.
+and replicates, beside baselines that know nothing of the texts and, as a ceiling, a perfect prediction scored
+against cells drawn anew.
 
 {tables}
 Made and scored on {machine}.
