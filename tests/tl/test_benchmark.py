@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import scgpt_tools as sct
 from scgpt_tools.metrics import BenchmarkScores, linear_probe
@@ -66,6 +67,14 @@ def test_a_model_embeds_as_embed_does(cells, model):
     expected = linear_probe(cells.obsm["X_scGPT"], cells.obs["cell_type"], rng=0)
     assert scores.table["value"].tolist() == pytest.approx(list(expected[:3]))
     assert scores.about["models"]["tiny"]["checksum"] == model.checksum
+
+
+def test_what_is_known_of_replicates_is_kept_of_each(cells, model, make_model):
+    other = make_model()
+    torch.nn.init.zeros_(next(other.parameters()))
+    about = sct.tl.benchmark({"tiny": [model, other]}, cells, n_seeds=1, baselines=["untrained"]).about["models"]
+    assert list(about) == ["tiny", "tiny #1", "tiny, untrained"]
+    assert [about[name]["checksum"] for name in ("tiny", "tiny #1")] == [model.checksum, other.checksum]
 
 
 def test_untrained_twins_differ_by_seed(cells, model):
@@ -169,6 +178,13 @@ def test_pairs_of_weight_zero_are_the_only_ones_that_are_no_edges(cells):
     question = {"name": "grn_inference", "network": network, "min_cells": 3}
     scores = sct.tl.benchmark(good, cells, question, n_seeds=1, baselines=())
     assert scores.table.query("metric == 'early_precision'")["reference"].tolist() == [0.5, 0.5]
+    # Genes that repress each other are connected, too.
+    network["weight"] = [1.0, -1.0, 0.0, 0.0]
+    again = sct.tl.benchmark(good, cells, question, n_seeds=1, baselines=())
+    pd.testing.assert_frame_equal(again.table, scores.table)
+    network["weight"] = ["", "1", "0", "0"]
+    with pytest.raises(ValueError, match="'weight' of `network`, found others in 1 of 4 rows"):
+        sct.tl.benchmark(good, cells, question, n_seeds=1, baselines=())
 
 
 @pytest.mark.slow

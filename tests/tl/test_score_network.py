@@ -87,6 +87,18 @@ def test_attention_to_a_gene_is_a_score_from_it(cells, maps, tmp_path):
     assert found["n_edges"].iloc[0] == 3
 
 
+def test_pairs_of_weight_zero_are_no_edges_and_the_only_ones_beside_them(cells, edges):
+    edges["weight"] = -1.0
+    all_pairs = sct.tl.score_network(cells, edges, use_rep="vectors")
+    pd.testing.assert_frame_equal(
+        all_pairs, sct.tl.score_network(cells, edges.drop(columns="weight"), use_rep="vectors")
+    )
+    others = pd.DataFrame({"source": NAMES[8:12], "target": NAMES[12:16], "weight": 0.0})
+    found = sct.tl.score_network(cells, pd.concat([edges, others]), use_rep="vectors")
+    assert set(found["n_edges"]) == set(all_pairs["n_edges"])
+    assert set(found["n_pairs"] - found["n_edges"]) == {4}
+
+
 def test_agreement_is_a_rank_correlation_for_each_gene(cells, maps, knockouts):
     found = sct.tl.compare_networks(cells, use_rep="vectors", maps=maps, knockouts=knockouts)
     row = found[(found["gene"] == "G4") & (found["first"] == "attention, all cells")]

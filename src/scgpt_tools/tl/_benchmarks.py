@@ -17,14 +17,14 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from scgpt_tools._files import as_path
 from scgpt_tools._optional import optional
-from scgpt_tools._validate import check_fraction, check_frame, check_integer, check_number
+from scgpt_tools._validate import check_fraction, check_integer, check_number
 from scgpt_tools.config import OneOf, settle_fields
 from scgpt_tools.data.classes import UNKNOWN, read_classes
 from scgpt_tools.metrics.decoding import decode_changes, gene_vectors
 from scgpt_tools.metrics.networks import score_edges
 from scgpt_tools.metrics.probe import linear_probe, probe_split
+from scgpt_tools.tl._reference_network import read_reference_network
 from scgpt_tools.tl._scib import components_of, gene_values, labels_of, quiet, score_with_scib, variable_genes
 from scgpt_tools.tokens.units import describe_values
 
@@ -264,7 +264,8 @@ class GeneNetworkRecovery(Benchmark):
     own_baselines: ClassVar[tuple[str, ...]] = ("co-expression",)
     network: Any
     """Reference: a table, or a .csv or .tsv file, with columns ``gene1`` and ``gene2`` (or ``source`` and ``target``) and
-    perhaps ``weight``.  Pairs that it does not list are no edges; where some weights are 0, only listed pairs count."""
+    perhaps ``weight``, negative of repression.  Pairs that it does not list are no edges; where some weights are 0, only
+    listed pairs count, and those are none."""
     min_cells: int = 10
     """Cells that have to express a gene."""
     share: float = 0.9
@@ -274,13 +275,13 @@ class GeneNetworkRecovery(Benchmark):
         super().__post_init__()
         check_integer("min_cells", self.min_cells)
         check_fraction("share", self.share, zero=False)
-        object.__setattr__(self, "network", _read_network(self.network))
+        object.__setattr__(self, "network", read_reference_network("network", self.network))
 
     def check(self, table: AnnData) -> None:
         """Refuse a table that lacks the genes of the network."""
         known = set(table.var_names)
         shared = self.network["gene1"].isin(known) & self.network["gene2"].isin(known)
-        if not (shared & (self.network["weight"] > 0)).any():
+        if not (shared & (self.network["weight"] != 0)).any():
             genes = sorted({*self.network["gene1"], *self.network["gene2"]})[:3]
             raise ValueError(
                 f"Expected edges of the network between genes of the table, found none: the network has {', '.join(genes)}, "
@@ -337,9 +338,9 @@ class _Truth(NamedTuple):
         """Judge scores (genes, genes) of some of the columns."""
         n = len(self.columns)
         edges, judged = np.zeros((n, n), dtype=bool), np.full((n, n), np.nan)
-        edges[tuple(self.pairs)] = self.weights > 0
+        edges[tuple(self.pairs[:, self.weights != 0])] = True
         judged[np.ix_(genes, genes)] = scores
-        if (self.weights <= 0).any():
+        if (self.weights == 0).any():
             listed = np.zeros((n, n), dtype=bool)
             listed[tuple(self.pairs)] = True
             judged[~(listed | listed.T)] = np.nan
@@ -350,17 +351,6 @@ def _cosines(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(lengths > 0, lengths, 1)
     return unit @ unit.T
-
-
-def _read_network(given: Any) -> pd.DataFrame:
-    if not isinstance(given, pd.DataFrame):
-        path = as_path("network", given)
-        given = pd.read_csv(path, sep="\t" if path.suffix.lower() in (".tsv", ".txt") else ",", na_filter=False)
-    table = given.rename(columns={"source": "gene1", "target": "gene2"})
-    check_frame("network", table, ("gene1", "gene2"))
-    table = table.assign(weight=table["weight"].astype(float) if "weight" in table else 1.0)
-    table = table[["gene1", "gene2", "weight"]].astype({"gene1": str, "gene2": str})
-    return table[table["gene1"] != table["gene2"]].reset_index(drop=True)
 
 
 def _usable(labels: Classes, key: str) -> NDArray[np.int64]:

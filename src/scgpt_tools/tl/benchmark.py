@@ -219,12 +219,17 @@ class _Entry:
     components: bool = False
     """Principal components in place of a model."""
 
+    @property
+    def called(self) -> str:
+        """Name among all models and their replicates; fresh weights go by their seed."""
+        return f"{self.name} #{self.replicate}" if self.replicate and self.role == "model" else self.name
+
     def embed(self, expression: Expression, run: _Run) -> NDArray[Any]:
         """Array (cells, dimensions) of finite numbers."""
         if self.components:
             return expression.components
         if not isinstance(self.given, CellModel | str | PathLike):
-            run.models[self.name] = {"function": getattr(self.given, "__qualname__", type(self.given).__name__)}
+            run.models[self.called] = {"function": getattr(self.given, "__qualname__", type(self.given).__name__)}
             table = expression.table
             found = self.given(table if table.isbacked else table.copy())
             return plain_vectors(_rows_of(found, table.n_obs), f"the result of {self.name!r}")
@@ -232,7 +237,7 @@ class _Entry:
         if self.fresh is not None:
             model = _untrained(model, self.fresh)
         own = {"name": model.name, "checksum": model.checksum, "family": model.config.family, "dim": model.dim}
-        run.models.setdefault(self.name, own)
+        run.models.setdefault(self.called, own)
         cells = open_cells(expression.table, model, run.request)
         embedding, expressed = cells.embed(pooling=pooling_of(model.config, None), show_progress=False)
         cells.warn_about_empty(expressed, "Their embeddings say nothing about them.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,10 @@ from scipy.stats import rankdata
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._files import as_path
-from scgpt_tools._validate import as_generator, as_seed, check_frame, check_integer
+from scgpt_tools._validate import as_generator, as_seed, check_integer
 from scgpt_tools.metrics.networks import score_edges
 from scgpt_tools.tl._pair_scores import pair_scores
+from scgpt_tools.tl._reference_network import read_reference_network
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +53,9 @@ def score_network(
     adata
         Cells with log-normalised values and vectors of genes; not changed.
     reference
-        Edges, as a table or a .csv or .tsv file, whose first two columns (or those named ``source`` and ``target``) are
-        genes by the names of ``var_names``.
+        Edges, as a table or a .csv or .tsv file, whose first two columns (or those named ``source`` and ``target``, or
+        ``gene1`` and ``gene2``) are genes by the names of ``var_names``.  With a column ``weight``, pairs of weight 0 are no
+        edges, and where there are some, only pairs that are listed count.
     use_rep
         Keys of ``varm`` with vectors of genes, as :func:`scgpt_tools.tl.embed_genes` writes them; pairs are scored by
         cosine.
@@ -92,8 +93,8 @@ def score_network(
     check_arguments(score_network, locals())
     check_integer("n_shuffles", n_shuffles)
     seed = as_seed(rng)
-    edges = _edges(reference)
-    nodes = pd.Index(edges["source"]).union(edges["target"])
+    edges = read_reference_network("reference", reference)
+    nodes = pd.Index(edges["gene1"]).union(pd.Index(edges["gene2"]))
     wanted = adata.var_names[adata.var_names.isin(nodes) & (adata.var_names.isin(genes) if genes is not None else True)]
     if len(wanted) < 2:
         raise ValueError(
@@ -102,9 +103,11 @@ def score_network(
         )
     found = pair_scores(adata, list(wanted), use_rep=use_rep, maps=maps, knockouts=knockouts, layer=layer)
     truth = np.zeros((len(found.genes), len(found.genes)), dtype=bool)
-    ends = [found.genes.get_indexer(pd.Index(edges[name])) for name in ("source", "target")]
-    inside = (ends[0] >= 0) & (ends[1] >= 0) & (ends[0] != ends[1])
-    truth[ends[0][inside], ends[1][inside]] = True
+    ends = [found.genes.get_indexer(pd.Index(edges[name])) for name in ("gene1", "gene2")]
+    inside = (ends[0] >= 0) & (ends[1] >= 0)
+    listed, is_edge = np.zeros_like(truth), (edges["weight"] != 0).to_numpy()
+    truth[ends[0][inside & is_edge], ends[1][inside & is_edge]] = True
+    listed[ends[0][inside], ends[1][inside]] = True
     shape = truth.shape
     methods = found.methods | {"random": as_generator(seed).random(shape)}
     if not directed:
@@ -112,6 +115,8 @@ def score_network(
     judged = ~np.any([np.isnan(values) for values in methods.values()], axis=0)
     if directed:
         judged &= np.isin(np.arange(len(truth)), ends[0][inside])[:, None]
+    if not is_edge.all():
+        judged &= listed if directed else listed | listed.T
     rows = {
         name: score_edges(
             np.where(judged, values, np.nan), truth, directed=directed, n_shuffles=n_shuffles, rng=seed
@@ -172,23 +177,3 @@ def compare_networks(
 
 def _spearman(scores: NDArray[np.float64]) -> float:
     return float(np.corrcoef(rankdata(scores, axis=1))[0, 1])
-
-
-def _edges(reference: Any) -> pd.DataFrame:
-    """Columns ``source`` and ``target``, texts."""
-    if not isinstance(reference, pd.DataFrame):
-        file = as_path("reference", reference)
-        if not file.is_file():
-            raise FileNotFoundError(f"Expected a table of edges at {str(file)!r}, found none.")
-        reference = pd.read_csv(file, sep="\t" if file.suffix in (".tsv", ".txt") else ",")
-    check_frame("reference", reference, ())
-    named = [name for name in ("source", "target") if name in reference]
-    if len(named) == 2:
-        edges = reference[named]
-    elif reference.shape[1] >= 2:
-        edges = reference.iloc[:, :2]
-    else:
-        raise ValueError(f"Expected two columns of genes in the reference, found {list(reference.columns)}.")
-    edges = edges.dropna().astype(str)
-    edges.columns = pd.Index(["source", "target"])
-    return edges
