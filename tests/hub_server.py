@@ -234,6 +234,8 @@ class _HubHandler(_Handler):
             repo = self.hub.repos.get(found[1])
             if repo is None:
                 self._error(*NO_REPOSITORY)
+            elif found[3] not in {"main", *repo.branches}:
+                self._error(*NO_REVISION)
             elif found[2] == "preupload":
                 self._say_how(json.loads(body))
             else:

@@ -96,6 +96,16 @@ def test_print_config_shows_what_would_run(tmp_path, capsys):
     assert again == cli.COMMANDS["embed"].read("embed", ["in.h5ad", "-o", "out.h5ad"])
 
 
+def test_what_is_shown_of_a_benchmark_is_the_same_benchmark(tmp_path, capsys, recwarn):
+    words = ["--model", "scgpt-demo", "--data", "in.h5ad"]
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", *words, "--print_config"])
+    (tmp_path / "benchmark.yaml").write_text(capsys.readouterr().out)
+    options = cli.COMMANDS["benchmark"].read("benchmark", ["--config", str(tmp_path / "benchmark.yaml")])
+    assert (options["model"], options["data"], options["benchmarks"]) == ("scgpt-demo", "in.h5ad", "linear_probe")
+    assert not recwarn.list
+
+
 @pytest.fixture
 def run_file(tmp_path):
     (tmp_path / "run.yaml").write_text("data: {paths: [in.h5ad]}\nfamily: {dim: 8, heads: 2}")

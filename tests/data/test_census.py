@@ -17,6 +17,7 @@ from scgpt_tools.data.census import CensusConfig, open_census
         ({"assay": "10x 3' v3"}, '''assay == "10x 3' v3"'''),
         ({"n_genes": 3, "is_primary_data": True}, "n_genes == 3 and is_primary_data == True"),
         ({"tissue": ["blood", '5\' "gut"']}, "tissue in ['blood', '5\\' \"gut\"']"),
+        ({"n_genes": np.int64(3), "is_primary_data": np.bool_(True)}, "n_genes == 3 and is_primary_data == True"),
         ({}, None),
     ],
 )

@@ -118,6 +118,12 @@ def test_a_refusal_says_what_the_token_needs(folder, hub, options):
     assert hub.repos == {}
 
 
+def test_a_branch_that_is_not_there_is_named(folder, hub):
+    with pytest.raises(ValueError, match="a branch of 'lab/blood', found none named 'draft'"):
+        push(folder, hub, revision="draft")
+    assert hub.repos[NAME].messages == []
+
+
 def test_a_hub_out_of_order_is_named(folder, hub):
     hub.failing = 500
     with pytest.raises(ConnectionError, match="answered with an error, 500"):

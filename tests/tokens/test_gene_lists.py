@@ -78,6 +78,8 @@ def test_tables_of_others(table, name, tmp_path):
 def test_our_own_form_is_read(tmp_path):
     orthologs().head(20).to_csv(tmp_path / "table.tsv", sep="\t", index=False)
     assert len(read_orthologs(tmp_path / "table.tsv")) == 20
+    (tmp_path / "gaps.csv").write_text("mouse,human,kind\nTrp53,TP53,one2one\n,CD8A,one2one\n,CD8B,one2one\n")
+    assert names_for_human("mouse", tmp_path / "gaps.csv") == {"Trp53": "TP53"}
     pd.DataFrame({"a": ["b"]}).to_csv(tmp_path / "other.tsv", index=False)
     with pytest.raises(ValueError, match="columns mouse, human and kind"):
         read_orthologs(tmp_path / "other.tsv")

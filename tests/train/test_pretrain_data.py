@@ -10,9 +10,11 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 import zarr
+from fsspec.implementations.memory import MemoryFileSystem
 
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.shards import write_shards
+from scgpt_tools.data.stores import find_urls, open_url
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.tokens.edges import quantile_edges
 from scgpt_tools.tokens.features import FeatureTable
@@ -145,6 +147,34 @@ def test_addresses_are_read_where_they_are(folder, cells):
             trained(folder, data={"paths": ["memory://store/absent.h5ad"]})
     finally:
         system.rm("/store", recursive=True)
+
+
+class Locked(MemoryFileSystem):
+    """A file system that wants an argument."""
+
+    protocol = "locked"
+
+    def __init__(self, key="", **options):
+        super().__init__(**options)
+        if key != "open":
+            raise PermissionError("locked")
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("locked://", "memory://"))
+
+
+@pytest.mark.parametrize("storage", [{"key": "open"}, {"locked": {"key": "open"}}])
+@pytest.mark.parametrize("chain", ["", "simplecache::"])
+def test_arguments_reach_the_file_system_that_has_the_files(folder, storage, chain):
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    fsspec.filesystem("memory").pipe("/vault/cells.h5ad", (folder / "cells.h5ad").read_bytes())
+    try:
+        (url,) = find_urls(f"{chain}locked://vault/*.h5ad", storage=storage)
+        with open_url(url, storage=storage) as table:
+            assert table.shape == ad.read_h5ad(folder / "cells.h5ad").shape
+    finally:
+        fsspec.filesystem("memory").rm("/vault", recursive=True)
 
 
 def test_shards_are_trained_on(folder, cells):

@@ -319,7 +319,7 @@ def benchmark(
     *,
     model: Any,
     data: Any,
-    benchmarks: Any = ("linear_probe",),
+    benchmarks: Any = "linear_probe",
     output: str | None = None,
     overwrite: bool = False,
     baselines: Sequence[Baseline] = ("pca", "untrained"),
@@ -344,7 +344,7 @@ def benchmark(
     data
         A table in .h5ad or .zarr, or several in the same ways.
     benchmarks
-        Names, or mappings of a name and settings: ``linear_probe``, ``embedding_quality`` (extra ``scib``),
+        A name, a mapping of a name and settings, or a list of these: ``linear_probe``, ``embedding_quality`` (extra ``scib``),
         ``perturbation`` and ``grn_inference``, as ``[{name: linear_probe, label_key: cell_type}]``.
     output
         File for the scores: .json has all that is known, .csv the table alone; none prints them only.

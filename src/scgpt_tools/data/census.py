@@ -75,10 +75,10 @@ def _is_one_of(column: str, value: Any) -> str:
     if not column.isidentifier():
         raise ValueError(f"Expected the name of a column of obs in `filters`, found {column!r}.")
     values = list(value) if isinstance(value, list | tuple) else [value]
-    if not values or any(not isinstance(entry, str | int | float) for entry in values):
+    plain = [entry.item() if isinstance(entry, np.generic) else entry for entry in values]
+    if not plain or any(not isinstance(entry, str | int | float) for entry in plain):
         raise ValueError(f"Expected a text, a number or a list of these in `filters` for {column!r}, found {value!r}.")
     # Filters are read as Python is, so that quotes within a text are escaped as Python does.
-    plain = [bool(entry) if isinstance(entry, np.bool_) else entry for entry in values]
     return f"{column} == {plain[0]!r}" if len(plain) == 1 else f"{column} in {plain!r}"
 
 

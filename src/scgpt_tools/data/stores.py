@@ -127,9 +127,17 @@ def find_urls(pattern: str, *, storage: Mapping[str, Any] = MappingProxyType({})
     if "*" not in pattern:
         return [pattern]
     chain, _, last = pattern.rpartition("::")
-    system, place = url_to_fs(last, **storage)
+    system, place = url_to_fs(last, **_by_protocol(pattern, storage))
     found = [system.unstrip_protocol(name) for name in sorted(system.glob(place))]
     return [f"{chain}::{name}" if chain else name for name in found]
+
+
+def _by_protocol(url: str, storage: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as fsspec wants them for a chain of file systems, whose last has the files, unless they are already so."""
+    protocols = [part.partition("://")[0] for part in url.split("::")]
+    if len(protocols) == 1 or any(name in storage for name in protocols):
+        return dict(storage)
+    return {protocols[-1]: dict(storage)}
 
 
 def is_url(path: str | PathLike[str]) -> bool:
@@ -259,12 +267,12 @@ def _opened_url(url: str, storage: Mapping[str, Any]) -> Iterator[Any]:
     if _suffix(url) == ".zarr":
         zarr = optional("zarr", extra="scale")
         with _faults_named(url):
-            store = zarr.storage.FsspecStore.from_url(url, storage_options=dict(storage), read_only=True)
+            store = zarr.storage.FsspecStore.from_url(url, storage_options=_by_protocol(url, storage), read_only=True)
             with _read_whole(url):
                 root = zarr.open_group(store, mode="r")
             yield root
         return
-    with _faults_named(url), fsspec.open(url, "rb", **storage) as stream:
+    with _faults_named(url), fsspec.open(url, "rb", **_by_protocol(url, storage)) as stream:
         with _read_whole(url):
             file = h5py.File(stream, "r")
         with file:

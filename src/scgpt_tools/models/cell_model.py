@@ -469,7 +469,7 @@ class CellModel(nn.Module):
         ConnectionError
             If the hub does not answer, or the session is set offline.
         ValueError
-            If ``repository`` is no name of a repository.
+            If ``repository`` is no name of a repository, or ``revision`` none of its branches.
         """
         with TemporaryDirectory(prefix="scgpt-tools-") as folder:
             place = self.save(as_path("folder", folder) / "model")

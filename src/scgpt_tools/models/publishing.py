@@ -6,7 +6,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from scgpt_tools._files import as_path, placed
 from scgpt_tools._validate import check_flag, check_text
@@ -65,6 +71,11 @@ def push_folder(
         raise
     except (RepositoryNotFoundError, GatedRepoError) as error:
         raise PermissionError(_refused(name, endpoint)) from error
+    except RevisionNotFoundError as error:
+        raise ValueError(
+            f"Expected `revision` to be a branch of {name!r}, found none named {revision!r}. Make it first, or leave it out for "
+            "main."
+        ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):

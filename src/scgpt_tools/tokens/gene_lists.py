@@ -103,8 +103,8 @@ def read_orthologs(path: str | PathLike[str]) -> pd.DataFrame:
     # A gene may be called NA.
     table = pd.read_csv(path, sep=separator, dtype=str, na_filter=False)
     if {"mouse", "human", "kind"} <= set(table.columns):
-        return table
-    if {"Gene name", "Human gene name", "Human homology type"} <= set(table.columns):
+        pairs = table
+    elif {"Gene name", "Human gene name", "Human homology type"} <= set(table.columns):
         kind = table["Human homology type"].str.removeprefix("ortholog_").map(_BIOMART)
         pairs = pd.DataFrame({"mouse": table["Gene name"], "human": table["Human gene name"], "kind": kind})
     elif set(_MGI) <= set(table.columns):
