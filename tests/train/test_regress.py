@@ -54,6 +54,18 @@ def test_several_numbers_are_learnt_and_predicted_in_their_units(base, cells, ma
     assert model.name == "untrained (regress)"
 
 
+def test_small_differences_of_large_numbers_are_kept(base, cells):
+    cells.obs["seconds"] = 1.6e9 + np.arange(cells.n_obs) % 7
+    head = sct.train.finetune(cells, base, task="regress", target_keys="seconds", validation=0, **QUICK).config.heads
+    assert head["targets"].scale[0] == pytest.approx(cells.obs["seconds"].std(ddof=0))
+    assert head["targets"].centre[0] == pytest.approx(cells.obs["seconds"].mean(), abs=1e-3)
+
+
+def test_balanced_sampling_asks_for_classes(base, cells, numbers):
+    with pytest.raises(ValueError, match="Expected `label_key`, the column of `obs` with classes"):
+        sct.train.finetune(numbers(cells), base, task="regress", target_keys="age", sampling="balanced", **QUICK)
+
+
 def test_unknown_numbers_teach_nothing(base, cells, numbers, caplog):
     numbers(cells)
     cells.obs.loc[cells.obs_names[:20], ["age", "share"]] = np.nan

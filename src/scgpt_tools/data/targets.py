@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Targets(NamedTuple):
     """Numbers of each cell."""
 
-    values: NDArray[np.float32]
-    """(cells, targets); NaN where a number is not known."""
+    values: NDArray[np.float64]
+    """(cells, targets) with all their digits; NaN where a number is not known."""
     names: tuple[str, ...]
 
 
@@ -41,4 +41,4 @@ def read_targets(obs: pd.DataFrame, keys: str | Sequence[str]) -> Targets:
             found = "infinite ones" if np.isinf(values).any() else "none in any cell"
             raise ValueError(f"Expected obs[{name!r}] to hold numbers, or NaN where they are not known, found {found}.")
         columns.append(values)
-    return Targets(np.stack(columns, axis=1).astype(np.float32), tuple(names))
+    return Targets(np.stack(columns, axis=1), tuple(names))

@@ -122,6 +122,10 @@ class CellTask(Task[OpenedCells]):
             terms = tuple(self.weighted(terms, tokenizer))
         check_weights(terms, tokenizer)
         labels = None if self.label_key is None else read_classes(source.obs, self.label_key, allow_unknown=True)
+        if labels is None and self.sampling == "balanced":
+            raise ValueError(
+                "Expected `label_key`, the column of `obs` with classes, for sampling='balanced', found None."
+            )
         batches = _read_batches(
             source, model, self.batch_key, needed=self.sampling == "one_batch", add_parts=self.has_batch_parts
         )

@@ -44,16 +44,16 @@ class Regress(CellTask):
         """Read the cells; means and spreads are those of the training cells."""
         opened = super().open(adata, model, seed=seed)
         targets = read_targets(opened.source.obs, self.target_keys)
-        training = targets.values[opened.train].astype(np.float64)
+        training = targets.values[opened.train]
         known = (~np.isnan(training)).sum(axis=0)
-        spread = np.array([np.nanstd(column) if n else 0.0 for column, n in zip(training.T, known, strict=True)])
-        if not (spread > 0).all():
-            place = int(np.argmin(spread > 0))
+        differ = np.array([len(np.unique(column[~np.isnan(column)])) > 1 for column in training.T])
+        if not differ.all():
+            place = int(np.argmin(differ))
             raise ValueError(
                 f"Expected numbers that differ in obs[{targets.names[place]!r}] of the training cells, found "
                 f"{'none' if not known[place] else f'{known[place]} times the same'}. There is nothing to learn; leave it out."
             )
-        centre = np.nanmean(training, axis=0)
+        centre, spread = np.nanmean(training, axis=0), np.nanstd(training, axis=0)
         head = RegressorConfig(
             names=targets.names, centre=tuple(map(float, centre)), scale=tuple(map(float, spread)), layers=3
         )
