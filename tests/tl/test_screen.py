@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,6 +61,16 @@ def test_rows_are_means_over_the_predicted_controls(cells, model, unchanged):
     effect[[1, 9]] = 0
     assert found.obs["effect_size"].iloc[1] == pytest.approx(np.linalg.norm(effect), rel=1e-5)
     assert found.uns["screen"]["n_controls"] == rows.sum()
+
+
+def test_effects_are_against_the_controls_that_were_averaged(cells):
+    """Genes that the model does not read keep their value, so they have no effect."""
+    model = generator(cells.var_names[:-8])
+    means = model.adapt(tokenizer=replace(model.config.tokenizer, cells_per_mean=7)).eval()
+    assert (cells.obs["condition"] == "ctrl").sum() % 7
+    found = sct.tl.screen(cells, ["G0", "G1"], means, n_controls=None)
+    np.testing.assert_allclose(found.layers["effect"][:, -8:], 0, atol=1e-6)
+    assert (found.layers["effect"][:, :-8] != 0).any()
 
 
 def test_controls_are_drawn_by_name(cells, model):

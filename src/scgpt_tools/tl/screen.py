@@ -154,7 +154,8 @@ def screen(
     wanted = {name: genes for (name, genes), kept in zip(wanted.items(), known, strict=True) if kept}
     rows = _controls(adata, predictor, condition_key, n_controls, bootstrap=bootstrap)
     about = predictor.provenance(condition_key=condition_key or "")
-    control, values = _mean_of(predictor, rows)
+    # Groups of controls are filled up with some of them again, which then count as often here.
+    control, values = _mean_of(predictor, np.ravel(predictor.averaged(rows)))
     finished = FinishedRows.open(
         store, _request(about, adata, rows, values), width=2 * adata.n_vars, what="this screen"
     )
