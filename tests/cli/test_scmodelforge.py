@@ -298,6 +298,8 @@ def test_every_key_has_an_effect_or_is_named(key):
         (("--data.perturbation.enabled", "true"), "finetune --task perturb"),
         (("--training.scheduler.name", "cosine_warmpu"), "Did you mean 'cosine_warmup'"),
         (("--model.n_bins", "7"), "tokenizer.n_bins"),
+        (("--training.scheduler.total_steps", "1000"), "warmup_steps` below .*, found 2000 of 1000"),
+        (("--training.scheduler.total_steps", "0"), "warmup_steps` below"),
     ],
 )
 def test_keys_and_values_that_cannot_be_are_refused(tmp_path, words, message):
@@ -330,3 +332,6 @@ def test_switched_off_sections(tmp_path):
     text["training"] |= {"scheduler": None, "fsdp": None}
     with pytest.warns(UserWarning, match="num_gpus"):
         assert read("pretrain", yaml.safe_dump(text), tmp_path)["config"].train.schedule == "constant"
+    with pytest.warns(UserWarning, match="num_gpus"):
+        config = read("pretrain", TRAIN, tmp_path, "--training.scheduler", "null")["config"]
+    assert config.train.schedule == "constant"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from scgpt_tools._lookup import absent, lookup
 from scgpt_tools.cli import dialects
 from scgpt_tools.cli.configs import changed
-from scgpt_tools.cli.scmodelforge_keys import KEYS, REFUSED_FLAGS, SECTIONS
+from scgpt_tools.cli.scmodelforge_keys import KEYS, REFUSED_FLAGS, SECTIONS, SWITCHED
 from scgpt_tools.cli.scmodelforge_said import Said, flat_settings
 from scgpt_tools.cli.scmodelforge_sections import (
     ARCHITECTURES,
@@ -70,7 +70,7 @@ def in_our_words(command: str, given: Given, *, known: Collection[str], foreign:
         if word.startswith("--") and name in REFUSED_FLAGS and name not in known:
             raise ValueError(f"Expected no --{name.replace('_', '-')}, found it. {REFUSED_FLAGS[name]}.")
     given.words = dialects.in_our_words(command, given.words, known)
-    theirs = [change for change in given.changes if ".".join(change[0]) in KEYS]
+    theirs = [change for change in given.changes if ".".join(change[0]) in {*KEYS, *SWITCHED}]
     settings = given.settings
     for key, value in theirs:
         settings = changed(settings, key, value)

@@ -229,13 +229,17 @@ def _schedule(said: Said) -> Tree:
     if "training.scheduler" in said.off:
         return {"schedule": "constant"}
     name = said["training.scheduler.name"]
-    warmup = said["training.scheduler.warmup_steps"] / said["training.scheduler.total_steps"]
+    first, total = said["training.scheduler.warmup_steps"], said["training.scheduler.total_steps"]
+    if not 0 <= first < total:
+        raise ValueError(
+            f"Expected `training.scheduler.warmup_steps` below `training.scheduler.total_steps`, found {first} of {total}."
+        )
+    warmup = first / total
     settings = {"schedule": lookup(SCHEDULES, name, "schedule"), "warmup": warmup if name != "cosine" else 0.0}
-    if said.has("training.scheduler"):
-        steps = f"{said['training.scheduler.warmup_steps']} of {said['training.scheduler.total_steps']:,} steps"
-        for key in ("warmup_steps", "total_steps"):
-            if said.asks(f"training.scheduler.{key}"):
-                said.note(f"training.scheduler.{key}", f"{steps} are {warmup:.1%} of the run, however long it is")
+    for key in ("warmup_steps", "total_steps"):
+        if said.asks(f"training.scheduler.{key}"):
+            steps = f"{first} of {total:,} steps are {warmup:.1%} of the run, however long it is"
+            said.note(f"training.scheduler.{key}", steps)
     return settings
 
 
