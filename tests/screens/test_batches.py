@@ -205,6 +205,21 @@ def test_means_are_of_cells_of_the_same_part_condition_and_context(cells, make_d
     assert not np.isin(drawn, others).any()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_of_cells_to_average_with_those_that_are_drawn_are_read(cells, make_data, monkeypatch, workers):
+    """A chunk of a large table touches most conditions, so that all of their cells would be all of the table."""
+    data = make_data(cells, cells_per_mean=2)
+    source, read = data.tables[0].source, []
+    take = source.take
+    monkeypatch.setattr(type(source), "take", lambda self, rows: read.append(len(rows)) or take(rows))
+    loader = data.loader("train", batch_size=2, rng=0, workers=workers)
+    monkeypatch.setattr(loader, "AHEAD", 3)
+    assert sum(len(batch) for batch in loader) == len(data.train)
+    # Three minibatches of two cells, each with another and both with their controls.
+    most = 3 * 2 * 2 * (1 + data.pairs.shape[1])
+    assert max(read) <= most < len(data.train)
+
+
 def test_means_are_drawn_anew_every_epoch_and_alike_to_validate(cells, make_data):
     data = make_data(cells, cells_per_mean=4)
     loader = data.loader("train", batch_size=1000, rng=0)

@@ -32,10 +32,6 @@ def test_partners_depend_on_seed_and_names_alone():
     np.testing.assert_array_equal(Partners(GROUPS, KEYS).of(cells[3:], 5, seed=0), found[3:])
 
 
-def test_all_that_may_be_drawn():
-    np.testing.assert_array_equal(Partners(GROUPS, KEYS).all_of(np.array([3, 7])), [1, 3, 4, 7])
-
-
 @pytest.mark.parametrize(("rows", "n", "shape"), [(10, 4, (3, 4)), (3, 16, (1, 3)), (8, 4, (2, 4)), (5, 1, (5, 1))])
 def test_groups_hold_every_row(rows, n, shape):
     found = in_groups(np.arange(rows) + 50, n)

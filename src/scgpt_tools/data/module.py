@@ -173,6 +173,10 @@ class CellDataModule:
             order = epochs.shuffled(self.train, rng)
         return epochs.in_batches(order, batch_size)
 
+    def needed(self, cells: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
+        """Cells to read for some that are tokenized with a seed, ascending."""
+        return np.unique(cells)
+
     def read(self, cells: NDArray[np.int64]) -> list[Any]:
         """Rows of the given cells, ascending, table by table."""
         return [
@@ -361,7 +365,7 @@ class CellLoader:
         chunks = deque(range(start, len(batches), self._chunk))
         if not self.workers:
             for chunk in chunks:
-                rows = self._rows(batches, chunk)
+                rows = self._rows(batches, chunk, epoch)
                 for number in self._numbers(batches, chunk):
                     yield self._batch(rows, batches[number], epoch, number)
             return
@@ -382,24 +386,25 @@ class CellLoader:
     def _numbers(self, batches: list[_Minibatch], chunk: int) -> range:
         return range(chunk, min(chunk + self._chunk, len(batches)))
 
-    def _rows(self, batches: list[_Minibatch], chunk: int) -> list[Any]:
-        return self.data.read(
-            np.unique(np.concatenate([batches[number].read for number in self._numbers(batches, chunk)]))
-        )
+    def _rows(self, batches: list[_Minibatch], chunk: int, epoch: int) -> list[Any]:
+        cells = np.concatenate([batches[number].read for number in self._numbers(batches, chunk)])
+        return self.data.read(self.data.needed(cells, seed=self._seed_of_tokens(epoch)))
+
+    def _seed_of_tokens(self, epoch: int) -> int:
+        """One of all cells of the epoch, for the draws of a cell are set apart by its name; so they differ in the next."""
+        return _seed(_TOKENS, self.seed, _VALIDATION_EPOCH if self.part == "validation" else epoch)
 
     def _chunk_of_batches(self, batches: list[_Minibatch], chunk: int, epoch: int) -> list[TokenBatch]:
-        rows = self._rows(batches, chunk)
+        rows = self._rows(batches, chunk, epoch)
         return [self._batch(rows, batches[number], epoch, number) for number in self._numbers(batches, chunk)]
 
     def _batch(self, rows: list[Any], cells: _Minibatch, epoch: int, number: int) -> TokenBatch:
         epoch = _VALIDATION_EPOCH if self.part == "validation" else epoch
-        # One seed of tokens for the epoch, for the draws of a cell are set apart by its name; so the genes of a long
-        # cell are others in the next epoch.
         batch = self.data.tokenize_chosen(
             rows,
             cells.own,
             cells.read,
-            seed=_seed(_TOKENS, self.seed, epoch),
+            seed=self._seed_of_tokens(epoch),
             draw=_seed(_GENES, self.seed, epoch, number),
         )
         if self.data.corruption is None:

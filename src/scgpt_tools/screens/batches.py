@@ -123,9 +123,12 @@ class PerturbationBatches(CellDataModule):
         own |= {"condition of each cell": checksum([*kinds], codes), "paired controls": checksum(self.pairs)}
         return own | super().describe()
 
+    def needed(self, cells: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
+        """The given cells and those that they are averaged with."""
+        return np.unique(self.partners.of(cells, self._per_mean, seed=seed))
+
     def read(self, cells: NDArray[np.int64]) -> list[Any]:
-        """Rows of the given cells, of those that they may be averaged with, and of all their controls."""
-        cells = cells if self._per_mean == 1 else self.partners.all_of(cells)
+        """Rows of the given cells and of all their controls."""
         needed = np.union1d(cells, self.pairs[cells])
         return [(0, needed, self.tables[0].source.take(needed))]
 

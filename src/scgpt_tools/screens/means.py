@@ -40,10 +40,6 @@ class Partners:
         others = self._members[first[:, None] + (lots % sizes[:, None].astype(np.uint64)).astype(np.int64)]
         return np.column_stack([cells, others])
 
-    def all_of(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """All that may be drawn for some cells, ascending."""
-        return np.flatnonzero(np.isin(self.groups, np.unique(self.groups[cells])))
-
 
 def in_groups(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """(groups, n) some rows in groups of ``n``, or all in one if they are fewer; rows of the beginning fill the last."""
