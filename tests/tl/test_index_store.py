@@ -123,6 +123,8 @@ def test_what_does_not_belong_together_is_refused(cells, tmp_path):
     common = {"label_key": "kind", "index": "Flat", "show_progress": False}
     with pytest.raises(ValueError, match="found checksum"):
         sct.tl.index_store([tmp_path / "one.h5ad", tmp_path / "two.h5ad"], tmp_path / "atlas", **common)
+    with pytest.raises(ValueError, match=r"every source once, found .*one\.h5ad' twice"):
+        sct.tl.index_store([tmp_path / "one.h5ad", f"{tmp_path}/./one.h5ad"], tmp_path / "atlas", **common)
     with pytest.raises(ValueError, match="embeddings of 4 dimensions"):
         sct.tl.index_store([tmp_path / "one.h5ad", tmp_path / "narrow.h5ad"], tmp_path / "atlas", **common)
     with pytest.raises(KeyError, match="'X_pca'"):

@@ -227,6 +227,11 @@ def index_store(
     folder = as_path("output", output)
     check_atlas_place(folder, overwrite=overwrite)
     paths = _paths("sources", sources)
+    files = [path.resolve() for path in paths]
+    if twice := [path for path in files if files.count(path) > 1]:
+        raise ValueError(
+            f"Expected every source once, found '{twice[0]}' twice, whose cells would be their own neighbours."
+        )
     tables = paths if annotations is None else _paths("annotations", annotations)
     if len(tables) != len(paths):
         raise ValueError(f"Expected one table of annotations for each of {len(paths)} sources, found {len(tables)}.")
