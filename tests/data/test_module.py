@@ -177,6 +177,17 @@ class Reads:
         return self.source.take(rows)
 
 
+def test_another_order_of_blocks_is_another_run(tables, tokenizer):
+    def described(**options):
+        return CellDataModule(tables, tokenizer, **options).describe()
+
+    usual = described(sampling="blocks")
+    assert usual == described(sampling="blocks", block=256, blocks=64)
+    assert usual != described(sampling="blocks", block=128)
+    assert usual != described(sampling="blocks", blocks=32)
+    assert described() == described(block=128)
+
+
 def test_blocks_bound_what_is_in_memory(tables, tokenizer):
     source = Reads(tables[0].source)
     data = CellDataModule([CellTable(source, tables[0].features)], tokenizer, sampling="blocks", block=2, blocks=2)

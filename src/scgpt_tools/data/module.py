@@ -41,6 +41,8 @@ Part: TypeAlias = Literal["train", "validation"]
 _ORDER, _TOKENS, _CORRUPTION, _GENES = 1, 2, 3, 4
 # Validation cells are hidden alike in every epoch, so that their losses compare.
 _VALIDATION_EPOCH = 2**31
+# Cells of a run, and runs that are shuffled together, of which descriptions of runs that were begun before say nothing.
+_RUNS = (256, 64)
 # Cells that are looked at together before training.
 _LOOK = 4096
 
@@ -103,8 +105,8 @@ class CellDataModule:
         train: ArrayLike | None = None,
         validation: ArrayLike | None = None,
         sampling: Sampling = "random",
-        block: int = 256,
-        blocks: int = 64,
+        block: int = _RUNS[0],
+        blocks: int = _RUNS[1],
         curriculum: int = 0,
         replacement: bool = True,
         minibatch_genes: MinibatchGenes | None = None,
@@ -264,8 +266,10 @@ class CellDataModule:
 
         Returns
         -------
-        Numbers of cells, and checksums of names, values in memory, matched genes, labels, batches and parts.
+        Numbers of cells, checksums of names, values in memory, matched genes, labels, batches and parts, and how cells are
+        drawn.
         """
+        runs = (self.block, self.blocks) if self.sampling == "blocks" else None
         return {
             "cells": {"number": len(self), "names": checksum(*(table.source.keys for table in self.tables))},
             "genes": {
@@ -281,6 +285,7 @@ class CellDataModule:
             "training cells": {"number": int(self.train.size), "which": checksum(self.train)},
             "validation cells": {"number": int(self.validation.size), "which": checksum(self.validation)},
             "sampling": self.sampling,
+            **({} if runs in (None, _RUNS) else {"cells of a run, and runs together": list(runs)}),
             **({"curriculum": self.curriculum} if self.curriculum else {}),
             **({} if self.replacement else {"replacement": False}),
             **({} if self.minibatch_genes is None else {"genes of a minibatch": vars(self.minibatch_genes).copy()}),
