@@ -88,9 +88,9 @@ def test_a_perturbation_is_predicted_and_drawn(demo, folder):
     screened = demo.screen
     controls = (screened.obs["condition"] == "ctrl").to_numpy()
     np.testing.assert_array_equal(np.isfinite(screened.layers["predicted"]).all(axis=1), controls)
-    assert demo.correlation > 0.4
+    assert 0.25 < demo.correlation < 1
     text = str(demo)
-    assert f"correlates with the simulated one by {demo.correlation:.2f}" in text
+    assert f"correlates with the simulated one, from other controls, by {demo.correlation:.2f}" in text
     assert f"from {controls.sum()} controls" in text
     assert str(folder / "perturbation.png") in text
     assert imread(folder / "perturbation.png").shape[0] > 300
