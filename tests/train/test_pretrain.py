@@ -68,6 +68,9 @@ def test_a_yaml_file_becomes_a_model(folder, tmp_path):
     path.write_text(yaml.safe_dump(CONFIG))
     model = pretrain(path, data=folder, output=tmp_path / "out")
     assert not model.training
+    assert model.name == "out"
+    assert len(model.history) == 2
+    assert "trained from scratch for 2 epochs" in repr(model)
     read = CellModel.from_pretrained(tmp_path / "out", device="cpu")
     assert_same(weights(read), weights(model))
     assert "generation" in read.config.embedder.parts

@@ -116,7 +116,7 @@ def _predicts(model: Described) -> str:
 
 def _provenance(model: Described) -> str:
     if model.transfer is None:
-        return "untrained"
+        return "untrained" if model.history is None else f"trained from scratch for {len(model.history)} epochs"
     scratch = f", {len(model.transfer.missing)} tensors from scratch" if model.transfer.missing else ""
     trained = f", then {len(model.history)} epochs of training" if model.history is not None else ""
     return f"{len(model.transfer.used)} tensors taken over{scratch}{trained}"

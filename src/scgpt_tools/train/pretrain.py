@@ -13,6 +13,7 @@ import torch
 
 from scgpt_tools._files import as_path, placed
 from scgpt_tools._lookup import lookup
+from scgpt_tools._optional import optional
 from scgpt_tools._outputs import check_place, check_room
 from scgpt_tools._validate import check_flag, check_fraction, check_integer, check_number
 from scgpt_tools.config import from_dict, from_yaml, settle_fields
@@ -40,6 +41,7 @@ from scgpt_tools.train.loggers import LoggerConfig
 from scgpt_tools.train.parts import with_heads
 from scgpt_tools.train.probing import ProbeConfig, probed_cells
 from scgpt_tools.train.randomness import own_random_numbers
+from scgpt_tools.train.runs import HISTORY
 from scgpt_tools.train.statistics import StatisticsConfig, fitted, highly_variable, sampled
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import pandas as pd
+    from lightning.pytorch.callbacks import Callback
     from numpy.typing import NDArray
 
     from scgpt_tools.data.module import CellTable
@@ -178,7 +181,7 @@ def pretrain(
 
     Returns
     -------
-    The model in eval mode.  Writes to the output folder ``config.json``, ``vocab.json`` and ``model.safetensors``, and
+    The model in eval mode, with its ``history``.  Writes to the output folder ``config.json``, ``vocab.json`` and ``model.safetensors``, and
     to its ``run`` the checkpoints and ``history.csv``.  With ``train.resume`` a run that was cut off goes on from its
     last checkpoint and ends where it would have ended.
 
@@ -221,11 +224,13 @@ def pretrain(
         for source in collection.sources:
             warn_about_units(source.units, model.config.tokenizer.expects)
         cells, terms = _cells(config, collection, tables, counts, model)
-        watchers = []
-        if config.evaluate is not None:
-            # It defines a class of Lightning, so it can be imported only where Lightning is.
-            from scgpt_tools.train.callbacks import Probe
+        optional("lightning", extra="train")
+        # They are classes of Lightning's kind, so they can be imported only where Lightning is.
+        from scgpt_tools.train.callbacks import History, Probe
 
+        history = History(run / HISTORY)
+        watchers: list[Callback] = [history]
+        if config.evaluate is not None:
             probed = probed_cells(config.evaluate, collection, tables, model.tokenizer)
             watchers.append(Probe(*probed, every=config.evaluate.every))
         n_genes = sum(not vocabulary.is_special(token) for token in vocabulary)
@@ -244,6 +249,7 @@ def pretrain(
             loggers=config.loggers,
             description={"task": "pretrain"},
         )
+    model.name, model.history = target.resolve().name, history.table
     if this_process()[0] == 0:
         model.save(target)
     return model
