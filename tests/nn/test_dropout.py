@@ -48,6 +48,11 @@ def test_the_module_scales_what_it_keeps(dtype):
     assert set(Dropout(0.5)(torch.ones(8)).tolist()) <= {0.0, 2.0}
 
 
+def test_nearly_all_may_be_dropped():
+    torch.manual_seed(0)
+    assert (Dropout(0.999999)(torch.ones(2**17)) == 0).float().mean() > 0.9999
+
+
 def test_seeds_decide():
     torch.manual_seed(1)
     first = drop(torch.ones(100), 0.5)

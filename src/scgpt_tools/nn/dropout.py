@@ -51,8 +51,8 @@ def draw_bits(shape: Sequence[int]) -> Tensor:
 
 
 def threshold_of(probability: float) -> int:
-    """Number of 16 bits from which on a draw is kept."""
-    return round((probability - 0.5) * 2**_BITS)
+    """Number of 16 bits from which on a draw is kept; the largest is kept even where hardly any should be."""
+    return min(round((probability - 0.5) * 2**_BITS), 2 ** (_BITS - 1) - 1)
 
 
 class _Drop(torch.autograd.Function):
