@@ -1,12 +1,13 @@
-"""Mouse cells in a human model: by a table of orthologues, or by the same letters where none is at hand."""
+"""Mouse cells in a human model: by a table of orthologues, or, as here, by the same letters."""
 
 import scgpt_tools as sct
 
 cells = sct.datasets.load("mouse_brain_merfish_cellxgene")
 
-# With a table of orthologues (a file of Ensembl's BioMart, say):
-#     names = sct.tokens.orthologs.ortholog_names(table, to="human", of="mouse", kind="kind")
-#     sct.tl.embed(cells, model, genes="feature_name", aliases=names)
+# With the bundled table of orthologues, or by `read_orthologs` with a file of BioMart or MGI:
+#     from scgpt_tools.tokens.gene_lists import orthologs, read_orthologs
+#     from scgpt_tools.tokens.orthologs import ortholog_names
+#     sct.tl.embed(cells, model, genes="feature_name", aliases=ortholog_names(orthologs("mouse")))
 coverage = sct.pp.match_genes(cells, "scgpt-demo", genes="feature_name", ignore_case=True, min_coverage=0.2)
 print(coverage)
 

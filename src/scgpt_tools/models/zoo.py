@@ -29,8 +29,6 @@ DEMO_PERTURBATION = "scgenept-demo"
 _FOLDERS = {"scgpt-demo": DEMO_FOLDER, DEMO_PERTURBATION: Path(__file__).parent / "demo_perturbation"}
 
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", flags=re.ASCII)
-
-
 # Columns of a table of models that are shown.
 _SHOWN = 3
 

@@ -275,8 +275,7 @@ def finetune(
     objectives
         Loss terms instead of the recipe's; the heads that they read are added to the model.
     dropout
-        Probability in the encoder; ``None`` keeps the model's, and to perturb takes 0, as scGPT, or 0.2 for scGenePT.  On
-        CPUs, 0 trains several times faster.
+        Probability in the encoder; ``None`` keeps the model's, and to perturb takes 0, as scGPT, or 0.2 for scGenePT.
     batch_parts
         Give each batch a norm of its own, and tell the expression heads the batch; ``None`` does so to integrate.  Such
         a model needs ``batch_key`` wherever it is used, and knows these batches only.  Not for ``"perturb"``.
