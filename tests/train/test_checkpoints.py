@@ -23,7 +23,8 @@ def test_states_are_written_beside_their_place(make_model, make_cells, tmp_path,
         folder=tmp_path,
         accelerator="cpu",
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "history.csv", "last.ckpt", "run.json"]
+    kept = ["best.ckpt", "config.json", "history.csv", "last.ckpt", "run.json", "vocab.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
     for name in ("last", "best"):
         assert "state_dict" in read_state(tmp_path / f"{name}.ckpt")
 

@@ -12,7 +12,7 @@ import json
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from scgpt_tools._files import replace_file
 from scgpt_tools.config import Dataclass, from_dict, to_dict
 from scgpt_tools.models.config import ClassifierConfig
 from scgpt_tools.models.formats.version_1 import in_todays_words
+from scgpt_tools.objectives import OBJECTIVES
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ def _current(description: Mapping[str, Any], usual: Dataclass) -> dict[str, Any]
     if isinstance(settings := description.get("settings"), dict):
         description["settings"] = _settings(usual) | _renamed(settings, seed="rng")
     if isinstance(terms := description.get("objectives"), dict):
-        description["objectives"] = {name: _renamed(term, shown="visible") for name, term in terms.items()}
+        description["objectives"] = {
+            name: _usual_term(name) | _renamed(term, shown="visible") for name, term in terms.items()
+        }
     if isinstance(hidden := description.get("hidden"), dict):
         hidden = _renamed(hidden, shown="visible", silent="unexpressed")
         description["hidden"] = hidden | {"name": _CORRUPTIONS.get(hidden.get("name", ""), hidden.get("name"))}
@@ -178,6 +181,14 @@ def _current(description: Mapping[str, Any], usual: Dataclass) -> dict[str, Any]
 def _settings(config: Dataclass) -> dict[str, Any]:
     """Settings that change what is learnt."""
     return {field.name: _plain(getattr(config, field.name)) for field in fields(config) if field.name not in OPEN}
+
+
+def _usual_term(name: str) -> dict[str, Any]:
+    """What fields of a loss term are where a description lacks them, as they came later."""
+    term = OBJECTIVES.get(name)
+    if term is None or not is_dataclass(term):
+        return {}
+    return {field.name: _plain(field.default) for field in fields(term) if field.init and field.default is not MISSING}
 
 
 def _renamed(values: Any, **names: str) -> Any:
