@@ -55,7 +55,13 @@ STEPS = {
     "perturbation_split": lambda adata, model: sct.pp.perturbation_split(adata),
     "perturbation_de": lambda adata, model: sct.pp.perturbation_de(adata),
     "finetune": lambda adata, model: sct.train.finetune(
-        adata, base(model.vocabulary.tokens[3:]), task="perturb", epochs=1, patience=None, accelerator="cpu"
+        adata,
+        base(model.vocabulary.tokens[3:]),
+        task="perturb",
+        epochs=1,
+        patience=None,
+        accelerator="cpu",
+        extend="nothing",
     ),
     "predict_own": lambda adata, model: sct.tl.predict_perturbation(adata, None, model),
     "predict": lambda adata, model: sct.tl.predict_perturbation(adata, "G0", model),

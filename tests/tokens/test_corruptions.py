@@ -180,10 +180,12 @@ def test_every_channel_of_a_value_is_hidden(batch):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_corruption_is_found_by_its_name(name):
-    given = {"name": name, "mask_value": -3} | ({"chances": [0.1]} if name == "mask_bins" else {})
+    given = {"name": name} | ({"chances": [0.1]} if name == "mask_bins" else {})
+    # It hides nothing, so markers are refused.
+    given |= {"mask_value": -3} if name != "next_tokens" else {}
     corruption = from_dict(Corruption, given)
     assert type(corruption) is KINDS[name]
-    assert corruption.mask_value == -3
+    assert corruption.mask_value == given.get("mask_value", Corruption.mask_value)
     assert from_dict(Corruption, to_dict(corruption)) == corruption
     with pytest.raises(ValueError, match="Did you mean 'mask_value'"):
         from_dict(Corruption, {"name": name, "mask_values": 1})

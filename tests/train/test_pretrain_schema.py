@@ -86,6 +86,7 @@ ROWS: dict[str, Any] = {
     "tokenizer.genes": ("all", PLAIN),
     "tokenizer.unknown": ("pad", PLAIN | {"vocabulary": {"path": "vocab.json"}}),
     "tokenizer.unmeasured": ("token", PLAIN),
+    "tokenizer.cells_per_mean": (2, PLAIN),
     "tokenizer.values": ("log1p", PLAIN),
     "tokenizer.bins": (5, SCGPT),
     "tokenizer.ties": ("random", SCGPT),
@@ -272,7 +273,7 @@ def look(model, cells, terms, settings, *, callbacks, loggers, description) -> d
     model.eval()
     with torch.no_grad():
         trace["embedding"] = digest(model.embed_cells(cells.tokenize(cells.read(cells.train), cells.train, seed=0)))
-    for callback in callbacks:
+    for callback in (each for each in callbacks if type(each).__name__ == "Probe"):
         trace["probed"] = [digest(callback.data.train, callback.data.validation, callback.codes), callback.every]
     return trace
 

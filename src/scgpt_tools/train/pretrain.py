@@ -132,10 +132,13 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         settle_fields(self)
         check_objectives(self.terms)
-        if (reads := self.tokenizer) is not None and (reads.parts or reads.modalities or reads.unmeasured != "error"):
+        if (reads := self.tokenizer) is not None and (
+            reads.parts or reads.modalities or reads.unmeasured != "error" or reads.cells_per_mean != 1
+        ):
             raise ValueError(
-                "Expected a tokenizer of one modality for pre-training, without `unmeasured`, which is for screens, found "
-                f"modalities={reads.modalities} and unmeasured={reads.unmeasured!r}."
+                "Expected a tokenizer of one modality for pre-training, without `unmeasured` and `cells_per_mean`, which "
+                f"are for screens, found modalities={reads.modalities}, unmeasured={reads.unmeasured!r} and "
+                f"cells_per_mean={reads.cells_per_mean}."
             )
         if self.evaluate is not None and not self.data.validation:
             raise ValueError("Expected `data.validation` above 0 for `evaluate`, which probes cells held out, found 0.")
@@ -181,9 +184,9 @@ def pretrain(
 
     Returns
     -------
-    The model in eval mode, with its ``history``.  Writes to the output folder ``config.json``, ``vocab.json`` and ``model.safetensors``, and
-    to its ``run`` the checkpoints and ``history.csv``.  With ``train.resume`` a run that was cut off goes on from its
-    last checkpoint and ends where it would have ended.
+    The model in eval mode, with its ``history``.  Writes to the output folder ``config.json``, ``vocab.json`` and
+    ``model.safetensors``, and to its ``run`` the checkpoints and ``history.csv``.  With ``train.resume`` a run that was
+    cut off goes on from its last checkpoint and ends where it would have ended.
 
     Raises
     ------
