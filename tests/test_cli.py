@@ -112,6 +112,12 @@ def test_help_of_a_command_describes_every_option(name, capsys):
 # ----------------------------------------------------------------------------------------------------------- tables
 
 
+def test_the_demo_needs_no_options():
+    options = cli.COMMANDS["demo"].parser("demo").parse_args([])
+    assert options.output == "demo_output"
+    assert options.model == "scgpt-demo"
+
+
 def test_embed_h5ad(h5ad, model, expected, tmp_path):
     before = h5ad.read_bytes()
     done = process("embed", h5ad, "--model", model, "-o", tmp_path / "out.h5ad")

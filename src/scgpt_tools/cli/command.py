@@ -281,8 +281,11 @@ def _opened(source: str, modality: str | None, *, joint: bool, embeddings: bool)
 def _add_output(parser: ArgumentParser, function: Callable[..., Any]) -> None:
     if "output" in names_of(parser):
         return
-    needed = signature(function).parameters["output"].default is Parameter.empty
-    parser.add_argument("-o", "--output", required=needed, help=about(function)[1]["output"])
+    usual = signature(function).parameters["output"].default
+    needed = usual is Parameter.empty
+    parser.add_argument(
+        "-o", "--output", required=needed, default=None if needed else usual, help=about(function)[1]["output"]
+    )
 
 
 def names_of(parser: ArgumentParser) -> set[str]:
