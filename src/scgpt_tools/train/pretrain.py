@@ -232,10 +232,12 @@ def pretrain(
         from scgpt_tools.train.callbacks import History, Probe
 
         history = History(run / HISTORY)
-        watchers: list[Callback] = [history]
+        watchers: list[Callback] = []
         if config.evaluate is not None:
             probed = probed_cells(config.evaluate, collection, tables, model.tokenizer)
             watchers.append(Probe(*probed, every=config.evaluate.every))
+        # Behind what it writes down.
+        watchers.append(history)
         n_genes = sum(not vocabulary.is_special(token) for token in vocabulary)
         logger.info(
             "Training on %d cells and %d genes of %d files.", len(cells.train), n_genes, len(collection.sources)
