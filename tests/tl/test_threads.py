@@ -48,7 +48,8 @@ def classified(adata, model):
 def predicted(cells, model, **how):
     def run():
         result = sct.tl.predict_perturbation(cells, ["G0", "G1+G9"], model, batch_size=5, copy=True, **how)
-        return np.stack([result.layers[key] for key in result.layers])
+        # From anndata 0.13 on, X is one of them, without a name.
+        return np.stack([result.layers[key] for key in result.layers if key is not None])
 
     return run
 
