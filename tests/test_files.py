@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import subprocess
@@ -151,6 +152,21 @@ def test_files_that_never_rest_are_said_to(tmp_path):
     numbers = iter(range(1000))
     with pytest.raises(OSError, match="to rest while they are read"):
         read_steadily(tmp_path, ("one",), lambda: save(tmp_path, "x" * next(numbers)))
+
+
+def test_another_writer_may_be_gone_before_it_is_looked_for(tmp_path, monkeypatch):
+    rename, refused = Path.rename, []
+
+    def once(self, target):
+        if not refused:
+            refused.append(target)
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", once)
+    save(tmp_path, "new")
+    assert len(refused) == 1
+    assert set(contents(tmp_path).values()) == {"new"}
 
 
 def test_several_threads_save_to_one_folder(tmp_path):

@@ -11,6 +11,7 @@ of the file system, so that it works on network file systems too.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -219,10 +220,11 @@ def _commit(aside: Path, folder: Path) -> None:
         settle(folder)
         try:
             aside.rename(folder / COMMITTED)
-        except OSError:
-            if not (folder / COMMITTED).exists():
+        except OSError as error:
+            # Another process was first; what it left there may be gone again by now.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not (folder / COMMITTED).exists():
                 raise
-            time.sleep(0.01)  # another process was first
+            time.sleep(0.01)
             continue
         flush(folder)
         return

@@ -205,6 +205,23 @@ def test_a_second_run_replaces_the_first(written, results, tmp_path):
     assert again.obs["n_tokens"].iloc[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda about: about["attributes"].update({"column-order": ["no such"]}), r"obs\['no such'\]"),
+        (lambda about: about.update(zarr_format=7), "missing or damaged"),
+    ],
+)
+def test_what_an_old_summary_of_a_zarr_folder_does_not_show_is_refused(written, tmp_path, damage, said):
+    path, _ = written("zarr3-consolidated")
+    about = json.loads((path / "obs" / "zarr.json").read_text())
+    damage(about)
+    (path / "obs" / "zarr.json").write_text(json.dumps(about))
+    with pytest.raises((OSError, ValueError), match=f"^Expected .*{said}"):
+        write_results(path, tmp_path / "out.zarr", {"obsm": {"X_new": np.ones((len(ad.read_zarr(path)), 2))}})
+    assert not (tmp_path / "out.zarr").exists()
+
+
 def test_summary_of_a_zarr_folder_is_brought_up_to_date(written, results, tmp_path):
     for kind, summarised in (("zarr3-consolidated", True), ("zarr3", False)):
         path, _ = written(kind)

@@ -30,7 +30,7 @@ from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
 from scgpt_tools._outputs import check_place, check_room, claimed, put_in_place, recover
 from scgpt_tools._validate import check_key_name
-from scgpt_tools.data.whole import check_table, trace_of
+from scgpt_tools.data.whole import check_frames, check_table, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -210,9 +210,15 @@ def results_for(
                 warnings.filterwarnings("ignore", message="zarr v3 autosharding")
                 _write(root if joint else _table_in(root, modality, source), results)
             if copy.is_dir():
-                _consolidate_again(copy)
+                # It looks at all metadata, also at what the results have nothing to do with.
+                with _read_whole(source):
+                    _consolidate_again(copy)
             with _opened(copy, "r") as root:
-                _check_written(root if joint else _table_in(root, modality, source), results)
+                written = root if joint else _table_in(root, modality, source)
+                # A summary of a zarr folder that was out of date did not show what it shows now.
+                for table in [root["mod"][name] for name in root["mod"]] if joint else [written]:
+                    check_frames(table)
+                _check_written(written, results)
             if final.exists() and not overwrite:
                 raise FileExistsError(f"Expected an output that does not exist yet, but '{target}' has come to exist.")
             if final.is_file():
