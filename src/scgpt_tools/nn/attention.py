@@ -207,6 +207,14 @@ def eager(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dro
     return Attended(_merge_heads(F.dropout(weights, dropout) @ v), weights)
 
 
+def _short_cells(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: int) -> Tensor:
+    """Torch's fused attention, one call a cell, with as little as possible around each: what is short waits for Python."""
+    q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
+    queries = q.split(lengths, dim=2) if q.shape[2] == k.shape[2] else q.split(1, dim=2)
+    cells = zip(queries, k.split(lengths, dim=2), v.split(lengths, dim=2), strict=True)
+    return _merge_heads(torch.cat([F.scaled_dot_product_attention(*cell) for cell in cells], dim=2)).squeeze(0)
+
+
 def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
     """Attention within one cell, (n, D) each."""
     if not dropout and not _needs_gradients(q, k, v) and products_pay(q, k):
@@ -258,6 +266,10 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dr
         from torch.nn.attention.varlen import varlen_attn
 
         return Attended(_call_packed(varlen_attn, q, k, v, layout, heads))
+    longest = max(layout.lengths)
+    if q.dtype == torch.float32 and not dropout and not _needs_gradients(q, k, v):
+        if not products_pay(q[:longest], k[:longest]):
+            return Attended(_short_cells(q, k, v, layout.lengths, heads))
     queries = q.split(layout.lengths) if len(q) == len(k) else q.split(1)
     cells = zip(queries, k.split(layout.lengths), v.split(layout.lengths), strict=True)
     return Attended(torch.cat([_one_cell(*cell, heads, dropout) for cell in cells]))
