@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from time import sleep
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import anndata as ad
@@ -18,7 +20,7 @@ import torch
 
 import scgpt_tools as sct
 from scgpt_tools.datasets import _gene_embeddings
-from scgpt_tools.models import FAMILIES, CellModel, zoo
+from scgpt_tools.models import FAMILIES, CellModel, bucket, zoo
 from scgpt_tools.models.bucket import Bucket
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -46,7 +48,7 @@ class Server:
     """Lists and sends files, one a page, and remembers what was asked."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
-        self.files, self.asked, self.cut = files, [], 0
+        self.files, self.asked, self.cut, self.drip = files, [], 0, b""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -57,6 +59,10 @@ class Server:
                 self.send_response(404 if content is None else 200)
                 self.end_headers()
                 self.wfile.write((content or b"")[: len(content or b"") - (0 if url.query else outer.cut)])
+                with suppress(OSError):  # whoever reads gives up
+                    while url.query and outer.drip:
+                        self.wfile.write(outer.drip)
+                        sleep(0.01)
 
             def log_message(self, *_):
                 """Say nothing."""
@@ -104,6 +110,34 @@ def test_pages_of_a_list_and_odd_keys(server):
     found = Bucket(server.url).entries("models/a/")
     assert [entry.key for entry in found] == ["models/a/c&d.pt"]
     assert len(Bucket(server.url).entries("models/")) == 4
+
+
+@pytest.mark.parametrize("limit", ["_LIST_BYTES", "_LIST_SECONDS"])
+def test_a_list_without_an_end_is_given_up(server, monkeypatch, limit):
+    monkeypatch.setattr(bucket, limit, 5_000 if limit == "_LIST_BYTES" else 0.2)
+    server.drip = b"<Contents>" * 20
+    with pytest.raises(ConnectionError, match="did not list its files.* no end after"):
+        Bucket(server.url).entries("models/")
+    server.drip = b""
+    server.page = lambda query: b"<ListBucketResult><NextContinuationToken>1</NextContinuationToken>"
+    with pytest.raises(ConnectionError, match="did not list its files.* no end after"):
+        Bucket(server.url).entries("models/")
+
+
+def test_entries_without_a_size_are_left_out(server):
+    entries = "".join(
+        f"<Contents><Key>a{size}</Key><Size>{size}</Size></Contents>" for size in ("", "-1", "1" * 5000, "7")
+    )
+    server.page = lambda query: f"<ListBucketResult><Contents><Key>ab</Contents>{entries}".encode()
+    assert Bucket(server.url).entries("a") == [("a7", 7)]
+
+
+def test_a_file_that_is_longer_than_listed_is_given_up(server, tmp_path):
+    [entry] = Bucket(server.url).entries(f"{FOLDER}/")
+    found = Bucket(server.url, cache_dir=tmp_path)
+    with pytest.raises(ConnectionError, match="more than the 7 bytes that it listed"):
+        found.get(entry._replace(size=7))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "scgenept" in path.parts]
 
 
 def test_what_is_missing_is_named(server, tmp_path):

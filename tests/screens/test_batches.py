@@ -101,6 +101,20 @@ def test_the_target_does_not_reach_the_inputs(cells, make_data, choice):
     assert not any(targets)
 
 
+def test_of_many_controls_the_drawn_ones_are_read(cells, make_data):
+    del cells.obsm["ctrl_indices"]
+    pp.pair_controls(cells, n=5)
+    data = make_data(cells)
+    some = data.train[:6]
+    needed = data.needed(some, seed=3)
+    assert set(some) <= set(needed)
+    assert len(needed) <= 12
+    [(_, there, X)] = data.read(needed)
+    np.testing.assert_array_equal(X.toarray(), cells.X.toarray()[there])
+    drawn = data.tokenize(data.read(needed), some, seed=3).values
+    assert torch.equal(drawn, data.tokenize(data.read(np.arange(cells.n_obs)), some, seed=3).values)
+
+
 def test_held_out_conditions_and_controls_are_not_trained_on_or_validated_with(cells, make_data):
     data = make_data(cells)
     conditions = cells.obs["condition"].astype(str).to_numpy()

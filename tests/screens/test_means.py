@@ -32,12 +32,16 @@ def test_partners_depend_on_seed_and_names_alone():
     np.testing.assert_array_equal(Partners(GROUPS, KEYS).of(cells[3:], 5, seed=0), found[3:])
 
 
-@pytest.mark.parametrize(("rows", "n", "shape"), [(10, 4, (3, 4)), (3, 16, (1, 3)), (8, 4, (2, 4)), (5, 1, (5, 1))])
-def test_groups_hold_every_row(rows, n, shape):
+@pytest.mark.parametrize(
+    ("rows", "n", "shape"),
+    [(10, 4, (3, 4)), (6, 4, (2, 4)), (9, 8, (2, 8)), (3, 16, (1, 3)), (8, 4, (2, 4)), (5, 1, (5, 1))],
+)
+def test_groups_hold_every_row_and_none_twice(rows, n, shape):
     found = in_groups(np.arange(rows) + 50, n)
     assert found.shape == shape
     np.testing.assert_array_equal(np.unique(found), np.arange(rows) + 50)
     assert np.unique(found, return_counts=True)[1].max() <= 2
+    assert all(len(np.unique(group)) == len(group) for group in found)
 
 
 def test_means_of_rows():

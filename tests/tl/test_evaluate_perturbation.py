@@ -333,6 +333,18 @@ def test_models_of_one_recipe_are_scored_as_their_mean_and_spread(cells, truth):
         sct.tl.evaluate_perturbation(cells, {"none": []})
 
 
+def test_a_model_of_a_recipe_without_a_score_is_named(cells, truth):
+    still = truth.copy()
+    # No change, with which nothing correlates.
+    still.loc["G2+G3"] = HeldOutScreen.read(cells).truth.control[list(truth.index).index("G2+G3")]
+    with pytest.warns(UserWarning, match="every model of 'recipe'") as caught:
+        scores = sct.tl.evaluate_perturbation(cells, {"recipe": [truth, still]}, metrics=["mse", "pearson_control"])
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "found none of some in 1 of 8 (first: 'pearson_control' of 'G2+G3', 1 of 2 models)" in said
+    assert "'scgpt_pearson_delta' of 'G2+G3'" in said
+    assert scores.table.query("method == 'recipe'")["value"].notna().all()
+
+
 def test_a_perturbation_in_several_contexts_counts_once(cells):
     scores = sct.tl.evaluate_perturbation(cells, {"same": truth_within(cells)}, within="batch", metrics=["mse", "mae"])
     row = scores.summary().set_index(["metric", "method"]).loc[("mse", "no_change")]

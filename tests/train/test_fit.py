@@ -259,6 +259,22 @@ def test_a_resumed_run_is_the_uninterrupted_run(options, stop, make_model, make_
     pd.testing.assert_frame_equal(after, before)
 
 
+def test_a_run_goes_on_from_a_state_of_another_device(make_model, make_data, tmp_path):
+    def run(folder, *callbacks, resume=False):
+        settings = FitConfig(**QUICK, folder=folder, resume=resume, checkpoint_steps=1)
+        return weights(fit(make_model(), make_data(), BOTH, settings, callbacks=callbacks))
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", Interrupt(3))
+    state = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)
+    for group in state["optimizer_states"][0]["param_groups"]:
+        assert group["fused"]
+        group |= {"fused": None, "foreach": True, "capturable": True}  # as a GPU may compute, and a CPU cannot
+    torch.save(state, tmp_path / "cut" / "last.ckpt")
+    assert_same_weights(run(tmp_path / "cut", resume=True), whole)
+
+
 def test_a_finished_run_is_not_run_again(make_model, make_data, tmp_path):
     config = FitConfig(**QUICK, folder=tmp_path)
     done = weights(fit(make_model(), make_data(), BOTH, config))

@@ -44,6 +44,27 @@ def test_one_pass_of_the_optimiser_is_as_many_operations(make_model):
         torch.testing.assert_close(tensor, stepped[1][name], atol=1e-5, rtol=1e-4)
 
 
+def test_a_state_goes_on_in_the_ways_of_the_run_that_loads_it(make_model):
+    """Float16 scales gradients, which a step in one pass would have to know of."""
+    model = make_model(dropout=0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for mixed in (False, True):
+        before, after = (
+            make_optimizer(model, OptimizerConfig(), mixed_precision=precision) for precision in (mixed, not mixed)
+        )
+        ways = [{name: group[name] for name in ("fused", "foreach", "capturable")} for group in after.param_groups]
+        before.step()
+        state = before.state_dict()
+        assert bool(state["param_groups"][0]["fused"]) is not bool(ways[0]["fused"])
+        after.load_state_dict(state)
+        assert all(group.items() >= way.items() for group, way in zip(after.param_groups, ways, strict=True))
+        after.step()
+        assert {int(values["step"]) for values in after.state.values()} == {2}
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        after.load_state_dict({**state, "param_groups": state["param_groups"][:1]})
+
+
 def test_norms_and_biases_do_not_decay(make_model):
     model = make_model()
     groups = {group["name"]: group for group in parameter_groups(model, OptimizerConfig(weight_decay=0.1))}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 from html import unescape
 from pathlib import Path, PurePosixPath
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -25,9 +25,8 @@ SCGENEPT_BUCKET = "https://czi-scgenept-public.s3.amazonaws.com"
 
 # Of silence, after which a bucket is given up; a large file may take as long as it needs.
 _SECONDS = 60
-_ENTRY = re.compile(r"<Contents>.*?<Key>(.*?)</Key>.*?<Size>(\d+)</Size>.*?</Contents>", flags=re.DOTALL)
-_NEXT = re.compile(r"<NextContinuationToken>(.*?)</NextContinuationToken>")
-_MOST_PAGES = 100
+# What a list of files may take in all, and bytes of it that are read at once.
+_LIST_BYTES, _LIST_SECONDS, _PIECE = 1 << 26, 120.0, 1 << 16
 
 
 class Entry(NamedTuple):
@@ -69,21 +68,21 @@ class Bucket:
         Raises
         ------
         ConnectionError
-            If the bucket does not answer as one.
+            If the bucket does not answer as one, or its list does not end within two minutes and 64 MB.
         """
         if self.offline:
             place = self.folder / prefix
             files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else []
             return [Entry(path.relative_to(self.folder).as_posix(), path.stat().st_size) for path in files]
         found: list[Entry] = []
-        after = ""
-        for _ in range(_MOST_PAGES):
-            page = self._read(f"?list-type=2&prefix={quote(prefix, safe='')}{after}")
-            found += [Entry(unescape(key), int(size)) for key, size in _ENTRY.findall(page)]
-            following = _NEXT.search(page)
-            if following is None:
-                break
-            after = f"&continuation-token={quote(unescape(following[1]), safe='')}"
+        after: str | None = ""
+        left, ends = _LIST_BYTES, monotonic() + _LIST_SECONDS
+        while after is not None:
+            page = self._page(f"?list-type=2&prefix={quote(prefix, safe='')}{after}", left, ends)
+            left -= len(page)
+            found += _entries_of(page)
+            following = unescape(_between(page, "NextContinuationToken"))
+            after = f"&continuation-token={quote(following, safe='')}" if following else None
         return [entry for entry in found if entry.key.startswith(prefix) and ".." not in entry.key.split("/")]
 
     def get(self, entry: Entry, folder: str | None = None) -> Path:
@@ -113,7 +112,9 @@ class Bucket:
         logger.info("Downloading %s (%.0f MB) from %s.", entry.key, entry.size / 1e6, self.url)
         with written_aside(place) as aside, settings.progress((), total=entry.size, unit="B") as bar:
             self._ask(
-                lambda files: files.get_file(f"{self.url}/{quote(entry.key)}", str(aside), callback=_shown_by(bar)),
+                lambda files: files.get_file(
+                    f"{self.url}/{quote(entry.key)}", str(aside), callback=_watching(bar, entry.size)
+                ),
                 f"{self.url} did not send {entry.key}",
             )
             if (size := aside.stat().st_size) != entry.size:
@@ -122,9 +123,20 @@ class Bucket:
                 )
         return place
 
-    def _read(self, query: str) -> str:
-        content = self._ask(lambda files: files.cat_file(f"{self.url}/{query}"), f"{self.url} did not list its files")
-        text: str = content.decode("utf-8", errors="replace")
+    def _page(self, query: str, most: int, ends: float) -> str:
+        """A page of a list, of so many bytes at most and until a time of the monotonic clock."""
+
+        def read(files: Any) -> bytes:
+            content = bytearray()
+            # Of a size that nobody asks for, and in pieces as they come.
+            with files.open(f"{self.url}/{query}", block_size=0, size=1) as file:
+                while piece := file.read(_PIECE):
+                    content += piece
+                    if len(content) > most or monotonic() > ends:
+                        raise OSError(f"no end after {_LIST_BYTES:,} bytes or {_LIST_SECONDS:g} seconds of it")
+            return bytes(content)
+
+        text: str = self._ask(read, f"{self.url} did not list its files").decode("utf-8", errors="replace")
         if "ListBucketResult" not in text[:2000]:
             raise ConnectionError(f"Expected a list of files from {self.url}, found {text[:60]!r}.")
         return text
@@ -146,12 +158,29 @@ class Bucket:
             ) from error
 
 
-def _shown_by(bar: tqdm[Any]) -> Any:
-    """What moves a bar while a file comes."""
+def _entries_of(page: str) -> list[Entry]:
+    """Files of a page of a list; nothing here looks at a character more than a few times, whatever a server sends."""
+    entries = [part.partition("</Contents>")[0] for part in page.split("<Contents>")[1:]]
+    found = [(unescape(_between(entry, "Key")), _between(entry, "Size")) for entry in entries]
+    return [Entry(key, int(size)) for key, size in found if key and size.isdecimal() and len(size) < 20]
+
+
+def _between(text: str, tag: str) -> str:
+    """What the first tag of a name holds, or nothing."""
+    return text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+
+
+def _watching(bar: tqdm[Any], size: int) -> Any:
+    """What moves a bar while a file comes, and ends what is longer than the file."""
     # With the rest of it.
     from fsspec.callbacks import Callback
 
-    return Callback(hooks={"bar": lambda size, value, **_: bar.update(value - bar.n)})
+    def look(_: Any, value: int, **__: Any) -> None:
+        if value > size:
+            raise OSError(f"more than the {size:,} bytes that it listed")
+        bar.update(value - bar.n)
+
+    return Callback(hooks={"bar": look})
 
 
 def fetch_checkpoint(bucket: Bucket, folder: str, vocabulary: str) -> Path:

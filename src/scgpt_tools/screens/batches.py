@@ -124,13 +124,13 @@ class PerturbationBatches(CellDataModule):
         return own | super().describe()
 
     def needed(self, cells: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-        """The given cells and those that they are averaged with."""
-        return np.unique(self.partners.of(cells, self._per_mean, seed=seed))
+        """The given cells, those that they are averaged with, and the control that is drawn for each, not all that there are."""
+        averaged = self.partners.of(cells, self._per_mean, seed=seed)
+        return np.union1d(averaged, self._controls(averaged, seed))
 
     def read(self, cells: NDArray[np.int64]) -> list[Any]:
-        """Rows of the given cells and of all their controls."""
-        needed = np.union1d(cells, self.pairs[cells])
-        return [(0, needed, self.tables[0].source.take(needed))]
+        """Rows of the given cells, ascending."""
+        return [(0, cells, self.tables[0].source.take(cells))]
 
     def tokenize(self, rows: list[Any], cells: NDArray[np.int64], *, seed: int) -> TokenBatch:
         """Controls as input, the cells themselves as targets."""

@@ -42,10 +42,14 @@ class Partners:
 
 
 def in_groups(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """(groups, n) some rows in groups of ``n``, or all in one if they are fewer; rows of the beginning fill the last."""
+    """(groups, n) some rows in groups of ``n``, or all in one if they are fewer.
+
+    Where they do not divide, neighbouring groups share some; none has a row twice.
+    """
     n = min(n, len(rows))
     groups = -(-len(rows) // n)
-    return np.resize(rows, (n, groups)).T
+    starts = np.arange(groups) * len(rows) // groups
+    return rows[(starts[:, None] + np.arange(n)) % len(rows)]
 
 
 def mean_rows(X: sp.csr_matrix, places: NDArray[np.int64]) -> sp.csr_matrix:

@@ -98,7 +98,8 @@ def evaluate_perturbation(
         :func:`scgpt_tools.tl.predict_perturbation` wrote; a table of :func:`scgpt_tools.tl.screen`; a data frame of
         mean profiles, conditions by genes; a table of predicted cells of any model, with their conditions in ``obs``.  Or
         several of them by name; a list stands for models of one recipe with several seeds, of whose scores the mean is
-        taken.
+        taken: of those that there are, where a metric has none for some of the models, as a correlation has none for a
+        constant prediction.
     reference, prediction
         Other names of ``adata`` and ``predictions``, for tables of true and predicted cells.
     condition_key
@@ -167,7 +168,8 @@ def evaluate_perturbation(
     Warns
     -----
     UserWarning
-        If the predictions of a model are nearly the same for every perturbation.
+        If the predictions of a model are nearly the same for every perturbation, or some models of a recipe have no score
+        where others have one.
     """
     check_arguments(evaluate_perturbation, locals() | {"distances": distances or None})
     if direction is not None:
@@ -304,7 +306,16 @@ def _as_recipes(table: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame
         return table
     named = table.assign(method=table["method"].map(lambda name: recipes.get(name, name)))
     keys = [name for name in named.columns if name != "value"]
-    return named.groupby(keys, sort=False, dropna=False)["value"].mean().reset_index()[list(table.columns)]
+    found = named.groupby(keys, sort=False, dropna=False)["value"].agg(["mean", "count", "size"]).reset_index()
+    partial_means = found[(found["count"] > 0) & (found["count"] < found["size"])]
+    for method, own in partial_means.groupby("method", sort=False):
+        first = own.iloc[0]
+        warn_user(
+            f"Expected a score of every model of {method!r}, found none of some in {len(own):,} of "
+            f"{int((found['method'] == method).sum()):,} (first: {first['metric']!r} of {first['condition']!r}, "
+            f"{first['count']} of {first['size']} models); those means are over the others. Compare `by_seed`."
+        )
+    return found.rename(columns={"mean": "value"})[list(table.columns)]
 
 
 def _means_by_seed(table: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:

@@ -29,6 +29,9 @@ CYCLES = ("restarts", "cosine_cycles", "warm_restarts")
 # The floor of "restarts", as a part of the highest rate: 5e-6 of 3e-4.
 _FLOOR = 1 / 60
 
+# How a step is computed, which suits the device and the precision of a run and is not what the run learns.
+_WAYS = ("fused", "foreach", "capturable")
+
 # Norms and biases (vectors and numbers) are not pulled to zero: that would fight what they are there for.
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d)
 
@@ -141,7 +144,17 @@ def make_optimizer(model: CellModel, config: OptimizerConfig, *, mixed_precision
     # mixed precision Lightning does not clip gradients before such a step.
     whole = all(one.device.type == "cpu" and not hasattr(one, "to_local") for one in parameters)
     fused = True if whole and not mixed_precision else None
-    return adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    optimizer = adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(_in_own_ways)
+    return optimizer
+
+
+def _in_own_ways(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state to go on from, which may come from another device or precision, with steps computed as they are here."""
+    ways = [{name: group[name] for name in _WAYS} for group in optimizer.param_groups]
+    if len(ways) != len(state["param_groups"]):  # refused by torch
+        return state
+    return {**state, "param_groups": [kept | own for kept, own in zip(state["param_groups"], ways, strict=True)]}
 
 
 def make_schedule(optimizer: Optimizer, config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> LambdaLR:
