@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from scgpt_tools.models import AtlasIndex, ReferenceIndex
+from scgpt_tools.models import AtlasIndex, ReferenceIndex, atlas
 from scgpt_tools.models.calibration import Calibration, draw_held_out, hold_out
 
 faiss = pytest.importorskip("faiss", reason="the extra `index` is not installed")
@@ -169,6 +169,27 @@ def test_more_cells_get_more_lists(n, lists):
 
     assert _description("compressed", n, 512) == f"IVF{lists},SQ8"
     assert _description("scgpt", n, 512) == f"PCA64,IVF{lists}_HNSW32,PQ16"
+
+
+def test_what_an_index_takes_is_said_before_it_is_built(cells, monkeypatch, caplog):
+    some = tuple(part[:400] for part in cells)
+    caplog.set_level("INFO", logger="scgpt_tools")
+    build(some, "IVF4,SQ8")
+    assert "GB of memory" not in caplog.text
+    monkeypatch.setattr(atlas, "_MUCH", 400 * (DIM + 8))
+    monkeypatch.setattr(atlas, "_memory", lambda: 400 * (DIM + 8))
+    build(some, "IVF4,SQ8")
+    assert "The index 'IVF4,SQ8' of 400 cells takes about 0.0 GB of memory" in caplog.text
+    monkeypatch.setattr(atlas, "_memory", lambda: 400 * (DIM + 8) - 1)
+    with pytest.warns(UserWarning, match=r"fits into the 0.0 GB of memory .* of 400 cells"):
+        build(some, "IVF4,SQ8")
+    monkeypatch.setattr(atlas, "_memory", lambda: None)
+    build(some, "IVF4,SQ8")
+
+
+@pytest.mark.parametrize(("description", "size"), [("Flat", 4 * DIM), ("IVF4,SQ8", DIM + 8), (SMALL, 2 + 8)])
+def test_bytes_of_a_cell(description, size):
+    assert atlas._bytes_of_a_cell(faiss.index_factory(DIM, description, faiss.METRIC_L2)) == size
 
 
 def test_held_out_cells_do_not_find_themselves(cells):

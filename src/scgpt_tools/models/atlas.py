@@ -9,7 +9,9 @@ cells.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ import pandas as pd
 from scgpt_tools._files import as_path, checksum_of, placed, read_json, read_steadily, settle, written_together
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_integer
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.models.calibration import Calibration, draw_held_out, hold_out
 from scgpt_tools.models.neighbours import Neighbours
 from scgpt_tools.models.reference import check_checksums, finite_queries, plain
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
+
+logger = logging.getLogger(__name__)
 
 VECTORS, LABELS, ABOUT = "index.faiss", "meta.h5ad", "index_config.json"
 COMPRESSED, SCGPT = "compressed", "scgpt"
@@ -43,6 +48,8 @@ _ARRAYS = ("codes", "weights", "neighbours", "distances")
 _OURS = "scgpt_tools"
 # Queries that are looked for, and labels that are read or written, at once.
 _ROWS, _LABEL_ROWS = 65_536, 1_000_000
+# Bytes of an index from which on its size is said.
+_MUCH = 1e9
 # What faiss wants to train on for each centre of a cluster, and what it gets where there are as many; a code of a part
 # of a vector has 256 centres, in the descriptions with these words.
 _LEAST_OF_A_CENTRE, _OF_A_CENTRE, _CENTRES = 39, 64, 256
@@ -274,12 +281,18 @@ class AtlasIndex:
             If faiss is not installed (extra ``index``).
         ValueError
             If faiss does not understand the description, or there are too few cells to train it on.
+
+        Warns
+        -----
+        UserWarning
+            If the index takes more memory than the machine has.
         """
         rng = np.random.default_rng(0) if rng is None else rng
         codes, classes = _occurring(codes, classes)
         n = len(codes)
         description = _description(description, n, dim)
         index = _made(description, dim)
+        _say_size(index, n, description)
         wanted = 0 if index.is_trained else _training_cells(index, n, description)
         training = np.sort(rng.choice(n, wanted, replace=False))
         held_out = draw_held_out(codes, n_held_out, rng) if n_held_out else np.zeros(0, dtype=np.int64)
@@ -360,6 +373,37 @@ def _made(description: str, dim: int) -> Any:
             f"Expected `index` to be 'exact', {COMPRESSED!r}, {SCGPT!r} or a description for faiss' index_factory such as "
             f"'IVF1024,SQ8', found {description!r} ({_said(error)})."
         ) from None
+
+
+def _bytes_of_a_cell(index: Any) -> int | None:
+    """What a cell takes in memory: its code, and its number in a list; ``None`` where faiss does not know."""
+    inverted = _inverted(index)
+    if inverted is not None:
+        return int(inverted.code_size) + 8
+    try:
+        return int(index.sa_code_size())
+    except RuntimeError:
+        return None
+
+
+def _say_size(index: Any, n: int, description: str) -> None:
+    """Say what an index will take before it is built."""
+    each, there = _bytes_of_a_cell(index), _memory()
+    if each is None or (size := n * each) < _MUCH:
+        return
+    logger.info("The index %r of %s cells takes about %.1f GB of memory.", description, f"{n:,}", size / 1e9)
+    if there is not None and size > there:
+        warn_user(
+            f"Expected an index that fits into the {there / 1e9:.1f} GB of memory that this machine has, found {description!r} "
+            f"of {n:,} cells, which takes about {size / 1e9:.1f} GB. Take {SCGPT!r}, which takes some 30 bytes a cell, or index "
+            "fewer cells."
+        )
+
+
+def _memory() -> int | None:
+    """Bytes of memory of this machine, where the system says."""
+    known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(getattr(os, "sysconf_names", ()))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else None
 
 
 def _training_cells(index: Any, n: int, description: str) -> int:

@@ -103,7 +103,8 @@ def index_reference(
     Warns
     -----
     UserWarning
-        If cells expressed no known gene when they were embedded; they are left out.
+        If cells expressed no known gene when they were embedded; they are left out.  If a compressed index takes more memory
+        than the machine has.
 
     Examples
     --------
@@ -163,7 +164,8 @@ def index_store(
 ) -> Path:
     """Make an index of annotated cells on disk, of any number, in blocks :cite:p:`Cui2024`.
 
-    In memory are the index (see ``index``), a sample of vectors to train it on, the columns of ``obs``, and a block.
+    In memory are the index (see ``index``; 33 million cells of 512 dimensions take 17 GB if compressed, 1 GB in scGPT's
+    form, and a message says how much before it is built), a sample of vectors to train it on, the columns of ``obs``, and a block.
 
     Parameters
     ----------
