@@ -266,6 +266,21 @@ def test_batches_that_are_held_out_keep_cells_of_new_donors():
         found = sct.tl.map_reference(query, index, reject=0.05, copy=True)
         lost.append((found.obs["mapped_cell_type"] == "unassigned").mean())
     assert lost[1] < lost[0]
+    # A table is held out like an index of it.
+    directly = sct.tl.map_reference(query, reference, label_key="kind", batch_key="donor", reject=0.05, copy=True)
+    pd.testing.assert_frame_equal(directly.obs, found.obs)
+    assert directly.uns["mapped_cell_type"]["params"]["held_out_across"] == "donor"
+
+
+def test_batches_are_of_a_table_and_for_what_is_calibrated(query, reference):
+    reference.obs["donor"] = ["one", "two"] * 30
+    with pytest.raises(ValueError, match="Expected `calibrate` or `reject` with batch_key='donor'"):
+        sct.tl.map_reference(query, reference, label_key="kind", batch_key="donor")
+    index = sct.tl.index_reference(reference, label_key="kind")
+    with pytest.raises(ValueError, match="Expected no `batch_key` with an index"):
+        sct.tl.map_reference(query, index, batch_key="donor", calibrate=True)
+    with pytest.raises(KeyError, match="'donors'"):
+        sct.tl.map_reference(query, reference, label_key="kind", batch_key="donors", calibrate=True)
 
 
 def test_an_index_in_faiss_form_maps_like_the_table(query, reference, tmp_path):

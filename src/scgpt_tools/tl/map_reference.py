@@ -46,6 +46,7 @@ def map_reference(
     reference: AnnData | MuData | ReferenceIndex | AtlasIndex | str | PathLike[str],
     *,
     label_key: str | None = None,
+    batch_key: str | None = None,
     use_rep: str = "X_scGPT",
     k: int = 10,
     how: Vote = "majority",
@@ -70,6 +71,10 @@ def map_reference(
         to, which may be an index of scGPT's own (``index.faiss``, ``meta.h5ad``, ``index_config.json``).
     label_key
         Column of ``obs`` of the reference with the types; an index has them already.
+    batch_key
+        Column of ``obs`` of the reference with batches, such as donors or data sets, of which held-out cells are mapped to
+        others, for ``calibrate`` and ``reject``: what is right within a batch is not within another.  An index has this
+        from :func:`index_reference`.
     use_rep
         Key of ``obsm`` with the embedding, of both.
     k
@@ -122,11 +127,12 @@ def map_reference(
     Raises
     ------
     KeyError
-        If ``label_key`` or ``use_rep`` is absent.
+        If ``label_key``, ``batch_key`` or ``use_rep`` is absent.
     ValueError
         If query and reference were embedded by different models or in different ways, have columns of other names, a
-        vector is not finite, ``key_added`` is the name of something else, or the index has no held-out cells to calibrate
-        with, as scGPT's own have none.
+        vector is not finite, ``key_added`` is the name of something else, ``label_key`` or ``batch_key`` is given with an index,
+        ``batch_key`` without ``calibrate`` or ``reject``, or the index has no held-out cells to calibrate with, as scGPT's
+        own have none.
 
     Warns
     -----
@@ -136,7 +142,7 @@ def map_reference(
     Notes
     -----
     Confidences and p-values mean what they say for new cells that differ from the reference no more than its held-out
-    cells do.  Those of an index made with ``batch_key`` were mapped to other batches and allow for what a batch changes;
+    cells do.  With ``batch_key``, here or of the index, these were mapped to other batches, and allow for what a batch changes;
     without it they were mapped to cells of their own batch as well, and cells of a new data set are rejected too often.
     """
     check_arguments(map_reference, locals())
@@ -148,7 +154,12 @@ def map_reference(
     check_new_key(cells, "obs", key_added, default="mapped_cell_type")
     vectors, source = embedding_of(cells, use_rep)
     calibrates = calibrate or reject > 0
-    index = _open_reference(reference, label_key, use_rep, modality, N_HELD_OUT if calibrates else 0)
+    if batch_key is not None and not calibrates:
+        raise ValueError(
+            f"Expected `calibrate` or `reject` with batch_key={batch_key!r}, which says where held-out cells are looked up, found "
+            "neither. Pass one of them, or leave `batch_key` out."
+        )
+    index = _open_reference(reference, label_key, batch_key, use_rep, modality, N_HELD_OUT if calibrates else 0)
     if calibrates and index.calibration is None:
         raise ValueError(
             "Expected an index with held-out cells to calibrate confidences or reject unknown cells, found one without. "
@@ -233,7 +244,7 @@ def _neighbours(index: Index, vectors: NDArray[np.float32], k: int, backend: Bac
 
 
 def _open_reference(
-    reference: Any, label_key: str | None, use_rep: str, modality: str | None, n_held_out: int
+    reference: Any, label_key: str | None, batch_key: str | None, use_rep: str, modality: str | None, n_held_out: int
 ) -> Index:
     if isinstance(reference, str | PathLike):
         folder = as_path("reference", reference)
@@ -242,6 +253,11 @@ def _open_reference(
         if label_key is not None:
             raise ValueError(
                 f"Expected no `label_key` with an index, which has its types already, found {label_key!r}."
+            )
+        if batch_key is not None:
+            raise ValueError(
+                f"Expected no `batch_key` with an index, whose held-out cells are mapped already, found {batch_key!r}. Pass it "
+                "to `index_reference`."
             )
         return reference
     if not hasattr(reference, "obsm"):
@@ -253,4 +269,11 @@ def _open_reference(
         raise ValueError(
             f"Expected `label_key` to name the column of `obs` with the types, one of {columns}; found None."
         )
-    return index_reference(reference, label_key=label_key, use_rep=use_rep, modality=modality, n_held_out=n_held_out)
+    return index_reference(
+        reference,
+        label_key=label_key,
+        use_rep=use_rep,
+        batch_key=batch_key,
+        modality=modality,
+        n_held_out=n_held_out,
+    )
