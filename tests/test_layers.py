@@ -19,6 +19,7 @@ LAYERS = (
         "_docs",
         "_cpus",
         "_files",
+        "_labels",
         "_lookup",
         "_outputs",
         "_validate",

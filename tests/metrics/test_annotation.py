@@ -43,6 +43,25 @@ def test_cells_of_unknown_type_do_not_count():
     assert sct.metrics.score_annotation(truth, [*TRUTH, "B", "T"]) == (1.0,) * 5
 
 
+def test_blank_labels_are_no_class():
+    truth, predicted = [*TRUTH, "", "  "], ["", *TRUTH[1:], "B", "T"]
+    scores = sct.metrics.score_annotation(truth, predicted)
+    assert (scores.accuracy, scores.assigned) == (5 / 6, 5 / 6)
+    assert list(sct.metrics.class_scores(truth, predicted).index) == ["B", "NK", "T"]
+    table = sct.metrics.confusion_table(truth, predicted, normalize="none")
+    assert list(table.index) == ["B", "NK", "T"]
+    assert list(table.columns) == ["B", "NK", "T", "no prediction"]
+    with pytest.raises(ValueError, match="none among 2"):
+        sct.metrics.score_annotation(["", np.nan], ["B", "T"])
+
+
+def test_whole_numbers_are_the_classes_that_training_calls_them():
+    """Missing values make a column of whole numbers floats."""
+    assert sct.metrics.score_annotation([1.0, 2.0, np.nan], ["1", "2", "2"]).accuracy == 1
+    assert sct.metrics.score_annotation(["1", "2", "2"], [1.0, 2.0, np.nan]).accuracy == pytest.approx(2 / 3)
+    assert sct.metrics.score_annotation([1.5, 2.0], ["1.5", "2.0"]).accuracy == 1
+
+
 def test_each_class_by_itself():
     table = sct.metrics.class_scores(TRUTH, ["B", "B", "T", "T", "T", "T"])
     assert table.loc["B"].to_dict() == pytest.approx({"precision": 1, "recall": 2 / 3, "f1": 0.8, "cells": 3})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._labels import missing_labels, spelled_labels
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_key
 from scgpt_tools._warnings import warn_user
@@ -58,7 +59,9 @@ def read_classes(
         raise ValueError(
             f"Expected a value in obs[{key!r}] {wanted}, found none for {int((~known).sum())} cells{first}."
         )
-    texts = _spelled(column[known], names)
+    texts = column[known].astype(str)
+    if names is None or not set(texts.unique()) <= set(names):
+        texts = spelled_labels(column[known])
     if names is None:
         names = tuple(sorted(texts.unique()))
         _check_names(names, key)
@@ -69,24 +72,6 @@ def read_classes(
     codes = np.full(len(column), UNKNOWN, dtype=np.int64)
     codes[known] = places
     return Classes(codes, names)
-
-
-def missing_labels(column: pd.Series) -> NDArray[np.bool_]:
-    """(cells,) True where a label is missing: no value, or a text that is empty or white space."""
-    codes, kinds = pd.factorize(column)
-    blank = np.array([isinstance(kind, str) and not kind.strip() for kind in kinds], dtype=bool)
-    # The last entry is that of missing values, whose code is -1.
-    return np.append(blank, True)[codes]
-
-
-def _spelled(labels: pd.Series, names: Sequence[str] | None) -> pd.Series:
-    """Labels as text; whole floats as whole numbers, unless a model knows them otherwise."""
-    texts = labels.astype(str)
-    if names is not None and set(texts.unique()) <= set(names):
-        return texts
-    if not all(isinstance(label, float | np.floating) and float(label).is_integer() for label in labels):
-        return texts
-    return labels.map(lambda label: str(int(label)))
 
 
 def _check_names(names: tuple[str, ...], key: str) -> None:

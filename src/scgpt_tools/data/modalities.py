@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scgpt_tools._labels import missing_labels
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_integer
-from scgpt_tools.data.classes import missing_labels
 from scgpt_tools.data.rows import RawBlock, RowSource, row_keys
 from scgpt_tools.tokens.coverage import some
 from scgpt_tools.tokens.values import canonical

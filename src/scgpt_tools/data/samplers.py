@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._labels import missing_labels
 from scgpt_tools._validate import check_flag, check_integer
-from scgpt_tools.data.classes import missing_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

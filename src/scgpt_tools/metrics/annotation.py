@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
+from scgpt_tools._labels import missing_labels, spelled_labels
 from scgpt_tools._validate import check_choice
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def score_annotation(
     Parameters
     ----------
     truth
-        Known class of each cell; cells without one (NaN) are left out.
+        Known class of each cell; cells without one (a missing value, or a text that is empty or white space) are left out.
     predicted
-        Predicted class of each cell.
+        Predicted class of each cell; one that is missing counts as none.
     unassigned
-        What stands for no prediction, as a missing value does; such cells count as missed.
+        What stands for no prediction, as a missing value or an empty text does; such cells count as missed.
 
     Returns
     -------
@@ -80,9 +81,9 @@ def class_scores(truth: ArrayLike, predicted: ArrayLike) -> pd.DataFrame:
     Parameters
     ----------
     truth
-        Known class of each cell; cells without one (NaN) are left out.
+        Known class of each cell; cells without one (a missing value, or a text that is empty or white space) are left out.
     predicted
-        Predicted class of each cell.
+        Predicted class of each cell; one that is missing counts as none.
 
     Returns
     -------
@@ -101,9 +102,9 @@ def confusion_table(truth: ArrayLike, predicted: ArrayLike, *, normalize: Normal
     Parameters
     ----------
     truth
-        Known class of each cell; cells without one (NaN) are left out.
+        Known class of each cell; cells without one (a missing value, or a text that is empty or white space) are left out.
     predicted
-        Predicted class of each cell.
+        Predicted class of each cell; one that is missing counts as none.
     normalize
         What the counts are divided by.
 
@@ -124,12 +125,15 @@ def confusion_table(truth: ArrayLike, predicted: ArrayLike, *, normalize: Normal
 
 
 def _known(truth: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-    """Both as text, for the cells whose class is known."""
+    """Both as text, spelled as in training, for the cells whose class is known."""
     true, guess = (pd.Series(np.asarray(labels, dtype=object)) for labels in (truth, predicted))
     if len(true) != len(guess):
         raise ValueError(f"Expected one prediction per cell, found {len(guess)} for {len(true)} cells.")
-    known = true.notna().to_numpy()
+    known = ~missing_labels(true)
     if not known.any():
         raise ValueError(f"Expected cells whose class is known, found none among {len(true)}.")
-    guess = guess.astype(object).where(guess.notna(), _NONE)
-    return true[known].astype(str).to_numpy(dtype=str), guess[known].astype(str).to_numpy(dtype=str)
+    true, guess = true[known], guess[known]
+    answered = ~missing_labels(guess)
+    names = np.full(len(guess), _NONE, dtype=object)
+    names[answered] = spelled_labels(guess[answered])
+    return spelled_labels(true).to_numpy(dtype=str), names.astype(str)
