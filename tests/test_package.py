@@ -38,6 +38,12 @@ def test_completion_offers_what_is_public_and_nothing_else(name):
     assert dir(scgpt_tools) == sorted(scgpt_tools.__all__)
 
 
+def test_tables_of_genes_are_attributes_in_a_fresh_process():
+    code = "import scgpt_tools as sct; print(sct.tokens.orthologs.__name__, sct.tokens.gene_lists.orthologs.__name__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["scgpt_tools.tokens.orthologs", "orthologs"]
+
+
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'tools'"):
         _ = scgpt_tools.tools

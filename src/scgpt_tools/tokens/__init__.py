@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scgpt_tools.tokens import gene_lists, joint, joint_features, orthologs  # noqa: F401  attributes of the API page
 from scgpt_tools.tokens.batch import TokenBatch
 from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
 from scgpt_tools.tokens.coverage import Coverage
