@@ -54,7 +54,7 @@ def test_columns_of_the_same_gene(adata, model):
     again.var_names = ["GENE1 again"]
     twice = ad.concat([adata, again], axis="var", merge="first")
     twice.var["name"] = [name.split()[0] for name in twice.var_names]
-    with pytest.warns(UserWarning, match="1 columns match a gene that another column has"):
+    with pytest.warns(UserWarning, match="1 column matches a gene that another column has"):
         np.testing.assert_allclose(embed(twice, model, genes="name"), expected, atol=1e-6)
     assert np.abs(embed(twice, model, genes="name", duplicates="all") - expected).max() > 1e-4
     with pytest.raises(ValueError, match="Expected one column per gene"):

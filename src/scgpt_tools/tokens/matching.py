@@ -164,10 +164,11 @@ def report(
             "Merge or drop them, or choose with duplicates='most_counts', 'first' or 'all'."
         )
     if coverage.n_duplicates and duplicates != "all":
+        extra = "1 column matches" if coverage.n_duplicates == 1 else f"{coverage.n_duplicates} columns match"
         rule = "with the most counts" if duplicates == "most_counts" else "that is matched best, or the first,"
         warn_user(
-            f"{coverage.n_duplicates} columns{where} match a gene that another column has. Of each gene the column "
-            f"{rule} is read: {some(_chosen(coverage))}. Merge them, or choose with `duplicates=`.",
+            f"{extra} a gene that another column{where} has. Of each gene the column {rule} is read: "
+            f"{some(_chosen(coverage))}. Merge them, or choose with `duplicates=`.",
             once_about=coverage.names,
         )
     if coverage.share < min_coverage:
