@@ -5,6 +5,9 @@ import numpy as np
 
 import scgpt_tools as sct
 
+if hasattr(md, "set_options"):
+    md.set_options(pull_on_update=False)  # mudata before 0.4 warns at each copy otherwise
+
 mdata = sct.datasets.load("pbmc_citeseq_2runs")  # or mudata.read_h5mu("cells.h5mu")
 # Proteins are read from counts: the centred log ratios in X are negative in part, and made anew by the model.
 counts = {"rna": "counts", "prot": "counts"}

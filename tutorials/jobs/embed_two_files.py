@@ -20,6 +20,6 @@ sct.pl.embedding(both, ["study", "cell_type_harmonised", "CD3D"], save="two_file
 
 scores = sct.metrics.score_clusters(both.obsm["X_scGPT"], both.obs["cell_type_harmonised"])
 print(scores)
-print(sct.get.provenance(first))
+print(sct.get.provenance(first).T)
 first.write_h5ad("first_embedded.h5ad")
 second.write_h5ad("second_embedded.h5ad")

@@ -11,4 +11,5 @@ print(coverage)
 sct.pl.coverage(coverage, save="coverage.png", show=False)
 
 sct.tl.embed(cells, "scgpt-demo", genes="gene_symbol")
+# The demo model has seen blood cells only, and hardly tells these lines of lung cancer apart.
 sct.pl.embedding(cells, ["cell_type", "batch"], save="lines.png", show=False)

@@ -15,7 +15,7 @@ print("the same model:", again.checksum == model.checksum)
 sct.tl.annotate(blood, again)
 sct.tl.embed(blood, again)
 blood.write_h5ad("annotated.h5ad")
-print(sct.get.provenance(ad.read_h5ad("annotated.h5ad")))
+print(sct.get.provenance(ad.read_h5ad("annotated.h5ad")).T)
 
 # A run goes on from its folder, here with one more epoch, as if it had never stopped.
 longer = sct.train.finetune(blood, "scgpt-demo", epochs=2, resume=True, **training)
