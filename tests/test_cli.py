@@ -560,6 +560,24 @@ def test_finetune_reads_a_screen_as_it_is_told_to(tmp_path, capsys):
     assert tuned.config.perturbation_flags == (FLAGS["down"],)
 
 
+@pytest.mark.filterwarnings("ignore:The predictions of")
+@pytest.mark.filterwarnings("ignore:Expected perturbed cells of the part")
+def test_finetune_scores_with_the_matching_and_the_contexts_of_training(tmp_path, capsys):
+    table = screen(5)
+    vocabulary = Vocabulary.from_genes(list(table.var_names))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sct.CellModel(scgpt(vocabulary, dim=8, layers=1, heads=2, hidden=8), vocabulary).save(tmp_path / "base")
+    table.var_names = table.var_names.str.lower()
+    table.obs["condition"] = table.obs["condition"].astype(str).str.lower()
+    table.write_h5ad(tmp_path / "screen.h5ad")
+    words = ["finetune", tmp_path / "screen.h5ad", "--task", "perturb", "--model", tmp_path / "base", "--epochs", 1]
+    words += ["--ignore-case", "true", "--within", "batch", "--output", tmp_path / "tuned", "--accelerator", "cpu"]
+    assert run(*words) == 0, capsys.readouterr().err
+    conditions = pd.read_csv(tmp_path / "tuned" / "scores.csv")["condition"]
+    assert {name[:2] for name in conditions} == {"a_", "b_"}
+
+
 def test_finetune_names_the_nearest_model_type(tmp_path, capsys):
     assert run("finetune", "--dataset", "none", "--output", tmp_path, "--model-type", "scgenept_go_d") == 2
     assert "Did you mean 'scgenept_go_" in capsys.readouterr().err

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 
 import scgpt_tools as sct
@@ -55,6 +58,20 @@ def test_preprocess(cells, suffix, capsys):
     assert run(*words, "--overwrite") == 0
 
 
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_preprocess_keeps_the_rest_of_a_table(cells, suffix):
+    cells.varm["loadings"] = np.arange(cells.n_vars, dtype=np.float32)[:, None]
+    cells.obsp["distances"] = sp.csr_matrix(np.eye(cells.n_obs, dtype=np.float32))
+    cells.raw = cells.copy()
+    files._write(cells, Path(f"all{suffix}"))
+    assert run("preprocess", f"all{suffix}", "-o", "out.h5ad", "--n_top_genes", "10") == 0
+    written = ad.read_h5ad("out.h5ad")
+    places = cells.var_names.get_indexer(written.var_names)
+    np.testing.assert_array_equal(written.varm["loadings"][:, 0], places)
+    np.testing.assert_array_equal(written.obsp["distances"].toarray(), np.eye(cells.n_obs))
+    assert list(written.raw.var_names) == list(cells.var_names)
+
+
 def test_preprocess_by_a_file_of_scmodelforge(cells, tmp_path):
     (tmp_path / "theirs.yaml").write_text(
         "data: {paths: [cells.h5ad], preprocessing: {target_sum: 100, hvg_selection: 5}}"
@@ -80,6 +97,18 @@ def test_shards_and_their_vocabulary(cells, model, tmp_path, capsys):
     words = ["shard", "--config", "theirs.yaml", "--output-dir", "other", "--gene-vocab", f"{model}/vocab.json"]
     assert cli.main(words, program="scmodelforge") == 0
     assert json.loads((tmp_path / "other" / "manifest.json").read_text())["shard_sizes"] == [6, 6]
+
+
+@pytest.mark.filterwarnings("default:Settings of scModelForge")
+def test_shards_say_what_a_file_asks_for_in_vain(cells, model, tmp_path, capsys):
+    (tmp_path / "theirs.yaml").write_text(
+        f"data: {{paths: [cells.h5ad], gene_vocab: {model}/vocab.json, preprocessing: {{normalize: library_size}}}}"
+    )
+    words = ["shard", "--config", "theirs.yaml", "--output-dir"]
+    assert cli.main([*words, "out"], program="scmodelforge") == 0
+    assert "data.preprocessing (shards hold values as the table has them" in capsys.readouterr().err
+    assert cli.main([*words, "other", "--data.source", "cellxgene_census"], program="scmodelforge") == 2
+    assert "Expected `data.source` 'local'" in capsys.readouterr().err
 
 
 def test_an_index_and_what_is_mapped_to_it(cells, tmp_path):
@@ -146,6 +175,53 @@ def test_predict_a_perturbation(predictor, tmp_path, monkeypatch, capsys):
     assert "predicted" in ad.read_h5ad("out.h5ad").layers
     assert run("predict", "screen.h5ad", "--model", predictor, "--threshold", "0.5", "-o", "other.h5ad") == 2
     assert "Expected no --threshold for the task 'perturb'" in capsys.readouterr().err
+
+
+def test_predict_from_a_pool_of_controls_writes_a_table_of_cells(predictor, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = screen(5)
+    table.write_h5ad("screen.h5ad")
+    gene = str(table.var_names[0])
+    words = ("predict", "screen.h5ad", "--model", predictor, "--perts", gene, "-o")
+    assert run(*words, "cells.h5ad", "--bootstrap", "true", "--n_controls", "7") == 0
+    written = ad.read_h5ad("cells.h5ad")
+    expected = sct.tl.predict_perturbation(table, gene, predictor, bootstrap=True, n_controls=7, as_anndata=True)
+    np.testing.assert_allclose(written.X, expected.X, rtol=1e-5)
+    assert list(written.obs["control_cell"]) == list(expected.obs["control_cell"])
+    assert run(*words, "cells.h5ad", "--as_anndata", "true") == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_scores_read_genes_and_controls_as_they_are_told(predictor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = screen(5)
+    sct.pp.perturbation_split(table, rng=0)
+    table.write_h5ad("screen.h5ad")
+    asked = {}
+
+    def evaluate(adata, predictions, **options):
+        asked.update(options)
+        return SimpleNamespace(table=pd.DataFrame({"value": [1.0]}))
+
+    monkeypatch.setattr(predicting.tl, "evaluate_perturbation", evaluate)
+    options = {"symbols": "symbol", "ignore_case": True, "within": "batch", "bootstrap": True}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    assert run("evaluate", "screen.h5ad", "--model", predictor, *words) == 0
+    assert {name: asked[name] for name in options} == options
+
+
+def test_knockout_writes_a_table_and_prints_it(cells, model, capsys):
+    words = ("knockout", "cells.h5ad", "--model", model, "--genes", "[GENE1,GENE2]", "--groupby", "cell_type",
+             "--min_cells", 1, "--n_null", "null", "-o")  # fmt: skip
+    assert run(*words, "out.h5ad") == 0
+    written = ad.read_h5ad("out.h5ad")
+    expected = sct.tl.knockout(cells, model, genes=["GENE1", "GENE2"], groupby="cell_type", min_cells=1, n_null=None)
+    assert list(written.obs["gene"]) == list(expected.obs["gene"])
+    np.testing.assert_allclose(written.obs["shift"], expected.obs["shift"], rtol=1e-5)
+    said = capsys.readouterr()
+    assert "Wrote 4 rows" in said.err
+    assert sum(line.split()[0] in ("GENE1", "GENE2") for line in said.out.splitlines()) == 4
+    assert run(*words, "out.h5ad") == 2
 
 
 def test_predict_needs_a_model_that_predicts(cells, model, capsys):

@@ -101,6 +101,26 @@ def test_predictions_come_from_controls_only(cells, model):
     np.testing.assert_array_equal(sct.tl.screen(changed, list(HELD), model, n_controls=None).X, profiles.X)
 
 
+def test_the_pool_of_the_original_is_drawn_with_replacement(cells, model):
+    prepared = HeldOutScreen.read(cells)
+    inputs = np.flatnonzero(prepared.is_input)
+    pool = prepared.controls("", 50, seed=3, bootstrap=True)
+    np.testing.assert_array_equal(pool, inputs[np.random.RandomState(3).randint(0, len(inputs), 50)])
+    once = sct.tl.evaluate_perturbation(cells, {"m": model}, n_controls=50)
+    drawn = sct.tl.evaluate_perturbation(cells, {"m": model}, n_controls=50, bootstrap=True)
+    own, other = (scores.table.query("method == 'm'")["value"].to_numpy() for scores in (once, drawn))
+    assert not np.allclose(own, other)
+
+
+def test_genes_are_matched_as_asked(cells, model):
+    cells.var_names = cells.var_names.str.lower()
+    cells.obs["condition"] = cells.obs["condition"].astype(str).str.lower()
+    with pytest.raises(ValueError, match="vocabulary"):
+        sct.tl.evaluate_perturbation(cells, {"m": model})
+    scores = sct.tl.evaluate_perturbation(cells, {"m": model}, ignore_case=True)
+    assert scores.models == ("m",)
+
+
 def test_layers_of_predictions_are_averaged(cells, model):
     sct.tl.predict_perturbation(cells, None, model)
     scores = sct.tl.evaluate_perturbation(cells, "predicted")

@@ -118,6 +118,26 @@ class TableCommand(Command):
 
 
 @dataclass(frozen=True)
+class NewTableCommand(Command):
+    """A function of a table that returns a new one, which is written and, as a data frame, printed."""
+
+    shown: str = ""
+    """The function that reads a data frame from the new table, as its module and name."""
+
+    def add_arguments(self, parser: ArgumentParser, function: Callable[..., Any]) -> None:
+        """Add the files and what the function takes, its table excepted."""
+        add_tables(parser, output="New table with the results, .h5ad or .zarr.")
+        add_function(parser, function, skip={first_of(function)})
+        if "modality" not in names_of(parser):
+            parser.add_argument("--modality", default=None, help="Which modality of a MuData to read.")
+
+    def run(self, options: dict[str, Any]) -> None:
+        """Open the input, call the function, write and print its table."""
+        result = write_new_table(self.resolve(), options)
+        print(resolved(self.shown)(result).to_string(index=False, max_rows=60, float_format="{:.4g}".format))
+
+
+@dataclass(frozen=True)
 class EmbedCommand(TableCommand):
     """Embedding, which has a second way for tables and machines of any size."""
 
@@ -198,7 +218,7 @@ class TaskCommand(Command):
                 parser.add_argument("input", help=about(each)[1]["input"])
             if "output" in signature(each).parameters:
                 _add_output(parser, each)
-            skipped = {first_of(each), "copy", "as_anndata"} if self.tables else set()
+            skipped = {first_of(each), "copy"} if self.tables else set()
             add_function(parser, each, skip=skipped, optional=True)
 
     def run(self, options: dict[str, Any]) -> None:
@@ -207,7 +227,9 @@ class TaskCommand(Command):
         chosen, options = self.resolve()(options, **{name: options.pop(name) for name in own if name in options})
         function = resolved(lookup(self.functions, chosen, "task"))
         check_taken(chosen, options, function, {"input", "output", "overwrite"} if self.tables else ())
-        if self.tables:
+        if options.get("as_anndata"):
+            write_new_table(function, options)
+        elif self.tables:
             run_on_table(function, options, takes_mudata=chosen == "impute", embeddings=True)
         else:
             function(**options)
@@ -228,10 +250,12 @@ def first_of(function: Callable[..., Any]) -> str:
     return next(iter(signature(function).parameters))
 
 
-def add_tables(parser: ArgumentParser) -> None:
+def add_tables(
+    parser: ArgumentParser, *, output: str = "Copy of the input with the results, in the same format."
+) -> None:
     """Add a table to read and one to write."""
     parser.add_argument("input", help="Table to read: .h5ad, .h5mu or .zarr. Its matrices are read in blocks.")
-    parser.add_argument("-o", "--output", required=True, help="Copy of the input with the results, in the same format.")
+    parser.add_argument("-o", "--output", required=True, help=output)
     parser.add_argument(
         "--overwrite", action="store_true", help="Replace the output if it exists; it may be the input then."
     )
@@ -259,6 +283,22 @@ def run_on_table(
         write(results, modality=modality, joint=joint)
     places = (f"{slot}[{name!r}]" for slot, elements in results.items() for name in elements)
     logger.info("Wrote %s with %s.", target, ", ".join(places))
+
+
+def write_new_table(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Open the input, call a function on it, write the table that it returns, and return that."""
+    from scgpt_tools.cli.files import place_for_table, write_table  # imports AnnData
+    from scgpt_tools.data.stores import open_table  # AnnData, too
+
+    source, target, overwrite = (options.pop(name) for name in ("input", "output", "overwrite"))
+    modality = options.pop("modality", None)
+    read_tables_of_names(options)
+    final = place_for_table(source, target, overwrite=overwrite)
+    with open_table(source, modality=modality, embeddings=True) as table:
+        result = function(table, **options)
+    write_table(result, final)
+    logger.info("Wrote %d rows and %d columns to %s.", *result.shape, final)
+    return result
 
 
 def check_taken(task: str, options: Mapping[str, Any], function: Callable[..., Any], others: Collection[str]) -> None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from scgpt_tools.cli.command import Command, EmbedCommand, IndexCommand, TableCommand, TaskCommand
+from scgpt_tools.cli.command import (
+    Command,
+    EmbedCommand,
+    IndexCommand,
+    NewTableCommand,
+    TableCommand,
+    TaskCommand,
+)
 from scgpt_tools.cli.training import FinetuneCommand, PretrainCommand
 
 COMMANDS: dict[str, Command] = {
@@ -12,6 +19,11 @@ COMMANDS: dict[str, Command] = {
     "index": IndexCommand("scgpt_tools.tl:index_store", "index annotated cells to map others to"),
     "map": TableCommand(
         "scgpt_tools.tl:map_reference", "name cell types by the nearest cells of an index", embeddings=True
+    ),
+    "knockout": NewTableCommand(
+        "scgpt_tools.tl:knockout",
+        "change one gene at a time in cells, without a screen",
+        shown="scgpt_tools.get:knockout",
     ),
     "predict": TaskCommand(
         "scgpt_tools.cli.predicting:choose_prediction",

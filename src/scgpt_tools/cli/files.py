@@ -15,7 +15,7 @@ from scgpt_tools._optional import optional
 from scgpt_tools._outputs import check_place, claimed, put_in_place
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.shards import MANIFEST, write_shards
-from scgpt_tools.data.stores import check_target, open_table
+from scgpt_tools.data.stores import check_target, open_table, read_table
 from scgpt_tools.models import CellModel, formats
 from scgpt_tools.models.families import original_format
 from scgpt_tools.models.publishing import push_folder
@@ -72,7 +72,7 @@ def preprocess(
     Parameters
     ----------
     input
-        Table with raw counts: .h5ad, .h5mu or .zarr.  It is read into memory.
+        Table with raw counts: .h5ad, .h5mu or .zarr.  It is read into memory, and what else it has is kept.
     output
         Where the new table goes, .h5ad or .zarr, with the values in its layers ``X_normed``, ``X_log1p`` and ``X_binned``.
     overwrite
@@ -104,11 +104,9 @@ def preprocess(
     rng
         Seed of what is drawn.
     """
-    final = _table_to_write(input, output, overwrite=overwrite)
-    with open_table(input, modality=modality, embeddings=True) as table:
-        cells = table.to_memory()
+    final = place_for_table(input, output, overwrite=overwrite)
     result = pp.preprocess(
-        cells,
+        read_table(input, modality=modality),
         layer=layer,
         min_gene_counts=min_gene_counts,
         min_cell_counts=min_cell_counts,
@@ -122,10 +120,7 @@ def preprocess(
         ties=ties,
         rng=rng,
     )
-    with claimed(final) as folder:
-        copy = folder / f"copy{final.suffix}"
-        _write(result, copy)
-        put_in_place(copy, final)
+    write_table(result, final)
     logger.info("Wrote %d cells and %d genes to %s.", *result.shape, final)
 
 
@@ -253,6 +248,14 @@ def push(
     )
 
 
+def write_table(table: AnnData, final: Path) -> None:
+    """Write a new table, which takes its place when it is complete."""
+    with claimed(final) as folder:
+        copy = folder / f"copy{final.suffix}"
+        _write(table, copy)
+        put_in_place(copy, final)
+
+
 def _write(table: AnnData, path: Path) -> None:
     """Write a table in the format of its ending; zarr in its third format, whatever the version of AnnData."""
     if path.suffix == ".h5ad":
@@ -265,7 +268,7 @@ def _write(table: AnnData, path: Path) -> None:
         write_elem(group, "/", table)
 
 
-def _table_to_write(source: str, output: str, *, overwrite: bool) -> Path:
+def place_for_table(source: str, output: str, *, overwrite: bool) -> Path:
     """Refuse a place for a table that could not be written there, before any work begins."""
     final = as_path("output", output)
     if final.suffix not in (".h5ad", ".zarr"):

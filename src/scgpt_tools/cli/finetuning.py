@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("scgpt_tools.cli")
 
+# What training and evaluation of a screen read cells by.
+_READ = ("within", "layer", "genes", "symbols", "aliases", "ignore_case", "duplicates")
+
 
 def finetune_files(learn: Callable[..., CellModel], options: dict[str, Any]) -> None:
     """Fine-tune a model on a table or a data set, and write all that comes of it.
@@ -83,7 +86,7 @@ def _finetune_on_screen(
     tuned = learn(cells, model, **options)
     _save(tuned, place)
     if isinstance(split, str):
-        read = {name: options[name] for name in ("layer", "genes") if name in options}
+        read = {name: options[name] for name in _READ if name in options}
         scores = tl.evaluate_perturbation(
             cells, {"model": tuned}, condition_key=condition_key, split=split, rng=rng, **read
         )

@@ -30,6 +30,7 @@ _FROM_SHELL: dict[str, Any] = {
 }
 _HELP = {
     "model": "A released name (see `scgpt-tools models`), a repository of the Hugging Face Hub, or a folder.",
+    "as_anndata": "Write the predicted cells as a new table, .h5ad or .zarr, and no layers of the input; --bootstrap does so too.",
     "symbols": "Symbol of each Ensembl id: a column of var, or a .csv or .tsv file with two columns, id and symbol.",
     "aliases": "Current symbols of outdated ones: a .csv or .tsv file with two columns, old and new name.",
 }

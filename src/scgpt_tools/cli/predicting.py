@@ -40,6 +40,9 @@ def choose_prediction(
     """
     if "model" not in options and task != "perturb":
         raise ValueError("Expected --model, the folder of a fine-tuned model, found none.")
+    if options.get("bootstrap"):
+        # A control that is drawn twice has one row in a layer only.
+        options = {**options, "as_anndata": True}
     if task == "auto":
         model = CellModel.from_pretrained(options["model"], device=options.get("device"))
         return task_of(model), {**options, "model": model}
@@ -186,9 +189,14 @@ def evaluate_perturbation(
     within: str | None = None,
     layer: str | None = None,
     genes: str | None = None,
+    symbols: Any = None,
+    aliases: Any = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "most_counts",
     metrics: Sequence[str] | None = None,
     cells: bool = False,
     n_controls: int = 300,
+    bootstrap: bool = False,
     batch_size: int = 64,
     device: str | None = None,
     precision: Precision = "auto",
@@ -218,12 +226,16 @@ def evaluate_perturbation(
         Key of ``layers`` to read; none takes ``X``.
     genes
         Column of ``var`` with the gene names that the vocabulary holds; none takes ``var_names``.
+    symbols, aliases, ignore_case, duplicates
+        How to match names to the vocabulary.
     metrics
         Names of the metrics; none takes the usual ones.
     cells
         Score distributions of cells as well.
     n_controls
         Controls to predict each condition from.
+    bootstrap
+        Draw exactly so many of them with replacement, as scGenePT does.
     batch_size
         Cells computed at once.
     device
@@ -245,9 +257,14 @@ def evaluate_perturbation(
         within=within,
         layer=layer,
         genes=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
         metrics=metrics,
         cells=cells,
         n_controls=n_controls,
+        bootstrap=bootstrap,
         batch_size=batch_size,
         device=device,
         precision=precision,

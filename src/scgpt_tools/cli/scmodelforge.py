@@ -203,10 +203,18 @@ def _exporting(said: Said, given: Given) -> Tree:
 
 
 def _sharding(said: Said, given: Given) -> Tree:
-    del given
+    options: Tree = {"input": _one_local_path(said), "shard_size": said["data.shards.shard_size"]}
+    genes = said["data.gene_vocab"] if said.asks("data.gene_vocab") else None
+    if genes is not None and _value_of(given, "model") is None and str(genes).endswith(".json"):
+        options["model"] = genes
+    elif genes is not None:
+        said.note("data.gene_vocab", "genes have the numbers of --model")
+    section = "data.preprocessing"
+    asked = [key for key in KEYS if key.startswith(f"{section}.") and said.asks(key)]
+    if any(said[key] not in (None, "none", False) for key in asked):
+        said.notes.append(f"{section} (shards hold values as the table has them; `pretrain` prepares what it reads)")
     said.read |= {key for key in KEYS if key.startswith("data.") and not said.asks(key)}
-    said.read |= {"data.source", "data.gene_vocab"} | {key for key in KEYS if key.startswith("data.preprocessing.")}
-    return {"input": _one_path(said), "shard_size": said["data.shards.shard_size"]}
+    return options
 
 
 def _preprocessing(said: Said, given: Given) -> Tree:
@@ -218,7 +226,7 @@ def _preprocessing(said: Said, given: Given) -> Tree:
         "n_top_genes": said["data.preprocessing.hvg_selection"],
     }
     if said["data.paths"]:
-        options["input"] = _one_path(said)
+        options["input"] = _one_local_path(said)
     return options
 
 
@@ -272,7 +280,11 @@ _DESCRIBED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _one_path(said: Said) -> str:
+def _one_local_path(said: Said) -> str:
+    if (source := said["data.source"]) != "local":
+        raise ValueError(
+            f"Expected `data.source` 'local' and a table in `data.paths`, found {source!r}. Only `pretrain` reads the census."
+        )
     paths = said["data.paths"]
     if len(paths) != 1:
         raise ValueError(f"Expected one table in `data.paths`, found {len(paths)}: {paths}.")

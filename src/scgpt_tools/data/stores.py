@@ -107,6 +107,15 @@ def open_table(
         yield _table_of(group, path, embeddings=embeddings)
 
 
+def read_table(path: str | PathLike[str], *, modality: str | None = None) -> AnnData:
+    """Read a table on disk into memory with all that it has, ``varm``, ``obsp``, ``varp`` and ``raw`` too."""
+    with open_group(path, modality=modality) as group, _read_whole(path):
+        check_table(group)
+        found = read_elem(group)
+        # Files of old versions of AnnData do not say that they are one.
+        return found if isinstance(found, AnnData) else _table_of(group, path, embeddings=True).to_memory()
+
+
 @contextmanager
 def open_url(
     url: str, *, modality: str | None = None, storage: Mapping[str, Any] = MappingProxyType({})

@@ -192,7 +192,13 @@ def read_perturbations(perts: str | Iterable[str]) -> dict[str, GeneSet]:
 
 
 def held_out_means(
-    screen: HeldOutScreen, predictor: Predictor, *, n_controls: int, keep: bool, show_progress: bool | None
+    screen: HeldOutScreen,
+    predictor: Predictor,
+    *,
+    n_controls: int,
+    keep: bool,
+    show_progress: bool | None,
+    bootstrap: bool = False,
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
     """Profiles of the rows of a screen, and the cells that are predicted from controls of the same context.
 
@@ -202,7 +208,9 @@ def held_out_means(
     predictor.check(targets)
     contexts = screen.row_contexts
     controls = {
-        context: predictor.averaged(screen.controls(context, n_controls, seed=predictor.cells.plan.seed))
+        context: predictor.averaged(
+            screen.controls(context, n_controls, seed=predictor.cells.plan.seed, bootstrap=bootstrap)
+        )
         for context in dict.fromkeys(contexts)
     }
     starts = {

@@ -22,10 +22,10 @@ from scgpt_tools.metrics.perturbation import de_weights
 from scgpt_tools.screens.annotations import log_values
 from scgpt_tools.screens.ceiling import Ceiling, repeat
 from scgpt_tools.screens.conditions import context_labels, control_mask, read_conditions, unit_name, unit_names
+from scgpt_tools.screens.pairing import pool_of_controls
 from scgpt_tools.screens.profiles import Profiles, mean_profiles, split_halves
 from scgpt_tools.screens.ranking import rank_genes
 from scgpt_tools.screens.splits import seen_groups
-from scgpt_tools.tokens.orders import sample
 from scgpt_tools.tokens.perturbations import column_flags, condition_genes
 
 if TYPE_CHECKING:
@@ -142,10 +142,10 @@ class HeldOutScreen:
         """Context of each row."""
         return self.truth.contexts or ("",) * len(self.rows)
 
-    def controls(self, context: str, n: int, *, seed: int) -> NDArray[np.int64]:
-        """Rows of the table with at most ``n`` controls of a context to predict from, drawn by seed and name."""
+    def controls(self, context: str, n: int, *, seed: int, bootstrap: bool = False) -> NDArray[np.int64]:
+        """Rows of the table with controls of a context to predict from, see :func:`pool_of_controls`."""
         found = np.flatnonzero(self.is_input & (self.contexts == context))
-        return found[sample(seed, 0, self.source.keys[found], n)]
+        return pool_of_controls(found, self.source.keys[found], n, bootstrap=bootstrap, seed=seed)
 
     @property
     def targets(self) -> tuple[GeneSet, ...]:

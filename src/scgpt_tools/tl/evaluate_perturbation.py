@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from scgpt_tools._types import AttentionBackend, Include, RngLike, Unknown, Unmeasured
     from scgpt_tools.inference.perturbation import Predictor
     from scgpt_tools.models.precision import Precision
+    from scgpt_tools.tokens.matching import Duplicates
+    from scgpt_tools.tokens.names import NameTable
     from scgpt_tools.tokens.perturbations import Direction
 
     Prediction: TypeAlias = CellModel | AnnData | pd.DataFrame | str | PathLike[str]
@@ -64,6 +66,10 @@ def evaluate_perturbation(
     within: str | Sequence[str] | None = None,
     layer: str | None = None,
     genes: str | None = None,
+    symbols: NameTable | str | None = None,
+    aliases: NameTable | None = None,
+    ignore_case: bool = False,
+    duplicates: Duplicates = "most_counts",
     metrics: Sequence[str] | None = None,
     analyses: bool = False,
     cells: bool = False,
@@ -71,6 +77,7 @@ def evaluate_perturbation(
     cell_eval: bool = False,
     scgenept: bool = False,
     n_controls: int = 300,
+    bootstrap: bool = False,
     include: Include | None = None,
     unknown: Unknown | None = None,
     unmeasured: Unmeasured | None = None,
@@ -112,6 +119,8 @@ def evaluate_perturbation(
         Columns of ``obs``, such as the replicate: predict from, and compare with, the controls of the same values.
     {layer}
     {genes}
+    symbols, aliases, ignore_case, duplicates
+        How a generator's vocabulary knows the genes, as in :func:`scgpt_tools.tl.predict_perturbation`.
     metrics
         Names in ``scgpt_tools.metrics.panel.METRICS``; ``None`` takes all that the data allow.
     analyses
@@ -139,6 +148,8 @@ def evaluate_perturbation(
     n_controls
         Most control cells of a context that a generator predicts each condition from and that cells are compared
         with, drawn by seed.
+    bootstrap
+        Predict from exactly ``n_controls`` of them, drawn with replacement as scGenePT draws its pool.
     include, unknown, unmeasured, direction
         Which genes a generator reads and how they are flagged, as in :func:`scgpt_tools.tl.predict_perturbation`.
     batch_size
@@ -178,6 +189,10 @@ def evaluate_perturbation(
     request = Request(
         layer=layer,
         genes=genes,
+        symbols=symbols,
+        aliases=aliases,
+        ignore_case=ignore_case,
+        duplicates=duplicates,
         batch_size=batch_size,
         device=device,
         precision=precision,
@@ -238,7 +253,12 @@ def evaluate_perturbation(
             profiles[name] = table_means(screen, name, prediction)
         else:
             profiles[name], samples[name] = held_out_means(
-                screen, predictors[name], n_controls=n_controls, keep=bool(wanted), show_progress=show_progress
+                screen,
+                predictors[name],
+                n_controls=n_controls,
+                bootstrap=bootstrap,
+                keep=bool(wanted),
+                show_progress=show_progress,
             )
     wanted.check(samples)
     spread = {name: _spread(values, screen) for name, values in profiles.items()}
