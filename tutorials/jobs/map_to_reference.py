@@ -15,7 +15,7 @@ sct.tl.embed(reference, model)
 sct.tl.embed(query, model)
 sct.tl.map_reference(query, reference, label_key="cell_type_harmonised")
 
-print(query.obs[["mapped_cell_type", "mapped_cell_type_confidence", "mapped_cell_type_distance"]].head())
+print(query.obs[["mapped_cell_type", "mapped_cell_type_confidence", "mapped_cell_type_distance"]].head().to_string())
 truth, mapped = query.obs["cell_type_harmonised"], query.obs["mapped_cell_type"]
 print(sct.metrics.score_annotation(truth, mapped))
 sct.pl.confusion_matrix(
