@@ -208,3 +208,14 @@ def test_a_list_among_the_labels_is_refused(cells):
     cells.obs["cell_type"] = labels
     with pytest.raises(ValueError, match=r"found \['B'\] in row 2"):
         embedding(cells, "cell_type", use_rep="X_flat", show=False)
+
+
+@pytest.mark.parametrize("color", ["many", ["many", "batch"]])
+def test_long_legends_leave_panels_their_size(cells, color):
+    cells.obs["many"] = [f"a type of cells with a long name {i % 25}" for i in range(60)]
+    cells.obs["batch"] = "one"
+    figure = embedding(cells, color, use_rep="X_flat", return_fig=True)
+    figure.canvas.draw()
+    assert all(panel.get_window_extent().width / figure.dpi > 3 for panel in figure.axes)
+    given = embedding(cells, color, use_rep="X_flat", figsize=(4, 3), return_fig=True)
+    assert given.get_figwidth() == 4

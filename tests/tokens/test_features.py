@@ -300,7 +300,7 @@ def test_var_must_be_a_frame():
 def coverage() -> Coverage:
     var = frame("TP53", "TP53", "MARCH8", "gzmk", TP53, "A<b>", None)
     options = {"aliases": {"MARCH8": "MARCHF8"}, "symbols": {TP53: "CD3D"}, "ignore_case": True}
-    with pytest.warns(UserWarning, match="1 columns"):
+    with pytest.warns(UserWarning, match="1 column matches"):
         return match(var, **options).coverage
 
 

@@ -4,10 +4,9 @@ import scgpt_tools as sct
 
 cells = sct.datasets.load("mouse_brain_merfish_cellxgene")
 
-# With the bundled table of orthologues, or by `read_orthologs` with a file of BioMart or MGI:
-#     from scgpt_tools.tokens.gene_lists import orthologs, read_orthologs
-#     from scgpt_tools.tokens.orthologs import ortholog_names
-#     sct.tl.embed(cells, model, genes="feature_name", aliases=ortholog_names(orthologs("mouse")))
+# With the bundled table of orthologues, or by `tokens.gene_lists.read_orthologs` with a file of BioMart or MGI:
+#     names = sct.tokens.orthologs.ortholog_names(sct.tokens.gene_lists.orthologs("mouse"))
+#     sct.tl.embed(cells, model, genes="feature_name", aliases=names)
 coverage = sct.pp.match_genes(cells, "scgpt-demo", genes="feature_name", ignore_case=True, min_coverage=0.2)
 print(coverage)
 

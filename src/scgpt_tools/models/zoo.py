@@ -324,7 +324,8 @@ def _place(model: str | PathLike[str], revision: str | None) -> Path | None:
     path = as_path("model", model)
     name = fspath(model)
     if path.is_dir():
-        logger.info("Taking %s from the folder %s.", name, path.resolve())
+        # A released model may have the same name.
+        logger.info("Taking %s, a folder%s.", name, "" if path.is_absolute() else " here")
         found: Path | None = path
     elif path.is_file():
         if path.suffix not in SUFFIXES:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
     from numpy.typing import NDArray
 
     from scgpt_tools._types import RngLike
@@ -128,6 +129,7 @@ def embedding(
     flat = {key: _flat(adata, key, seed) for key in dict.fromkeys(keys)}
     area = 9000 / adata.n_obs if size is None else size
     one_legend = ax is None and len(colours) == 1
+    legends: dict[Axes, Legend] = {}
     for row, (name, values) in enumerate(shown.items()):
         own = panels[row * len(keys) : (row + 1) * len(keys)]
         for panel, key in zip(own, keys, strict=True):
@@ -140,9 +142,11 @@ def embedding(
             assert figure is not None  # noqa: S101 - axes that were drawn in belong to one
             figure.colorbar(drawn, ax=own[-1], shrink=0.7, label="" if by_colour else name)
         else:
-            _legend(own, "" if by_colour else name, styles[name], own_figure=one_legend)
+            legends[own[-1]] = _legend(own, "" if by_colour else name, styles[name], own_figure=one_legend)
     for place, panel in enumerate(panels[: len(names)]):
         panel.set_title(names[place])
+    if ax is None and figsize is None:
+        make_room(legends)
     finished = finish(panels[0], show=show, save=save, return_fig=return_fig)
     return panels if finished is panels[0] and len(panels) > 1 else finished
 
@@ -279,7 +283,7 @@ def draw_numbers(panel: Axes, xy: NDArray[np.float64], values: NDArray[np.float6
     return panel.scatter(x, y, s=area, c=values[order], cmap=cmap, linewidths=0, rasterized=vectors)
 
 
-def _legend(panels: Sequence[Axes], title: str, styles: dict[str, tuple[str, str]], *, own_figure: bool) -> None:
+def _legend(panels: Sequence[Axes], title: str, styles: dict[str, tuple[str, str]], *, own_figure: bool) -> Legend:
     handles = [
         plt.Line2D([], [], color=colour, marker=marker, linestyle="", markersize=5, markeredgewidth=0, label=name)
         for name, (colour, marker) in styles.items()
@@ -292,6 +296,18 @@ def _legend(panels: Sequence[Axes], title: str, styles: dict[str, tuple[str, str
     }
     figure = panels[0].get_figure(root=True)
     if own_figure and figure is not None:
-        figure.legend(handles=handles, loc="outside right center", **look)
-    else:
-        panels[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), **look)
+        return figure.legend(handles=handles, loc="outside right center", **look)
+    return panels[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), **look)
+
+
+def make_room(legends: Mapping[Axes, Legend]) -> None:
+    """Widen a figure where the legends of a column of panels take more than was left for them."""
+    by_column: dict[int, float] = {}
+    for panel, legend in legends.items():
+        figure, place = panel.get_figure(root=True), panel.get_subplotspec()
+        assert figure is not None  # noqa: S101 - panels of a new figure
+        assert place is not None  # noqa: S101 - of subplots
+        width = legend.get_window_extent().width / figure.dpi
+        by_column[place.colspan.start] = max(width, by_column.get(place.colspan.start, 0.0))
+        needed = _PANEL * place.get_gridspec().ncols + sum(by_column.values()) + 0.4
+        figure.set_figwidth(max(figure.get_figwidth(), needed))

@@ -15,7 +15,7 @@ from scgpt_tools._lookup import absent
 from scgpt_tools._validate import as_seed, check_key
 from scgpt_tools.data.modalities import cell_columns
 from scgpt_tools.pl._style import PALETTE, axes, check_colours, finish, ink
-from scgpt_tools.pl.embedding import _flat, _legend, _scatter, _styles, draw_numbers
+from scgpt_tools.pl.embedding import _flat, _legend, _scatter, _styles, draw_numbers, make_room
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,14 +98,17 @@ def joint_embedding(
     width = figsize or (_PANEL * len(names) + 1.6, _PANEL + 0.3)
     figure, made = plt.subplots(1, len(names), figsize=width, layout="constrained", squeeze=False)
     panels: list[Axes] = list(made[0])
+    legends = {}
     for panel, (name, values) in zip(panels, shown.items(), strict=True):
         if isinstance(values, pd.Categorical):
             styles = _styles(values, mdata.uns.get(f"{name}_colors"))
             _scatter(panel, xy, values, styles, area)
-            _legend([panel], "", styles, own_figure=False)
+            legends[panel] = _legend([panel], "", styles, own_figure=False)
         else:
             figure.colorbar(draw_numbers(panel, xy, values, cmap, area), ax=panel, shrink=0.7)
         panel.set_title(name)
+    if figsize is None:
+        make_room(legends)
     finished = finish(panels[0], show=show, save=save, return_fig=return_fig)
     return panels if finished is panels[0] else finished  # type: ignore[return-value]
 

@@ -208,6 +208,11 @@ def _advice(coverage: Coverage, matcher: Matcher, var: pd.DataFrame) -> str:
         )
     if "Ensembl" in looks:
         return f"{seen} Name a column of `var` with symbols, `genes=`, or pass `symbols=` a table from Ensembl id to symbol."
+    if "lower-case" in looks and coverage.n_matched:
+        return (
+            f"{seen} The vocabulary has no genes of these letters: pass `aliases=` a table of orthologues "
+            "(`tokens.orthologs.ortholog_names`), or take a model with more genes."
+        )
     if "gene symbols" not in looks or not coverage.n_matched:
         return (
             f"{seen} No column of `var` matches better; add one with names that the vocabulary has, and pass `genes=`."
