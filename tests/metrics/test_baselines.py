@@ -7,15 +7,14 @@ import pytest
 
 from scgpt_tools.metrics.baselines import (
     BASELINES,
-    TrainingEffects,
-    additive,
     interpolated_duplicate,
     linear,
-    matching_mean,
     no_change,
     perturbed_mean,
     predict_baselines,
 )
+from scgpt_tools.metrics.combining import additive
+from scgpt_tools.metrics.effects import TrainingEffects
 
 GENES = tuple(f"G{i}" for i in range(25))
 TARGETS = [("G0",), ("G1", "G2"), ("G1", "G9"), ("G8", "G9"), ("G0", "G1", "G2")]
@@ -44,19 +43,6 @@ def test_no_change_and_mean(train):
     np.testing.assert_allclose(perturbed_mean(train, TARGETS).effects, np.tile(train.effects.mean(axis=0), (5, 1)))
     by_cell = perturbed_mean(train, TARGETS, by_cell=True).effects[0]
     assert np.abs(by_cell - train.effects[6]).max() < np.abs(train.effects.mean(axis=0) - train.effects[6]).max()
-
-
-def test_singles_are_combined(train):
-    e, mean = train.effects, train.effects.mean(axis=0)
-    added, matched = additive(train, TARGETS), matching_mean(train, TARGETS)
-    np.testing.assert_allclose(added.effects, [e[0], e[1] + e[2], e[1] + mean, 2 * mean, e[0] + e[1] + e[2]])
-    np.testing.assert_allclose(matched.effects[1:4], [(e[1] + e[2]) / 2, (e[1] + mean) / 2, mean])
-    assert added.informed.tolist() == matched.informed.tolist() == [True, True, False, False, True]
-
-
-def test_doubles_do_not_count_as_singles(train):
-    only = TrainingEffects(GENES, train.control, (("G0", "G1"),), train.effects[6:])
-    assert not additive(only, [("G0",)]).informed.any()
 
 
 def test_linear_finds_a_bilinear_truth(rng):
@@ -111,22 +97,3 @@ def test_profiles_start_from_the_controls_of_the_target(train):
 def test_interpolated_duplicate():
     half, mean = np.array([[1.0, 1.0, 1.0]]), np.zeros(3)
     np.testing.assert_allclose(interpolated_duplicate(half, mean, np.array([[0.0, 0.25, 1.0]])), [[1, 0.75, 0]])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((GENES, np.zeros(25), (("a",),), np.zeros((2, 25))), "effects of shape"),
-        ((GENES, np.zeros(24), (("a",),), np.zeros((1, 25))), "effects of shape"),
-        ((GENES, np.zeros(25), ((),), np.zeros((1, 25))), "at least one training condition"),
-    ],
-)
-def test_training_effects_are_checked(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        TrainingEffects(*arguments)
-
-
-def test_weighing_by_cell_needs_numbers(train):
-    unknown = TrainingEffects(train.genes, train.control, train.perturbed, train.effects)
-    with pytest.raises(ValueError, match="n_cells"):
-        perturbed_mean(unknown, TARGETS, by_cell=True)

@@ -16,7 +16,16 @@ from screen_tables import screen
 pytestmark = pytest.mark.filterwarnings("ignore:The predictions of:UserWarning")
 
 HELD = ("G0+ctrl", "G2+G3", "G0+G6", "G4+G5")
-BASELINES = {"no_change", "perturbed_mean", "matching_mean", "additive", "linear", "perturbed_cells"}
+BASELINES = {
+    "no_change",
+    "perturbed_mean",
+    "matching_mean",
+    "additive",
+    "scaled_additive",
+    "linear",
+    "kernel",
+    "perturbed_cells",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,17 @@ from screen_tables import screen
 pytestmark = pytest.mark.filterwarnings("ignore:The predictions of:UserWarning")
 
 HELD = ("G0+ctrl", "G2+G3", "G0+G6")
-METHODS = {"no_change", "perturbed_mean", "matching_mean", "additive", "linear", "ceiling", "perturbed_cells"}
+METHODS = {
+    "no_change",
+    "perturbed_mean",
+    "matching_mean",
+    "additive",
+    "scaled_additive",
+    "linear",
+    "kernel",
+    "ceiling",
+    "perturbed_cells",
+}
 OWN = {"energy", "energy_to_control", "mmd"}
 
 

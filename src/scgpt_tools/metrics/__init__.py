@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from scgpt_tools.metrics.annotation import AnnotationScores, class_scores, confusion_table, score_annotation
-from scgpt_tools.metrics.baselines import (
-    TrainingEffects,
-    additive,
-    linear,
-    matching_mean,
-    no_change,
-    perturbed_mean,
-    predict_baselines,
-)
+from scgpt_tools.metrics.baselines import linear, no_change, perturbed_mean, predict_baselines
 from scgpt_tools.metrics.benchmark import BenchmarkScores
 from scgpt_tools.metrics.bins import BinScores, bin_scores
 from scgpt_tools.metrics.calibration import calibrated_confidence, conformal_p_values
+from scgpt_tools.metrics.combining import additive, matching_mean, scaled_additive
 from scgpt_tools.metrics.decoding import DecodingScores, decode_changes, gene_vectors, mean_changes, most_changed
 from scgpt_tools.metrics.differential import de_agreement, differential_expression
 from scgpt_tools.metrics.discrimination import centroid_accuracy, discrimination_score, pairwise, prediction_rank
 from scgpt_tools.metrics.distribution import energy_distance, mmd, wasserstein
+from scgpt_tools.metrics.effects import TrainingEffects
 from scgpt_tools.metrics.embedding import ClusterScores, score_clusters
 from scgpt_tools.metrics.evaluation import (
     compare_methods,
@@ -28,6 +22,7 @@ from scgpt_tools.metrics.evaluation import (
     verdict,
 )
 from scgpt_tools.metrics.interactions import genetic_interactions
+from scgpt_tools.metrics.kernel_ridge import KernelModel, kernel
 from scgpt_tools.metrics.mapping import Ballot, vote
 from scgpt_tools.metrics.matched_null import MatchedNull, matched_null
 from scgpt_tools.metrics.networks import EdgeScores, score_edges
@@ -59,6 +54,7 @@ __all__ = [
     "ClusterScores",
     "DecodingScores",
     "EdgeScores",
+    "KernelModel",
     "MatchedNull",
     "PerturbationScores",
     "ProbeScores",
@@ -86,6 +82,7 @@ __all__ = [
     "evaluation_table",
     "gene_vectors",
     "genetic_interactions",
+    "kernel",
     "l2",
     "linear",
     "linear_probe",
@@ -106,6 +103,7 @@ __all__ = [
     "probe_split",
     "r2",
     "rmse",
+    "scaled_additive",
     "scgenept_scores",
     "scgpt_metrics",
     "score_annotation",

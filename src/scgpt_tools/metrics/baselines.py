@@ -6,66 +6,21 @@ condition q against the control of its context, a prediction is the control of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scgpt_tools._validate import check_integer, check_number, check_numbers
+from scgpt_tools.metrics.combining import additive, matching_mean, scaled_additive
+from scgpt_tools.metrics.effects import Prediction
+from scgpt_tools.metrics.kernel_ridge import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    GeneSet = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TrainingEffects:
-    """Mean changes of Q training conditions over G genes."""
-
-    genes: tuple[str, ...]
-    """Names of the G columns."""
-    control: NDArray[np.float64]
-    """(G,) mean of the training controls."""
-    perturbed: tuple[GeneSet, ...]
-    """Genes that each condition perturbs."""
-    effects: NDArray[np.float64]
-    """(Q, G) change of each condition against the control of its own context."""
-    n_cells: NDArray[np.int64] | None = None
-    """(Q,) cells of each condition, for :func:`perturbed_mean` by cell."""
-
-    def __post_init__(self) -> None:
-        shape = (len(self.perturbed), len(self.genes))
-        if self.effects.shape != shape or self.control.shape != shape[1:]:
-            raise ValueError(
-                f"Expected effects of shape {shape} and controls of shape {shape[1:]}, "
-                f"found {self.effects.shape} and {self.control.shape}."
-            )
-        check_numbers("control", self.control)
-        check_numbers("effects", self.effects)
-        if self.n_cells is not None and np.shape(self.n_cells) != shape[:1]:
-            raise ValueError(f"Expected `n_cells` of shape {shape[:1]}, found {np.shape(self.n_cells)}.")
-        if not self.perturbed or not all(self.perturbed):
-            raise ValueError("Expected at least one training condition, each with a perturbed gene, and no controls.")
-
-    def singles(self) -> dict[str, NDArray[np.float64]]:
-        """Effect of each gene that is perturbed alone; the mean where several conditions do so."""
-        rows: dict[str, list[int]] = {}
-        for row, genes in enumerate(self.perturbed):
-            if len(genes) == 1:
-                rows.setdefault(genes[0], []).append(row)
-        return {gene: self.effects[own].mean(axis=0) for gene, own in rows.items()}
-
-
-class Prediction(NamedTuple):
-    """Effects of T conditions, and of which of them the baseline knew every gene."""
-
-    effects: NDArray[np.float64]
-    """(T, G)"""
-    informed: NDArray[np.bool_]
-    """(T,) False where the mean over training conditions stood in for a gene."""
+    from scgpt_tools.metrics.effects import GeneSet, TrainingEffects
 
 
 def no_change(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
@@ -89,18 +44,8 @@ def perturbed_mean(train: TrainingEffects, targets: Sequence[GeneSet], *, by_cel
     -------
     The same effect for every condition.
     """
-    mean = _mean_effect(train, by_cell=by_cell)
+    mean = train.mean(by_cell=by_cell)
     return Prediction(np.tile(mean, (len(targets), 1)), np.zeros(len(targets), dtype=bool))
-
-
-def matching_mean(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
-    """Predict the mean of the single effects, with the perturbed mean for a gene that was not seen alone (Systema)."""
-    return _from_singles(train, targets, np.mean)
-
-
-def additive(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
-    """Predict the sum of the single effects, with the perturbed mean for a gene that was not seen alone."""
-    return _from_singles(train, targets, np.sum)
 
 
 def linear(
@@ -164,7 +109,7 @@ def linear(
     left = np.linalg.solve(_penalised(rows.T @ rows, ridge), rows.T @ (outcome - centre))
     weights = np.linalg.solve(_penalised(inputs @ inputs.T, ridge), (left @ inputs.T).T).T
     informed = np.array([all(gene in vectors for gene in genes) for genes in targets], dtype=bool)
-    effects = np.tile(_mean_effect(train), (len(targets), 1))
+    effects = np.tile(train.mean(), (len(targets), 1))
     for row, genes in enumerate(targets):
         if informed[row]:
             effects[row] = centre[:, 0] + rows @ (weights @ np.sum([vectors[gene] for gene in genes], axis=0))
@@ -176,7 +121,9 @@ BASELINES: dict[str, Callable[[TrainingEffects, Sequence[GeneSet]], Prediction]]
     "perturbed_mean": perturbed_mean,
     "matching_mean": matching_mean,
     "additive": additive,
+    "scaled_additive": scaled_additive,
     "linear": linear,
+    "kernel": kernel,
 }
 """Baselines that every table of predictions shows."""
 
@@ -217,19 +164,6 @@ def interpolated_duplicate(
     """
     sure = 1 - np.asarray(pvals_adj, dtype=np.float64)
     return sure * half + (1 - sure) * mean
-
-
-def _mean_effect(train: TrainingEffects, *, by_cell: bool = False) -> NDArray[np.float64]:
-    if by_cell and train.n_cells is None:
-        raise ValueError("Expected `n_cells` of the training effects to weigh by cell, found None.")
-    return np.average(train.effects, axis=0, weights=train.n_cells if by_cell else None)
-
-
-def _from_singles(train: TrainingEffects, targets: Sequence[GeneSet], combine: Callable[..., NDArray]) -> Prediction:
-    singles, stand_in = train.singles(), _mean_effect(train)
-    effects = [combine([singles.get(gene, stand_in) for gene in genes], axis=0) for genes in targets]
-    informed = [all(gene in singles for gene in genes) for genes in targets]
-    return Prediction(np.reshape(effects, (len(targets), len(train.genes))), np.array(informed, dtype=bool))
 
 
 def _gene_components(train: TrainingEffects, dims: int) -> NDArray[np.float64]:

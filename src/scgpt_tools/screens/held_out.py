@@ -15,7 +15,9 @@ import pandas as pd
 from scgpt_tools._keys import SplitKeys
 from scgpt_tools.data.parts import PARTS, read_parts
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.metrics.baselines import TrainingEffects, additive, perturbed_mean, predict_baselines
+from scgpt_tools.metrics.baselines import perturbed_mean, predict_baselines
+from scgpt_tools.metrics.combining import additive
+from scgpt_tools.metrics.effects import TrainingEffects
 from scgpt_tools.metrics.evaluation import evaluation_table
 from scgpt_tools.metrics.panel import Truth
 from scgpt_tools.metrics.perturbation import de_weights

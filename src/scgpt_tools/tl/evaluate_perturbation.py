@@ -91,8 +91,9 @@ def evaluate_perturbation(
 ) -> PerturbationScores:
     """Score predictions of held-out conditions beside every baseline and the ceiling.
 
-    Baselines see the training cells only: no change, the mean of the training conditions and of their cells, the mean and
-    the sum of single effects, and a linear model :cite:p:`Ahlmann-Eltze2025`.  The ceiling is a perfect prediction, whose
+    Baselines see the training cells only: no change, the mean of the training conditions and of their cells, the mean, the
+    sum and a share of the sum of single effects, a linear model :cite:p:`Ahlmann-Eltze2025`, and kernel ridge regression
+    (:func:`scgpt_tools.metrics.kernel`).  The ceiling is a perfect prediction, whose
     scores are limited by the noise of the measured means.  Predictions are made from one half of the controls, and true
     changes refer to the other.
 
