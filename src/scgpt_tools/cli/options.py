@@ -102,6 +102,7 @@ def plain(text: str) -> str:
     """Text without the marks of reStructuredText."""
     text = re.sub(r"\s*:cite:\w+:`[^`]*`", "", text)
     text = re.sub(r":[\w:]+:`~?([^`]+)`", r"\1", text)
+    text = re.sub(r"\*\*([^*]+)\*\*", r"\1", text)
     return " ".join(text.replace("``", "").split())
 
 

@@ -143,6 +143,14 @@ class PerturbationScores:
     def __str__(self) -> str:
         return "\n".join([self._header(), "", self._numbers(), "", *self._conclusions()])
 
+    def headline(self) -> str:
+        """Whether baselines win, in a line."""
+        lost = {model: self._best_of([model, *self.baselines]) != model for model in self.models}
+        each = ", ".join(f"of {model} in {own.sum()} of {own.size} metrics" for model, own in lost.items())
+        n = self.table["condition"].nunique()
+        better = f"; a baseline has the better mean than that {each}" if each else ""
+        return f"Scored {n} held-out conditions{better}. Print the scores to see which."
+
     def _header(self) -> str:
         groups = self.table.drop_duplicates("condition")["group"].value_counts()
         sizes = ", ".join(f"{n} {group}" for group, n in groups.items())

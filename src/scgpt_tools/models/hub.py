@@ -277,9 +277,14 @@ class Repository:
                 names = guarded(ask, most=_MOST_TEXT, short=True)
                 return incomplete(str(self), self.layouts, names)
         folders = sorted((self._folder / "snapshots").glob("*"))
-        cached = (f"{folder.name[:8]}/{path.name}" for folder in folders for path in folder.iterdir())
+        cached = [f"{folder.name[:8]}/{path.name}" for folder in folders for path in folder.iterdir()]
+        cache = f"the cache in {str(self.cache_dir)!r}"
         return (
-            incomplete(f"the cache in {str(self.cache_dir)!r}, for {self},", self.layouts, cached)
+            (
+                incomplete(f"{cache}, for {self},", self.layouts, cached)
+                if cached
+                else f"Expected {cache} to hold {self}, found no files."
+            )
             + " Nothing is downloaded, because `local_files_only`, `settings.offline` or HF_HUB_OFFLINE is on. Fetch "
             "the model once while online, into the same cache, or pass the folder of a copy."
         )

@@ -282,7 +282,7 @@ def evaluate_perturbation(
         scgenept=scgenept_files(screen, profiles, part) if scgenept else {},
         by_seed=_means_by_seed(by_seed, recipes),
     )
-    logger.info("%s", scores)
+    logger.info("%s", scores.headline())
     return scores
 
 
