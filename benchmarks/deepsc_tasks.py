@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from scgpt_tools.models import CellModel
 
 SIZES = {"dim": 64, "layers": 3, "heads": 4, "hidden": 256, "dropout": 0.0}
-FIT = {"batch_size": 32, "lr": 1e-3, "accelerator": "cpu"}
+FIT: dict[str, Any] = {"batch_size": 32, "lr": 1e-3, "accelerator": "cpu"}
 LENGTH = 300
 FAMILIES: dict[str, dict[str, Any]] = {
     "scgpt": {
@@ -101,11 +101,11 @@ def cell_types(models: dict[str, CellModel], seed: int, epochs: int) -> list[dic
     truth, rows = query.obs[LABEL].astype(str), []
     for name, model in models.items():
         for table in (reference, query):
-            sct.tl.embed(table, model, key_added="X", device="cpu")
+            sct.tl.embed(table, model, key_added="X")
         sct.tl.map_reference(query, reference, label_key=LABEL, use_rep="X")
         rows.append({"method": f"{name}, 10 neighbours", **scored(truth, query.obs["mapped_cell_type"])})
         tuned = finetune(reference, model, task="annotate", label_key=LABEL, epochs=epochs, rng=seed, **FIT)
-        sct.tl.annotate(query, tuned, device="cpu")
+        sct.tl.annotate(query, tuned)
         rows.append({"method": f"{name}, classifier", **scored(truth, query.obs["scgpt_cell_type"])})
     shared = reference.var_names.intersection(query.var_names)
     matrices = [np.asarray(table[:, shared].X.todense()) for table in (reference, query)]
@@ -163,7 +163,7 @@ def perturbations(
             **FIT,
         )
         print(f"{name}: fine-tuned in {time.perf_counter() - start:.0f} s", flush=True)
-    found = sct.tl.evaluate_perturbation(screen, tuned, metrics=METRICS, analyses=True, device="cpu", rng=seed)
+    found = sct.tl.evaluate_perturbation(screen, tuned, metrics=METRICS, analyses=True, rng=seed)
     print(found, flush=True)
     means = found.means().assign(spread=found.spread)
     rows = [{"method": name, **values.to_dict()} for name, values in means.iterrows()]
@@ -172,7 +172,7 @@ def perturbations(
     return [row | (more.loc[row["method"]].to_dict() if row["method"] in more.index else {}) for row in rows]
 
 
-def run(folder: Path, part: str, seed: int, epochs: int, cells: int) -> None:
+def run(folder: Path, part: str, seed: int, epochs: int, cells: int, device: str) -> None:
     """One part with one seed; scores go to ``<part><seed>.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     if part == "pretrain":
@@ -181,7 +181,7 @@ def run(folder: Path, part: str, seed: int, epochs: int, cells: int) -> None:
             pretrained(family, folder, seed, epochs)
             print(f"{family}: pre-trained in {time.perf_counter() - start:.0f} s", flush=True)
         return
-    models = {family: sct.CellModel.from_pretrained(folder / f"{family}{seed}", device="cpu") for family in FAMILIES}
+    models = {family: sct.CellModel.from_pretrained(folder / f"{family}{seed}", device=device) for family in FAMILIES}
     rows = cell_types(models, seed, epochs) if part == "types" else perturbations(models, folder, seed, epochs, cells)
     (folder / f"{part}{seed}.json").write_text(json.dumps(rows, indent=1))
 
@@ -206,13 +206,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--cells", type=int, default=120, help="of each condition of the screen")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "mps"])
     given = parser.parse_args()
     if given.part == "table":
         show(given.folder)
         return
     sct.settings.show_progress = False
     warnings.filterwarnings("ignore", message="The predictions of .* are nearly the same")
-    run(given.folder, given.part, given.seed, given.epochs or EPOCHS[given.part], given.cells)
+    FIT["accelerator"] = given.device
+    run(given.folder, given.part, given.seed, given.epochs or EPOCHS[given.part], given.cells, given.device)
 
 
 if __name__ == "__main__":

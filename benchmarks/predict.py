@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 
 BATCH = 8
 SIZE = {"dim": 512, "heads": 8, "hidden": 512, "layers": 12}
+STOOD_IN = {
+    "wandb": (),
+    "IPython": ("get_ipython",),
+    "datasets": ("Dataset", "load_dataset"),
+    "torchtext": (),
+    "torchtext.vocab": ("Vocab",),
+    "torchtext._torchtext": ("Vocab",),
+    "torch_geometric": (),
+    "torch_geometric.loader": ("DataLoader",),
+    "gears": ("PertData", "GEARS"),
+    "gears.inference": ("compute_metrics", "deeper_analysis", "non_dropout_analysis"),
+    "gears.utils": ("create_cell_graph_dataset_for_prediction",),
+}
 
 
 def main() -> None:
@@ -84,11 +97,19 @@ def cells_of(path: Path, n_cells: int, n_genes: int) -> ad.AnnData:
     return ad.AnnData(kept.X.copy(), obs=kept.obs[[]], var=kept.var[[]])
 
 
+def stand_in() -> None:
+    """Empty modules for what scGPT and scGenePT import and predictions do not use."""
+    for name, classes in STOOD_IN.items():
+        module = ModuleType(name)
+        for own in (*classes, "__version__"):
+            setattr(module, own, type(own, (), {}))
+        sys.modules.setdefault(name, module)
+
+
 def peer(source: Path, model: sct.CellModel) -> torch.nn.Module:
     """scGPT's generator, from outside this repository, with the weights of ours."""
     sys.path.insert(0, str(source))
-    # A logging service that scGPT imports and this does not use.
-    sys.modules.setdefault("wandb", ModuleType("wandb"))
+    stand_in()
     from scgpt.model import TransformerGenerator
 
     words = {token: number for number, token in enumerate(model.vocabulary.tokens)}

@@ -86,7 +86,7 @@ def configuration(style: str, options: argparse.Namespace, seed: int) -> dict:
             "schedule": "cosine",
             "warmup": 0.05,
             "rng": seed,
-            "accelerator": "cpu",
+            "accelerator": options.device,
         },
     }
 
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--pooling", choices=("cls", "mean"), default="mean")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "mps"])
     parser.add_argument("--folder", type=Path, help="where to keep the models")
     parser.add_argument("--train-only", action="store_true", help="probe nothing yet")
     parser.add_argument("--output", type=Path)
@@ -135,7 +136,7 @@ def main() -> None:
                 runs.append(trained(cells, folder / f"{name}{seed}", name, seed, options))
                 print(json.dumps(runs[-1]), flush=True)
                 models.setdefault(name, []).append(
-                    sct.CellModel.from_pretrained(folder / f"{name}{seed}", device="cpu")
+                    sct.CellModel.from_pretrained(folder / f"{name}{seed}", device=options.device)
                 )
     if options.train_only:
         return

@@ -18,12 +18,11 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from predict import cells_of
+from predict import cells_of, stand_in
 
 import scgpt_tools as sct
 from scgpt_tools.models import FAMILIES
@@ -34,17 +33,6 @@ if TYPE_CHECKING:
     import anndata as ad
 
 TOKENS, WIDTH = 60_697, 1536
-STOOD_IN = {
-    "wandb": (),
-    "torchtext": (),
-    "torchtext.vocab": ("Vocab",),
-    "torchtext._torchtext": ("Vocab",),
-    "torch_geometric": (),
-    "torch_geometric.loader": ("DataLoader",),
-    "gears": ("PertData", "GEARS"),
-    "gears.inference": ("compute_metrics", "deeper_analysis", "non_dropout_analysis"),
-    "gears.utils": ("create_cell_graph_dataset_for_prediction",),
-}
 
 
 def main() -> None:
@@ -113,11 +101,7 @@ def main() -> None:
 
 def peer(arguments: argparse.Namespace, folder: Path, vocabulary: sct.Vocabulary) -> Any:
     """The original's model, from outside this repository, with the weights that ours has written."""
-    for name, classes in STOOD_IN.items():
-        module = ModuleType(name)
-        for own in (*classes, "__version__"):
-            setattr(module, own, type(own, (), {}))
-        sys.modules.setdefault(name, module)
+    stand_in()
     sys.path[:0] = [str(arguments.peer), str(arguments.scgpt)]
     from models.scGenePT import scGenePT
 

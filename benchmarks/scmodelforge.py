@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,8 @@ class Peer(nn.Module):
 def original(folder: Path, what: str, n_tokens: int, sizes: dict[str, int]) -> nn.Module:
     """scModelForge's own class, with a loss of our minibatches."""
     sys.path.insert(0, str(folder))
+    # What reads its configuration files, which nothing here does.
+    sys.modules.setdefault("omegaconf", ModuleType("omegaconf")).OmegaConf = object
     from scmodelforge.models.masked_autoencoder import MaskedAutoencoder
     from scmodelforge.models.transformer_encoder import TransformerEncoder
 

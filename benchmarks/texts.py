@@ -37,7 +37,7 @@ MOST = {"perturbed": 48, "control": 144}
 METRICS = ["mse", "mse_weighted", "pearson_control", "pearson_perturbed_mean", "discrimination_l1", "centroid_accuracy"]
 TRAINING = {
     "cells_per_mean": 16, "controls": False, "unmeasured": "token", "length": 96, "epochs": 6, "batch_size": 16, "lr": 2e-3,
-    "schedule": "cosine", "dropout": 0.0, "patience": None, "accelerator": "cpu",
+    "schedule": "cosine", "dropout": 0.0, "patience": None,
 }  # fmt: skip
 TEXTS = sct.models.ModelType(text="ncbi")
 PLAIN = sct.models.ModelType()
@@ -54,6 +54,7 @@ def main() -> None:
         "--arms", nargs="+", type=int, default=[0, 1, 2], help="scGPT, texts, shuffled texts; to train a few"
     )
     parser.add_argument("--tune", action="store_true", help="show the error of validation conditions by epoch")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "mps"])
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,9 @@ def main() -> None:
                 continue
             adata = screen(arguments.folder / f"{FILES[data]}.h5ad", data, seed)
             starts = starting_models(adata, embedded(adata, arguments), seed)
-            train = partial(sct.train.finetune, adata, task="perturb", rng=seed, **TRAINING)
+            train = partial(
+                sct.train.finetune, adata, task="perturb", rng=seed, **TRAINING, accelerator=arguments.device
+            )
             models = {}
             for number, (name, start) in enumerate(starts.items()):
                 if number not in arguments.arms:
@@ -79,7 +82,7 @@ def main() -> None:
                     tuned.save(place)
                     tuned.history.to_csv(place / "history.csv")
                     print(data, seed, name, f"{perf_counter() - began:.0f} s", flush=True)
-                models[name] = sct.CellModel.from_pretrained(place, device="cpu")
+                models[name] = sct.CellModel.from_pretrained(place, device=arguments.device)
                 if arguments.tune:
                     print(pd.read_csv(place / "history.csv").filter(regex="epoch|train_loss|profile_error").to_string())
             if arguments.tune or len(models) < len(starts):
