@@ -120,10 +120,10 @@ def screen(path: Path, data: str, seed: int) -> ad.AnnData:
 
 def embedded(adata: ad.AnnData, arguments: argparse.Namespace) -> sct.data.gene_embeddings.GeneEmbeddings:
     """Embeddings of the texts of all genes that are measured or perturbed, kept beside the results."""
-    texts = json.loads(arguments.texts.read_text(encoding="utf-8"))
     genes = genes_of(adata)
     file = arguments.output / f"texts_{len(genes)}.safetensors"
     if not file.is_file():
+        texts = json.loads(arguments.texts.read_text(encoding="utf-8"))
         own = {gene: texts[gene] for gene in genes if gene in texts}
         sct.pp.embed_gene_texts(own, arguments.encoder, source=arguments.texts.stem).save(file)
     return sct.data.gene_embeddings.GeneEmbeddings.read(file)
