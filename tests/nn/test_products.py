@@ -14,6 +14,13 @@ HEADS, DIM = 4, 32
 needs_onednn = pytest.mark.skipif(products._onednn() is None, reason="torch was built without oneDNN")
 
 
+@pytest.fixture(autouse=True)
+def another_processor(monkeypatch):
+    """Not one of those where torch's own attention is faster."""
+    for module in ("products", "attention"):
+        monkeypatch.setattr(f"scgpt_tools.nn.{module}.blas_is_at_home", lambda: False)
+
+
 def tokens(n_queries: int, n_keys: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(n, DIM, generator=generator) for n in (n_queries, n_keys, n_keys))

@@ -21,6 +21,7 @@ from scgpt_tools._optional import optional
 from scgpt_tools.nn.dropout import drop
 from scgpt_tools.nn.learning_products import attend_and_learn, learning_pays
 from scgpt_tools.nn.linear import Linear
+from scgpt_tools.nn.processor import blas_is_at_home
 from scgpt_tools.nn.products import attend_by_products, products_pay
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dro
     return Attended(_merge_heads(F.dropout(weights, dropout) @ v), weights)
 
 
-def _short_cells(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: int) -> Tensor:
+def _fused_cells(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: int) -> Tensor:
     """Torch's fused attention, one call a cell, with as little as possible around each: what is short waits for Python."""
     q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
     queries = q.split(lengths, dim=2) if q.shape[2] == k.shape[2] else q.split(1, dim=2)
@@ -227,6 +228,13 @@ def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Te
         return _by_products(q, k, v, heads, dropout)
     q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
     return _merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)).squeeze(0)
+
+
+def _torch_pays(q: Tensor, k: Tensor) -> bool:
+    """Whether torch's fused attention is fastest for a cell, without gradients."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not blas_is_at_home():
+        return False
+    return not products_pay(q, k)
 
 
 def _needs_gradients(*inputs: Tensor) -> bool:
@@ -267,9 +275,8 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dr
 
         return Attended(_call_packed(varlen_attn, q, k, v, layout, heads))
     longest = max(layout.lengths)
-    if q.dtype == torch.float32 and not dropout and not _needs_gradients(q, k, v):
-        if not products_pay(q[:longest], k[:longest]):
-            return Attended(_short_cells(q, k, v, layout.lengths, heads))
+    if not dropout and not _needs_gradients(q, k, v) and _torch_pays(q[:longest], k[:longest]):
+        return Attended(_fused_cells(q, k, v, layout.lengths, heads))
     queries = q.split(layout.lengths) if len(q) == len(k) else q.split(1)
     cells = zip(queries, k.split(layout.lengths), v.split(layout.lengths), strict=True)
     return Attended(torch.cat([_one_cell(*cell, heads, dropout) for cell in cells]))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scgpt_tools.nn.processor import blas_is_at_home
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -74,4 +76,5 @@ def _convolution_pays(x: Tensor, weight: Tensor) -> bool:
         and x.numel() >= _FEW_ROWS * x.shape[-1]
         # The compiler has kernels of its own and does not know this one.
         and not torch.compiler.is_compiling()
+        and not blas_is_at_home()
     )

@@ -1,6 +1,6 @@
 """Attention within one cell on a CPU, without gradients, as matrix products whose scores stay in the cache.
 
-Torch's fused attention on CPUs multiplies by the BLAS library in fp32 and without the units for bf16.  Here both formats
+Torch's fused attention on CPUs multiplies by the BLAS library, which is slow on processors that it was not made for.  Here both formats
 go to oneDNN, and the softmax costs one exponential and one sum: keys are moved so that their mean is zero, which changes
 no weight and keeps the largest score of every query above zero, and the division comes after the product with the values.
 
@@ -14,6 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
+
+from scgpt_tools.nn.processor import blas_is_at_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +34,7 @@ _LARGEST = 2.0**100
 
 def products_pay(q: Tensor, k: Tensor) -> bool:
     """Whether this way is possible, on a CPU with oneDNN and uncompiled, and faster: in bf16, or for long cells."""
-    if not has_products(q):
+    if not has_products(q) or blas_is_at_home():
         return False
     return q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and min(len(q), len(k)) >= _LONG)
 
