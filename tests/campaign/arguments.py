@@ -98,8 +98,8 @@ WRONG: dict[str, dict[str, Any]] = {
 
 KINDS: dict[str, str] = {
     **dict.fromkeys(
-        "CCE CLS ECS MVC adaptive_offset as_anndata cell_eval cells cluster controls copy deterministic do_sample drop_last "
-        "exclude_perturbed gears gradient_checkpointing ignore_case kbet log1p only_test_genes only_use_test_perts "
+        "CCE CLS ECS MVC adaptive_offset as_anndata cell_eval cells cluster compare controls copy deterministic do_sample "
+        "drop_last exclude_perturbed gears gradient_checkpointing ignore_case kbet log1p only_test_genes only_use_test_perts "
         "resume return_fig return_numpy shuffle sort use_amp normalize".split(),
         "flag",
     ),

@@ -251,8 +251,11 @@ def test_records_of_the_version_before_count(make_model, make_data, tmp_path):
 
 
 def test_a_run_that_the_version_before_began_goes_on(annotate, tmp_path):
-    """It lacks settings that came later, which have their defaults; ``earlier`` holds what that version wrote."""
-    annotate(tmp_path)
+    """It lacks settings that came later, which have their defaults; ``earlier`` holds what that version wrote.
+
+    That version held out a tenth however few the cells.
+    """
+    annotate(tmp_path, validation=0.1)
     record = json.loads((Path(__file__).parent / "earlier" / RUN).read_text())
     assert "decayed" not in record["asked"]["settings"]
     now = json.loads((tmp_path / RUN).read_text())
@@ -260,9 +263,9 @@ def test_a_run_that_the_version_before_began_goes_on(annotate, tmp_path):
     record["scgpt_tools_run"] = now["scgpt_tools_run"]
     record["asked"] |= {name: now["description"][name] for name in ("base", "starting weights")}
     (tmp_path / RUN).write_text(json.dumps(record))
-    annotate(tmp_path, resume=True, **QUICK | {"epochs": 2})
+    annotate(tmp_path, resume=True, validation=0.1, **QUICK | {"epochs": 2})
     with pytest.raises(ValueError, match="settings.decoupled True, found False"):
-        annotate(tmp_path, resume=True, decoupled=False)
+        annotate(tmp_path, resume=True, validation=0.1, decoupled=False)
 
 
 def test_a_model_trained_in_place_goes_on_in_its_folder(make_model, make_data, tmp_path):

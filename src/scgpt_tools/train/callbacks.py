@@ -189,11 +189,10 @@ class Probe(Checkpoint):
         training = model.training
         with torch.no_grad(), own_random_numbers(0):
             model.eval()
-            (train, cells), (test, held_out) = (
-                embedded_cells(model, self.data, part) for part in ("train", "validation")
-            )
+            parts = (self.data.train, self.data.validation)
+            train, test = (embedded_cells(model, self.data, cells) for cells in parts)
             model.train(training)
-        pl_module.log_dict(probe_scores(train, self.codes[cells], test, self.codes[held_out]))
+        pl_module.log_dict(probe_scores(train, self.codes[parts[0]], test, self.codes[parts[1]]))
 
 
 class Progress(TQDMProgressBar):

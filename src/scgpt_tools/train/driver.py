@@ -11,6 +11,7 @@ from scgpt_tools._warnings import warn_user
 from scgpt_tools.train.fit import check_watchers, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen, release_of
 from scgpt_tools.train.lora import adapters
+from scgpt_tools.train.pacing import paced
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.train.starting import check_model_and_cells, fit_fields, fit_settings, low_rank, of_family, open_model
 
@@ -60,6 +61,10 @@ def learn(
     settings = fit_settings({**task.fit, **fit_fields(usual)}, config, changes, function="`finetune`")
     opened = task.open(adata, loaded, seed=settings.seed)
     if config is None:
+        if task.until_converged:
+            n_train, n_validation = len(opened.train), len(opened.validation)
+            said = {*changes, *fit_fields(usual)}
+            settings = paced(settings, said, width=loaded.dim, n_train=n_train, n_validation=n_validation)
         own = {name for name in ("monitor", "patience") if name in task.fit and name not in changes}
         settings = _watching(settings, task, opened, own)
     description = {
@@ -82,7 +87,9 @@ def learn(
             fit(tuned, data, opened.terms, settings, callbacks=watchers, loggers=loggers, description=description)
     tuned.config = replace(tuned.config, **task.remembers(opened))
     tuned.name, tuned.history = f"{loaded.name} ({task.name})", history.table
-    return tuned.to(loaded.device)
+    tuned = tuned.to(loaded.device)
+    tuned.comparison = task.compared(tuned, data, opened, seed=settings.seed)
+    return tuned
 
 
 def _watching(settings: FitConfig, task: Task[Any], opened: Opened, own: set[str]) -> FitConfig:

@@ -295,8 +295,8 @@ def fit(
         if monitor is not None and config.patience is not None:
             watchers.append(watching.stop_early(monitor, mode=config.mode, patience=config.patience))
         last, best = watching.best_and_last(folder, monitor=monitor, mode=config.mode, every=config.checkpoint_steps)
-        # The last state tells which one is best so far, so it is written after it.
-        watchers += [*best, *last]
+        # The last state tells which one is best so far, so it is written after it; nobody can go on from a folder that is gone.
+        watchers += [*best, *(last if config.folder is not None else [])]
         trainer = lightning.Trainer(
             **_trainer_options(config, len(loaders["train"])),
             callbacks=watchers,

@@ -84,14 +84,13 @@ def probe_scores(
     return dict(zip(PROBED, (float((found == codes).mean()), float((codes == most).mean())), strict=True))
 
 
-def embedded_cells(model: Any, data: CellDataModule, part: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Embeddings (cells, D) of a part, and the numbers of the cells."""
-    cells = getattr(data, part)
+def embedded_cells(model: Any, data: CellDataModule, cells: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Embeddings (cells, D) of some cells, ascending, by a model in eval mode, with nothing hidden."""
     batches = [cells[start : start + _BATCH] for start in range(0, cells.size, _BATCH)]
     found = [
         model.embed_cells(data.tokenize(data.read(batch), batch, seed=0)).float().cpu().numpy() for batch in batches
     ]
-    return np.concatenate(found), cells
+    return np.concatenate(found)
 
 
 def _drawn(cells: NDArray[np.int64], codes: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:

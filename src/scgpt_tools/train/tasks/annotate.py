@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from scgpt_tools.data.classes import UNKNOWN
 from scgpt_tools.models.families import find_family
 from scgpt_tools.objectives.recipes import ANNOTATE
+from scgpt_tools.train.comparison import compared
 from scgpt_tools.train.tasks.cells import CellTask, OpenedCells
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
+    from scgpt_tools.data.module import CellDataModule
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.config import ModelConfig
 
@@ -25,8 +28,11 @@ class Annotate(CellTask):
     name = "annotate"
     recipe = ANNOTATE
     fit = {"epochs": 10, "batch_size": 32, "lr": 1e-4}
-    defaults = {"validation": 0.1, "sampling": "random", "batch_parts": False}
+    defaults = {"sampling": "random", "batch_parts": False}
     needs = ("label_key",)
+    until_converged = True
+
+    compare: bool
 
     def config_of(self, model: CellModel) -> ModelConfig:
         """The family's classifier."""
@@ -44,3 +50,11 @@ class Annotate(CellTask):
                 f"Expected cells of two classes of {self.label_key!r} or more to train on, found only {found}."
             )
         return opened
+
+    def compared(
+        self, model: CellModel, data: CellDataModule, opened: OpenedCells, *, seed: int
+    ) -> pd.DataFrame | None:
+        """The classifier beside plain ones, if it was trained."""
+        if opened.labels is None or "cell_type" not in {term.name for term in opened.terms if term.weight > 0}:
+            return None
+        return compared(model, data, opened.labels.names, baselines=self.compare, seed=seed)

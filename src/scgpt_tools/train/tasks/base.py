@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     import numpy as np
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
     from numpy.typing import ArrayLike, NDArray
@@ -58,6 +59,8 @@ class Task(ABC, Generic[Table]):
     needs: ClassVar[tuple[str, ...]] = ()
     """Arguments that have to be given."""
     validates_on: ClassVar[str] = "cells"
+    until_converged: ClassVar[bool] = False
+    """Learn until held-out cells get no better where nobody says how long, see :mod:`scgpt_tools.train.pacing`."""
 
     layer: Layers
     genes: str | None
@@ -66,7 +69,7 @@ class Task(ABC, Generic[Table]):
     ignore_case: bool
     duplicates: Duplicates
     mask_var: ArrayLike | str | None
-    validation: float | str
+    validation: float | str | None
     objectives: Sequence[Objective] | None
     sampling: Sampling
     dropout: float | None
@@ -83,7 +86,7 @@ class Task(ABC, Generic[Table]):
                 raise ValueError(f"Expected `{name}`, a column of `obs`, for task={self.name!r}, found None.")
         if isinstance(self.validation, str):
             check_text("validation", self.validation)
-        else:
+        elif self.validation is not None:
             check_fraction("validation", self.validation, one=False)
         check_sampling(self.sampling)
         if self.objectives is not None:
@@ -118,6 +121,10 @@ class Task(ABC, Generic[Table]):
     def remembers(self, opened: Table) -> dict[str, Any]:
         """Fields of the trained model's configuration that say what it was trained on."""
         return {"trained_genes": None}
+
+    def compared(self, model: CellModel, data: CellDataModule, opened: Table, *, seed: int) -> pd.DataFrame | None:
+        """Scores of the trained model beside plain methods; ``None`` for tasks without."""
+        return None
 
     def describe(self, opened: Table) -> dict[str, Any]:
         """What a run that is resumed has to have in common, beyond model, cells, loss terms and settings."""

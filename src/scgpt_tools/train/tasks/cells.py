@@ -21,6 +21,7 @@ from scgpt_tools.models.growing import keep_narrow_heads
 from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.train.extending import with_all_genes
 from scgpt_tools.train.modalities import check_weights, hiding
+from scgpt_tools.train.pacing import automatic_share
 from scgpt_tools.train.parts import needs_hidden_values, parts_for
 from scgpt_tools.train.tasks.base import Opened, Task
 
@@ -216,13 +217,20 @@ def _read_batches(source: Rows, model: CellModel, key: str | None, *, needed: bo
 
 
 def _parts(
-    source: Rows, validation: float | str, usable: NDArray[np.bool_], strata: Sequence[Classes | None], *, seed: int
+    source: Rows,
+    validation: float | str | None,
+    usable: NDArray[np.bool_],
+    strata: Sequence[Classes | None],
+    *,
+    seed: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Numbers of the cells to train and to validate on."""
     if isinstance(validation, str):
         part = read_parts(source.obs, validation)
         return np.flatnonzero(usable & (part == "train")), np.flatnonzero(usable & (part == "val"))
     cells = np.flatnonzero(usable)
+    if validation is None:
+        validation = automatic_share(cells.size)
     if validation == 0:
         return cells, cells[:0]
     groups = ["-".join(str(classes.codes[cell]) for classes in strata if classes is not None) for cell in cells]

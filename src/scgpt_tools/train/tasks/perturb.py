@@ -130,6 +130,7 @@ class Perturb(Task[OpenedScreen]):
             training=True,
         )
         pairs = paired_controls(source.adata, conditions, pairs=self.pairs, within=self.within, seed=seed)
+        assert self.validation is not None  # noqa: S101 - by default it is the column "split"
         train, validation = screen_parts(source.adata, conditions, self.validation, controls=self.controls, seed=seed)
         vocabulary = model.vocabulary
         if self.extend == "all":

@@ -1,0 +1,52 @@
+"""How long and how fast a model learns where nobody says: in steps of the optimiser, and by the width of the model.
+
+Epochs of a small table have few steps: with a fixed number of epochs a hundred cells teach a model nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from scgpt_tools.train.fit import FitConfig
+
+PATIENCE = 100
+"""Steps without a better validation metric after which a model has converged; it makes as many at least."""
+MOST = 2_000
+"""Steps after which to stop anyway, where the usual epochs have fewer."""
+WITHOUT_VALIDATION = 300
+"""Least number of steps where no held-out cells tell when to stop."""
+WIDTH = 512
+"""Width of the models that the usual learning rates are for, scGPT's."""
+LARGEST_SHARE, FEW = 0.25, 50
+
+
+def automatic_share(n_cells: int, usual: float = 0.1) -> float:
+    """Share of the cells to validate on: the usual one, and of few cells as much as gives 50, up to a quarter."""
+    return min(LARGEST_SHARE, max(usual, FEW / max(n_cells, 1)))
+
+
+def paced(settings: FitConfig, said: Collection[str], *, width: int, n_train: int, n_validation: int) -> FitConfig:
+    """Settings of a run on so many cells.
+
+    ``said``: fields that the user or the family has set, which stay as they are; with ``epochs`` or ``max_steps`` the
+    length of the run does.  ``width``: of the model; narrower models than scGPT's learn at a rate that rises in inverse
+    proportion, as Adam's steps have to for the same change of what a layer gives (Yang et al., 2022).
+    """
+    changes: dict[str, Any] = {}
+    if "lr" not in said and width < WIDTH:
+        changes["lr"] = settings.lr * WIDTH / width
+    if not {"epochs", "max_steps"} & set(said):
+        per_epoch = max(1, ceil(n_train / (settings.batch_size * settings.accumulate)))
+        least = MOST if n_validation else WITHOUT_VALIDATION
+        changes["epochs"] = max(settings.epochs, ceil(least / per_epoch))
+        if n_validation and "patience" not in said:
+            changes["patience"] = max(2, ceil(PATIENCE / per_epoch))
+        if not {"step_epochs", "schedule"} & set(said):
+            # A tenth less each epoch would end the learning of few cells before it has begun.
+            changes["step_epochs"] = max(settings.step_epochs, ceil(PATIENCE / per_epoch))
+    return replace(settings, **changes)

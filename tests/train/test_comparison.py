@@ -1,0 +1,60 @@
+"""What a classifier of cell types is compared with, and when it is warned of."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+import scgpt_tools as sct
+from scgpt_tools.train.comparison import LINEAR, MAJORITY, MODEL, NEIGHBOURS, NoBetterThanChanceWarning
+
+QUICK = {"task": "annotate", "label_key": "kind", "batch_size": 16, "lr": 1e-2, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def base(make_model):
+    return make_model(dropout=0.0).eval()
+
+
+def test_a_classifier_that_learns_is_listed_beside_plain_ones(base, cells, caplog):
+    with warnings.catch_warnings(), caplog.at_level("INFO", logger="scgpt_tools"):
+        warnings.simplefilter("error")
+        model = sct.train.finetune(cells, base, validation=0.25, epochs=15, **QUICK)
+    table = model.comparison
+    assert list(table.index) == [MODEL, LINEAR, NEIGHBOURS, MAJORITY]
+    assert table.loc[MODEL, "accuracy"] > 0.8
+    assert table.loc[LINEAR, "accuracy"] > 0.8
+    assert table.loc[MAJORITY, "accuracy"] == pytest.approx(0.5, abs=0.1)
+    assert (table["cells"] == 14).all()
+    assert f"{LINEAR} {table.loc[LINEAR, 'accuracy']:.3f}" in caplog.text
+    assert table.loc[MODEL, "accuracy"] == pytest.approx(model.history["validation_accuracy"].max(), abs=0.1)
+
+
+def test_plain_methods_can_be_left_out(base, cells):
+    model = sct.train.finetune(cells, base, compare=False, epochs=1, **QUICK)
+    assert list(model.comparison.index) == [MODEL, MAJORITY]
+
+
+def test_no_better_than_chance_is_never_returned_in_silence(base, cells):
+    options = QUICK | {"lr": 1e-12}
+    with pytest.warns(
+        NoBetterThanChanceWarning, match="found one that is right in .* held-out cells .*leave out `epochs`"
+    ):
+        sct.train.finetune(cells, base, epochs=1, **options)
+    with pytest.warns(NoBetterThanChanceWarning, match="of 60 training cells"):
+        model = sct.train.finetune(cells, base, validation=0, epochs=1, **options)
+    assert list(model.comparison.index) == [MODEL, MAJORITY]
+
+
+def test_a_majority_alone_is_no_knowledge(base, cells):
+    """Nine in ten right is chance where nine in ten cells are of one class."""
+    cells.obs["kind"] = np.where(np.arange(60) % 10 == 3, "rare", "common")
+    with pytest.warns(NoBetterThanChanceWarning, match="the most frequent class 9"):
+        sct.train.finetune(cells, base, validation=0, epochs=1, **QUICK | {"lr": 1e-12})
+
+
+def test_other_tasks_have_no_such_table(base, cells):
+    with pytest.raises(TypeError, match="no `compare` for task='integrate'"):
+        sct.train.finetune(cells, base, task="integrate", batch_key="batch", compare=False, epochs=1)
