@@ -49,6 +49,24 @@ modality
 batch_key
     Column of ``obs`` with the technical batch of each cell; needed by models that normalise each batch by itself (as
     fine-tuning for integration makes them), and refused by all others.""",
+    "pooling": """\
+pooling
+    ``"cls"``, the cell token, ``"mean"`` over the tokens of a cell, or ``"weighted"`` by their values; ``None`` takes the
+    model's own way, which is ``"cls"`` for scGPT as released.""",
+    "length": """\
+length
+    Most tokens of a cell, the cell token included, at least 2; ``None`` takes what the model was trained with (1200).  Longer
+    cells are represented by a random subset of their genes.""",
+    "device": """\
+device
+    ``None`` takes ``settings.device``, else CUDA, MPS or CPU, whichever is there; a loaded model stays where it is.""",
+    "precision": """\
+precision
+    Number format of matrix products: ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``, which is bf16 on CUDA devices and fp32
+    elsewhere.""",
+    "attention": """\
+attention
+    Backend; ``None`` takes the fastest that the device has.""",
     "rng": """\
 rng
     For sampling genes of long cells and for ties between bins: a whole number, a generator, or ``None`` for fresh

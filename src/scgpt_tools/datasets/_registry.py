@@ -69,7 +69,7 @@ def available(*, folder: str | PathLike[str] | None = None) -> pd.DataFrame:
     Parameters
     ----------
     folder
-        As in :func:`load`.
+        Folder to look into as well; ``None`` takes the one that the environment variable ``SCGPT_TOOLS_DATA`` names.
 
     Returns
     -------

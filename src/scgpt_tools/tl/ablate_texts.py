@@ -70,8 +70,23 @@ def ablate_texts(
         ``how`` in place of the texts: a network that never saw them cannot miss them.
     retrained
         Another model that was trained on the same part, to compare with.
-    condition_key, split, part, within, layer, genes, metrics, n_controls, batch_size, device
-        As in :func:`scgpt_tools.tl.evaluate_perturbation`.
+    condition_key
+        Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`.
+    split
+        Column of ``obs`` from :func:`scgpt_tools.pp.perturbation_split` or :func:`scgpt_tools.pp.cell_split`.
+    part
+        Which part to score.
+    within
+        Columns of ``obs``, such as the replicate: predict from, and compare with, the controls of the same values.
+    {layer}
+    {genes}
+    metrics
+        Names in ``scgpt_tools.metrics.panel.METRICS``; ``None`` takes all that the data allow.
+    n_controls
+        Most control cells of a context to predict each condition from, drawn by seed.
+    batch_size
+        Cells computed at once.
+    {device}
     rng
         Whole number, generator or ``None`` (fresh entropy) for texts that are drawn and the choice of controls.
     {show_progress}

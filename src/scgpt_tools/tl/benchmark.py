@@ -111,8 +111,10 @@ def benchmark(
     {genes}
     symbols, aliases, ignore_case
         How to match names to the vocabularies, as in :func:`scgpt_tools.pp.match_genes`.
-    batch_size, device, precision
-        As in :func:`scgpt_tools.tl.embed`.
+    batch_size
+        Cells computed at once.
+    {device}
+    {precision}
     rng
         The first seed, a whole number, a generator, or ``None`` for fresh entropy; the others follow it.
     {show_progress}

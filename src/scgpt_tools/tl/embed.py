@@ -88,24 +88,16 @@ def embed(
     modalities
         Modalities to embed cells by, of those that the model reads; ``None`` for all that are there.
     {batch_key}
-    pooling
-        ``"cls"``, the cell token, ``"mean"`` over the tokens of a cell, or ``"weighted"`` by their values; ``None`` takes
-        the model's own way, which is ``"cls"`` for scGPT as released.
+    {pooling}
     normalize
         Scale each embedding to unit length, as scGPT's own function does.
-    length
-        Most tokens of a cell, the cell token included, at least 2; ``None`` takes what the model was trained with (1200).  Longer
-        cells are represented by a random subset of their genes.
+    {length}
     batch_size
         Cells computed at once; the result does not depend on it, except for models whose encoder sees padding, such as
         DeepSC, of which ``params`` has it.
-    device
-        ``None`` takes ``settings.device``, else CUDA, MPS or CPU, whichever is there; a loaded model stays where it is.
-    precision
-        Number format of matrix products: ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``, which is bf16 on CUDA devices
-        and fp32 elsewhere.
-    attention
-        Backend; ``None`` takes the fastest that the device has.
+    {device}
+    {precision}
+    {attention}
     {rng}
     key_added
         Key of the result in ``obsm`` and ``uns``; ``None`` takes the one of the model's family, ``"X_scGPT"`` for scGPT.

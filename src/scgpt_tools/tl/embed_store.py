@@ -92,20 +92,27 @@ def embed_store(
         the last chunk is written.
     model
         A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes.  Of one modality.
-    layer, genes, symbols, aliases, ignore_case, duplicates
-        As in :func:`scgpt_tools.tl.embed`.
+    {layer}
+    {genes}
+    {matching}
     {modality}
-    batch_key, pooling, normalize, length, batch_size
-        As in :func:`scgpt_tools.tl.embed`.
+    {batch_key}
+    {pooling}
+    normalize
+        Scale each embedding to unit length, as scGPT's own function does.
+    {length}
+    batch_size
+        Cells computed at once.
     chunk
         Cells of a chunk: what is in memory, read at once, and lost when a process dies.
     rank, processes
         Number of this process, counted from 0, and how many there are; ``None`` asks ``torchrun``, ``srun`` or the
         process group, whichever has started this process, and else takes it to be alone.
     device
-        As in :func:`scgpt_tools.tl.embed`; the processes of a machine take its GPUs in turn.
-    precision, attention
-        As in :func:`scgpt_tools.tl.embed`.
+        ``None`` takes ``settings.device``, else CUDA, MPS or CPU, whichever is there; the processes of a machine take its
+        GPUs in turn.
+    {precision}
+    {attention}
     {rng}
     key_added
         Key of the result in ``obsm`` and ``uns``; ``None`` takes the one of the model's family, ``"X_scGPT"`` for scGPT.

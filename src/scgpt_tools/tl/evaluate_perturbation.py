@@ -155,8 +155,9 @@ def evaluate_perturbation(
         Which genes a generator reads and how they are flagged, as in :func:`scgpt_tools.tl.predict_perturbation`.
     batch_size
         Cells computed at once.
-    device, precision, attention
-        As in :func:`scgpt_tools.tl.embed`.
+    {device}
+    {precision}
+    {attention}
     rng
         Whole number, generator or ``None`` (fresh entropy) for the draw of controls, of
         their halves and of the noise of the ceiling.

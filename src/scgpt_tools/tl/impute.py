@@ -87,8 +87,11 @@ def impute(
         Column of ``obs`` with the technical batch of each cell, if the model was trained with it.
     batch_size
         Cells computed at once; the result does not depend on it.
-    device, precision, attention
-        As in :func:`scgpt_tools.tl.embed`; ``attention`` must know generated tokens, as ``"sdpa"`` does.
+    {device}
+    {precision}
+    attention
+        Backend; ``None`` takes the fastest that the device has, and one that is named must know generated tokens, as
+        ``"sdpa"`` does.
     {rng}
     key_added
         Key of the result in ``obsm`` and ``uns``; ``None`` takes the modality's name with ``"_imputed"``.

@@ -112,18 +112,18 @@ def knockout(
     layer
         Key of ``layers`` to read; ``None`` takes ``X``.
     {batch_key}
-    pooling, length
-        As in :func:`scgpt_tools.tl.embed`.  A gene counts in cells that have a token of it, so in long cells where it is
-        drawn.
+    {pooling}
+    {length}
+        A gene counts in cells that have a token of it, so in long cells where it is drawn.
     store
         Folder for finished genes.  A call that was interrupted goes on from there when it is repeated, and one with more
         genes computes those only, with any ``batch_size``.
     batch_size
         Changed cells computed at once; the memory needed grows with it.
-    device, attention
-        As in :func:`scgpt_tools.tl.embed`.
+    {device}
+    {attention}
     precision
-        As there; moves of single genes are small, and bf16 may round them away.
+        Number format of matrix products, as ``"fp32"``; moves of single genes are small, and bf16 may round them away.
     {rng}
     {show_progress}
 

@@ -63,8 +63,9 @@ def modality_weights(
     {batch_key}
     batch_size
         Cells computed at once; the result does not depend on it.
-    device, precision, attention
-        As in :func:`scgpt_tools.tl.embed`.
+    {device}
+    {precision}
+    {attention}
     {rng}
     key_added
         End of the names of the results.

@@ -84,8 +84,9 @@ def predict(
     batch_size
         Cells computed at once; the result does not depend on it, except for models whose encoder sees padding, such as
         DeepSC, of which ``params`` has it.
-    device, precision, attention
-        As in :func:`scgpt_tools.tl.embed`.
+    {device}
+    {precision}
+    {attention}
     {rng}
     key_added
         Beginning of the names of the results.

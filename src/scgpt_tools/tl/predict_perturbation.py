@@ -121,8 +121,9 @@ def predict_perturbation(
         :func:`scgpt_tools.pp.parse_conditions` recorded, and else what the model was trained on.
     batch_size
         Cells computed at once.
-    device, precision, attention
-        As in :func:`scgpt_tools.tl.embed`.
+    {device}
+    {precision}
+    {attention}
     rng
         Whole number, generator or ``None`` (fresh entropy) for the draw of controls.
     key_added

@@ -144,8 +144,18 @@ def compare_networks(
 
     Parameters
     ----------
-    adata, use_rep, maps, knockouts, genes
-        As in :func:`scgpt_tools.tl.score_network`.
+    adata
+        Cells with log-normalised values and vectors of genes; not changed.
+    use_rep
+        Keys of ``varm`` with vectors of genes, as :func:`scgpt_tools.tl.embed_genes` writes them; pairs are scored by
+        cosine.
+    maps
+        Result of :func:`scgpt_tools.tl.attention`; each of its groups is a method.
+    knockouts
+        Result of :func:`scgpt_tools.tl.knockout` with ``expression``: the absolute predicted change of one gene when the
+        other is changed.
+    genes
+        Names to restrict pairs to.
     layer
         Key of ``layers`` to take co-expression from; ``None`` takes ``X``.
 

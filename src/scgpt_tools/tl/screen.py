@@ -89,8 +89,9 @@ def screen(
     batch_size
         Cells computed at once; the memory needed grows with it.  With the number of perturbations only the
         result grows, which is held whole.
-    device, precision, attention
-        As in :func:`scgpt_tools.tl.embed`.
+    {device}
+    {precision}
+    {attention}
     rng
         Whole number, generator or ``None`` (fresh entropy) for the draw of controls.
     {show_progress}
