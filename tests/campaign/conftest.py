@@ -39,7 +39,7 @@ def apart():
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    reports = [entry for kind in ("passed", "failed", "xfailed") for entry in terminalreporter.stats.get(kind, [])]
+    reports = [entry for kind in ("passed", "failed") for entry in terminalreporter.stats.get(kind, [])]
     found = Counter(value for entry in reports for name, value in entry.user_properties if name == "campaign")
     if found:
         counts = ", ".join(f"{outcome.value} {found[outcome.value]:,}" for outcome in Outcome)

@@ -302,6 +302,9 @@ def damaged() -> Iterator[DamagedTable]:
                 if name == "masked" and subject.name == "tl.embed_store":
                     continue
                 answer = damage.answer if part in subject.reads else OTHERWISE[part]
+                # Every column of a gene gets the vector of the gene.
+                if (subject.name, name) == ("tl.embed_genes", "twice the same gene"):
+                    answer = "finite"
                 yield DamagedTable(subject, part, name, damage.change, answer, damage.fatal)
         for name, damage in SHAPES.items():
             yield DamagedTable(subject, "shape", name, damage.change, damage.answer)
