@@ -49,6 +49,10 @@ MASKED_VALUES = {"family": BASE["family"] | {"pretraining_task": "expression_rec
 HUBER = {"objectives": [{"name": "masked_expression", "loss": "huber"}, FROM_CELL]}
 
 # Other values by key, and what else has to be set for the key to mean something.
+DOWNSAMPLED = {
+    "family": AUTOENCODER["family"] | {"pretraining_task": "read_depth"},
+    "corruption": {"name": "mask_downsampled", "least": 0},
+}
 ROWS: dict[str, Any] = {
     "data.paths": (["*.h5ad"], {}),
     "data.layer": ("doubled", PLAIN),
@@ -99,6 +103,7 @@ ROWS: dict[str, Any] = {
     "tokenizer.linear_bins": (4, PLAIN | {"corruption": {"name": "mask_values"}}),
     "tokenizer.bin_zeros": (True, PLAIN | {"tokenizer": RAW | {"linear_bins": 4, "genes": "all"}}),
     "tokenizer.target_sum": (100.0, PLAIN),
+    "tokenizer.depth": (True, PLAIN | AUTOENCODER),
     "tokenizer.order": ("rank", PLAIN),
     "tokenizer.medians": ([1.0, 5.0] * 20, {"tokenizer": {**RAW, "order": "rank", "positions": True, "length": 6}}),
     "tokenizer.positions": (True, {"tokenizer": RAW}),
@@ -133,6 +138,10 @@ ROWS: dict[str, Any] = {
     ),
     "corruption.mask_bins.chances": ([0.9, 0.1], SCGPT | {"tokenizer": RAW | {"linear_bins": 2}}),
     "corruption.mask_bins.keep_first": (5, SCGPT | {"tokenizer": RAW | {"linear_bins": 2}}),
+    "corruption.mask_downsampled.ratio": (0.8, DOWNSAMPLED),
+    "corruption.mask_downsampled.share": (0.0, DOWNSAMPLED),
+    "corruption.mask_downsampled.shape": ([9.0, 1.0], DOWNSAMPLED),
+    "corruption.mask_downsampled.least": (10**6, DOWNSAMPLED),
     "corruption.generate_values.mask_value": (-4.0, GENERATED),
     "corruption.generate_values.ratio": (0.1, GENERATED),
     "corruption.generate_values.keep_first": (5, GENERATED),
@@ -160,7 +169,9 @@ ROWS: dict[str, Any] = {
 SAME_AS = {
     **{f"corruption.next_tokens.mask_{of}": "corruption.mask_values.mask_value" for of in ("value", "bin", "position")},
     **{f"corruption.{name}.mask_{of}": f"corruption.mask_values.mask_{of}"
-       for name in ("mask_bins", "generate_values", "generate_expression") for of in ("value", "bin", "position")},
+       for name in ("mask_bins", "mask_downsampled", "generate_values", "generate_expression")
+       for of in ("value", "bin", "position")},
+    **{f"corruption.mask_downsampled.{of}": f"corruption.mask_values.{of}" for of in ("count", "keep_first", "zeros")},
     **{f"objectives.{name}.{of}": f"objectives.masked_expression.{of}"
        for name in ("masked_expression_from_cell", "regenerated_expression", "perturbed_expression")
        for of in ("loss", "delta", "by_modality", "modality_weights")},
@@ -430,7 +441,7 @@ def test_options_of_families_change_a_model(folder, tmp_path, monkeypatch):
     """Arguments of the three descriptions, but those that have keys of their own."""
     other: dict[str, Any] = {
         "activation": "relu", "pooling": "mean", "final_norm": False, "values": "attention_bias", "pretraining_task": "dual",
-        "bins": 5, "decoder_dim": 6, "decoder_layers": 1, "decoder_heads": 1, "form": "scfoundation",
+        "bins": 5, "decoder_dim": 6, "decoder_layers": 1, "decoder_heads": 1, "form": "scfoundation", "depth": True,
     }  # fmt: skip
     shared = {"vocabulary", "tokenizer", "generation", *SIZES}
     for name in ("scmodelforge", "scmodelforge_causal", "scmodelforge_autoencoder"):

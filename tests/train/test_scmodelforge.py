@@ -39,6 +39,27 @@ def test_pretraining(tmp_path, cells, family):
     assert np.isfinite(cells.obsm["X_scModelForge"]).all()
 
 
+def test_pretraining_from_cells_with_fewer_molecules(tmp_path, cells):
+    """scFoundation's form: both tokens of depth are in the vocabulary, and the model does what others do."""
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    config = {
+        "data": {"paths": ["cells.h5ad"], "validation": 0.2},
+        "family": {"name": "scmodelforge_autoencoder", **SIZES, "pretraining_task": "read_depth"},
+        "corruption": {"name": "mask_downsampled", "least": 10},
+        "train": {"epochs": 2, "batch_size": 16, "accelerator": "cpu"},
+    }
+    pretrain(config, data=tmp_path, output=tmp_path / "model")
+    history = pd.read_csv(tmp_path / "model" / "run" / "history.csv")
+    assert np.isfinite(history["validation_loss"]).all()
+    model = CellModel.from_pretrained(tmp_path / "model", device="cpu")
+    assert set(sct.tokens.DEPTH_TOKENS) < set(model.vocabulary.tokens)
+    sct.tl.embed(cells, model, device="cpu")
+    assert np.isfinite(cells.obsm["X_scModelForge"]).all()
+    gene = next(name for name in cells.var_names if name in model.vocabulary)
+    moved = sct.tl.knockout(cells, model, genes=[gene], n_null=None, min_cells=1, show_progress=False)
+    assert moved.obs["n_changed"].item() == int((cells[:, gene].X.toarray() > 0).sum())
+
+
 def test_annotation(cells):
     from scgpt_tools.models import FAMILIES as KNOWN
     from scgpt_tools.vocabulary import Vocabulary

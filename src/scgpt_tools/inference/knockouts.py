@@ -158,7 +158,7 @@ class Knockouts:
 
     def _expressed(self, batch: TokenBatch) -> Tensor:
         """(B, L) True on tokens of genes above zero."""
-        real = candidates_of(batch, int(self.cells.plan.tokenizer.config.cls))
+        real = candidates_of(batch, self.cells.plan.tokenizer.config.first)
         return real & (batch.values > 0) & (self._place_of[batch.genes] >= 0)
 
     def _changes(self, batch: TokenBatch, numbers: Tensor, n_genes: int) -> Iterator[_Changes]:
@@ -259,7 +259,7 @@ class _Predicted:
         tokenizer, rows = run.cells.plan.tokenizer, batch.require("index").numpy()
         bits = draws(run.cells.plan.seed, run.cells.source.keys[rows][:, None], batch.genes.numpy(), _PURPOSE)
         drawn = torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53 < _HIDDEN)
-        places = drawn & candidates_of(batch, int(tokenizer.config.cls))
+        places = drawn & candidates_of(batch, tokenizer.config.first)
         if run.hide == "generated":
             hidden = GenerateValues().of(tokenizer).hide(batch, places).replace(generated=places)
         else:

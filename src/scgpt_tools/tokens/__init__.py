@@ -6,6 +6,7 @@ from scgpt_tools.tokens import gene_lists, joint, joint_features, orthologs  # n
 from scgpt_tools.tokens.batch import TokenBatch
 from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
 from scgpt_tools.tokens.coverage import Coverage
+from scgpt_tools.tokens.depth import DEPTH_TOKENS, MaskDownsampled
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.gene_masking import MaskGenes, NextTokens
 from scgpt_tools.tokens.modalities import ModalityConfig
@@ -14,10 +15,12 @@ from scgpt_tools.tokens.selection import select_genes
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 
 __all__ = [
+    "DEPTH_TOKENS",
     "Coverage",
     "FeatureTable",
     "GenerateValues",
     "HideModalities",
+    "MaskDownsampled",
     "MaskGenes",
     "MaskValues",
     "ModalityConfig",

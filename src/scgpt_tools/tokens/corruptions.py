@@ -65,10 +65,12 @@ class Corruption(OneOf, ABC):
 
         Returns
         -------
-        The copy; this corruption itself where tokens have values only.
+        The copy, which hides no tokens of depth; this corruption itself where tokens have values only.
         """
         config = tokenizer.config
         marked = self.marked(config.mask_value, config.mask_bin)
+        if config.depth and getattr(marked, "keep_first", config.first) < config.first:
+            marked = replace(marked, keep_first=config.first)  # type: ignore[call-arg]
         return replace(marked, mask_position=0) if config.positions and self.mask_position is None else marked
 
     def marked(self, mask_value: float, mask_bin: int | None) -> Self:

@@ -23,7 +23,7 @@ How = Literal["remove", "zero", "max"]
 
 def most_expressed(batch: TokenBatch, tokenizer: Tokenizer) -> Tensor:
     """(B,) highest value of a gene in each cell; minus infinity in cells without any."""
-    real = candidates_of(batch, int(tokenizer.config.cls))
+    real = candidates_of(batch, tokenizer.config.first)
     return batch.values.masked_fill(~real, -torch.inf).amax(dim=1)
 
 

@@ -17,6 +17,7 @@ from scgpt_tools._types import Expects, GeneSelection, Include, Overflow, Ties, 
 from scgpt_tools._validate import as_seed, check_choice, check_finite, check_integer, check_number
 from scgpt_tools.tokens import kernels
 from scgpt_tools.tokens.batch import TokenBatch
+from scgpt_tools.tokens.depth import DEPTH_TOKENS, depths
 from scgpt_tools.tokens.edges import bins_of
 from scgpt_tools.tokens.linear_bins import highest, with_bins
 from scgpt_tools.tokens.modalities import ModalityConfig
@@ -76,6 +77,10 @@ class TokenizerConfig:
     """Give values of 0 a bin as well, the lowest, and not that of padding; for tokenizers that keep such genes."""
     target_sum: float | None = None
     """Scale each cell to this sum over its known genes before anything else; for counts."""
+    depth: bool = False
+    """Put two tokens behind the cell token that hold how many molecules of known genes the cell has, as a logarithm of base
+    10: scFoundation's tokens of target and source depth.  For counts, and a vocabulary with
+    :data:`~scgpt_tools.tokens.depth.DEPTH_TOKENS`."""
     order: Literal["columns", "rank"] = "columns"
     """Order of the tokens: that of the columns, or the highest value first; then a long cell keeps its highest values."""
     medians: tuple[float, ...] | None = None
@@ -107,7 +112,7 @@ class TokenizerConfig:
                 raise ValueError("Expected either `linear_bins` or `edges`, which both give tokens a bin, found both.")
         if self.length is not None:
             # A cell token alone would make all cells alike.
-            check_integer("length", self.length, least=1 + self.cls)
+            check_integer("length", self.length, least=1 + self.first)
         for name in ("cls_value", "pad_value", "mask_value"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"Expected `{name}` to be a finite number, found {getattr(self, name)}.")
@@ -123,6 +128,12 @@ class TokenizerConfig:
                 raise ValueError(f"`medians` go with order='rank' only, found {self.order!r}.")
             for median in self.medians:
                 check_number("medians", median, above=0)
+        channels = (self.bins, self.edges, self.linear_bins, self.positions or None, self.parts or None)
+        if self.depth and any(each is not None for each in channels):
+            raise ValueError(
+                "Expected depth=True with plain values of one modality, whose tokens have neither bins nor positions, found "
+                f"{self.values=}, {self.linear_bins=}, {self.positions=} or `edges` or `parts`."
+            )
         if self.edges is not None:
             check_finite("`edges`", np.asarray(self.edges), "Give ascending numbers.")
             if len(self.edges) < 2 or any(np.diff(self.edges) <= 0):
@@ -135,6 +146,11 @@ class TokenizerConfig:
         unknown = {part.name for part in self.parts} - set(self.modalities)
         if unknown:
             raise ValueError(f"Expected `modalities` to hold the names of `parts`, found {self.modalities}.")
+
+    @property
+    def first(self) -> int:
+        """Tokens before those of genes."""
+        return int(self.cls) + (len(DEPTH_TOKENS) if self.depth else 0)
 
     @property
     def mask_bin(self) -> int | None:
@@ -172,6 +188,11 @@ class Tokenizer:
     def __init__(self, config: TokenizerConfig, vocabulary: Vocabulary) -> None:
         if config.parts and type(self) is Tokenizer:
             raise ValueError("Expected a configuration of one modality, found several. Pass it to `tokenizer_of`.")
+        if config.depth and not set(DEPTH_TOKENS) <= set(vocabulary.tokens):
+            raise ValueError(
+                f"Expected a vocabulary with the tokens {DEPTH_TOKENS} for depth=True, found one without. Extend it: "
+                "`vocabulary.extended(sct.tokens.DEPTH_TOKENS)`."
+            )
         self.config = config
         self.vocabulary = vocabulary
 
@@ -229,7 +250,8 @@ class Tokenizer:
             If a value is negative, missing or infinite, or the shapes do not fit.
         """
         features = self.completed(features)
-        X, token_of = self._prepared(X, features), self._token_of(X, features)
+        token_of = self._token_of(X, features)
+        counts, X = X, self._prepared(X, features)
         keys = one_per_row("keys", keys, X, np.uint64)
         index = np.arange(X.shape[0]) if index is None else one_per_row("index", index, X, np.int64)
         rows = np.arange(X.shape[0]) if rows is None else _rows_of(X, rows)
@@ -238,6 +260,10 @@ class Tokenizer:
         late = self.config.overflow == "highest" or self.config.order == "rank"
         room = np.iinfo(np.int64).max - 1 if late else self._room
         parts = self._padded(self._lengths(expressed, features, room), features)
+        if self.config.depth:
+            own = slice(int(self.config.cls), self.config.first)
+            parts.genes[:, own] = self.vocabulary.ids(DEPTH_TOKENS)
+            parts.values[:, own] = depths(_molecules(counts, token_of)[rows])[:, None]
         scratch = np.empty(max(expressed, default=0), dtype=X.data.dtype)
         everything = self.config.genes != "expressed"
         kernels.fill(
@@ -246,7 +272,7 @@ class Tokenizer:
             kernels.RAW if prebinned else _KINDS[self.config.values],
             np.empty(0) if self.config.bins is None else fractions_of(self.config.bins),
             self.config.ties == "random", everything, room, self.config.overflow != "first",
-            int(self.config.cls), scratch, bits_of(scratch), parts.genes, parts.values, parts.modality,
+            self.config.first, scratch, bits_of(scratch), parts.genes, parts.values, parts.modality,
         )  # fmt: skip
         batch = TokenBatch(
             genes=torch.from_numpy(parts.genes),
@@ -261,7 +287,7 @@ class Tokenizer:
         batch = self.with_channels(batch)
         if self.config.overflow != "highest" or self.config.length is None:
             return batch
-        return highest(batch, self.config.length, keep_first=int(self.config.cls))
+        return highest(batch, self.config.length, keep_first=self.config.first)
 
     def with_channels(self, batch: TokenBatch) -> TokenBatch:
         """Add bins and places of tokens, where the settings ask for them.
@@ -298,16 +324,15 @@ class Tokenizer:
             medians = torch.tensor(self.config.medians, dtype=torch.float64)
             values = batch.values.double()
             scores = (values.expm1() if self.config.values == "log1p" else values) / medians[batch.genes]
-        return by_rank(batch, length=self.config.length, keep_first=int(self.config.cls), scores=scores)
+        return by_rank(batch, length=self.config.length, keep_first=self.config.first, scores=scores)
 
     def _prepared(self, X: sp.csr_matrix, features: FeatureTable) -> sp.csr_matrix:
         """Values in the usual form, each cell scaled to the depth of the settings."""
         X = canonical(X)
         if self.config.target_sum is None:
             return X
-        known = self._token_of(X, features)[X.indices] >= 0
         rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
-        depth = np.bincount(rows, np.where(known, X.data, 0).astype(np.float64), minlength=X.shape[0])
+        depth = _molecules(X, self._token_of(X, features))
         factor = self.config.target_sum / np.where(depth > 0, depth, 1.0)
         return type(X)(((X.data * factor[rows]).astype(np.float32), X.indices, X.indptr), shape=X.shape)
 
@@ -377,11 +402,11 @@ class Tokenizer:
     def _room(self) -> int:
         """Most genes of a cell."""
         length = np.iinfo(np.int64).max if self.config.length is None else self.config.length
-        return length - int(self.config.cls)
+        return length - self.config.first
 
     def _lengths(self, expressed: NDArray[np.int64], features: FeatureTable, room: int) -> NDArray[np.int64]:
         genes = np.full_like(expressed, len(features.columns)) if self.config.genes != "expressed" else expressed
-        return np.minimum(genes, room) + int(self.config.cls)
+        return np.minimum(genes, room) + self.config.first
 
     def _padded(self, lengths: NDArray[np.int64], features: FeatureTable) -> _Parts:
         """Arrays that hold the padding and the cell tokens."""
@@ -426,6 +451,14 @@ class _Parts(NamedTuple):
 
 
 _KINDS = {"binned": kernels.BINNED, "log1p": kernels.LOG1P, "raw": kernels.RAW}
+
+
+def _molecules(X: sp.csr_matrix, token_of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(cells,) sum of the values that have a token."""
+    X = canonical(X)
+    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+    values = np.where(token_of[X.indices] >= 0, X.data, 0).astype(np.float64)
+    return np.bincount(rows, values, minlength=X.shape[0]).astype(np.float64, copy=False)
 
 
 def _by_column(features: FeatureTable, entries: ArrayLike) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.families import family_named
 from scgpt_tools.objectives import MaskedBins, Objective, check_objectives
 from scgpt_tools.tokens.corruptions import Corruption, GenerateExpression, MaskBins
+from scgpt_tools.tokens.depth import DEPTH_TOKENS
 from scgpt_tools.tokens.gene_masking import NextTokens
 from scgpt_tools.tokens.gene_tables import read_gene_table
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
@@ -213,6 +214,8 @@ def pretrain(
         counts = collection.count_cells()
         sample = sampled(collection.cells("train"), config.statistics.cells, config.data.rng)
         vocabulary = _vocabulary(config, collection, counts, folder, sample)
+        if describe(config, vocabulary).tokenizer.depth:
+            vocabulary = vocabulary.extended(DEPTH_TOKENS)
         tables = collection.tables(vocabulary, min_coverage=config.vocabulary.min_coverage)
         own = describe(config, vocabulary).tokenizer
         tokenizer = fitted(config.statistics, own, vocabulary, tables, sample)

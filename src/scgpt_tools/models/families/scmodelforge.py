@@ -285,6 +285,7 @@ def scmodelforge_autoencoder(
     decoder_layers: int = 4,
     decoder_heads: int | None = None,
     form: Form = "scmodelforge",
+    depth: bool = False,
     generation: bool = False,
     tokenizer: TokenizerConfig | None = None,
 ) -> ModelConfig:
@@ -300,13 +301,17 @@ def scmodelforge_autoencoder(
         Sizes of the decoder; half of ``dim`` and as many heads by default.
     form
         ``"scfoundation"`` reads all genes: values are embedded by learned soft bins, the encoder sees visible genes above
-        zero, and the decoder all, with one vector for zeros and one for hidden values :cite:p:`Hao2024`.  Its tokens of
-        sequencing depth are not part of it.
+        zero, and the decoder all, with one vector for zeros and one for hidden values :cite:p:`Hao2024`.
+    depth
+        Give cells two tokens with their number of molecules, as scFoundation does: of the values to predict, and of those
+        that are shown.  Trained with the corruption ``"mask_downsampled"`` a network learns to go from one to the other.
     tokenizer
         How cells become tokens; ``None`` takes the values of expressed genes, or of all for ``"scfoundation"``.
     """
     everything = lookup({"scmodelforge": False, "scfoundation": True}, form, "form of the autoencoder")
     tokenizer = tokenizer or (scfoundation_tokens() if everything else scmodelforge_tokens("continuous_projection"))
+    if depth:
+        tokenizer = replace(tokenizer, depth=True)
     part: PartConfig = SoftBinsConfig() if everything else LinearConfig()
     return ModelConfig(
         family=AUTOENCODER,
@@ -393,6 +398,12 @@ SCMODELFORGE_AUTOENCODER = Family(
     pretraining={
         "expression_reconstruction": Pretraining(
             objectives=({"name": "masked_expression"},), corruption={"name": "mask_values", "ratio": 0.5}
-        )
+        ),
+        # scFoundation's, from cells with fewer molecules.
+        "read_depth": Pretraining(
+            objectives=({"name": "masked_expression"},),
+            corruption={"name": "mask_downsampled"},
+            options={"form": "scfoundation", "depth": True},
+        ),
     },
 )
