@@ -282,6 +282,7 @@ TASKS = {
     "lora": {"label_key": "kind", "lora": 2},
     "frozen": {"label_key": "kind", "freeze": "backbone"},
     "released": {"label_key": "kind", "freeze": "backbone", "unfreeze_every": 1},
+    "released at once": {"label_key": "kind", "freeze": "backbone", "unfreeze_after": 1},
 }
 
 SEVERAL = """
@@ -331,6 +332,8 @@ def test_every_task_in_two_processes_is_that_of_one(folder, make_model):
         shared = CellModel.from_pretrained(folder / f"{name}-two", device="cpu").state_dict()
         for key, tensor in model.state_dict().items():
             torch.testing.assert_close(shared[key], tensor, atol=5e-4, rtol=2e-3, msg=f"{name} {key}")
-    assert any(not torch.equal(alone["lora"].state_dict()[key], base[key]) for key in base if "attention" in key)
+    for name in ("lora", "released", "released at once"):
+        moved = alone[name].state_dict()
+        assert any(not torch.equal(moved[key], base[key]) for key in base if "attention" in key), name
     probed = pd.read_csv(folder / "probed-two" / "run" / "history.csv")
     assert probed["validation_probe_accuracy"].notna().all()
