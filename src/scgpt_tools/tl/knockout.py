@@ -279,7 +279,7 @@ def _asked(adata: AnnData, cells: Cells, genes: Sequence[str] | None) -> NDArray
     if not len(asked):
         raise ValueError(f"Expected genes that the model {cells.model.name!r} knows, found none of {len(names)}.")
     if len(asked) < len(names):
-        without = [name for name, place in zip(names, places, strict=True) if place not in set(known[asked])]
+        without = names[~np.isin(places, known)]
         warn_user(
             f"Expected genes that the model knows, found {len(without)} that it does not, which are left out: "
             f"{', '.join(without[:10])}{', ...' if len(without) > 10 else ''}."
