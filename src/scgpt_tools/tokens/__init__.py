@@ -6,7 +6,8 @@ from scgpt_tools.tokens import gene_lists, joint, joint_features, orthologs  # n
 from scgpt_tools.tokens.batch import TokenBatch
 from scgpt_tools.tokens.corruptions import GenerateValues, MaskValues
 from scgpt_tools.tokens.coverage import Coverage
-from scgpt_tools.tokens.depth import DEPTH_TOKENS, MaskDownsampled
+from scgpt_tools.tokens.depth import DEPTH_TOKENS
+from scgpt_tools.tokens.downsampling import MaskDownsampled
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.gene_masking import MaskGenes, NextTokens
 from scgpt_tools.tokens.modalities import ModalityConfig

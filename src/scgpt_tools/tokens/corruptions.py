@@ -343,7 +343,8 @@ def chances_of(counts: Sequence[float]) -> tuple[float, ...]:
 _CHANCES = ((0.01, 0.7), (0.05, 0.5), (0.125, 0.3), (0.2, 0.15), (np.inf, 0.1))
 
 # By name in files that describe pre-training, which reads one modality: `HideModalities`, which needs several, has no
-# row; `tokens/gene_masking.py` adds those that hide genes.
+# row; `tokens/gene_masking.py` adds those that hide genes, and
+# `tokens/downsampling.py` what thins cells.
 CORRUPTIONS: dict[str, type[Corruption]] = {
     corruption.name: corruption for corruption in (MaskValues, MaskBins, GenerateValues, GenerateExpression)
 }
