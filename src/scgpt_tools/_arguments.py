@@ -194,6 +194,7 @@ KINDS: dict[str, Check] = {
     "AnnData | MuData": _any_table,
     "CellModel | str | PathLike[str]": _model,
     "AnyModel | Sequence[AnyModel]": _no_table,
+    "AnyModel | GeneClassifier | Sequence[AnyModel | GeneClassifier]": _no_table,
     "HasTokenizer | Vocabulary | str | PathLike[str]": _no_table,
     "VocabularySource": _no_table,
     "str | Iterable[str]": _names,

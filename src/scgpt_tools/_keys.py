@@ -239,12 +239,12 @@ class AnnotateKeys(_Named):
 
     @property
     def obs_distance(self) -> str:
-        """Mean squared distance to the neighbours; of the mapping only."""
+        """Mean squared distance to the nearest cells of the reference."""
         return f"{self.key}_distance"
 
     @property
     def obs_p_value(self) -> str:
-        """P-value for being of that class at all; of the mapping only."""
+        """P-value for being of that class at all."""
         return f"{self.key}_p_value"
 
     @property

@@ -23,6 +23,7 @@ from scgpt_tools.models.config import (
     GenesConfig,
     MixtureConfig,
     Named,
+    ReferenceCellsConfig,
     TableConfig,
     TokenClassesConfig,
     scgpt_embedder,
@@ -92,6 +93,7 @@ VARIANTS = {
         cell_type=ClassifierConfig(classes=9, names=tuple("ABCDEFGHI")), batch=AdversaryConfig(classes=3)
     ),
     "shallow classifier": with_heads(cell_type=ClassifierConfig(classes=2, layers=1)),
+    "cells of the training beside": with_heads(reference_cells=ReferenceCellsConfig(cells=7, held_out=4, neighbours=3)),
     "text and GO, of which genes may lack one": FAMILIES["scgenept"](
         VOCABULARY, **TINY, model_type="scgenept_ncbi+uniprot_go_c", width={"text": 6, "go": 4}, masked=True
     ),

@@ -5,16 +5,18 @@ from dataclasses import replace
 import anndata as ad
 import mudata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import scgpt_tools as sct
 from mudatas import without_pulling
-from scgpt_tools.models import CellModel
+from scgpt_tools.models import CellModel, GeneClassifier
 from scgpt_tools.models.config import (
     ClassifierConfig,
     Named,
 )
+from scgpt_tools.models.gene_classifier import log_normalised
 
 CLASSES = ("B", "NK/T", "T")
 
@@ -180,3 +182,114 @@ def test_what_cannot_be_annotated_is_refused(adata, annotator, model, unchanged)
 def test_a_foreign_classifier_has_numbers_for_names(adata, make_model):
     model = make_model(config={"heads": Named(cell_type=ClassifierConfig(classes=4))}).eval()
     assert list(annotated(adata, model).obs["scgpt_cell_type"].cat.categories) == ["0", "1", "2", "3"]
+
+
+# --- cells of no known type ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned(adata, make_model) -> CellModel:
+    """A model that keeps the cells of its training; its two classes express different genes."""
+    reference = ad.concat([adata] * 4, index_unique="-", merge="same")
+    reference.obs["cell_type"] = np.where(np.arange(reference.n_obs) % 2, "T", "B")
+    return sct.train.finetune(
+        reference, make_model(), task="annotate", label_key="cell_type", validation=0.5, epochs=1,
+        batch_size=16, accelerator="cpu", compare=False,
+    )  # fmt: skip
+
+
+def test_cells_far_from_the_training_get_a_small_p_value(adata, tuned):
+    """Cells of the training lie on cells that were held out; a cell of one gene does not."""
+    strange = adata.copy()
+    strange.X = strange.X.toarray() * 0
+    strange.X[:, 8] = np.arange(1, strange.n_obs + 1)
+    known, new = (annotated(cells, tuned).obs for cells in (adata, strange))
+    assert known["scgpt_cell_type_distance"].max() < new["scgpt_cell_type_distance"].min()
+    assert new["scgpt_cell_type_p_value"].max() == pytest.approx(1 / 25)
+    assert known["scgpt_cell_type_p_value"].min() > 0.05
+    rejected = annotated(strange, tuned, reject=0.05, unassigned="unknown").obs["scgpt_cell_type"]
+    assert (rejected == "unknown").all()
+    assert not (annotated(adata, tuned, reject=0.05).obs["scgpt_cell_type"] == "unassigned").any()
+
+
+def test_the_kept_cells_travel_with_the_folder_and_not_to_the_original(adata, tuned, tmp_path):
+    expected = annotated(adata, tuned).obs
+    again = annotated(adata, tuned.save(tmp_path / "ours")).obs
+    np.testing.assert_array_equal(again["scgpt_cell_type_distance"], expected["scgpt_cell_type_distance"])
+    np.testing.assert_array_equal(again["scgpt_cell_type_p_value"], expected["scgpt_cell_type_p_value"])
+    theirs = annotated(adata, tuned.export(tmp_path / "theirs"))
+    assert "scgpt_cell_type_distance" not in theirs.obs
+    np.testing.assert_allclose(
+        theirs.obsm["scgpt_cell_type_probabilities"],
+        annotated(adata, tuned).obsm["scgpt_cell_type_probabilities"],
+        atol=1e-5,
+    )
+
+
+def test_a_model_without_kept_cells_rejects_none(adata, tuned, annotator, unchanged):
+    before = unchanged(adata)
+    with pytest.raises(ValueError, match="Expected a model with held-out cells to judge distances by"):
+        sct.tl.annotate(adata, annotator, reject=0.05)
+    assert unchanged(adata) == before
+    sct.tl.annotate(adata, tuned, show_progress=False)
+    assert "scgpt_cell_type_p_value" in adata.obs
+    sct.tl.annotate(adata, annotator, show_progress=False)
+    assert not {"scgpt_cell_type_p_value", "scgpt_cell_type_distance"} & set(adata.obs)
+
+
+def test_a_level_below_all_p_values_is_said(adata, tuned):
+    with pytest.warns(UserWarning, match="Expected 99 held-out cells or more to reject cells at 0.01, found 24"):
+        sct.tl.annotate(adata, tuned, reject=0.01)
+
+
+def test_a_committee_takes_the_mean_of_distances(adata, tuned, annotator):
+    alone = annotated(adata, tuned).obs
+    heads = Named(cell_type=ClassifierConfig(classes=2, names=("B", "T")))
+    other = tuned.adapt(heads=heads)
+    together = annotated(adata, [tuned, other]).obs
+    for name in ("distance", "p_value"):
+        np.testing.assert_array_equal(together[f"scgpt_cell_type_{name}"], alone[f"scgpt_cell_type_{name}"])
+
+
+def test_another_training_forgets_the_kept_cells(adata, tuned):
+    reference = ad.concat([adata] * 4, index_unique="-", merge="same")
+    again = sct.train.finetune(
+        reference, tuned, task="annotate", label_key="cell_type", validation=0, epochs=1, accelerator="cpu"
+    )
+    assert "reference_cells" in tuned.heads
+    assert "reference_cells" not in again.heads
+
+
+# --- classifiers on genes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linear(adata) -> GeneClassifier:
+    reference = adata.copy()
+    reference.obs["cell_type"] = pd.Categorical(np.array(CLASSES)[np.arange(adata.n_obs) % 3])
+    return sct.train.fit_gene_classifier(reference, label_key="cell_type")
+
+
+def test_a_classifier_on_genes_takes_part_in_the_vote(adata, annotator, linear, tmp_path):
+    network = annotated(adata, annotator).obsm["scgpt_cell_type_probabilities"]
+    genes = log_normalised(adata.X)[:, [adata.var_names.get_loc(name) for name in linear.genes]]
+    plain = linear.probabilities(genes, linear.vocabulary.ids(linear.genes))
+    result = annotated(adata, [annotator, linear])
+    np.testing.assert_allclose(result.obsm["scgpt_cell_type_probabilities"], (network + plain) / 2, atol=1e-5)
+    assert result.uns["scgpt_cell_type"]["model"]["name"].endswith(", logistic regression on genes")
+    again = annotated(adata, [annotator, linear.save(tmp_path / "genes.npz")])
+    np.testing.assert_array_equal(
+        again.obsm["scgpt_cell_type_probabilities"], result.obsm["scgpt_cell_type_probabilities"]
+    )
+
+
+def test_it_takes_part_beside_a_model_of_its_classes(adata, annotator, linear):
+    with pytest.raises(ValueError, match="one `model` or more, found classifiers on genes alone"):
+        sct.tl.annotate(adata, linear)
+    adata.obs["cell_type"] = np.where(np.arange(adata.n_obs) % 2, "B", "T")
+    two = sct.train.fit_gene_classifier(adata, label_key="cell_type")
+    with pytest.raises(ValueError, match="the same classes in the same order, found .*logistic regression on genes"):
+        sct.tl.annotate(adata, [annotator, two])
+    sct.pp.tokenize(adata, annotator)
+    with pytest.raises(ValueError, match="Expected values for a classifier on genes, found bins"):
+        sct.tl.annotate(adata, [annotator, linear], tokens="X_binned")

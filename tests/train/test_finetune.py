@@ -144,7 +144,8 @@ def test_other_objectives_bring_their_heads(base, cells):
 def test_a_second_round_keeps_the_classifier(base, cells):
     first = sct.train.finetune(cells, base, task="annotate", label_key="kind", **QUICK)
     second = sct.train.finetune(cells, first, task="annotate", label_key="kind", validation=0, **QUICK | {"lr": 1e-12})
-    torch.testing.assert_close(snapshot(second), snapshot(first), atol=1e-6, rtol=0)
+    before = {name: tensor for name, tensor in snapshot(first).items() if "reference_cells" not in name}
+    torch.testing.assert_close(snapshot(second), before, atol=1e-6, rtol=0)
 
 
 # --- integration --------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ def annotation(adata: AnnData, key: str = AnnotateKeys.key) -> pd.DataFrame:
     Returns
     -------
     One row a cell with ``class``, ``confidence``, and the class that came second with its probability
-    (``second_class``, ``second_probability``; missing where there is one class only).
+    (``second_class``, ``second_probability``; missing where there is one class only), and ``distance`` and ``p_value``
+    where the result has them.
 
     Raises
     ------
@@ -48,12 +49,14 @@ def annotation(adata: AnnData, key: str = AnnotateKeys.key) -> pd.DataFrame:
             shares.columns.to_numpy()[place],
             np.take_along_axis(shares.to_numpy(), place[:, None], 1)[:, 0],
         )
+    how_strange = {"distance": keys.obs_distance, "p_value": keys.obs_p_value}
     return pd.DataFrame(
         {
             "class": adata.obs[check_key(adata.obs, keys.obs, "obs")],
             "confidence": adata.obs[check_key(adata.obs, keys.obs_confidence, "obs")],
             "second_class": second,
             "second_probability": second_share,
+            **{name: adata.obs[column] for name, column in how_strange.items() if column in adata.obs},
         },
         index=adata.obs_names,
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scgpt_tools.inference.cells import Cells, Request
+    from scgpt_tools.models.gene_classifier import GeneClassifier
 
 AnyModel: TypeAlias = CellModel | str | PathLike[str]
 """A loaded model, or what :meth:`~scgpt_tools.models.CellModel.from_pretrained` takes."""
@@ -43,7 +44,7 @@ def open_for_all(adata: AnnData | MuData, models: Sequence[CellModel], requests:
     return opened
 
 
-def provenance_of_all(about: dict[str, Any], models: Sequence[CellModel]) -> dict[str, Any]:
+def provenance_of_all(about: dict[str, Any], models: Sequence[CellModel | GeneClassifier]) -> dict[str, Any]:
     """The provenance of the first model with the names and checksums of all."""
     named = {
         "name": ", ".join(model.name for model in models),

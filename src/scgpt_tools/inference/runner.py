@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.models.config import ModelConfig
     from scgpt_tools.nn.heads import ClassifierHead, RegressorHead
+    from scgpt_tools.nn.reference_cells import ReferenceCellsHead
     from scgpt_tools.tokens.batch import TokenBatch
     from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.tokens.tokenizer import Tokenizer
@@ -193,6 +194,14 @@ def class_probabilities(model: CellModel, cells: Tensor) -> Tensor:
     """(B, C) float32 probabilities from embeddings (B, D), by the head ``cell_type``, which reads these alone."""
     head = cast("ClassifierHead", model.heads["cell_type"])
     return head.logits(cells).float().softmax(dim=1)
+
+
+def class_probabilities_and_distance(model: CellModel, cells: Tensor) -> Tensor:
+    """(B, C + 1) float32: those, and the distance from the cells that the model keeps of its training."""
+    head = cast("ReferenceCellsHead", model.heads["reference_cells"])
+    with torch.autocast(cells.device.type, enabled=False):  # small differences of numbers near 1
+        distances = head.distances(cells)
+    return torch.cat((class_probabilities(model, cells), distances[:, None]), dim=1)
 
 
 def target_numbers(model: CellModel, cells: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from scgpt_tools.models.deepsc import (
     build_vocab_from_csv,
 )
 from scgpt_tools.models.families import FAMILIES
+from scgpt_tools.models.gene_classifier import GeneClassifier
 from scgpt_tools.models.reference import ReferenceIndex
 from scgpt_tools.models.scgenept.names import ModelType, parse_model_type
 from scgpt_tools.models.scgenept.start import to_scgenept
@@ -32,6 +33,7 @@ __all__ = [
     "DataCollator",
     "DeepSCClassifier",
     "DeepSCModel",
+    "GeneClassifier",
     "InferenceCollator",
     "ModelConfig",
     "ModelType",

@@ -30,6 +30,7 @@ from scgpt_tools.nn.context import Context
 from scgpt_tools.nn.embedders import Embedder
 from scgpt_tools.nn.output import CellOutput
 from scgpt_tools.nn.pooling import pool
+from scgpt_tools.nn.reference_cells import REFERENCE_CELLS
 from scgpt_tools.nn.sockets import HeadInput
 from scgpt_tools.tokens.batch import CHANNELS
 from scgpt_tools.tokens.joint import tokenizer_of
@@ -433,9 +434,12 @@ class CellModel(nn.Module):
             If it holds files of these names that this package did not write, such as a release of the original.
         """
         original = original_format(self.config)
-        return formats.write(
-            folder, self.config, self.vocabulary, self.state_dict(), original, attention_names=attention_names
-        )
+        # No original keeps cells.
+        config = replace(self.config, heads=self.config.heads.replace(**{REFERENCE_CELLS: None}))
+        weights = {
+            key: tensor for key, tensor in self.state_dict().items() if not key.startswith(f"heads.{REFERENCE_CELLS}.")
+        }
+        return formats.write(folder, config, self.vocabulary, weights, original, attention_names=attention_names)
 
     def push_to_hub(
         self,

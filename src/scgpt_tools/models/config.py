@@ -36,6 +36,7 @@ from scgpt_tools.nn.heads import (
 )
 from scgpt_tools.nn.language import LanguageConfig
 from scgpt_tools.nn.mixture import MixtureConfig, MixtureRegressorConfig
+from scgpt_tools.nn.reference_cells import ReferenceCellsConfig
 from scgpt_tools.nn.signed_gates import EarlierStreamConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig, Sizes, check_least, check_row
 from scgpt_tools.nn.soft_bins import SoftBinsConfig
@@ -81,6 +82,7 @@ __all__ = [
     "PartConfig",
     "PerturbationConfig",
     "Pooling",
+    "ReferenceCellsConfig",
     "RegressorConfig",
     "ScaleConfig",
     "SoftBinsConfig",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from scgpt_tools.tokens.units import Unit
 
 N_GENES = 2_000
 """Genes of the largest variance that are looked at."""
@@ -79,6 +82,16 @@ class GeneClassifier:
 
     def __repr__(self) -> str:
         return f"GeneClassifier({len(self.genes)} genes, {len(self.classes)} classes)"
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages and in ``uns``."""
+        return "logistic regression on genes"
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over all arrays."""
+        return sha256(b"".join(np.ascontiguousarray(getattr(self, name)).tobytes() for name in _ARRAYS)).hexdigest()
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -210,9 +223,12 @@ class GeneClassifier:
             ) from error
 
 
-def log_normalised(X: sp.csr_matrix) -> sp.csr_matrix:
-    """Logarithms of expression in 10,000 molecules a cell; values that look like logarithms or bins already stay so."""
-    unit = describe_values(X[:256]).unit
+def log_normalised(X: sp.csr_matrix, unit: Unit | None = None) -> sp.csr_matrix:
+    """Logarithms of expression in 10,000 molecules a cell; values that are logarithms or bins already stay as they are.
+
+    ``unit``: of the values; ``None`` guesses by a look at them.
+    """
+    unit = describe_values(X[:256]).unit if unit is None else unit
     if unit not in ("counts", "normalised"):
         return X
     depth = np.asarray(X.sum(axis=1)).ravel()

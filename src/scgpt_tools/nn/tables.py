@@ -24,6 +24,7 @@ from scgpt_tools.nn.heads import (
 )
 from scgpt_tools.nn.language import LanguageConfig
 from scgpt_tools.nn.mixture import MixtureRegressorConfig
+from scgpt_tools.nn.reference_cells import ReferenceCellsConfig
 from scgpt_tools.nn.signed_gates import EarlierStreamConfig
 from scgpt_tools.nn.sockets import EncoderConfig, HeadConfig, PartConfig
 from scgpt_tools.nn.soft_bins import SoftBinsConfig
@@ -64,6 +65,7 @@ HEADS: dict[str, type[HeadConfig]] = {
     "deep_regressor": DeepRegressorConfig,
     "token_classes": TokenClassesConfig,
     "decoder": DecoderConfig,
+    "reference_cells": ReferenceCellsConfig,
 }
 """Heads."""
 

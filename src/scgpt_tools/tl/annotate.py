@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import AnnotateKeys
-from scgpt_tools._validate import as_seed
+from scgpt_tools._validate import as_seed, check_fraction
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.rows import slots_of
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.committee import load_models, open_for_all, provenance_of_all
-from scgpt_tools.inference.runner import class_probabilities
+from scgpt_tools.inference.genes import open_genes
+from scgpt_tools.inference.runner import class_probabilities, class_probabilities_and_distance
 from scgpt_tools.models.config import ClassifierConfig
+from scgpt_tools.models.gene_classifier import GeneClassifier
+from scgpt_tools.nn.reference_cells import REFERENCE_CELLS, ReferenceCellsConfig
 from scgpt_tools.tl._labels import check_unassigned, write_labels
+from scgpt_tools.tl._strangeness import strangeness, write_strangeness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +50,10 @@ logger = logging.getLogger(__name__)
 @shared_docs
 def annotate(
     query: AnnData | MuData,
-    model: AnyModel | Sequence[AnyModel],
+    model: AnyModel | GeneClassifier | Sequence[AnyModel | GeneClassifier],
     *,
     threshold: float = 0.0,
+    reject: float = 0.0,
     unassigned: str = "unassigned",
     layer: Layers = None,
     tokens: str | None = None,
@@ -67,7 +76,7 @@ def annotate(
     """Name the type of each cell with a model that was fine-tuned to :cite:p:`Cui2024`.
 
     The model knows the classes that it was trained on and no others: a cell of a new type gets the nearest of them,
-    often with high confidence.
+    often with high confidence.  How far it lies from the cells of the training says more; see ``reject``.
 
     Parameters
     ----------
@@ -76,9 +85,13 @@ def annotate(
     model
         Result of :func:`scgpt_tools.train.finetune` with ``task="annotate"``, or the folder that it was saved to.  Of
         several models with the same classes, such as of one recipe with several seeds, the mean of their probabilities
-        is taken, which is more often right than each of them :cite:p:`Lakshminarayanan2017`.
+        is taken, which is more often right than each of them :cite:p:`Lakshminarayanan2017`.  Beside one such model or more,
+        classifiers on genes (:func:`scgpt_tools.train.fit_gene_classifier`) or their ``.npz`` files may take part.
     threshold
         Leave cells whose most likely class is less likely than this without a class.
+    reject
+        Leave cells without a class that lie farther from the cells that the model was trained on than held-out cells do:
+        of the cells of a known type, about this share is lost.  0.05 is usual, 0 rejects none.
     unassigned
         What such cells get, and cells without any known expressed gene, with a confidence of 0.
     {layers}
@@ -108,6 +121,11 @@ def annotate(
         Class of each cell.
     ``obs[f"{key_added}_confidence"]`` : float32
         Probability of the most likely class, by the model's own account; it is not calibrated.
+    ``obs[f"{key_added}_distance"]`` : float32
+        Mean squared distance, of vectors of unit length, to the nearest cells of the training; large for a cell that is
+        like none of them.  Of models that validated on held-out cells, as is the next.
+    ``obs[f"{key_added}_p_value"]`` : float32
+        Conformal p-value for being a cell of that class, by this distance; of several models the mean.
     ``obsm[f"{key_added}_probabilities"]`` : float32, (cells, classes)
         Probability of every class, in the order of ``uns[key_added]["classes"]``.
     ``uns[key_added]`` : :class:`dict`
@@ -118,13 +136,21 @@ def annotate(
     KeyError
         If ``layer``, ``tokens``, ``genes``, ``modality`` or ``batch_key`` is absent; the message lists what is there.
     ValueError
-        If the model has no classes, several models have not the same, no gene is in the vocabulary, a value is
+        If the model has no classes, several models have not the same, cells are to be rejected and no model has held-out
+        cells to judge distances by, no gene is in the vocabulary, a value is
         negative, missing or infinite, a result is not finite, or ``key_added`` is the name of something else.
 
     Warns
     -----
     UserWarning
-        If cells express no known gene, and as :func:`scgpt_tools.tl.embed` does.
+        If cells express no known gene, held-out cells are too few to reject any at that level, and as
+        :func:`scgpt_tools.tl.embed` does.
+
+    Notes
+    -----
+    P-values mean what they say for cells that differ from the training no more than its held-out cells do: those of one
+    technology or donor among others are known, and a new technology moves all cells away.  Hold out whole donors or
+    batches (a column for ``validation``) to have them allow for that.
 
     Examples
     --------
@@ -152,12 +178,17 @@ def annotate(
         rng=as_seed(rng),
         copy=copy,
     )
-    models = load_models(model, device)
-    classes = _common_classes(models)
+    models, plain = _members(model, device)
+    classes = _common_classes([*models, *plain])
     check_unassigned(unassigned, classes)
+    _check_reject(reject, models)
     opened = open_for_all(query, models, [request] * len(models))
-    computed = [_probabilities(cells, len(classes), show_progress=show_progress) for cells in opened]
-    probabilities = np.mean([values for values, _ in computed], axis=0)
+    on_genes = [open_genes(opened[0], classifier) for classifier in plain]
+    computed = [_compute(cells, len(classes), show_progress=show_progress) for cells in opened]
+    answers = [*(values[:, : len(classes)] for values, _ in computed), *(cells.probabilities() for cells in on_genes)]
+    probabilities = np.mean(answers, axis=0)
+    winner = probabilities.argmax(axis=1)
+    strange = strangeness(models, [values[:, len(classes) :] for values, _ in computed], winner)
     # What one of the models has seen nothing of has no class.
     empty = np.array([(expressed <= 0).all(axis=1) for _, expressed in computed])
     least = int(empty.sum(axis=1).argmax())
@@ -165,24 +196,49 @@ def annotate(
         computed[least].expressed, f"Cells without any known feature get no class but {unassigned!r}."
     )
     keys = AnnotateKeys(key_added)
-    about = provenance_of_all(opened[0].provenance(threshold=threshold, unassigned=unassigned), models)
+    about = provenance_of_all(
+        opened[0].provenance(threshold=threshold, reject=reject, unassigned=unassigned), [*models, *plain]
+    )
     result = query.copy() if copy else query
+    table = slots_of(result, modality)
     left_out = write_labels(
-        slots_of(result, modality),
+        table,
         keys,
-        winner=probabilities.argmax(axis=1),
+        winner=winner,
         probabilities=probabilities,
         classes=classes,
         threshold=threshold,
         unassigned=unassigned,
         about=about,
         without=np.asarray(empty.any(axis=0)),
+        rejected=None if strange is None else strange.p_values <= reject,
     )
+    write_strangeness(table, keys, strange)
     logger.info("Added `obs[%r]`; %d of %d cells are %s.", keys.obs, left_out, len(probabilities), unassigned)
     return result if copy else None
 
 
-def _common_classes(models: Sequence[CellModel]) -> tuple[str, ...]:
+def _members(given: Any, device: str | torch.device | None) -> tuple[list[CellModel], list[GeneClassifier]]:
+    """The networks of a committee, loaded, and its classifiers on genes."""
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str | PathLike) else [given]
+    several = [
+        GeneClassifier.load(one) if isinstance(one, str | PathLike) and Path(one).suffix == ".npz" else one
+        for one in several
+    ]
+    plain = [one for one in several if isinstance(one, GeneClassifier)]
+    models = (
+        load_models([one for one in several if not isinstance(one, GeneClassifier)], device)
+        if len(plain) < len(several)
+        else []
+    )
+    if not models:
+        raise ValueError(
+            f"Expected one `model` or more, found {'classifiers on genes alone' if plain else 'an empty list'}."
+        )
+    return models, plain
+
+
+def _common_classes(models: Sequence[CellModel | GeneClassifier]) -> tuple[str, ...]:
     classes = _classes(models[0])
     for other in models[1:]:
         if _classes(other) != classes:
@@ -193,14 +249,38 @@ def _common_classes(models: Sequence[CellModel]) -> tuple[str, ...]:
     return classes
 
 
-def _probabilities(cells: Cells, n_classes: int, *, show_progress: bool | None) -> Computed:
+def _check_reject(reject: float, models: Sequence[CellModel]) -> None:
+    check_fraction("reject", reject, one=False)
+    if not reject:
+        return
+    kept = [model.config.heads.find(REFERENCE_CELLS, ReferenceCellsConfig) for model in models]
+    held_out = [config.held_out for config in kept if config is not None]
+    if not held_out:
+        raise ValueError(
+            "Expected a model with held-out cells to judge distances by, found none to reject cells with. Fine-tune with "
+            "cells to validate on, or leave `reject` out."
+        )
+    if (least := max(1 / (n + 1) for n in held_out)) > reject:
+        warn_user(
+            f"Expected {int(np.ceil(1 / reject)) - 1} held-out cells or more to reject cells at {reject:g}, found "
+            f"{min(held_out)}, whose p-values are {least:.2g} at least. Fine-tune with more cells to validate on."
+        )
+
+
+def _compute(cells: Cells, n_classes: int, *, show_progress: bool | None) -> Computed:
+    """Probabilities, and in one more column the distance from the training if the model knows it."""
+    model = cells.model
     # Cell embeddings only: the last layer need not compute the other tokens.
-    embed_batch = partial(cells.model.embed_cells, attention=cells.attention)
-    classify = partial(class_probabilities, cells.model)
-    return cells.compute(embed_batch, finish=classify, width=n_classes, show_progress=show_progress)
+    embed_batch = partial(model.embed_cells, attention=cells.attention)
+    finish, width = partial(class_probabilities, model), n_classes
+    if REFERENCE_CELLS in model.heads:
+        finish, width = partial(class_probabilities_and_distance, model), n_classes + 1
+    return cells.compute(embed_batch, finish=finish, width=width, show_progress=show_progress)
 
 
-def _classes(model: CellModel) -> tuple[str, ...]:
+def _classes(model: CellModel | GeneClassifier) -> tuple[str, ...]:
+    if isinstance(model, GeneClassifier):
+        return tuple(model.classes.tolist())
     classifier = model.config.heads.find("cell_type", ClassifierConfig)
     if classifier is None or classifier.classes < 2:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scgpt_tools.train.finetune import finetune
 from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.gene_classifier import fit_gene_classifier
 from scgpt_tools.train.loggers import LoggerConfig
 from scgpt_tools.train.lora import LoraConfig
 from scgpt_tools.train.optim import OptimizerConfig
@@ -17,6 +18,7 @@ __all__ = [
     "PretrainConfig",
     "finetune",
     "fit",
+    "fit_gene_classifier",
     "pretrain",
 ]
 

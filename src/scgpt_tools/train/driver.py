@@ -88,7 +88,7 @@ def learn(
     tuned.config = replace(tuned.config, **task.remembers(opened))
     tuned.name, tuned.history = f"{loaded.name} ({task.name})", history.table
     tuned = tuned.to(loaded.device)
-    tuned.comparison = task.compared(tuned, data, opened, seed=settings.seed)
+    task.finish(tuned, data, opened, seed=settings.seed)
     return tuned
 
 

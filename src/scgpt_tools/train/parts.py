@@ -15,6 +15,7 @@ from scgpt_tools.models.config import (
     Named,
     RegressorConfig,
 )
+from scgpt_tools.nn.reference_cells import REFERENCE_CELLS
 from scgpt_tools.train.starting import modality_config
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def _heads(
     """Heads that the model has, and those that objectives read."""
     names = {objective.name for objective in objectives}
     read = {head for objective in objectives for head in objective.heads}
-    changes: dict[str, Any] = {}
+    # Cells of an earlier training, which lie elsewhere after this one.
+    changes: dict[str, Any] = {REFERENCE_CELLS: None}
     if "bins" in read and "bins" not in heads:
         raise ValueError("Expected a model with a head of bins for the term 'masked_bins', found one without.")
     own = heads.get("expression", ExpressionConfig())

@@ -9,10 +9,10 @@ from scgpt_tools.data.classes import UNKNOWN
 from scgpt_tools.models.families import find_family
 from scgpt_tools.objectives.recipes import ANNOTATE
 from scgpt_tools.train.comparison import compared
+from scgpt_tools.train.known_cells import keep_cells
 from scgpt_tools.train.tasks.cells import CellTask, OpenedCells
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
@@ -51,10 +51,9 @@ class Annotate(CellTask):
             )
         return opened
 
-    def compared(
-        self, model: CellModel, data: CellDataModule, opened: OpenedCells, *, seed: int
-    ) -> pd.DataFrame | None:
-        """The classifier beside plain ones, if it was trained."""
+    def finish(self, model: CellModel, data: CellDataModule, opened: OpenedCells, *, seed: int) -> None:
+        """Compare the classifier with plain ones, and have it keep cells to tell others from."""
         if opened.labels is None or "cell_type" not in {term.name for term in opened.terms if term.weight > 0}:
-            return None
-        return compared(model, data, opened.labels.names, baselines=self.compare, seed=seed)
+            return
+        model.comparison = compared(model, data, opened.labels.names, baselines=self.compare, seed=seed)
+        keep_cells(model, data, seed=seed)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     import numpy as np
-    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
     from numpy.typing import ArrayLike, NDArray
@@ -122,9 +121,8 @@ class Task(ABC, Generic[Table]):
         """Fields of the trained model's configuration that say what it was trained on."""
         return {"trained_genes": None}
 
-    def compared(self, model: CellModel, data: CellDataModule, opened: Table, *, seed: int) -> pd.DataFrame | None:
-        """Scores of the trained model beside plain methods; ``None`` for tasks without."""
-        return None
+    def finish(self, model: CellModel, data: CellDataModule, opened: Table, *, seed: int) -> None:
+        """What the trained model is given beside its weights."""
 
     def describe(self, opened: Table) -> dict[str, Any]:
         """What a run that is resumed has to have in common, beyond model, cells, loss terms and settings."""
