@@ -150,6 +150,8 @@ def open_set(model: sct.CellModel, reference: ad.AnnData, query: ad.AnnData, new
     found = {
         "confidence": 1 - probabilities.max(1),
         "entropy": -(probabilities * np.log(probabilities.clip(1e-12))).sum(1),
+        "distance": query.obs["scgpt_cell_type_distance"].to_numpy(),
+        "p-value": 1 - query.obs["scgpt_cell_type_p_value"].to_numpy(),
     }
     base = sct.CellModel.from_pretrained("scgpt-demo", device="cpu")
     for name, used in (("tuned", model), ("zero-shot", base)):
@@ -194,7 +196,10 @@ def arm(options: argparse.Namespace) -> dict[str, object]:
     }  # fmt: skip
     if options.leave_out is not None:
         new = (query.obs["type"] == options.leave_out).to_numpy()
-        return line | {"new cells": int(new.sum()), "auroc": open_set(model, reference, query, new)}
+        rejected = (query.obs["scgpt_cell_type_p_value"] <= 0.05).to_numpy()
+        at_5 = {"known": round(float(rejected[~new].mean()), 3), "new": round(float(rejected[new].mean()), 3)}
+        scored = open_set(model, reference, query, new)
+        return line | {"new cells": int(new.sum()), "rejected at 0.05": at_5, "auroc": scored}
     probabilities = query.obsm["scgpt_cell_type_probabilities"]
     classes = np.array(model.config.heads["cell_type"].names)
     others = plain(reference, query)
