@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 from scgpt_tools.screens.tokens import ScreenTokens
+from scgpt_tools.tokens.depth import DEPTH_TOKENS
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.tokenizer import Tokenizer, TokenizerConfig
 from scgpt_tools.vocabulary import Vocabulary
@@ -19,7 +20,7 @@ KEYS = np.array([11, 22, 33], dtype=np.uint64)
 
 @pytest.fixture
 def vocabulary() -> Vocabulary:
-    return Vocabulary.from_genes(KNOWN)
+    return Vocabulary.from_genes(KNOWN).extended(DEPTH_TOKENS)
 
 
 @pytest.fixture
@@ -167,3 +168,5 @@ def test_the_first_genes_and_the_perturbed_ones_stay(match, controls):
 def test_a_cell_token_has_no_place(match):
     with pytest.raises(ValueError, match="without a cell token for perturbations, found cls=True"):
         match(cls=True)
+    with pytest.raises(ValueError, match="without tokens of depth for perturbations"):
+        match(depth=True)

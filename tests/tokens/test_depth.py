@@ -142,7 +142,8 @@ def test_a_network_reads_both(counts, vocabulary):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"values": "binned", "bins": 5}, {"edges": (0.0, 1.0)}, {"linear_bins": 3}, {"positions": True}, {"length": 3}
+        {"values": "binned", "bins": 5}, {"edges": (0.0, 1.0)}, {"linear_bins": 3}, {"positions": True}, {"length": 3},
+        {"modalities": ("<pad>", "<cls>", "rna")},
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_them_is_refused(vocabulary, changes):

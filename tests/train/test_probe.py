@@ -55,7 +55,7 @@ def test_each_kind_of_tokens_is_ahead_of_fresh_weights(blood, tmp_path, style):
         },
     }
     model = pretrain(config, data=tmp_path, output=tmp_path / "model")
-    scores = sct.tl.benchmark({"trained": model}, blood, n_seeds=5, show_progress=False)
+    scores = sct.tl.benchmark({"trained": model}, blood, n_seeds=10, show_progress=False)
     scores.save(tmp_path / "scores.json")
     accuracy = scores.summary().query("metric == 'accuracy'").set_index("model")
     assert accuracy.loc["trained", "low"] > accuracy.loc["trained, untrained", "high"]

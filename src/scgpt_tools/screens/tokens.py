@@ -64,6 +64,8 @@ class ScreenTokens:
         """Find the columns of genes by their names, as conditions spell them."""
         if tokenizer.config.cls:
             raise ValueError("Expected a tokenizer without a cell token for perturbations, found cls=True.")
+        if tokenizer.config.depth:
+            raise ValueError("Expected a tokenizer without tokens of depth for perturbations, found depth=True.")
         column: dict[str, int] = {}
         for number in np.sort(tokenizer.completed(features).columns).tolist():
             if (name := names[number]) is not None:

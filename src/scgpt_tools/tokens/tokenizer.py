@@ -128,11 +128,11 @@ class TokenizerConfig:
                 raise ValueError(f"`medians` go with order='rank' only, found {self.order!r}.")
             for median in self.medians:
                 check_number("medians", median, above=0)
-        channels = (self.bins, self.edges, self.linear_bins, self.positions or None, self.parts or None)
+        channels = (self.bins, self.edges, self.linear_bins, self.positions or None, self.modalities or None)
         if self.depth and any(each is not None for each in channels):
             raise ValueError(
                 "Expected depth=True with plain values of one modality, whose tokens have neither bins nor positions, found "
-                f"{self.values=}, {self.linear_bins=}, {self.positions=} or `edges` or `parts`."
+                f"{self.values=}, {self.linear_bins=}, {self.positions=}, {self.modalities=} or `edges`."
             )
         if self.edges is not None:
             check_finite("`edges`", np.asarray(self.edges), "Give ascending numbers.")
