@@ -80,7 +80,7 @@ class TokenizerConfig:
     depth: bool = False
     """Put two tokens behind the cell token that hold how many molecules of known genes the cell has, as a logarithm of base
     10: scFoundation's tokens of target and source depth.  For counts, and a vocabulary with
-    :data:`~scgpt_tools.tokens.depth.DEPTH_TOKENS`."""
+    :data:`~scgpt_tools.tokens.DEPTH_TOKENS`."""
     order: Literal["columns", "rank"] = "columns"
     """Order of the tokens: that of the columns, or the highest value first; then a long cell keeps its highest values."""
     medians: tuple[float, ...] | None = None
