@@ -237,6 +237,14 @@ def test_no_match_says_what_was_seen_and_what_to_do(var, message):
         match(var)
 
 
+def test_orthologues_are_advised_where_the_letters_are_others():
+    var = frame("Gzmk", *(f"Arhgap{number}" for number in range(9)))
+    with pytest.warns(UserWarning, match="knows no orthologue of these .*pass `aliases=` a table"):
+        match(var, ignore_case=True, min_coverage=0.5)
+    with pytest.warns(UserWarning, match="by the names it was given: take a larger model"):
+        match(var, aliases={"Gzmk": "GZMK"}, min_coverage=0.5)
+
+
 def test_no_match_says_what_the_vocabulary_holds():
     with pytest.raises(ValueError, match=r"which holds gene symbols \(such as 'ACTB', 'C1orf112', 'CD3D'\)"):
         match(frame(TP53))

@@ -93,6 +93,9 @@ class _Table:
             key = self._fold(unversioned(old))
             self._pairs[key] = (*self._pairs.get(key, ()), *new)
 
+    def __bool__(self) -> bool:
+        return bool(self._pairs)
+
     def of(self, name: str) -> tuple[str, ...]:
         return self._pairs.get(self._fold(name), ())
 
@@ -209,10 +212,8 @@ def _advice(coverage: Coverage, matcher: Matcher, var: pd.DataFrame) -> str:
     if "Ensembl" in looks:
         return f"{seen} Name a column of `var` with symbols, `genes=`, or pass `symbols=` a table from Ensembl id to symbol."
     if "lower-case" in looks and coverage.n_matched:
-        return (
-            f"{seen} The vocabulary has no genes of these letters: pass `aliases=` a table of orthologues "
-            "(`tokens.orthologs.ortholog_names`), or take a model with more genes."
-        )
+        orthologues = "" if matcher.aliases else "pass `aliases=` a table (`tokens.orthologs.ortholog_names`), or "
+        return f"{seen} The model knows no orthologue of these by the names it was given: {orthologues}take a larger model."
     if "gene symbols" not in looks or not coverage.n_matched:
         return (
             f"{seen} No column of `var` matches better; add one with names that the vocabulary has, and pass `genes=`."
