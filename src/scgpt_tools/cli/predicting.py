@@ -13,6 +13,7 @@ from scgpt_tools._files import as_path, replace_file
 from scgpt_tools._outputs import check_place
 from scgpt_tools.data.classes import UNKNOWN, read_classes
 from scgpt_tools.data.stores import open_table
+from scgpt_tools.inference.kernel import KERNEL
 from scgpt_tools.metrics.annotation import class_scores, score_annotation
 from scgpt_tools.models import CellModel
 from scgpt_tools.models.config import ClassifierConfig, PerturbationConfig, RegressorConfig
@@ -38,6 +39,8 @@ def choose_prediction(
     task
         What to predict; by default what the model was fine-tuned for.
     """
+    if options.get("model") == KERNEL and task == "auto":
+        return "perturb", options
     if "model" not in options and task != "perturb":
         raise ValueError("Expected --model, the folder of a fine-tuned model, found none.")
     if options.get("bootstrap"):

@@ -17,13 +17,13 @@ from scgpt_tools.data.parts import PARTS, read_parts
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.metrics.baselines import perturbed_mean, predict_baselines
 from scgpt_tools.metrics.combining import additive
-from scgpt_tools.metrics.effects import TrainingEffects
 from scgpt_tools.metrics.evaluation import evaluation_table
 from scgpt_tools.metrics.panel import Truth
 from scgpt_tools.metrics.perturbation import de_weights
 from scgpt_tools.screens.annotations import log_values
 from scgpt_tools.screens.ceiling import Ceiling, repeat
 from scgpt_tools.screens.conditions import context_labels, control_mask, read_conditions, unit_name, unit_names
+from scgpt_tools.screens.effects import check_contexts, training_effects
 from scgpt_tools.screens.pairing import pool_of_controls
 from scgpt_tools.screens.profiles import Profiles, mean_profiles, split_halves
 from scgpt_tools.screens.ranking import rank_genes
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scgpt_tools.metrics.effects import TrainingEffects
     from scgpt_tools.tokens.perturbations import GeneSet
 
 CEILING = "ceiling"
@@ -233,18 +234,8 @@ class _Rows:
         mask = trained & ~self.is_control
         if not mask.any():
             raise ValueError(f"Expected perturbed cells in the part {PARTS[0]!r}, found none.")
-        pairs = self.pairs(mask)
-        rows = np.flatnonzero(mask)
-        profiles = mean_profiles(cells[rows], self.units[rows], names=[unit_name(*pair) for pair in pairs])
-        controls = self.controls(cells, trained & self.is_input)
-        _check_contexts(pairs, controls)
-        every = np.flatnonzero(trained & self.is_input)
-        return TrainingEffects(
-            genes=tuple(names),
-            control=mean_profiles(cells[every], ["ctrl"] * every.size).means[0],
-            perturbed=tuple(condition_genes(condition) for _, condition in pairs),
-            effects=profiles.means - controls.of([context for context, _ in pairs]),
-            n_cells=profiles.n_cells,
+        return training_effects(
+            cells, self.conditions, self.contexts, perturbed=mask, controls=trained & self.is_input, genes=names
         )
 
     def truth(
@@ -261,7 +252,7 @@ class _Rows:
         own = np.isin(self.units, shown)
         # Controls are given to every method, so all of a context count, whatever part they are in.
         controls = self.controls(cells, np.ones(mask.size, dtype=bool))
-        _check_contexts(held, controls)
+        check_contexts(held, controls)
         contexts = [context for context, _ in held]
         if alone := sorted(set(contexts) - set(self.contexts[self.is_reference])):
             where = f"the context {alone[0]!r}" if alone[0] else "the table"
@@ -305,12 +296,6 @@ class _Rows:
             row = {name: i for i, name in enumerate(ranking.names)}
             found.append(ranking.scores()[[row[name] for name in shown]])
         return found[0], found[1]
-
-
-def _check_contexts(pairs: Sequence[tuple[str, str]], controls: Profiles) -> None:
-    without = sorted({context for context, _ in pairs} - set(controls.names))
-    if without:
-        raise ValueError(f"Expected control cells in every context, found none in {without}. Pass fewer `within`.")
 
 
 def _combinations_only(

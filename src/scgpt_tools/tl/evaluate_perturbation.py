@@ -16,6 +16,7 @@ from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import as_seed, check_choice, check_text
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.inference.cells import Request
+from scgpt_tools.inference.kernel import KERNEL
 from scgpt_tools.inference.perturbation import held_out_means, open_predictor
 from scgpt_tools.metrics.baselines import BASELINES
 from scgpt_tools.metrics.panel import METRICS
@@ -294,6 +295,10 @@ def _without(screen: HeldOutScreen, predictors: Iterable[Predictor]) -> set[str]
 
 
 def _named(predictions: Prediction | Mapping[str, Prediction]) -> dict[str, Prediction]:
+    if isinstance(predictions, str) and predictions == KERNEL:
+        raise ValueError(
+            f"Expected predictions to score beside the baselines, found {KERNEL!r}, which is one of them. Every table has it."
+        )
     if not isinstance(predictions, Mapping):
         return {_name_of(predictions): predictions}
     if not predictions:

@@ -17,6 +17,7 @@ from scgpt_tools._keys import OWN_CONDITION, ConditionKeys, PredictionKeys
 from scgpt_tools._validate import as_seed, check_integer, check_key_name
 from scgpt_tools.data.writing import check_new_key
 from scgpt_tools.inference.cells import Request
+from scgpt_tools.inference.kernel import KERNEL, KernelPredictor, fit_kernel
 from scgpt_tools.inference.perturbation import Predictor, open_predictor, read_perturbations
 from scgpt_tools.models.zoo import DEFAULT_PERTURBATION, DEMO_PERTURBATION, RELEASED
 from scgpt_tools.screens.batches import context_of_pairs, paired_controls
@@ -53,6 +54,7 @@ def predict_perturbation(
     condition_key: str | None = "condition",
     pairs: str | None = None,
     within: str | Sequence[str] | None = None,
+    split: str | None = None,
     n_controls: int | None = None,
     bootstrap: bool = False,
     layer: str | None = None,
@@ -90,7 +92,9 @@ def predict_perturbation(
     model
         Result of :func:`scgpt_tools.train.finetune` with ``task="perturb"``, the folder that it was saved to, or a released
         model; with ``perts``, ``None`` takes scGenePT as fine-tuned on Norman's activation screen in K562, and says so.
-        ``"scgenept-demo"`` comes with the package, for trying things out.
+        ``"scgenept-demo"`` comes with the package, for trying things out.  ``"kernel"`` is no network: it learns the effects
+        of the table's own conditions by kernel ridge regression (:func:`scgpt_tools.metrics.kernel`) and moves controls by
+        what it expects of others, above all of combinations of genes that were perturbed.
     condition_key
         Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`; ``None`` takes all cells for
         controls.
@@ -99,7 +103,10 @@ def predict_perturbation(
         there and ``within`` is not given, and else draws one control a cell.  Only without ``perts``.
     within
         Columns of ``obs`` that a cell and its control share, for that draw; and controls that are averaged, for models that
-        were trained on means of cells.
+        were trained on means of cells; with ``model="kernel"`` effects are taken against the controls of the same values.
+    split
+        With ``model="kernel"``: column of ``obs`` whose part ``"train"`` is learnt from; ``None`` takes ``"split"`` if it is
+        there, and else all cells.
     n_controls
         With ``perts``: most controls to predict, drawn by seed; ``None`` takes all, each once.
     bootstrap
@@ -165,8 +172,14 @@ def predict_perturbation(
         If a column, layer or key is absent; the message lists what is there.
     ValueError
         If values look like counts, a cell has no label, there are no controls, the model knows no perturbations, a
-        perturbed gene has no column or no token, the name of a layer would hold a ``/``, or predictions are not
-        finite.
+        perturbed gene has no column or no token, the name of a layer would hold a ``/``, predictions are not
+        finite, or an argument is given that ``model`` does not take.
+
+    Warns
+    -----
+    UserWarning
+        If ``model="kernel"`` predicts genes that no training condition perturbs, or combinations although too few were seen
+        to learn how effects add up, or although it is no better than the scaled sum of effects for those that are left out.
 
     Examples
     --------
@@ -174,6 +187,7 @@ def predict_perturbation(
     >>> model = sct.train.finetune(adata, "scgpt-demo", task="perturb")  # doctest: +SKIP
     >>> sct.tl.predict_perturbation(adata, ["KLF1", "SAMD1+ZBTB1"], model)  # doctest: +SKIP
     >>> adata.layers["predicted_SAMD1+ZBTB1"]  # doctest: +SKIP
+    >>> sct.tl.predict_perturbation(adata, "SAMD1+ZBTB1", "kernel", key_added="kernel")  # doctest: +SKIP
     """
     check_arguments(predict_perturbation, locals())
     seed = as_seed(rng)
@@ -214,17 +228,15 @@ def predict_perturbation(
     for layer_added in () if as_anndata else several or [keys.layer]:
         check_key_name("the layer of a perturbation", layer_added)
         check_new_key(adata, "layers", keys.uns, default=PredictionKeys().uns, entry=layer_added)
-    with _default(model is None and wanted is not None) as released:
-        predictor = open_predictor(
-            adata,
-            released or model,
-            request,
-            include=include,
-            unknown=unknown,
-            unmeasured=unmeasured,
-            direction=direction,
-            key=condition_key,
-        )
+    reading: dict[str, Any] = {"include": include, "unknown": unknown, "unmeasured": unmeasured, "direction": direction}
+    predictor: Predictor | KernelPredictor
+    if isinstance(model, str) and model == KERNEL:
+        _refuse({**reading, "symbols": symbols, "aliases": aliases}, f"model={KERNEL!r}")
+        predictor = fit_kernel(adata, request, key=condition_key, within=within, split=split)
+    else:
+        _refuse({"split": split}, "a network, whose training is over")
+        with _default(model is None and wanted is not None) as released:
+            predictor = open_predictor(adata, released or model, request, key=condition_key, **reading)
     conditions = _conditions(adata, condition_key)
     contexts = context_of_pairs(adata, pairs, within)
     if wanted is None:
@@ -266,6 +278,11 @@ def predict_perturbation(
     return result if copy else None
 
 
+def _refuse(arguments: dict[str, Any], what: str) -> None:
+    if given := [name for name, value in arguments.items() if value is not None]:
+        raise ValueError(f"Expected no `{given[0]}` with {what}, found {arguments[given[0]]!r}. Leave it out.")
+
+
 @contextmanager
 def _default(wanted: bool) -> Iterator[str | None]:  # noqa: FBT001 - private
     """Name of the model where none is given, if that is wanted; what to do if it cannot be had."""
@@ -296,7 +313,7 @@ class _Part(NamedTuple):
     perturbed: list[GeneSet]
 
 
-def _known(predictor: Predictor, parts: dict[str, _Part]) -> dict[str, _Part]:
+def _known(predictor: Predictor | KernelPredictor, parts: dict[str, _Part]) -> dict[str, _Part]:
     """What the model can be conditioned on of what is to be predicted."""
     known = predictor.knows([genes for part in parts.values() for genes in part.perturbed])
     found, start = {}, 0
@@ -322,7 +339,11 @@ def _conditions(adata: AnnData, key: str | None) -> NDArray[Any]:
 
 
 def _fill(
-    values: NDArray[np.float32], places: NDArray[np.int64], predictor: Predictor, part: _Part, bar: tqdm[Any]
+    values: NDArray[np.float32],
+    places: NDArray[np.int64],
+    predictor: Predictor | KernelPredictor,
+    part: _Part,
+    bar: tqdm[Any],
 ) -> None:
     keys = predictor.source.keys[part.cells]
     for own, expression in predictor.predict(part.rows, part.perturbed, keys=keys):
