@@ -159,6 +159,13 @@ def packing_pays(mask: Tensor, *, dropout: bool) -> bool:
     return bool((lengths > 0).all()) and (padded or dropout or not torch.is_grad_enabled())
 
 
+def layout_that_pays(mask: Tensor, *, dropout: bool) -> Layout:
+    """Where real tokens that all see each other are: cell by cell without padding, or beside it."""
+    if torch.compiler.is_compiling() or not packing_pays(mask, dropout=dropout):
+        return PaddedLayout.from_mask(mask)
+    return PackedLayout.from_lengths(tuple(mask.sum(dim=1).tolist()), mask.device, mask=mask)
+
+
 def unpack(x: Tensor, mask: Tensor) -> Tensor:
     """(N, D) back to (B, L, D) with zeros at padding."""
     padded = x.new_zeros(*mask.shape, x.shape[-1])

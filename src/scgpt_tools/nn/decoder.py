@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scgpt_tools.config import settle_fields
-from scgpt_tools.nn.attention import PaddedLayout
+from scgpt_tools.nn.attention import layout_that_pays
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.sockets import Embedded, HeadConfig, HeadInput, Sizes, check_least
 from scgpt_tools.nn.transformer import Activation, TransformerConfig
@@ -32,6 +32,7 @@ class DecoderHead(nn.Module):
         self.positions = nn.Embedding(config.positions, width) if config.positions else None
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=0.02)
+        self.dropout = config.dropout
         self.transformer = config.transformer(width).build(Sizes(dim=width))
         self.dense, self.out = Linear(width, width), nn.Linear(width, 1)
 
@@ -48,8 +49,9 @@ class DecoderHead(nn.Module):
             x = x + self.genes(inputs.genes)
         if self.positions is not None:
             x = x + self.positions(batch.require("positions"))
-        decoded = self.transformer(Embedded(x, {}), batch, PaddedLayout.from_mask(batch.mask)).tokens
-        return {"": self.out(F.gelu(self.dense(decoded))).squeeze(-1)}
+        layout = layout_that_pays(batch.mask, dropout=self.training and self.dropout > 0)
+        decoded = self.transformer(Embedded(layout.pack(x), {}), batch, layout).tokens
+        return {"": layout.unpack(self.out(F.gelu(self.dense(decoded)))).squeeze(-1)}
 
 
 @dataclass(frozen=True, kw_only=True)
