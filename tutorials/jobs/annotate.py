@@ -12,6 +12,7 @@ model = sct.train.finetune(
 )
 print(model)
 print(model.history[["train_loss", "validation_accuracy"]].round(2))
+print(model.comparison.round(2))
 
 sct.tl.annotate(query, model, threshold=0.5)
 print(query.obs["scgpt_cell_type"].value_counts())
