@@ -145,7 +145,7 @@ KINDS: dict[str, str] = {
     ),
     **dict.fromkeys(
         "batch batch_key condition_key count_key de_key group groupby groups key label label_key layer modality pairs part "
-        "perturbation predicted source split tokens truth color monitor".split(),
+        "perturbation predicted source split tokens truth color monitor totals contexts".split(),
         "present",
     ),
     **dict.fromkeys("stratify use_rep within".split(), "present, one or more"),
@@ -160,7 +160,7 @@ KINDS: dict[str, str] = {
         "texts",
     ),
     **dict.fromkeys(["control", "distances", "perts", "targets"], "text or texts"),
-    **dict.fromkeys(["folder", "output", "save", "save_dir", "store"], "path"),
+    **dict.fromkeys(["folder", "output", "path", "save", "save_dir", "store"], "path"),
     **dict.fromkeys(["model", "retrained"], "model"),
     "encoder": "encoder",
     "stream": "present",
@@ -221,6 +221,7 @@ OTHER_KINDS: dict[str, str] = {
     "tl.similar_genes.genes": "texts",
     "tl.similar_genes.query": "present, one or more",
     "tl.embed_store.source": "path",
+    "tl.write_challenge.genes": "texts",
     **dict.fromkeys(("tl.knockout.genes", "tl.score_network.genes", "tl.compare_networks.genes"), "texts"),
 }
 """Where a name means something else than elsewhere."""

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -185,6 +186,27 @@ def _index_store(adata: AnnData, **arguments: Any) -> Any:
         return {"codes": np.asarray(index.codes), "classes": np.asarray(index.classes)}
 
 
+def _write_challenge(adata: AnnData, **arguments: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = {"path": Path(folder) / "prediction.h5ad"} | arguments
+        found = ad.read_h5ad(sct.tl.write_challenge(adata, **arguments))
+        return {"X": found.X.toarray(), "genes": list(found.var_names)}
+
+
+def _predicted_screen() -> AnnData:
+    adata = inputs.screen()
+    adata.obs["n_counts"] = 4_000
+    return adata
+
+
+def _counted_screen() -> AnnData:
+    adata = inputs.screen()
+    adata.X = adata.X.copy()
+    adata.X.data = np.rint(adata.X.data)
+    adata.obs["context"] = "A"
+    return adata
+
+
 def _benchmark(adata: AnnData, models: Any, **arguments: Any) -> Any:
     return sct.tl.benchmark(models, adata, **arguments).table.drop(columns="reason")
 
@@ -346,6 +368,15 @@ SUBJECTS: dict[str, Subject] = {
             inputs.screen,
             "X genes",
             good=lambda: {"perts": ["G0"], "model": inputs.perturber(), "key_added": "new"},
+        ),
+        _subject(sct.tl.predicted_counts, _predicted_screen, columns=("n_counts",)),
+        _subject(
+            _write_challenge,
+            _counted_screen,
+            name="tl.write_challenge",
+            good=lambda: {"genes": list(inputs.screen().var_names), "contexts": "context"},
+            columns=("condition", "context"),
+            signatures=(sct.tl.write_challenge,),
         ),
         _subject(
             sct.tl.rank_perturbations,

@@ -6,6 +6,7 @@ from scgpt_tools.tl.ablate_texts import ablate_texts
 from scgpt_tools.tl.annotate import annotate
 from scgpt_tools.tl.attention import attention, attention_targets
 from scgpt_tools.tl.benchmark import benchmark
+from scgpt_tools.tl.challenge import predicted_counts, score_challenge, write_challenge
 from scgpt_tools.tl.embed import embed
 from scgpt_tools.tl.embed_genes import embed_genes
 from scgpt_tools.tl.embed_store import embed_store
@@ -49,12 +50,15 @@ __all__ = [
     "modality_weights",
     "predict",
     "predict_perturbation",
+    "predicted_counts",
     "rank_perturbations",
+    "score_challenge",
     "score_embedding",
     "score_network",
     "score_programs",
     "screen",
     "similar_genes",
+    "write_challenge",
 ]
 
 
