@@ -246,7 +246,9 @@ def test_cut_weights_learn_what_whole_ones_learn(folder, make_model):
     for name in ("whole0", "whole1", "again0", "again1"):
         tensors = load_file(folder / name / "model.safetensors")
         for key, tensor in alone.state_dict().items():
-            torch.testing.assert_close(tensors[key], tensor, atol=2e-4, rtol=1e-3, msg=f"{name} {key}")
+            # Attention does not depend on the bias of keys, so its gradient is rounding, which Adam makes whole steps of.
+            if not key.endswith("attention.key.bias"):
+                torch.testing.assert_close(tensors[key], tensor, atol=2e-4, rtol=1e-3, msg=f"{name} {key}")
 
 
 @pytest.mark.slow
