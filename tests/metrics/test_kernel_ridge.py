@@ -129,3 +129,22 @@ def test_few_conditions_of_any_size_do(rng, perturbed):
     train = TrainingEffects(GENES, np.zeros(30), tuple(perturbed), rng.normal(size=(len(perturbed), 30)))
     found = kernel(train, [("G0",), ("G0", "G1"), ("G7", "G8", "G9")])
     assert np.isfinite(found.effects).all()
+
+
+def test_vectors_tell_of_unseen_genes(rng):
+    """Genes with similar vectors have similar effects, and so do those that were never perturbed."""
+    vectors = rng.normal(size=(40, 4))
+    effects = vectors @ rng.normal(size=(4, 30)) + rng.normal(size=(40, 30)) * 0.1
+    names = [f"P{number}" for number in range(40)]
+    train = TrainingEffects(GENES, np.zeros(30), tuple((name,) for name in names[:30]), effects[:30])
+    told = dict(zip(names, vectors, strict=True))
+    targets = [(name,) for name in names[30:]]
+    found, alone = kernel(train, targets, perturbation_embedding=told), kernel(train, targets)
+    assert found.informed.all()
+    assert not alone.informed.any()
+    assert np.mean((found.effects - effects[30:]) ** 2) < 0.4 * np.mean((alone.effects - effects[30:]) ** 2)
+    # Of genes that were seen, and of those without a vector, nothing changes.
+    others = [("P1",), ("P1", "P2"), ("nobody",)]
+    again = kernel(train, others, perturbation_embedding=told)
+    np.testing.assert_array_equal(again.effects, kernel(train, others).effects)
+    assert again.informed.tolist() == [True, True, False]
