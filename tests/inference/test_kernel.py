@@ -110,6 +110,24 @@ def test_several_perturbations_and_a_table_of_their_own(cells):
     assert list(found.obs["condition"].unique()) == ["G3+ctrl", "G4+G6"]
 
 
+def test_predicted_cells_may_fall_below_zero_and_are_scored():
+    cells = screen(12)
+    sct.pp.parse_conditions(cells)
+    tested = ["G0+G1", "G2+G3"]
+    trained = [name for name in cells.obs["condition"].cat.categories if name not in tested]
+    sct.pp.perturbation_split(cells, "custom", parts={"train": trained, "test": tested})
+    with pytest.warns(UserWarning, match=FEW):
+        found = sct.tl.predict_perturbation(cells, tested, "kernel", as_anndata=True)
+    assert found.X.min() < 0
+    scores = sct.tl.evaluate_perturbation(reference=cells, prediction={"mine": found}, metrics=["mse"], cells=True)
+    means = scores.means()
+    assert means.loc["mine", "mse"] < means.loc["no_change", "mse"]
+    assert means.loc["mine", "energy"] < means.loc["no_change", "energy"]
+    found.X[0, 0] = np.nan
+    with pytest.raises(ValueError, match="Expected finite predictions of 'mine'"):
+        sct.tl.evaluate_perturbation(reference=cells, prediction={"mine": found})
+
+
 def test_unseen_genes_are_named(cells):
     with pytest.warns(UserWarning, match=r"1 genes are perturbed in no training condition \(G30\)"):
         sct.tl.predict_perturbation(cells, ["G3", "G30"], "kernel")

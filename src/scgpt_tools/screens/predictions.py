@@ -20,7 +20,7 @@ from scgpt_tools.metrics.perturbation_gears import (
 )
 from scgpt_tools.metrics.perturbation_scgenept import ScGenePTScores, scgenept_scores
 from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
-from scgpt_tools.screens.annotations import log_values
+from scgpt_tools.screens.annotations import check_log_values, log_values
 from scgpt_tools.screens.conditions import context_labels, unit_names
 from scgpt_tools.screens.profiles import mean_profiles
 from scgpt_tools.tokens.perturbations import condition_key
@@ -108,7 +108,13 @@ def cell_means(
     chosen = np.flatnonzero(np.isin(units, screen.rows))
     if missing := sorted(set(screen.rows) - set(units[chosen])):
         raise ValueError(f"Expected predicted cells of {missing[0]!r} from {name!r}, found none.")
-    values = log_values(RowSource(cells[chosen, adata.var_names].copy())).toarray().astype(np.float64)
+    found = cells[chosen, adata.var_names].copy()
+    values = np.asarray(found.X.toarray() if sparse.issparse(found.X) else found.X, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"Expected finite predictions of {name!r}, found NaN or infinite values.")
+    # What a model predicts may fall below zero, which measured cells cannot.
+    found.X = values.clip(min=0)
+    check_log_values(RowSource(found))
     profiles = mean_profiles(values, units[chosen], names=screen.rows)
     own = {row: values[units[chosen] == row].astype(np.float32) for row in screen.rows} if keep else {}
     return profiles.means, own
