@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -8,8 +10,17 @@ import scipy.sparse as sp
 
 import scgpt_tools as sct
 from scgpt_tools.metrics.integration import GROUPS
+from scgpt_tools.tl._scib import quiet
 
 N = 150
+
+
+def test_messages_look_as_before_after_scores(monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    with quiet():
+        logging.info("as scib-metrics does")
+    assert root.handlers == []
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
@@ -155,10 +156,19 @@ def _tidy(results: pd.DataFrame, names: list[str], *, with_batch: bool) -> pd.Da
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings about how scib-metrics uses other packages, and about what those would like to have."""
+    """Silence warnings about how scib-metrics uses other packages, and about what those would like to have.
+
+    It speaks through the root logger, which without a handler would get one for good, and messages of all packages, ours
+    included, would look otherwise from then on.
+    """
+    root, none = logging.getLogger(), logging.NullHandler()
+    root.addHandler(none)
     with catch_warnings():
         for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning, ImportWarning):
             filterwarnings("ignore", category=category)
         # Batches explain more of a bad embedding than of PCA; the score is 0 then, which says it.
         filterwarnings("ignore", message="PCR comparison score is negative")
-        yield
+        try:
+            yield
+        finally:
+            root.removeHandler(none)
