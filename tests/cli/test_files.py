@@ -177,6 +177,13 @@ def test_predict_a_perturbation(predictor, tmp_path, monkeypatch, capsys):
     assert "Expected no --threshold for the task 'perturb'" in capsys.readouterr().err
 
 
+def test_predict_a_perturbation_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    screen(5).write_h5ad("screen.h5ad")
+    assert run("predict", "screen.h5ad", "--model", "kernel", "--perts", "G3", "-o", "out.h5ad") == 0
+    assert ad.read_h5ad("out.h5ad").uns["predicted"]["model"]["name"] == "kernel"
+
+
 def test_predict_from_a_pool_of_controls_writes_a_table_of_cells(predictor, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     table = screen(5)
