@@ -102,7 +102,8 @@ class KernelModel:
         if not self.left_out:
             return (
                 f"fewer than {ENOUGH} training conditions combine genes that others perturb too, so that how single effects "
-                f"add up could not be learnt; those of pairs count {self.settings.scale:g} each, as in other screens"
+                f"add up could not be learnt; those of pairs count {self.settings.scale:g} each, as in other screens. With few "
+                "conditions metrics.scaled_additive is the safer choice"
             )
         best = min((name for name in self.left_out if name != "kernel"), key=self.left_out.__getitem__)
         if self.left_out["kernel"] < self.left_out[best]:
