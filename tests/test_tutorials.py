@@ -327,18 +327,35 @@ def test_a_threshold_names_fewer_cells_and_more_of_them_rightly():
     assert found["thresholds"][-1] > found["thresholds"][0]
 
 
-def test_fine_tuning_mixes_batches():
+EMBEDDINGS = {
+    "X_fine_tuned", "X_zero_shot", "X_few_genes", "X_fine_tuned_harmony", "X_zero_shot_harmony", "X_pca_harmony",
+    "X_random", "X_pca",
+}  # fmt: skip
+
+
+def test_integration_is_scored_beside_what_needs_no_training():
     found = results("integration")
-    assert {"X_fine_tuned", "X_zero_shot", "X_harmony", "X_pca"} == set(found)
-    assert found["X_fine_tuned"]["Batch correction"] > found["X_pca"]["Batch correction"]
+    assert set(found) == EMBEDDINGS
+    others = [scores["Bio conservation"] for name, scores in found.items() if name != "X_random"]
+    assert found["X_random"]["Bio conservation"] < min(others)
+    assert found["X_fine_tuned"]["Total"] > found["X_random"]["Total"]
 
 
 def test_the_page_on_integration_says_what_its_table_shows():
-    table = stored_table("integration", "keys =")
-    (kept, mixed, _), (kept_before, mixed_before, _) = table["X_fine_tuned"], table["X_zero_shot"]
-    assert mixed > mixed_before
-    assert kept >= kept_before
-    assert table["X_harmony"][1] > mixed
+    table = stored_table("integration", 'blood.obsm["X_fine_tuned_harmony"]')
+    assert set(table) == EMBEDDINGS
+    kept, mixed, total = zip(*(table[name] for name in ("X_fine_tuned", "X_zero_shot")), strict=True)
+    assert kept[0] > kept[1]
+    assert mixed[0] < mixed[1]
+    assert total[0] > total[1] > table["X_few_genes"][2]
+    assert total[1] > table["X_pca"][2]
+    assert total[0] - total[1] == pytest.approx(0.01, abs=0.005)
+    first, *corrected = (table[name][2] for name in ("X_fine_tuned_harmony", "X_zero_shot_harmony", "X_pca_harmony"))
+    assert first > max(corrected)
+    assert min(corrected) > total[0] + 0.03
+    assert corrected == pytest.approx([0.71, 0.71], abs=0.005)
+    assert table["X_random"][2] == pytest.approx(0.5, abs=0.03)
+    assert table["X_random"][1] >= max(numbers[1] for numbers in table.values()) - 0.03
 
 
 def test_the_page_on_annotation_says_what_its_table_shows():
