@@ -244,10 +244,12 @@ def main() -> None:
                     ]
                     words += ["--seed-configuration"] if arguments.seed_configuration else []
                     words += [] if arguments.peer is None else ["--peer", str(arguments.peer)]
-                    done = subprocess.run(
-                        [sys.executable, __file__, *words], check=True, capture_output=True, text=True
-                    )
+                    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+                    if done.returncode:
+                        print(f"{what}, {precision}, {side} does not run: {done.stderr.splitlines()[-1]}")
+                        continue
                     found[side].append(json.loads(done.stdout.splitlines()[-1]))
+            found = {side: runs for side, runs in found.items() if runs}
             best = {side: {key: median(run[key] for run in runs) for key in runs[0]} for side, runs in found.items()}
             for side, run in best.items():
                 print(

@@ -36,7 +36,7 @@ DIRECTIONS = {"papalexi": "down", "norman": "up"}
 MOST = {"perturbed": 48, "control": 144}
 METRICS = ["mse", "mse_weighted", "pearson_control", "pearson_perturbed_mean", "discrimination_l1", "centroid_accuracy"]
 TRAINING = {
-    "cells_per_mean": 16, "controls": False, "unmeasured": "token", "length": 96, "epochs": 6, "batch_size": 16, "lr": 2e-3,
+    "cells_per_mean": 16, "controls": False, "unmeasured": "token", "length": 96, "epochs": 10, "batch_size": 16, "lr": 5e-4, "warmup": 0.1,
     "schedule": "cosine", "dropout": 0.0, "patience": None,
 }  # fmt: skip
 TEXTS = sct.models.ModelType(text="ncbi")
