@@ -176,7 +176,7 @@ def kernel(
 ) -> Prediction:
     """Predict by kernel ridge regression on perturbed genes, the likeness of their effects, and pairs of them.
 
-    Combinations of genes that were perturbed alone or in other combinations; see :mod:`scgpt_tools.metrics.kernel_ridge`.  With
+    Combinations of genes that were perturbed alone or in other combinations; the module has the formula.  With
     at least 8 training combinations, how single effects add up and how far conditions tell about each other is chosen by
     leaving them out one by one.
 

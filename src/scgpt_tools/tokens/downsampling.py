@@ -12,7 +12,13 @@ import numpy as np
 import torch
 
 from scgpt_tools._validate import as_generator, check_fraction, check_integer, check_number
-from scgpt_tools.tokens.corruptions import CORRUPTIONS, MaskValues, candidates_of, noise_of
+from scgpt_tools.tokens.corruptions import (
+    CORRUPTIONS,
+    Count,  # noqa: F401  documentation looks up the type of an inherited field here
+    MaskValues,
+    candidates_of,
+    noise_of,
+)
 from scgpt_tools.tokens.depth import DEPTH_TOKENS, depths
 
 if TYPE_CHECKING:
