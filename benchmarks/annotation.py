@@ -6,7 +6,8 @@ Each call is one arm of one data set with one seed and prints a line of JSON; on
     python benchmarks/annotation.py shared/data --case pbmc_3_chemistries --leave-out NK --seed 0
 
 A case is a reference and a query of one file or two; `kang` is the one that settings were chosen on.  `--recipe`: `ten` epochs
-at scGPT's rate, as the originals do, or `converged`, our default.  With `--leave-out` the reference loses a class, and the line has AUROCs of
+at scGPT's rate, as the originals do, `converged`, our default, or
+`expression`, which is asked of the embedding too.  With `--leave-out` the reference loses a class, and the line has AUROCs of
 several scores that tell its cells in the query from others.
 """
 
@@ -23,6 +24,19 @@ import torch
 
 import scgpt_tools as sct
 from scgpt_tools.models.gene_classifier import N_GENES, GeneClassifier, log_normalised, variable_columns
+from scgpt_tools.objectives import CellType, MaskedExpressionFromCell
+from scgpt_tools.tokens.corruptions import GenerateExpression
+
+RECIPES: dict[str, dict[str, object]] = {
+    "ten": {"epochs": 10, "lr": 1e-4, "validation": 0.1},
+    "converged": {},
+    # That of tutorials/annotation.ipynb, with cells to validate on.
+    "expression": {
+        "objectives": [CellType(), MaskedExpressionFromCell(weight=0.005)],
+        "corruption": GenerateExpression(visible=200, expressed=32, unexpressed=32),
+        "epochs": 12, "lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05,
+    },
+}  # fmt: skip
 
 
 def read(folder: Path, name: str) -> ad.AnnData:
@@ -180,7 +194,7 @@ def arm(options: argparse.Namespace) -> dict[str, object]:
         reference = reference[reference.obs["type"] != options.leave_out].copy()
     genes = reference.var_names.intersection(query.var_names)
     reference, query = reference[:, genes].copy(), query[:, genes].copy()
-    settings = {"epochs": 10, "lr": 1e-4, "validation": 0.1} if options.recipe == "ten" else {}
+    settings: dict[str, object] = dict(RECIPES[options.recipe])
     if options.validation is not None:
         settings["validation"] = options.validation
     model = sct.train.finetune(
@@ -215,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--case", required=True)
-    parser.add_argument("--recipe", choices=["ten", "converged"], default="converged")
+    parser.add_argument("--recipe", choices=list(RECIPES), default="converged")
     parser.add_argument("--extend", choices=["auto", "all"], default="auto")
     parser.add_argument("--leave-out")
     parser.add_argument("--validation", type=float)
