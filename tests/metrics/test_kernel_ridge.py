@@ -124,6 +124,25 @@ def test_what_speaks_against_it(rng):
     assert "no better" in unrelated.doubt()
 
 
+def test_a_condition_in_two_contexts_is_left_out_of_both(rng):
+    """Else it is predicted from itself, and pairs that tell nothing of each other seem to."""
+    single, paired = rng.normal(size=(8, 30)), rng.normal(size=(14, 30))
+    effects = np.concatenate([single, paired])
+    perturbed = (*((gene,) for gene in GENES[:8]), *PAIRS[:14])
+    twice = np.concatenate([effects, effects]) + rng.normal(size=(44, 30)) * 0.1
+    swapped = tuple(genes[::-1] for genes in perturbed)
+    model = KernelModel.fit(TrainingEffects(GENES, np.zeros(30), perturbed + swapped, twice, np.full(44, 20)))
+    once = KernelModel.fit(
+        TrainingEffects(GENES, np.zeros(30), perturbed, (twice[:22] + twice[22:]) / 2, np.full(22, 40))
+    )
+    assert model.settings == once.settings
+    assert model.left_out == pytest.approx(once.left_out)
+    assert "no better" in model.doubt()
+    few = (*perturbed[:8], *PAIRS[: ENOUGH - 1])
+    both = TrainingEffects(GENES, np.zeros(30), few + few, rng.normal(size=(2 * len(few), 30)))
+    assert "fewer than 8" in KernelModel.fit(both).doubt()
+
+
 @pytest.mark.parametrize("perturbed", [[("G0", "G1")], [("G0",)], [("G0", "G1", "G2"), ("G3", "G4")]])
 def test_few_conditions_of_any_size_do(rng, perturbed):
     train = TrainingEffects(GENES, np.zeros(30), tuple(perturbed), rng.normal(size=(len(perturbed), 30)))
