@@ -47,6 +47,11 @@ def logged(adata):
     return found
 
 
+def without_a_context(adata):
+    adata.obs.loc["cell50", "context"] = np.nan
+    return adata
+
+
 def test_counts_come_back():
     adata = counts()
     values = logged(adata)
@@ -100,6 +105,7 @@ def test_the_file_has_what_the_challenge_takes(tmp_path):
         (logged, {}, "Expected raw counts in X"),
         (lambda adata: adata[:, :59].copy(), {}, "'G59'"),
         (lambda adata: adata[:40].copy(), {}, "found controls only"),
+        (without_a_context, {}, r"obs\['context'\]"),
         (lambda adata: adata, {"genes": ["G0", "G0"]}, "Expected each gene once in the `genes`"),
     ],
 )

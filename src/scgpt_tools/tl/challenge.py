@@ -19,7 +19,7 @@ from scgpt_tools._optional import optional
 from scgpt_tools._validate import as_seed, check_key, check_number
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.screens.conditions import control_mask, read_conditions
+from scgpt_tools.screens.conditions import control_mask, read_conditions, read_labels
 from scgpt_tools.tokens.perturbations import CONTROL, condition_genes
 
 if TYPE_CHECKING:
@@ -246,11 +246,12 @@ def write_challenge(
     KeyError
         If a column or layer is absent.
     ValueError
-        If values are no counts, a gene of the challenge is missing or a gene is there twice, or there are only controls.
+        If values are no counts, a gene of the challenge is missing or a gene is there twice, a cell has no context, or there
+        are only controls.
     """
     check_arguments(write_challenge, locals())
     table = _as_counts(adata, condition_key, layer)
-    table.obs[_CONTEXT] = adata.obs[check_key(adata.obs, contexts, "obs")].astype(str).to_numpy()
+    table.obs[_CONTEXT] = read_labels(adata, contexts)
     table = table[(table.obs[_PERTURBED] != CONTROL).to_numpy()]
     if not table.n_obs:
         raise ValueError("Expected predicted cells of perturbations, found controls only.")
