@@ -182,6 +182,9 @@ def test_predict_a_perturbation_without_a_network(tmp_path, monkeypatch):
     screen(5).write_h5ad("screen.h5ad")
     assert run("predict", "screen.h5ad", "--model", "kernel", "--perts", "G3", "-o", "out.h5ad") == 0
     assert ad.read_h5ad("out.h5ad").uns["predicted"]["model"]["name"] == "kernel"
+    words = ("predict", "screen.h5ad", "--model", "kernel", "--perts", "G3", "--bootstrap", "true", "--n_controls", "7")
+    assert run(*words, "-o", "cells.h5ad") == 0
+    assert ad.read_h5ad("cells.h5ad").n_obs == 7
 
 
 def test_predict_from_a_pool_of_controls_writes_a_table_of_cells(predictor, tmp_path, monkeypatch, capsys):

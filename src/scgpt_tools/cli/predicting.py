@@ -40,7 +40,7 @@ def choose_prediction(
         What to predict; by default what the model was fine-tuned for.
     """
     if options.get("model") == KERNEL and task == "auto":
-        return "perturb", options
+        task = "perturb"
     if "model" not in options and task != "perturb":
         raise ValueError("Expected --model, the folder of a fine-tuned model, found none.")
     if options.get("bootstrap"):
