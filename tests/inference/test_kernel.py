@@ -157,6 +157,19 @@ def test_a_split_without_training_cells(cells):
         sct.tl.predict_perturbation(cells, "G3", "kernel")
 
 
+def test_a_table_of_controls_has_nothing_to_learn_from(cells):
+    with pytest.raises(ValueError, match=r"found none in obs\['condition'\]"):
+        sct.tl.predict_perturbation(cells[controls(cells)].copy(), "G3", "kernel")
+
+
+def test_many_perturbations_are_predicted_at_once(cells, monkeypatch):
+    asked = []
+    predict = KernelModel.predict
+    monkeypatch.setattr(KernelModel, "predict", lambda self, sets: asked.append(sets) or predict(self, sets))
+    sct.tl.predict_perturbation(cells, ["G3", "G4", "G6"], "kernel")
+    assert asked == [[("G3",), ("G4",), ("G6",)]]
+
+
 def test_it_is_a_baseline_of_every_table(cells):
     with pytest.raises(ValueError, match="one of them"):
         sct.tl.evaluate_perturbation(cells, "kernel")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class KernelPredictor:
     model: KernelModel
     request: Request
     split: str
+    effects: dict[GeneSet, NDArray[np.float32]] = field(default_factory=dict)
+    """What was predicted already, for every set takes all training conditions."""
 
     def provenance(self, **params: Any) -> dict[str, Any]:
         """How a result was made."""
@@ -67,6 +69,7 @@ class KernelPredictor:
         doubt = self.model.doubt()
         if doubt and any(len(genes) > 1 for genes in sets):
             warn_user(f"Predictions of combinations by {KERNEL!r} are to be distrusted: {doubt}.")
+        self._predict_effects(sets)
         return np.ones(len(perturbed), dtype=bool)
 
     def beside(
@@ -85,14 +88,20 @@ class KernelPredictor:
         """
         sets = sorted(set(filter(None, perturbed)))
         # The last row is that of controls.
-        effects = np.zeros((len(sets) + 1, self.source.n_columns), dtype=np.float32)
-        effects[:-1] = self.model.predict(sets).effects
+        self._predict_effects(sets)
+        nothing = np.zeros(self.source.n_columns, dtype=np.float32)
+        effects = np.stack([*(self.effects[genes] for genes in sets), nothing])
         place = {genes: number for number, genes in enumerate(sets)}
         numbers = np.array([place.get(genes, -1) for genes in perturbed], dtype=np.int64)
         for start in range(0, len(rows), self.request.batch_size):
             part = slice(start, start + self.request.batch_size)
             cells = self.source.take(rows[part, 0]).toarray().astype(np.float32, copy=False)
             yield part, cells + effects[numbers[part]]
+
+    def _predict_effects(self, sets: Sequence[GeneSet]) -> None:
+        """Predict those of some sets of genes that are not there yet, at once."""
+        if new := [genes for genes in sets if genes not in self.effects]:
+            self.effects.update(zip(new, self.model.predict(new).effects.astype(np.float32), strict=True))
 
 
 def fit_kernel(
@@ -118,9 +127,8 @@ def fit_kernel(
     trained = read_parts(adata.obs, column, others=True) == PARTS[0] if column else np.ones(len(conditions), dtype=bool)
     is_control = control_mask(conditions)
     if not (trained & ~is_control).any():
-        raise ValueError(
-            f"Expected perturbed cells to learn from, found none in the part {PARTS[0]!r} of obs[{column!r}]."
-        )
+        where = f"the part {PARTS[0]!r} of obs[{column!r}]" if column else f"obs[{key!r}]"
+        raise ValueError(f"Expected perturbed cells to learn from, found none in {where}.")
     names = [name or "" for name in column_names(source.var, request.genes)]
     effects = training_effects(
         cells, conditions, contexts, perturbed=trained & ~is_control, controls=trained & is_control, genes=names
