@@ -218,6 +218,11 @@ def test_scores_read_genes_and_controls_as_they_are_told(predictor, tmp_path, mo
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     assert run("evaluate", "screen.h5ad", "--model", predictor, *words) == 0
     assert {name: asked[name] for name in options} == options
+    pd.DataFrame({"old": ["SAMD1"], "new": ["G0"]}).to_csv("names.csv", index=False)
+    words = ["--symbols", "names.csv", "--aliases", "names.csv", "--model", predictor]
+    assert run("evaluate", "screen.h5ad", *words) == 0
+    for name in ("symbols", "aliases"):
+        assert asked[name].to_numpy().tolist() == [["SAMD1", "G0"]]
 
 
 def test_knockout_writes_a_table_and_prints_it(cells, model, capsys):

@@ -95,6 +95,7 @@ class Command:
 
     def run(self, options: dict[str, Any]) -> None:
         """Call the function."""
+        read_tables_of_names(options)
         self.resolve()(**options)
 
 
@@ -232,6 +233,7 @@ class TaskCommand(Command):
         elif self.tables:
             run_on_table(function, options, takes_mudata=chosen == "impute", embeddings=True)
         else:
+            read_tables_of_names(options)
             function(**options)
 
 
