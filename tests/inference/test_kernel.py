@@ -137,6 +137,7 @@ def test_unseen_genes_are_named(cells):
     ("options", "message"),
     [
         ({"include": "all"}, "Expected no `include` with model='kernel'"),
+        ({"ignore_case": True}, "Expected no `ignore_case` with model='kernel'"),
         ({"condition_key": None}, "Expected `condition_key`"),
     ],
 )
@@ -171,5 +172,6 @@ def test_many_perturbations_are_predicted_at_once(cells, monkeypatch):
 
 
 def test_it_is_a_baseline_of_every_table(cells):
-    with pytest.raises(ValueError, match="one of them"):
-        sct.tl.evaluate_perturbation(cells, "kernel")
+    for predictions in ("kernel", {"mine": "kernel"}):
+        with pytest.raises(ValueError, match="one of them"):
+            sct.tl.evaluate_perturbation(cells, predictions)

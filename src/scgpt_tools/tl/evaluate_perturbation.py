@@ -295,7 +295,8 @@ def _without(screen: HeldOutScreen, predictors: Iterable[Predictor]) -> set[str]
 
 
 def _named(predictions: Prediction | Mapping[str, Prediction]) -> dict[str, Prediction]:
-    if isinstance(predictions, str) and predictions == KERNEL:
+    each = predictions.values() if isinstance(predictions, Mapping) else [predictions]
+    if any(isinstance(own, str) and own == KERNEL for own in each):
         raise ValueError(
             f"Expected predictions to score beside the baselines, found {KERNEL!r}, which is one of them. Every table has it."
         )

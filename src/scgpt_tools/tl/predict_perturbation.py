@@ -231,7 +231,8 @@ def predict_perturbation(
     reading: dict[str, Any] = {"include": include, "unknown": unknown, "unmeasured": unmeasured, "direction": direction}
     predictor: Predictor | KernelPredictor
     if isinstance(model, str) and model == KERNEL:
-        _refuse({**reading, "symbols": symbols, "aliases": aliases}, f"model={KERNEL!r}")
+        matching = {"symbols": symbols, "aliases": aliases, "ignore_case": ignore_case or None}
+        _refuse(reading | matching, f"model={KERNEL!r}")
         predictor = fit_kernel(adata, request, key=condition_key, within=within, split=split)
     else:
         _refuse({"split": split}, "a network, whose training is over")
