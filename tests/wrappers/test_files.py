@@ -13,6 +13,7 @@ import torch
 import scgpt_tools as sct
 from scgpt_tools import scGPTConfig, scGPTModel, scGPTPerturbationModel
 from scgpt_tools.models import CellModel, TransformerModel, load_pretrained
+from scgpt_tools.models.config import ClassifierConfig, ReferenceCellsConfig
 
 GENES = [f"G{i}" for i in range(40)]
 
@@ -261,3 +262,15 @@ def test_a_wrapped_model_is_the_packages_own(folder):
     assert repr(model) == "scGPTModel('released', 45 tokens, 16 wide)"
     assert model.train().model.training
     assert not model.eval().model.training
+
+
+def test_an_annotator_that_keeps_cells_of_its_training_is_read(pretrained, tmp_path):
+    """They are left behind: what it answers does not depend on them."""
+    heads = pretrained.config.heads.replace(
+        cell_type=ClassifierConfig(classes=2, names=("B", "T")),
+        reference_cells=ReferenceCellsConfig(cells=3, held_out=2),
+    )
+    folder = pretrained.adapt(heads=heads).save(tmp_path / "annotator")
+    model = scGPTModel.from_pretrained(folder, device="cpu")
+    assert set(model.cell_model.heads) == set(heads) - {"reference_cells"}
+    assert scGPTModel.from_pretrained(model.save(tmp_path / "again"), device="cpu").config == model.config

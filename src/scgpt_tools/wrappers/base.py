@@ -17,6 +17,7 @@ from scgpt_tools.models.formats.scgpt_config import transformer_of
 from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
 from scgpt_tools.models.transfer import Transfer
+from scgpt_tools.nn.reference_cells import REFERENCE_CELLS
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.wrappers.config import args_with, changed, check_changes, config_of, genes_of
 from scgpt_tools.wrappers.genes import listed, needed, vocabulary_of
@@ -254,10 +255,12 @@ class Wrapper(ABC):
     def _report(self, source: str, transfer: Transfer, *, changed: bool) -> None:
         """Name the tensors that were not taken over, or refuse."""
         lost = [key for key in transfer.missing if key.startswith(_CORE)]
+        # Cells of the training, which answers do not depend on.
+        may_lose = (*self._may_lose, f"heads.{REFERENCE_CELLS}.")
         lost += [
             key
             for key in transfer.dropped
-            if key.startswith(self._refused) or not (changed or key.startswith(self._may_lose))
+            if key.startswith(self._refused) or not (changed or key.startswith(may_lose))
         ]
         if lost:
             raise ValueError(
