@@ -55,6 +55,19 @@ def test_a_majority_alone_is_no_knowledge(base, cells):
         sct.train.finetune(cells, base, validation=0, epochs=1, **QUICK | {"lr": 1e-12})
 
 
+@pytest.mark.parametrize("sizes", [(10, 0), (1, 1)], ids=["one class", "two cells"])
+def test_cells_that_cannot_tell_are_not_held_against_a_classifier(base, cells, sizes):
+    place = cells.obs.groupby("kind", observed=True).cumcount()
+    held_out = place < cells.obs["kind"].map(dict(zip(["even", "odd"], sizes, strict=True))).astype(int)
+    cells.obs["part"] = np.where(held_out, "val", "train")
+    with pytest.warns(NoBetterThanChanceWarning) as found:
+        sct.train.finetune(cells, base, validation="part", compare=False, epochs=15, **QUICK)
+    said = [str(warning.message) for warning in found if warning.category is NoBetterThanChanceWarning]
+    assert len(said) == 1
+    assert "held-out cells that tell a good classifier from chance" in said[0]
+    assert "Do not use it" not in said[0]
+
+
 def test_other_tasks_have_no_such_table(base, cells):
     with pytest.raises(TypeError, match="no `compare` for task='integrate'"):
         sct.train.finetune(cells, base, task="integrate", batch_key="batch", compare=False, epochs=1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import gammaln
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -16,6 +17,7 @@ from scgpt_tools.data.classes import UNKNOWN
 from scgpt_tools.metrics.annotation import score_annotation
 from scgpt_tools.models.calibration import draw_held_out
 from scgpt_tools.models.gene_classifier import N_GENES, GeneClassifier, log_normalised, variable_columns
+from scgpt_tools.tokens.units import describe_values
 from scgpt_tools.train.probing import embedded_cells
 
 if TYPE_CHECKING:
@@ -92,7 +94,10 @@ def _plain_answers(
 ) -> dict[str, NDArray[np.int64]]:
     """What a linear classifier and neighbours say, from the genes that the model reads."""
     columns = np.unique(table.features.columns)
-    known, asked = (log_normalised(table.source.take(rows))[:, columns] for rows in (train, cells))
+    learnt, new = (table.source.take(rows) for rows in (train, cells))
+    # A few cells may look like something else.
+    unit = describe_values(learnt[:256]).unit
+    known, asked = (log_normalised(X, unit)[:, columns] for X in (learnt, new))
     chosen = variable_columns(known, N_GENES)
     known, asked = known[:, chosen], asked[:, chosen]
     genes = [str(column) for column in columns[chosen]]
@@ -120,6 +125,17 @@ def _warn_of_chance(
     dealt = np.array([(rng.permutation(found) == true).sum() for _ in range(_SHUFFLES)])
     chance = (1 + int((dealt >= right).sum())) / (_SHUFFLES + 1)
     if chance <= _LEVEL:
+        return
+    sizes = np.unique(true, return_counts=True)[1]
+    # In how many orders the same classes can be dealt out, as a logarithm.
+    orders = gammaln(len(true) + 1) - gammaln(sizes + 1).sum()
+    if orders < -np.log(_LEVEL):
+        warn_user(
+            f"Expected {where} cells that tell a good classifier from chance, found {len(true)} in which even one that is always "
+            f"right could not be told from it ({len(sizes)} classes; {right} are right). Take more cells, of several "
+            "classes, or hold out others with `validation`.",
+            NoBetterThanChanceWarning,
+        )
         return
     plain = [name for name in (LINEAR, NEIGHBOURS) if name in table.index]
     beside = "".join(f", {name} {table.accuracy[name]:.0%}" for name in plain)
