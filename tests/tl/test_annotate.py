@@ -15,6 +15,7 @@ from scgpt_tools.models import CellModel, GeneClassifier
 from scgpt_tools.models.config import (
     ClassifierConfig,
     Named,
+    ReferenceCellsConfig,
 )
 from scgpt_tools.models.gene_classifier import log_normalised
 
@@ -240,6 +241,20 @@ def test_a_model_without_kept_cells_rejects_none(adata, tuned, annotator, unchan
 def test_a_level_below_all_p_values_is_said(adata, tuned):
     with pytest.warns(UserWarning, match="Expected 99 held-out cells or more to reject cells at 0.01, found 24"):
         sct.tl.annotate(adata, tuned, reject=0.01)
+
+
+def test_each_class_needs_held_out_cells_enough(adata, tuned, recwarn):
+    """Of 20 cells and more, a class is compared with its own only, however many there are of others."""
+    codes = np.repeat([0, 1], [70, 30])
+    head = ReferenceCellsConfig(cells=5, held_out=len(codes)).build(tuned.config.sizes)
+    head.held_out.copy_(torch.linspace(0, 1, len(codes)))
+    head.held_out_classes.copy_(torch.from_numpy(codes))
+    tuned.heads["reference_cells"] = head
+    with pytest.warns(UserWarning, match=r"Expected 49 held-out .* found 30, .* get one of 1 of 2 classes \(T\)"):
+        annotated(adata, tuned, reject=0.02)
+    recwarn.clear()
+    annotated(adata, tuned, reject=0.04)
+    assert not recwarn.list
 
 
 def test_a_committee_takes_the_mean_of_distances(adata, tuned, annotator):

@@ -45,6 +45,14 @@ def strangeness(
     return Strangeness(*(np.mean(each, axis=0) for each in zip(*found, strict=True)))
 
 
+def least_p_values(models: Sequence[CellModel], n_classes: int) -> NDArray[np.floating[Any]] | None:
+    """(classes,) p-value of a cell that lies farther away than any, by the class that it got."""
+    # Of vectors of unit length the squared distance is at most 4.
+    far = [np.full((n_classes, int(REFERENCE_CELLS in model.heads)), 5, dtype=np.float32) for model in models]
+    found = strangeness(models, far, np.arange(n_classes))
+    return None if found is None else found.p_values
+
+
 def write_strangeness(table: AnnData | MuData, keys: AnnotateKeys, found: Strangeness | None) -> None:
     """Write both, or remove those of another model, whose classes these are not."""
     for key, values in zip((keys.obs_distance, keys.obs_p_value), found or (None, None), strict=True):

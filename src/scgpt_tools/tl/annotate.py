@@ -24,9 +24,10 @@ from scgpt_tools.inference.genes import open_genes
 from scgpt_tools.inference.runner import class_probabilities, class_probabilities_and_distance
 from scgpt_tools.models.config import ClassifierConfig
 from scgpt_tools.models.gene_classifier import GeneClassifier
-from scgpt_tools.nn.reference_cells import REFERENCE_CELLS, ReferenceCellsConfig
+from scgpt_tools.nn.reference_cells import REFERENCE_CELLS
 from scgpt_tools.tl._labels import check_unassigned, write_labels
-from scgpt_tools.tl._strangeness import strangeness, write_strangeness
+from scgpt_tools.tl._strangeness import least_p_values, strangeness, write_strangeness
+from scgpt_tools.tokens.coverage import some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +144,7 @@ def annotate(
     Warns
     -----
     UserWarning
-        If cells express no known gene, held-out cells are too few to reject any at that level, and as
+        If cells express no known gene, held-out cells of a class are too few to reject any at that level, and as
         :func:`scgpt_tools.tl.embed` does.
 
     Notes
@@ -181,7 +182,7 @@ def annotate(
     models, plain = _members(model, device)
     classes = _common_classes([*models, *plain])
     check_unassigned(unassigned, classes)
-    _check_reject(reject, models)
+    _check_reject(reject, models, classes)
     opened = open_for_all(query, models, [request] * len(models))
     on_genes = [open_genes(opened[0], classifier) for classifier in plain]
     computed = [_compute(cells, len(classes), show_progress=show_progress) for cells in opened]
@@ -249,21 +250,23 @@ def _common_classes(models: Sequence[CellModel | GeneClassifier]) -> tuple[str, 
     return classes
 
 
-def _check_reject(reject: float, models: Sequence[CellModel]) -> None:
+def _check_reject(reject: float, models: Sequence[CellModel], classes: Sequence[str]) -> None:
     check_fraction("reject", reject, one=False)
     if not reject:
         return
-    kept = [model.config.heads.find(REFERENCE_CELLS, ReferenceCellsConfig) for model in models]
-    held_out = [config.held_out for config in kept if config is not None]
-    if not held_out:
+    least = least_p_values(models, len(classes))
+    if least is None:
         raise ValueError(
             "Expected a model with held-out cells to judge distances by, found none to reject cells with. Fine-tune with "
             "cells to validate on, or leave `reject` out."
         )
-    if (least := max(1 / (n + 1) for n in held_out)) > reject:
+    never = tuple(name for name, value in zip(classes, least, strict=True) if value > reject)
+    if never:
+        worst = float(least.max())
         warn_user(
             f"Expected {int(np.ceil(1 / reject)) - 1} held-out cells or more to reject cells at {reject:g}, found "
-            f"{min(held_out)}, whose p-values are {least:.2g} at least. Fine-tune with more cells to validate on."
+            f"{round(1 / worst) - 1}, with which p-values are {worst:.2g} at least: none are rejected that get one of "
+            f"{len(never)} of {len(classes)} classes ({some(never)}). Fine-tune with more cells to validate on."
         )
 
 
