@@ -151,6 +151,13 @@ def test_what_does_not_go_with_them_is_refused(vocabulary, changes):
         replace(scfoundation_tokens(), depth=True, **changes)
 
 
+def test_what_is_given_a_tokenizer_stays_as_it_was(counts, vocabulary):
+    given = MaskDownsampled(keep_first=FIRST + 1)
+    tokenizer, _ = tokens_of(counts, vocabulary)
+    assert given.of(tokenizer).first == T
+    assert given.first is None
+
+
 def test_who_lacks_them_is_refused(counts, vocabulary):
     with pytest.raises(ValueError, match="Expected a vocabulary with the tokens"):
         Tokenizer(replace(scfoundation_tokens(), depth=True), Vocabulary.from_genes(GENES, SPECIALS))

@@ -5,7 +5,7 @@ Shape letters: B cells, L tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -71,7 +71,7 @@ class MaskDownsampled(MaskValues):
                 f"Expected a tokenizer with depth=True, values='log1p' and a `target_sum` for {self.name!r}, found "
                 f"depth={config.depth}, {config.values!r} and {config.target_sum}. Take form='scfoundation' with depth=True."
             )
-        copy = super().of(tokenizer)
+        copy = replace(super().of(tokenizer))
         object.__setattr__(copy, "first", config.first - len(DEPTH_TOKENS))
         object.__setattr__(copy, "target_sum", config.target_sum)
         return copy
