@@ -306,10 +306,10 @@ schedule, warmup, end, step_factor, step_epochs, clip, gradient_checkpointing, p
 checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
         Fields of :class:`~scgpt_tools.train.FitConfig` to change, for example ``epochs=5``, ``head_lr=1e-3``,
         ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.  To annotate, minibatches of 32 cells until
-        ``validation_loss`` has not got better for 100 steps, through 10 epochs or, where these are fewer, 2000 steps at
-        most (without validation cells 300), with the rate of scGPT's authors for models of their width, 512, and more in
-        inverse proportion for narrower ones; ``epochs``, ``max_steps``, ``lr`` or ``config`` take the place of that.  To
-        regress 10 epochs of 32 cells, to integrate 15 of 64, for several modalities 20 of 32, and to perturb 15 of 64
+        ``validation_loss`` has not got better for 100 steps (two epochs at least), through 10 epochs or, where these are
+        fewer, 2000 steps at most (without validation cells 300), with the rate of scGPT's authors for models of their
+        width, 512, and more in inverse proportion for narrower ones; ``epochs``, ``max_steps``, ``lr`` or ``config`` take
+        the place of that.  To regress 10 epochs of 32 cells, to integrate 15 of 64, for several modalities 20 of 32, and to perturb 15 of 64
         (scGenePT: 20) with ``patience=10``.
     callbacks
         Callbacks of Lightning.

@@ -37,7 +37,8 @@ def fit_gene_classifier(
 ) -> GeneClassifier:
     """Fit logistic regression on scaled genes to annotated cells, as a member of a committee.
 
-    It errs elsewhere than a network, so :func:`scgpt_tools.tl.annotate` is often more right with both than with either.
+    It errs elsewhere than a network, so :func:`scgpt_tools.tl.annotate` may be more right with both than with either; score
+    it alone too.
 
     Parameters
     ----------
