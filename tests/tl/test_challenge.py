@@ -165,6 +165,16 @@ def test_new_cells_of_the_same_screen_are_a_replicate(scored):
 
 
 @needs_scores
+def test_predicted_controls_do_not_matter(scored):
+    predicted = counts(seed=1)
+    perturbed = (predicted.obs["condition"] != "ctrl").to_numpy()
+    without = sct.tl.score_challenge(counts(), predicted[perturbed].copy(), backend="scanpy")
+    pd.testing.assert_frame_equal(without, scored)
+    predicted.X = sp.csr_matrix(predicted.X.multiply(np.where(perturbed, 1, 3)[:, None]))
+    pd.testing.assert_frame_equal(sct.tl.score_challenge(counts(), predicted, backend="scanpy"), scored)
+
+
+@needs_scores
 def test_the_numbers_are_those_of_cell_eval2(scored):
     import cell_eval2
     from cell_eval2 import aggregate_metrics_wide, build_generic_baseline, compute_metrics

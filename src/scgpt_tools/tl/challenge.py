@@ -118,7 +118,7 @@ def score_challenge(
         Measured cells with raw counts, controls among them; not changed.
     prediction
         Predicted cells of the same perturbations and genes with raw counts (:func:`scgpt_tools.tl.predicted_counts` makes them
-        from log-normalised ones); its controls do not count.  Not changed.
+        from log-normalised ones); in the place of its controls, if it has any, are those of the reference.  Not changed.
     condition_key
         Column of ``obs`` of both with conditions from :func:`scgpt_tools.pp.parse_conditions`.
     layer
@@ -170,6 +170,7 @@ def score_challenge(
         raise ValueError(
             f"Expected control cells (label 'ctrl' in obs[{condition_key!r}]) in the reference, found none."
         )
+    predicted = _with_controls(predicted, measured)
     config = _config(package, measured, backend)
     names = optional("cell_eval2.run", extra="challenge").metric_output_names(config)
     anchors = optional("cell_eval2.anchor", extra="challenge")
@@ -283,6 +284,15 @@ def _as_counts(table: AnnData, key: str, layer: str | None) -> AnnData:
     names[control_mask(conditions)] = CONTROL
     obs = pd.DataFrame({_PERTURBED: names}, index=table.obs_names.astype(str))
     return AnnData(values, obs=obs, var=pd.DataFrame(index=table.var_names.astype(str)))
+
+
+def _with_controls(predicted: AnnData, measured: AnnData) -> AnnData:
+    """Predicted perturbed cells beside the controls of the reference, which cell-eval2 wants of both."""
+    own, controls = (table.obs[_PERTURBED] == CONTROL for table in (predicted, measured))
+    parts = [predicted[~own.to_numpy()], measured[controls.to_numpy()]]
+    names = np.concatenate([part.obs[_PERTURBED].to_numpy(dtype=object) for part in parts])
+    obs = pd.DataFrame({_PERTURBED: names}, index=[f"predicted {number}" for number in range(len(names))])
+    return AnnData(sp.vstack([part.X for part in parts], format="csr"), obs=obs, var=measured.var)
 
 
 def _config(package: Any, measured: AnnData, backend: str) -> Any:
