@@ -184,7 +184,8 @@ def kernel(
     Parameters
     ----------
     train
-        Training effects; with ``n_cells``, conditions of few cells count less.
+        Training effects; with ``n_cells``, conditions of few cells count less.  Those of the same genes, in several contexts,
+        count as one, with the mean over their cells.
     targets
         Genes of each condition to predict.
     perturbation_embedding
