@@ -248,6 +248,11 @@ class AnnotateKeys(_Named):
         return f"{self.key}_p_value"
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """Columns beside that of the classes."""
+        return self.obs_confidence, self.obs_distance, self.obs_p_value
+
+    @property
     def obsm(self) -> str:
         """Probability of every class."""
         return f"{self.key}_probabilities"

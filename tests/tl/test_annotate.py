@@ -278,6 +278,36 @@ def test_another_training_forgets_the_kept_cells(adata, tuned):
 # --- classifiers on genes -----------------------------------------------------------------------------------------
 
 
+def test_columns_of_the_user_beside_a_new_key_are_kept(adata, tuned, unchanged):
+    adata.obs["spot_distance"] = 1.0
+    before = unchanged(adata)
+    with pytest.raises(ValueError, match=r"obs\['spot_distance'\], which something else has written"):
+        sct.tl.annotate(adata, tuned, key_added="spot")
+    assert unchanged(adata) == before
+
+
+def test_kept_cells_are_forgotten_where_the_model_changes(tuned):
+    assert "reference_cells" in tuned.heads
+    assert "reference_cells" in tuned.adapt().heads
+    other = "mean" if tuned.config.pooling == "cls" else "cls"
+    assert "reference_cells" not in tuned.adapt(pooling=other).heads
+
+
+def test_a_trained_model_is_returned_whatever_follows(adata, make_model, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory.")
+
+    monkeypatch.setattr("scgpt_tools.train.tasks.annotate.keep_cells", fail)
+    reference = ad.concat([adata] * 4, index_unique="-", merge="same")
+    reference.obs["kind"] = np.where(np.arange(reference.n_obs) % 2, "T", "B")
+    with pytest.warns(UserWarning, match=r"The model is trained, but .* RuntimeError: out of memory\."):
+        model = sct.train.finetune(
+            reference, make_model(), task="annotate", label_key="kind", epochs=1, accelerator="cpu", compare=False
+        )
+    assert "reference_cells" not in model.heads
+    assert model.history is not None
+
+
 @pytest.fixture
 def linear(adata) -> GeneClassifier:
     reference = adata.copy()

@@ -35,6 +35,12 @@ def test_without_validation_there_are_steps_enough_and_no_patience():
     assert (found.epochs * 3, found.patience) == (pytest.approx(WITHOUT_VALIDATION, abs=3), None)
 
 
+@pytest.mark.parametrize(("devices", "nodes", "processes"), [(2, 1, 2), ("0,2", 1, 2), (1, 2, 2), ("auto", 1, 1)])
+def test_steps_are_counted_for_all_that_share_the_cells(devices, nodes, processes):
+    settings = replace(USUAL, devices=devices, nodes=nodes, accelerator="cpu")
+    assert pace(n_train=960, settings=settings).epochs == pace(n_train=960 // processes).epochs
+
+
 @pytest.mark.parametrize("said", ["epochs", "max_steps"])
 def test_who_says_how_long_is_taken_at_his_word(said):
     found = pace([said])

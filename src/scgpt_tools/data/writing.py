@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from anndata import AnnData
@@ -19,10 +20,13 @@ def check_writable(adata: AnnData | MuData, table: AnnData | MuData, *, copy: bo
         raise ValueError(f"Expected a table that can be changed or copied, found {what}. Pass `adata.to_memory()`.")
 
 
-def check_new_key(table: AnnData | MuData, slot: str, key: str, *, default: str, entry: str | None = None) -> None:
+def check_new_key(
+    table: AnnData | MuData, slot: str, key: str, *, default: str, entry: str | None = None, beside: Sequence[str] = ()
+) -> None:
     """Refuse to replace what another function has written under a name, or what the user keeps there.
 
     ``slot``: where the result goes: ``"obs"``, ``"obsm"``, ``"varm"`` or ``"layers"``; its record goes to ``uns``.
+    ``beside``: what else is written to the slot.
     """
     if key == default:
         return
@@ -30,8 +34,9 @@ def check_new_key(table: AnnData | MuData, slot: str, key: str, *, default: str,
     there, record = entry in getattr(table, slot), table.uns.get(key)
     if there and is_record(record):
         return
-    if there or record is not None:
-        place = f"{slot}[{entry!r}]" if there else f"uns[{key!r}]"
+    taken = [name for name in (entry, *beside) if name in getattr(table, slot)]
+    if taken or record is not None:
+        place = f"{slot}[{taken[0]!r}]" if taken else f"uns[{key!r}]"
         raise ValueError(
             f"Expected `key_added` to be a name that is free or an earlier result of this function, found {place}, "
             "which something else has written. Choose another name, or delete it first."

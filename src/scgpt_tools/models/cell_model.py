@@ -291,6 +291,9 @@ class CellModel(nn.Module):
         The new model, on the same device.  Its ``transfer`` says which weights it has of this one; parts that start from
         scratch are logged too.
         """
+        if {"tokenizer", "pooling"} & set(changes):
+            # Cells that the model was trained on would lie elsewhere now.
+            changes["heads"] = changes.get("heads", self.config.heads).replace(**{REFERENCE_CELLS: None})
         if vocabulary is not None:
             changes |= _extended(self.config, self.vocabulary, vocabulary)
         model = CellModel(replace(self.config, **changes), vocabulary or self._vocabulary, name=self.name)

@@ -161,7 +161,8 @@ def annotate(
     >>> query.obs[["scgpt_cell_type", "scgpt_cell_type_confidence"]]  # doctest: +SKIP
     """
     check_arguments(annotate, locals())
-    check_new_key(slots_of(query, modality), "obs", key_added, default=AnnotateKeys.key)
+    beside = AnnotateKeys(key_added).beside
+    check_new_key(slots_of(query, modality), "obs", key_added, default=AnnotateKeys.key, beside=beside)
     request = Request(
         layer=layer,
         tokens=tokens,

@@ -151,7 +151,7 @@ def map_reference(
     check_choice("backend", backend, get_args(Backend))
     cells = slots_of(query, modality)
     check_writable(query, cells, copy=copy)
-    check_new_key(cells, "obs", key_added, default="mapped_cell_type")
+    check_new_key(cells, "obs", key_added, default="mapped_cell_type", beside=AnnotateKeys(key_added).beside)
     vectors, source = embedding_of(cells, use_rep)
     calibrates = calibrate or reject > 0
     if batch_key is not None and not calibrates:

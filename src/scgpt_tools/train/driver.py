@@ -88,7 +88,13 @@ def learn(
     tuned.config = replace(tuned.config, **task.remembers(opened))
     tuned.name, tuned.history = f"{loaded.name} ({task.name})", history.table
     tuned = tuned.to(loaded.device)
-    task.finish(tuned, data, opened, seed=settings.seed)
+    try:
+        task.finish(tuned, data, opened, seed=settings.seed)
+    except Exception as error:  # noqa: BLE001 - a trained model is worth more than what it is given beside its weights
+        warn_user(
+            f"The model is trained, but looking at its cells once more ended with {type(error).__name__}: {error} It is returned "
+            "without what that gives, such as a comparison with plain methods."
+        )
     return tuned
 
 

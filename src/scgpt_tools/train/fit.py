@@ -29,6 +29,7 @@ from scgpt_tools.nn.heads import AdversaryHead
 from scgpt_tools.objectives import BatchAdversary, check_objectives
 from scgpt_tools.train.checkpoints import Fields, read_state, run_folder, whole_files
 from scgpt_tools.train.diagnosis import LossNotFiniteError, not_finite
+from scgpt_tools.train.known_cells import forget_cells
 from scgpt_tools.train.loggers import LoggerConfig, built
 from scgpt_tools.train.optim import (
     Decayed,  # noqa: F401 - a field of the base names it
@@ -271,6 +272,7 @@ def fit(
     _check_places(config)
     objectives = check_objectives([objective for objective in check_objectives(objectives) if objective.weight > 0])
     _check_heads(model, objectives)
+    forget_cells(model)
     monitor = _monitored(config, objectives, validates=bool(data.validation.size))
     described = None
     if config.folder is None:

@@ -49,5 +49,12 @@ def keep_cells(model: CellModel, data: CellDataModule, *, seed: int) -> None:
     model.heads[REFERENCE_CELLS] = head.eval()
 
 
+def forget_cells(model: CellModel) -> None:
+    """Leave reference cells of an earlier training out of a model that is about to change."""
+    if REFERENCE_CELLS in model.heads:
+        del model.heads[REFERENCE_CELLS]
+        model.config = replace(model.config, heads=model.config.heads.replace(**{REFERENCE_CELLS: None}))
+
+
 def _some(cells: NDArray[np.int64], label: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     return cells[draw_held_out(label[cells], MOST, rng)]

@@ -9,6 +9,8 @@ from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -41,7 +43,7 @@ def paced(settings: FitConfig, said: Collection[str], *, width: int, n_train: in
     if "lr" not in said and width < WIDTH:
         changes["lr"] = settings.lr * WIDTH / width
     if not {"epochs", "max_steps"} & set(said):
-        per_epoch = max(1, ceil(n_train / (settings.batch_size * settings.accumulate)))
+        per_epoch = max(1, ceil(n_train / (settings.batch_size * settings.accumulate * _processes(settings))))
         least = MOST if n_validation else WITHOUT_VALIDATION
         changes["epochs"] = max(settings.epochs, ceil(least / per_epoch))
         if n_validation and "patience" not in said:
@@ -50,3 +52,14 @@ def paced(settings: FitConfig, said: Collection[str], *, width: int, n_train: in
             # A tenth less each epoch would end the learning of few cells before it has begun.
             changes["step_epochs"] = max(settings.step_epochs, ceil(PATIENCE / per_epoch))
     return replace(settings, **changes)
+
+
+def _processes(settings: FitConfig) -> int:
+    """How many share the cells of an epoch."""
+    if settings.devices == "auto":
+        devices = 1 if settings.accelerator == "cpu" else max(1, torch.cuda.device_count())
+    elif isinstance(settings.devices, int):
+        devices = settings.devices
+    else:
+        devices = len([number for number in settings.devices.split(",") if number.strip()])
+    return devices * settings.nodes
