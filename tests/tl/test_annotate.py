@@ -227,6 +227,20 @@ def test_the_kept_cells_travel_with_the_folder_and_not_to_the_original(adata, tu
     )
 
 
+def test_states_of_the_run_have_no_kept_cells(adata, tuned, tmp_path):
+    """They lie beside a configuration that knows of such cells."""
+    folder = tuned.save(tmp_path / "tuned")
+    state = {f"model.{key}": value for key, value in tuned.state_dict().items() if "reference_cells" not in key}
+    torch.save({"state_dict": state}, folder / "best.ckpt")
+    loaded = CellModel.from_pretrained(folder / "best.ckpt", device="cpu")
+    assert "reference_cells" not in loaded.heads
+    np.testing.assert_allclose(
+        annotated(adata, loaded).obsm["scgpt_cell_type_probabilities"],
+        annotated(adata, tuned).obsm["scgpt_cell_type_probabilities"],
+        atol=1e-5,
+    )
+
+
 def test_a_model_without_kept_cells_rejects_none(adata, tuned, annotator, unchanged):
     before = unchanged(adata)
     with pytest.raises(ValueError, match="Expected a model with held-out cells to judge distances by"):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from scgpt_tools.models.formats.base import (
 from scgpt_tools.models.formats.format import Checkpoint, Format, Source
 from scgpt_tools.models.formats.version_1 import in_todays_words
 from scgpt_tools.models.transfer import Transfer
+from scgpt_tools.nn.reference_cells import REFERENCE_CELLS
 from scgpt_tools.vocabulary import CLS, PAD, Vocabulary
 
 if TYPE_CHECKING:
@@ -88,8 +89,11 @@ def read(source: Source) -> Checkpoint:
     vocabulary = source.vocabulary(named)
     if content.aliases and source.given_vocabulary is None:
         vocabulary = Vocabulary(vocabulary.tokens, vocabulary.pad, vocabulary.cls, aliases=content.aliases)
-    tensors = as_float(source.contents.weights)
-    return Checkpoint(content.model, vocabulary, tensors, Transfer(used={key: (key,) for key in tensors}))
+    tensors, config = as_float(source.contents.weights), content.model
+    # A model gets the cells of its training when that is over; states of the run beside it have none.
+    if REFERENCE_CELLS in config.heads and not any(key.startswith(f"heads.{REFERENCE_CELLS}.") for key in tensors):
+        config = replace(config, heads=config.heads.replace(**{REFERENCE_CELLS: None}))
+    return Checkpoint(config, vocabulary, tensors, Transfer(used={key: (key,) for key in tensors}))
 
 
 def write(folder: Path, config: ModelConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> None:
