@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 def missing_labels(column: pd.Series) -> NDArray[np.bool_]:
     """(cells,) True where a label is missing: no value, or a text that is empty or white space."""
+    odd = next((label for label in column if not isinstance(label, Hashable)), None)
+    if odd is not None:
+        raise TypeError(
+            f"Expected texts or numbers as labels in {column.name!r}, found {odd!r}, a {type(odd).__name__}."
+        )
     codes, kinds = pd.factorize(column)
     blank = np.array([isinstance(kind, str) and not kind.strip() for kind in kinds], dtype=bool)
     # The last entry is that of missing values, whose code is -1.

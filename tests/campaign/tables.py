@@ -298,8 +298,7 @@ def damaged() -> Iterator[DamagedTable]:
             continue
         for part, damages in parts.items():
             for name, damage in damages.items():
-                # AnnData itself drops the mask when it writes.
-                if name == "masked" and subject.name == "tl.embed_store":
+                if _not_written(subject, name):
                     continue
                 answer = damage.answer if part in subject.reads else OTHERWISE[part]
                 # Every column of a gene gets the vector of the gene.
@@ -310,6 +309,8 @@ def damaged() -> Iterator[DamagedTable]:
             yield DamagedTable(subject, "shape", name, damage.change, damage.answer)
         for column in subject.columns:
             for name, (change, answer) in COLUMNS.items():
+                if _not_written(subject, name):
+                    continue
                 # A label of a condition is read as a set of genes, which white space is no part of.
                 stripped = column == "condition" and name == "white space around some"
                 # A plot shows the labels that there are.
@@ -320,7 +321,17 @@ def damaged() -> Iterator[DamagedTable]:
                 yield DamagedTable(subject, column, name, _at(change, column), "finite" if loose else answer)
         for key in subject.embeddings:
             for name, (change, answer) in EMBEDDINGS.items():
+                if _not_written(subject, name):
+                    continue
                 yield DamagedTable(subject, key, name, _at(change, key), answer)
+
+
+def _not_written(subject: Subject, damage: str) -> bool:
+    """Whether a table that is read from disk cannot have a damage: anndata drops the mask, and refuses the others."""
+    refused = {"objects", "dates", "one number", "one list", "columns of one name"}
+    return (damage == "masked" and subject.name in ("tl.embed_store", "tl.index_store")) or (
+        damage in refused and subject.name == "tl.index_store"
+    )
 
 
 LEFT_TO_OTHERS = ("tl.score_embedding",)

@@ -280,6 +280,14 @@ def test_tables_that_say_nothing_clear_are_refused(cells, truth, change, message
         sct.tl.evaluate_perturbation(cells, {"mine": change(truth)})
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"symbols": 3}, {"symbols": "absent"}, {"aliases": ["A"]}, {"aliases": "absent"}], ids=str
+)
+def test_tables_of_names_are_looked_at_though_nothing_reads_them(cells, truth, wrong):
+    with pytest.raises((KeyError, TypeError), match="absent|of names"):
+        sct.tl.evaluate_perturbation(cells, truth, **wrong)
+
+
 def test_other_words_for_parts_are_named(cells, truth):
     cells.obs["split"] = cells.obs["split"].astype(object).replace({"test": "Test"})
     with pytest.raises(ValueError, match=r"found 'Test' \("):

@@ -134,6 +134,19 @@ def test_what_does_not_belong_together_is_refused(cells, tmp_path):
     assert not (tmp_path / "atlas").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[:, :0], lambda x: x[:, :, None], lambda x: x.astype(complex), lambda x: x.astype(str)],
+    ids=["no dimension", "three axes", "complex", "text"],
+)
+def test_what_is_no_matrix_of_numbers_is_refused(cells, tmp_path, change):
+    cells.obsm["X_scGPT"] = change(cells.obsm["X_scGPT"])
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(ValueError, match="Expected vectors of numbers as 'X_scGPT' in "):
+        sct.tl.index_store(tmp_path / "cells.h5ad", tmp_path / "atlas", label_key="kind", index="Flat")
+    assert not (tmp_path / "atlas").exists()
+
+
 def test_vectors_that_are_no_numbers_are_refused(cells, tmp_path):
     cells.obsm["X_scGPT"][77, 0] = np.nan
     cells.write_h5ad(tmp_path / "cells.h5ad")

@@ -197,6 +197,17 @@ def test_cells_are_drawn_within_groups(adata, model):
     assert sorted(whole.obs["n_cells"]) == [3, 4, 4]
 
 
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_of_two_columns_of_a_gene_the_model_reads_one(adata, model):
+    twice = adata[:, [*adata.var_names, "GENE1"]].copy()
+    twice.X = twice.X.toarray()
+    twice.X[:, -1] = 0  # a scaffold that another tool has left
+    alone = sct.tl.knockout(adata, model, genes=["GENE1"], **QUIET)
+    with pytest.warns(UserWarning, match="the column with the most counts is read: GENE1 from column 1"):
+        found = sct.tl.knockout(twice, model, genes=["GENE1"], **QUIET)
+    np.testing.assert_array_equal(found.obs["shift"], alone.obs["shift"])
+
+
 def test_genes_that_the_model_does_not_know_are_left_out(adata, model, unchanged):
     before = unchanged(adata)
     with pytest.warns(UserWarning, match="2 that it does not, which are left out: GENE0, GENE3"):

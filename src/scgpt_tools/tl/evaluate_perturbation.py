@@ -26,7 +26,7 @@ from scgpt_tools.screens.held_out import CEILING, CONSTANT, HeldOutScreen
 from scgpt_tools.screens.predicted_cells import CellScores, Samples, score_cells
 from scgpt_tools.screens.predictions import cell_means, layer_means, original_scores, scgenept_files, table_means
 from scgpt_tools.screens.splits import condition_hash
-from scgpt_tools.tokens.names import column_names
+from scgpt_tools.tokens.names import check_names, column_names
 from scgpt_tools.tokens.perturbations import FLAGS
 
 if TYPE_CHECKING:
@@ -213,6 +213,7 @@ def evaluate_perturbation(
     named, recipes = _expanded(_named(predictions))
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
+    check_names(adata.var, symbols, aliases)
     read = partial(
         HeldOutScreen.read,
         adata,

@@ -316,7 +316,13 @@ class _Stored:
     def read(cls, path: Path, table: Path, use_rep: str, modality: str | None) -> _Stored:
         """Columns of ``obs``, and what is known of the embedding."""
         with open_group(path, modality=modality) as group:
-            shape = _array(group, use_rep, path).shape
+            array = _array(group, use_rep, path)
+            shape = array.shape
+            if len(shape) != 2 or not shape[1] or np.dtype(array.dtype).kind not in "fiub":
+                raise ValueError(
+                    f"Expected vectors of numbers as {use_rep!r} in '{path}', found the shape {tuple(shape)} and values of the "
+                    f"type {array.dtype}."
+                )
             obs = read_elem(group["obs"])
             about = read_elem(group["uns"][use_rep]) if "uns" in group and use_rep in group["uns"] else None
         if len(obs) != shape[0]:

@@ -272,14 +272,15 @@ def _asked(adata: AnnData, cells: Cells, genes: Sequence[str] | None) -> NDArray
     if genes is None:
         return np.arange(len(known))
     names = pd.Index(check_texts("genes", genes)).unique()
-    places = adata.var_names.get_indexer(names)
-    if (places < 0).any():
-        raise KeyError(absent(names[int((places < 0).argmax())], adata.var_names, "gene in `var_names`:"))
-    asked = np.flatnonzero(np.isin(known, places))
+    missing = ~names.isin(adata.var_names)
+    if missing.any():
+        raise KeyError(absent(names[int(missing.argmax())], adata.var_names, "gene in `var_names`:"))
+    # Of several columns of a gene those that the model reads.
+    asked = np.flatnonzero(adata.var_names[known].isin(names))
     if not len(asked):
         raise ValueError(f"Expected genes that the model {cells.model.name!r} knows, found none of {len(names)}.")
     if len(asked) < len(names):
-        without = names[~np.isin(places, known)]
+        without = names[~names.isin(adata.var_names[known])]
         warn_user(
             f"Expected genes that the model knows, found {len(without)} that it does not, which are left out: "
             f"{', '.join(without[:10])}{', ...' if len(without) > 10 else ''}."

@@ -44,6 +44,16 @@ def _column(var: pd.DataFrame, column: str) -> Any:
     return values
 
 
+def check_names(var: pd.DataFrame, symbols: NameTable | str | None, aliases: NameTable | None) -> None:
+    """Refuse what does not tell names of genes, also where nothing goes on to read them."""
+    if isinstance(symbols, str):
+        _column(var, symbols)
+    elif symbols is not None:
+        name_pairs(symbols, "symbols")
+    if aliases is not None:
+        name_pairs(aliases, "aliases")
+
+
 def name_pairs(table: NameTable, argument: str) -> dict[str, tuple[str, ...]]:
     """Read a table of names; rows without one of the two names are left out."""
     pairs: dict[str, dict[str, None]] = {}
