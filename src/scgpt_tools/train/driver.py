@@ -90,6 +90,8 @@ def learn(
     tuned = tuned.to(loaded.device)
     try:
         task.finish(tuned, data, opened, seed=settings.seed)
+    except Warning:  # where who calls has them raised
+        raise
     except Exception as error:  # noqa: BLE001 - a trained model is worth more than what it is given beside its weights
         warn_user(
             f"The model is trained, but looking at its cells once more ended with {type(error).__name__}: {error} It is returned "
