@@ -57,6 +57,13 @@ def test_each_model_is_compared_with_baselines_alone():
     assert scores.winners().to_dict() == {"mse": "A"}
 
 
+def test_a_metric_that_a_model_has_no_value_of_is_not_lost(scores):
+    table = scores.table
+    table.loc[(table["method"] == "model") & (table["metric"] == "pearson_control"), "value"] = np.nan
+    assert "a baseline has the better mean than that of model in 1 of 1 metrics" in scores.headline()
+    assert "A baseline has the better mean: no_change in mse." in str(scores).splitlines()
+
+
 def test_winners_leave_the_ceiling_out(scores):
     assert scores.winners().to_dict() == {"mse": "no_change", "pearson_control": "model"}
 

@@ -63,6 +63,16 @@ def test_counts_come_back():
     assert (values.X != before).nnz == 0
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_table_on_disk_is_read(dense, tmp_path):
+    values = logged(counts())
+    if dense:
+        values.X = values.X.toarray()
+    values.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    assert (sct.tl.predicted_counts(backed) != sct.tl.predicted_counts(values)).nnz == 0
+
+
 def test_rounding_keeps_means_and_follows_the_seed():
     adata = logged(counts(n=400))[:400].copy()
     adata.X = np.full((400, 60), np.log1p(2.3), dtype=np.float32)

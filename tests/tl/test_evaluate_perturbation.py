@@ -280,6 +280,12 @@ def test_tables_that_say_nothing_clear_are_refused(cells, truth, change, message
         sct.tl.evaluate_perturbation(cells, {"mine": change(truth)})
 
 
+@pytest.mark.parametrize("given", ["kernel", {"mine": "kernel"}, {"mine": ["kernel"]}, ["kernel"]], ids=str)
+def test_the_kernel_model_is_a_baseline_and_no_prediction(cells, given):
+    with pytest.raises(ValueError, match="found 'kernel', which is one of them"):
+        sct.tl.evaluate_perturbation(cells, given)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"symbols": 3}, {"symbols": "absent"}, {"aliases": ["A"]}, {"aliases": "absent"}], ids=str
 )

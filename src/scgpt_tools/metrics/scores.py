@@ -140,12 +140,20 @@ class PerturbationScores:
                 best[metric] = known.idxmax() if SCALES[str(metric)].higher_is_better else known.idxmin()
         return pd.Series(best, name="winner")
 
+    def _winners(self, model: str) -> pd.Series:
+        """Who has the best mean among a model and the baselines, in each metric that the model has a value of.
+
+        Other models are left out: one that wins would hide that a baseline beats this one.
+        """
+        found = self._best_of([model, *self.baselines])
+        return found[found.index.isin(self.means().loc[model].dropna().index)]
+
     def __str__(self) -> str:
         return "\n".join([self._header(), "", self._numbers(), "", *self._conclusions()])
 
     def headline(self) -> str:
         """Whether baselines win, in a line."""
-        lost = {model: self._best_of([model, *self.baselines]) != model for model in self.models}
+        lost = {model: self._winners(model) != model for model in self.models}
         each = ", ".join(f"of {model} in {own.sum()} of {own.size} metrics" for model, own in lost.items())
         n = self.table["condition"].nunique()
         better = f"; a baseline has the better mean than that {each}" if each else ""
@@ -164,8 +172,7 @@ class PerturbationScores:
     def _conclusions(self) -> list[str]:
         lines = []
         for model in self.models:
-            # Other models are left out: one that wins would hide that a baseline beats this one.
-            winners = self._best_of([model, *self.baselines])
+            winners = self._winners(model)
             lost = winners[winners != model]
             if lost.size:
                 listing = "; ".join(f"{method} in {', '.join(own.index)}" for method, own in lost.groupby(lost))

@@ -78,7 +78,7 @@ def predicted_counts(
     check_arguments(predicted_counts, locals())
     check_number("target_sum", target_sum, above=0)
     values = adata.X if layer is None else adata.layers[check_key(adata.layers, layer, "layers")]
-    values = sp.csr_matrix(values)
+    values = sp.csr_matrix(values[:] if adata.isbacked else values)
     if not np.isfinite(values.data).all():
         raise ValueError("Expected predictions that are finite, found values that are not.")
     if not (values.data != np.floor(values.data)).any():

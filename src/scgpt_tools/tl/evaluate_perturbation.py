@@ -297,7 +297,8 @@ def _without(screen: HeldOutScreen, predictors: Iterable[Predictor]) -> set[str]
 
 def _named(predictions: Prediction | Mapping[str, Prediction]) -> dict[str, Prediction]:
     each = predictions.values() if isinstance(predictions, Mapping) else [predictions]
-    if any(isinstance(own, str) and own == KERNEL for own in each):
+    single = [one for own in each for one in (own if isinstance(own, list | tuple) else [own])]
+    if any(isinstance(one, str) and one == KERNEL for one in single):
         raise ValueError(
             f"Expected predictions to score beside the baselines, found {KERNEL!r}, which is one of them. Every table has it."
         )
