@@ -7,7 +7,7 @@ import torch
 
 from scgpt_tools.nn import products
 from scgpt_tools.nn.attention import PackedLayout, varlen
-from scgpt_tools.nn.dropout import draw_bits, threshold_of
+from scgpt_tools.nn.dropout import draw_bits, kept_of
 from scgpt_tools.nn.learning_products import attend_and_learn, learning_pays
 
 HEADS, WIDTH = 2, 8
@@ -48,7 +48,7 @@ def test_numbers_and_gradients(monkeypatch, cache, dropout):
         _, rows = products.block_of(HEADS, 40, 40, torch.float32)
         starts = [range(0, 40, rows)] * HEADS
         drawn = [torch.cat([draw_bits((min(rows, 40 - start), 40)) for start in own]) for own in starts]
-        kept = (torch.stack(drawn) >= threshold_of(dropout)) / (1 - dropout)
+        kept = kept_of(torch.stack(drawn), dropout, torch.float64) / (1 - dropout)
         assert 0.1 < float((kept == 0).double().mean()) < 0.4
     expected = with_gradients(lambda *x: formula(*x, kept), exact)
     torch.manual_seed(2)

@@ -9,10 +9,10 @@ from torch import nn
 from scgpt_tools.nn.linear import Linear
 
 
-@pytest.fixture
-def maps() -> tuple[Linear, nn.Linear]:
+@pytest.fixture(params=[5, 13], ids="to {}".format)
+def maps(request) -> tuple[Linear, nn.Linear]:
     torch.manual_seed(0)
-    ours, theirs = Linear(8, 5), nn.Linear(8, 5)
+    ours, theirs = Linear(8, request.param), nn.Linear(8, request.param)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _BITS = 16
 # Numbers from which on this is sooner than torch's.
 _MANY = 2**14
+# Numbers at a time.
+_PART = 2**18
 
 
 class Dropout(nn.Dropout):
@@ -50,7 +52,7 @@ def draw_bits(shape: Sequence[int]) -> Tensor:
     return draws.view(torch.int16)[:size].view(*shape)
 
 
-def threshold_of(probability: float) -> int:
+def _threshold_of(probability: float) -> int:
     """Number of 16 bits from which on a draw is kept; the largest is kept even where hardly any should be."""
     return min(round((probability - 0.5) * 2**_BITS), 2 ** (_BITS - 1) - 1)
 
@@ -72,6 +74,20 @@ class _Drop(torch.autograd.Function):
 
 
 def _kept(bits: Tensor, x: Tensor, probability: float, scale: float) -> Tensor:
-    """What is kept of numbers; compared into numbers of their kind, because products of unlike kinds are slow."""
-    kept = torch.ge(bits, threshold_of(probability), out=torch.empty(x.shape, dtype=x.dtype))
-    return (kept if scale == 1 else kept.mul_(scale)).mul_(x)
+    """What is kept of numbers, some at a time, so that what is multiplied with stays in the caches."""
+    result = torch.empty(x.shape, dtype=x.dtype)
+    for drawn, given, out in zip(
+        *(t.reshape(-1).split(_PART) for t in (bits, x)), result.view(-1).split(_PART), strict=True
+    ):
+        kept = kept_of(drawn, probability, x.dtype)
+        torch.mul(kept if scale == 1 else kept.mul_(scale), given, out=out)
+    return result
+
+
+def kept_of(bits: Tensor, probability: float, dtype: torch.dtype) -> Tensor:
+    """1 where a draw is kept and 0 where not, of the kind that it is to be multiplied with, because products of unlike kinds are slow."""
+    if dtype == torch.float32:
+        # Which has room for 16 bits, and compares in place with vectors of its own.
+        draws = bits.to(dtype)
+        return torch.ge(draws, float(_threshold_of(probability)), out=draws)
+    return torch.ge(bits, _threshold_of(probability), out=torch.empty(bits.shape, dtype=dtype))

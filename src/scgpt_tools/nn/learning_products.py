@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from scgpt_tools.nn.dropout import draw_bits, threshold_of
+from scgpt_tools.nn.dropout import draw_bits, kept_of
 from scgpt_tools.nn.products import block_of, has_products, product
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Attend(torch.autograd.Function):
             torch.add(largest, sums.log2(), out=logs[head, rows])
             if dropout:
                 bits.append(draw_bits(weights.shape))
-                weights.mul_(_kept(bits[-1], dropout, torch.empty_like(weights)))
+                weights.mul_(kept_of(bits[-1], dropout, weights.dtype))
             torch.div(product(weights, columns[head]), sums.mul_(1 - dropout), out=context[head, rows])
         result = _merged(context)
         ctx.save_for_backward(q, k, v, result, logs, *bits)
@@ -83,7 +83,7 @@ class _Attend(torch.autograd.Function):
             change = product(given, values[head])
             seen = weights
             if dropout:
-                kept = _kept(next(drawn), dropout, torch.empty_like(weights))
+                kept = kept_of(next(drawn), dropout, weights.dtype)
                 change.mul_(kept)
                 seen = kept.mul_(weights)
             for_v[head] += product(given.mT.contiguous(), seen.mT)
@@ -121,8 +121,3 @@ def _blocks(heads: int, queries: int, keys: int, dtype: torch.dtype) -> Iterator
     for head in range(heads):
         for start in range(0, queries, rows):
             yield head, slice(start, start + rows)
-
-
-def _kept(bits: Tensor, dropout: float, out: Tensor) -> Tensor:
-    """1 where a weight is kept, 0 where it is dropped."""
-    return torch.ge(bits, threshold_of(dropout), out=out)

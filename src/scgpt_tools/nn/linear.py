@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scgpt_tools.nn.processor import blas_is_at_home
+from scgpt_tools.nn.products import onednn, product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,10 @@ def _map(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Mapped(torch.autograd.Function):
-    """The same with gradients that are two more maps: oneDNN's own for convolutions take the time of the BLAS or longer."""
+    """The same with gradients that are two more products: oneDNN's own for convolutions take the time of the BLAS or longer.
+
+    Torch transposes with one thread, so that of two matrices the narrower is copied and oneDNN reads the other as it lies.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -60,21 +64,28 @@ class _Mapped(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         gradient, (for_rows, for_weight, for_bias) = gradients[0].contiguous(), ctx.needs_input_grad
         return (
-            _map(gradient, weight.t().contiguous()) if for_rows else None,
-            _map(gradient.t().contiguous(), rows.t().contiguous()) if for_weight else None,
+            product(gradient, weight.t()) if for_rows else None,
+            _outer(gradient, rows) if for_weight else None,
             gradient.sum(dim=0) if for_bias else None,
         )
+
+
+def _outer(x: Tensor, y: Tensor) -> Tensor:
+    """(N, i) transposed times (N, j), both in fp32."""
+    if x.shape[1] <= y.shape[1]:
+        return product(x.t().contiguous(), y.t())
+    return product(y.t().contiguous(), x.t()).t()
 
 
 def _convolution_pays(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
+        # The compiler has kernels of its own and does not know these.
+        and not torch.compiler.is_compiling()
+        and onednn() is not None
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and x.numel() >= _FEW_ROWS * x.shape[-1]
-        # The compiler has kernels of its own and does not know this one.
-        and not torch.compiler.is_compiling()
         and not blas_is_at_home()
     )

@@ -45,7 +45,7 @@ def has_products(q: Tensor) -> bool:
         q.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and bool(torch.backends.mkldnn.enabled)
-        and _onednn() is not None
+        and onednn() is not None
     )
 
 
@@ -96,14 +96,14 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
 
 def product(x: Tensor, y: Tensor) -> Tensor:
     """(n, i) times (m, i) transposed, in fp32."""
-    linear = _onednn()
+    linear = onednn()
     assert linear is not None  # noqa: S101 - asked before
     result: Tensor = linear(x, y, None, "none", [], "")
     return result
 
 
 @cache
-def _onednn() -> Callable[..., Tensor] | None:
+def onednn() -> Callable[..., Tensor] | None:
     """Linear map of oneDNN, which torch keeps for its compiler; ``None`` where torch has been built without."""
     if not torch.backends.mkldnn.is_available():
         return None
