@@ -187,6 +187,15 @@ def test_predict_a_perturbation_without_a_network(tmp_path, monkeypatch):
     assert ad.read_h5ad("cells.h5ad").n_obs == 7
 
 
+def test_evaluating_the_kernel_model_says_where_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = screen(5)
+    table.obs["split"] = "test"
+    table.write_h5ad("screen.h5ad")
+    assert run("evaluate", "screen.h5ad", "--model", "kernel") == 2
+    assert "found 'kernel', which is one of them. Every table has it." in capsys.readouterr().err
+
+
 def test_predict_from_a_pool_of_controls_writes_a_table_of_cells(predictor, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     table = screen(5)

@@ -138,6 +138,10 @@ def test_unseen_genes_are_named(cells):
     [
         ({"include": "all"}, "Expected no `include` with model='kernel'"),
         ({"ignore_case": True}, "Expected no `ignore_case` with model='kernel'"),
+        ({"duplicates": "first"}, "Expected no `duplicates` with model='kernel'"),
+        ({"device": "cpu"}, "Expected no `device` with model='kernel'"),
+        ({"precision": "fp32"}, "Expected no `precision` with model='kernel'"),
+        ({"attention": "sdpa"}, "Expected no `attention` with model='kernel'"),
         ({"condition_key": None}, "Expected `condition_key`"),
     ],
 )

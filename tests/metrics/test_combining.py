@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
-from scgpt_tools.metrics.combining import SCALED_SUM, additive, matching_mean, scaled_additive
+from scgpt_tools.metrics.combining import (
+    SCALED_SUM,
+    additive,
+    left_out_scaled_additive,
+    matching_mean,
+    scaled_additive,
+)
 from scgpt_tools.metrics.effects import TrainingEffects
 
 GENES = tuple(f"G{i}" for i in range(25))
@@ -58,3 +66,15 @@ def test_opposite_pairs_have_next_to_nothing(train):
     against = TrainingEffects(GENES, train.control, train.perturbed, np.concatenate([e[:6], -(e[:1] + e[1:2])]))
     found = scaled_additive(against, [("G0", "G1")]).effects
     np.testing.assert_allclose(found, 0.01 * (e[:1] + e[1:2]))
+
+
+@pytest.mark.parametrize("n_pairs", [1, 6])
+def test_a_combination_is_left_out_of_what_predicts_it(rng, n_pairs):
+    pairs = [*list(combinations(GENES[:4], 2))[:n_pairs], ("G0", "G9"), ("G0", "G1", "G2")]
+    perturbed = (*((gene,) for gene in GENES[:4]), *pairs)
+    train = TrainingEffects(GENES, np.zeros(25), perturbed, rng.normal(size=(len(perturbed), 25)))
+    rows = range(4, len(perturbed))
+    for row, found in zip(rows, left_out_scaled_additive(train, rows), strict=True):
+        others = (*perturbed[:row], *perturbed[row + 1 :])
+        without = TrainingEffects(GENES, np.zeros(25), others, np.delete(train.effects, row, axis=0))
+        np.testing.assert_allclose(found, scaled_additive(without, [perturbed[row]]).effects[0])

@@ -80,6 +80,8 @@ def choose_evaluation(
     """
     if task == "auto" and "model" not in options:
         return "embedding", options
+    if task == "auto" and options["model"] == KERNEL:
+        task = "perturb"
     if task == "auto":
         model = CellModel.from_pretrained(options["model"], device=options.get("device"))
         found = task_of(model)

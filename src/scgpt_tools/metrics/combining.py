@@ -47,16 +47,48 @@ def scaled_additive(train: TrainingEffects, targets: Sequence[GeneSet]) -> Predi
     -------
     Effects; of single genes as they are.
     """
-    singles = train.singles()
-    fitted = [row for row, own in enumerate(train.perturbed) if len(own) == 2 and singles.keys() >= set(own)]
-    share = SCALED_SUM
-    if fitted:
-        added = additive(train, [train.perturbed[row] for row in fitted]).effects
-        size = float(np.sum(added**2))
-        share = max(float(np.sum(added * train.effects[fitted])) / size, 0.01) if size else share
     found = additive(train, targets)
-    shares = np.array([len(genes) for genes in targets], dtype=float) ** np.log2(share)
-    return found._replace(effects=found.effects * shares[:, None])
+    _, products, sizes = _pairs_of_singles(train)
+    return found._replace(effects=found.effects * _shares(targets, _share(products, sizes))[:, None])
+
+
+def left_out_scaled_additive(train: TrainingEffects, rows: Sequence[int]) -> NDArray[np.float64]:
+    """(R, G) some training combinations by :func:`scaled_additive`, each from all other conditions.
+
+    ``rows`` (R,) their numbers; no other condition perturbs the same genes.
+    """
+    singles, total, n = train.singles(), train.effects.sum(axis=0), len(train.perturbed)
+    pairs, products, sizes = _pairs_of_singles(train)
+    found = np.empty((len(rows), len(train.genes)))
+    for place, row in enumerate(rows):
+        genes, stand_in = train.perturbed[row], (total - train.effects[row]) / (n - 1)
+        share = _share(products[pairs != row], sizes[pairs != row])
+        added = np.sum([singles.get(gene, stand_in) for gene in genes], axis=0)
+        found[place] = added * _shares([genes], share)[0]
+    return found
+
+
+def _pairs_of_singles(train: TrainingEffects) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Training pairs of genes that were both seen alone: rows (P,), product of sum and effect, squared length of the sum."""
+    singles = train.singles()
+    rows = [row for row, own in enumerate(train.perturbed) if len(own) == 2 and singles.keys() >= set(own)]
+    products, sizes = np.empty(len(rows)), np.empty(len(rows))
+    for place, row in enumerate(rows):
+        first, second = train.perturbed[row]
+        added = singles[first] + singles[second]
+        products[place], sizes[place] = added @ train.effects[row], added @ added
+    return np.array(rows, dtype=np.int64), products, sizes
+
+
+def _share(products: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
+    """What pairs have of the sum of their single effects, by least squares."""
+    size = float(sizes.sum())
+    return max(float(products.sum()) / size, 0.01) if size else SCALED_SUM
+
+
+def _shares(targets: Sequence[GeneSet], share: float) -> NDArray[np.float64]:
+    """Share of the sum of each set of genes, from that of pairs."""
+    return np.array([len(genes) for genes in targets], dtype=float) ** np.log2(share)
 
 
 def _from_singles(train: TrainingEffects, targets: Sequence[GeneSet], combine: Callable[..., NDArray]) -> Prediction:

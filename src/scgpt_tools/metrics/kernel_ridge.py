@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgpt_tools.metrics.combining import scaled_additive
+from scgpt_tools.metrics.combining import left_out_scaled_additive
 from scgpt_tools.metrics.effects import Prediction
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class KernelModel:
             tried = [cls(train, replace(best[1], **{name: value}))._left_out(rows) for value in values]
             best = min([best, *tried], key=lambda found: found[0])
         true = train.effects[rows]
-        added = scaled_additive(train, [train.perturbed[row] for row in rows]).effects
+        added = left_out_scaled_additive(train, rows)
         errors = {"scaled_additive": np.mean((added - true) ** 2), "no_change": np.mean(true**2)}
         left_out = {"kernel": best[0], **{name: float(error) for name, error in errors.items()}}
         return cls(train, best[1], left_out=left_out)

@@ -231,8 +231,16 @@ def predict_perturbation(
     reading: dict[str, Any] = {"include": include, "unknown": unknown, "unmeasured": unmeasured, "direction": direction}
     predictor: Predictor | KernelPredictor
     if isinstance(model, str) and model == KERNEL:
-        matching = {"symbols": symbols, "aliases": aliases, "ignore_case": ignore_case or None}
-        _refuse(reading | matching, f"model={KERNEL!r}")
+        of_networks = {
+            "symbols": symbols,
+            "aliases": aliases,
+            "ignore_case": ignore_case or None,
+            "duplicates": None if duplicates == "most_counts" else duplicates,
+            "device": device,
+            "precision": None if precision == "auto" else precision,
+            "attention": attention,
+        }
+        _refuse(reading | of_networks, f"model={KERNEL!r}")
         predictor = fit_kernel(adata, request, key=condition_key, within=within, split=split)
     else:
         _refuse({"split": split}, "a network, whose training is over")
