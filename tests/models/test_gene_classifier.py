@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from scgpt_tools.models.gene_classifier import GeneClassifier, log_normalised, variable_columns
 
@@ -25,15 +24,15 @@ def expression() -> tuple[sp.csr_matrix, np.ndarray]:
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_it_is_scikit_learns_on_scaled_genes(expression, n_classes):
+def test_it_is_scikit_learns(expression, n_classes):
     X, codes = expression
     X, codes = X[codes < n_classes], codes[codes < n_classes]
     found = GeneClassifier.fit(X, codes, genes=GENES, classes=["a", "b", "c"][:n_classes])
     assert found.genes.tolist() == GENES[:-1]
-    scaler = StandardScaler().fit(X[:, :-1].toarray())
-    expected = LogisticRegression(max_iter=200).fit(scaler.transform(X[:, :-1].toarray()), codes)
+    values = X[:, :-1].toarray()
+    expected = LogisticRegression(max_iter=200).fit(values, codes)
     probabilities = found.probabilities(X[:, :-1], found.vocabulary.ids(GENES[:-1]))
-    np.testing.assert_allclose(probabilities, expected.predict_proba(scaler.transform(X[:, :-1].toarray())), atol=0.02)
+    np.testing.assert_allclose(probabilities, expected.predict_proba(values), atol=1e-3)
     assert (probabilities.argmax(axis=1) == codes).mean() > 0.95
 
 
@@ -72,7 +71,7 @@ def test_a_file_gives_it_back(expression, tmp_path):
     X, codes = expression
     found = GeneClassifier.fit(X, codes, genes=GENES, classes=["a", "b", "c"])
     again = GeneClassifier.load(found.save(tmp_path / "genes.npz"))
-    for name in ("genes", "classes", "centre", "scale", "weights", "intercept"):
+    for name in ("genes", "classes", "centre", "weights", "intercept"):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
     with pytest.raises(ValueError, match="ends with '.npz'"):
         found.save(tmp_path / "genes")

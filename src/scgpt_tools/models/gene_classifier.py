@@ -1,7 +1,8 @@
-"""Logistic regression on scaled genes: what a network that names cell types has to be worth its trouble beside.
+"""Logistic regression on genes: what a network that names cell types has to be worth its trouble beside.
 
 It needs no vocabulary but the names of its genes, and takes a second to fit.  A gene that a table lacks counts as one of
-average expression.
+average expression.  Genes are not scaled: a gene that hardly varies in the reference would weigh as much as a marker, and
+what is noise there differs between donors, chemistries and species.
 """
 
 from __future__ import annotations
@@ -34,17 +35,15 @@ if TYPE_CHECKING:
 
 N_GENES = 2_000
 """Genes of the largest variance that are looked at."""
-_FORMAT = 1
-# Deviations beyond which a value counts as this far off, as in scanpy's tutorials.
-_FURTHEST = 10.0
+_FORMAT = 2
 # Log-odds of a class without a cell to learn it from.
 _NEVER = -1e9
-_ARRAYS = ("genes", "classes", "centre", "scale", "weights", "intercept")
+_ARRAYS = ("genes", "classes", "centre", "weights", "intercept")
 
 
 @dataclass(frozen=True, eq=False)
 class GeneClassifier:
-    """A fitted logistic regression on scaled, log-normalised genes.
+    """A fitted logistic regression on log-normalised genes.
 
     :func:`scgpt_tools.train.fit_gene_classifier` makes one, and :func:`scgpt_tools.tl.annotate` takes it as a member of
     a committee.
@@ -55,10 +54,10 @@ class GeneClassifier:
         (G,) names.
     classes
         (C,) names.
-    centre, scale
-        (G,) mean and spread of the log-normalised expression of each gene in the training cells.
+    centre
+        (G,) mean log-normalised expression of each gene in the training cells.
     weights
-        (C, G) of the scaled values.
+        (C, G) of the differences from it.
     intercept
         (C,) log-odds of a cell of average expression.
     """
@@ -66,15 +65,12 @@ class GeneClassifier:
     genes: NDArray[np.str_]
     classes: NDArray[np.str_]
     centre: NDArray[np.float32]
-    scale: NDArray[np.float32]
     weights: NDArray[np.float32]
     intercept: NDArray[np.float32]
 
     def __post_init__(self) -> None:
         n_genes, n_classes = len(self.genes), len(self.classes)
-        expected = {
-            "centre": (n_genes,), "scale": (n_genes,), "weights": (n_classes, n_genes), "intercept": (n_classes,)
-        }  # fmt: skip
+        expected = {"centre": (n_genes,), "weights": (n_classes, n_genes), "intercept": (n_classes,)}
         for name, shape in expected.items():
             array = getattr(self, name)
             if array.shape != shape or not np.isfinite(array).all():
@@ -133,12 +129,11 @@ class GeneClassifier:
         check_integer("n_genes", n_genes)
         check_number("strength", strength, above=0)
         chosen = variable_columns(X, n_genes)
-        values = X[:, chosen].toarray().astype(np.float32)
-        centre, scale = values.mean(axis=0), values.std(axis=0)
-        scaled = _scaled(values, centre, scale)
+        values = X[:, chosen].astype(np.float64)
         with catch_warnings():
             simplefilter("ignore", ConvergenceWarning)  # what is left to gain after so many steps is little
-            found = LogisticRegression(C=strength, max_iter=200).fit(scaled, codes)
+            found = LogisticRegression(C=strength, max_iter=200).fit(values, codes)
+        centre = np.asarray(values.mean(axis=0), dtype=np.float32).ravel()
         # Of two classes scikit-learn keeps the log-odds of the second.
         two = len(found.classes_) == 2
         weights = np.zeros((len(classes), chosen.size), dtype=np.float32)
@@ -146,7 +141,7 @@ class GeneClassifier:
         weights[found.classes_] = np.vstack([np.zeros_like(found.coef_), found.coef_]) if two else found.coef_
         intercept[found.classes_] = np.r_[0.0, found.intercept_] if two else found.intercept_
         names = np.asarray(genes, dtype=str)[chosen]
-        return cls(names, np.asarray(classes, dtype=str), centre, scale, weights, intercept)
+        return cls(names, np.asarray(classes, dtype=str), centre, weights, intercept + weights @ centre)
 
     def probabilities(self, X: sp.csr_matrix, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probability of each class.
@@ -163,8 +158,8 @@ class GeneClassifier:
         (cells, C).
         """
         places = ids - 1
-        scaled = _scaled(X.toarray().astype(np.float32), self.centre[places], self.scale[places])
-        return softmax(scaled @ self.weights[:, places].T + self.intercept, axis=1)
+        weights = self.weights[:, places]
+        return softmax(X @ weights.T + (self.intercept - weights @ self.centre[places]), axis=1)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the classifier to a file of NumPy's, which is replaced if it is there.
@@ -244,10 +239,6 @@ def variable_columns(X: sp.csr_matrix, n: int) -> NDArray[np.int64]:
     # As a difference of large numbers, the variance of a constant is not quite 0.
     varying = order[variance[order] > 1e-6 * mean[order] ** 2]
     return np.sort(varying if varying.size else order)
-
-
-def _scaled(values: NDArray[np.float32], centre: Any, scale: Any) -> NDArray[np.float32]:
-    return ((values - centre) / np.where(scale > 0, scale, 1)).clip(-_FURTHEST, _FURTHEST)
 
 
 def _write(path: Path, *, arrays: dict[str, NDArray[Any]]) -> None:

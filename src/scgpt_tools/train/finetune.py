@@ -277,7 +277,7 @@ def finetune(
     objectives
         Loss terms instead of the recipe's; the heads that they read are added to the model.
     compare
-        Fit logistic regression on scaled genes and nearest neighbours on principal components to the training cells, and
+        Fit logistic regression on genes and nearest neighbours on principal components to the training cells, and
         score them beside the model on those that validate.  For ``"annotate"``.
     dropout
         Probability in the encoder; ``None`` keeps the model's, and to perturb takes 0, as scGPT, or 0.2 for scGenePT.

@@ -35,7 +35,7 @@ def fit_gene_classifier(
     strength: float = 1.0,
     rng: RngLike = 0,
 ) -> GeneClassifier:
-    """Fit logistic regression on scaled genes to annotated cells, as a member of a committee.
+    """Fit logistic regression on genes to annotated cells, as a member of a committee.
 
     It errs elsewhere than a network, so :func:`scgpt_tools.tl.annotate` may be more right with both than with either; score
     it alone too.
