@@ -140,7 +140,8 @@ def test_baselines_make_nothing_of_effects_that_have_nothing_to_do_with_the_gene
     genes = tuple(f"G{number}" for number in range(40))
     perturbed = [(gene,) for gene in genes[:20]] + [(genes[i], genes[i + 1]) for i in range(12)]
     shared = rng.normal(size=40)
-    train = TrainingEffects(genes, np.zeros(40), tuple(perturbed), shared + rng.normal(size=(32, 40)))
+    effects = shared + rng.normal(size=(32, 40))
+    train = TrainingEffects(genes, np.zeros(40), tuple(perturbed), effects, errors=np.ones((32, 40)))
     targets = [(genes[i], genes[i + 5]) for i in range(12)]
     true = shared + rng.normal(size=(200, 40))
     error = np.mean((true[:, None] - BASELINES[name](train, targets).effects[None]) ** 2)

@@ -87,7 +87,7 @@ def test_perturbed_genes_do_not_count(split_screen):
 def test_the_additive_baseline_wins_where_effects_add_up(split_screen):
     table = HeldOutScreen.read(split_screen).table({})
     assert set(table["method"]) == {
-        "no_change", "perturbed_mean", "matching_mean", "additive", "scaled_additive", "linear", "kernel", "perturbed_cells", "ceiling",
+        "no_change", "perturbed_mean", "matching_mean", "additive", "scaled_additive", "linear", "kernel", "shrunken_mean", "perturbed_cells", "ceiling",
     }  # fmt: skip
     doubles = table[table["condition"].isin([name for name in HELD if "ctrl" not in name])]
     means = summarise_scores(doubles).set_index(["metric", "method"])["mean"]

@@ -24,6 +24,7 @@ BASELINES = {
     "scaled_additive",
     "linear",
     "kernel",
+    "shrunken_mean",
     "perturbed_cells",
 }
 

@@ -28,6 +28,7 @@ METHODS = {
     "scaled_additive",
     "linear",
     "kernel",
+    "shrunken_mean",
     "ceiling",
     "perturbed_cells",
 }

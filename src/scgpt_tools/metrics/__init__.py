@@ -44,6 +44,7 @@ from scgpt_tools.metrics.perturbation_scgpt import scgpt_metrics
 from scgpt_tools.metrics.probe import ProbeScores, linear_probe, probe_split
 from scgpt_tools.metrics.retrieval import top_k_accuracy
 from scgpt_tools.metrics.scores import PerturbationScores
+from scgpt_tools.metrics.shrinkage import shrink_effects, shrunken_mean
 from scgpt_tools.metrics.uncertainty import bootstrap_interval, dynamic_range, paired_difference, t_interval
 
 __all__ = [
@@ -109,6 +110,8 @@ __all__ = [
     "score_annotation",
     "score_clusters",
     "score_edges",
+    "shrink_effects",
+    "shrunken_mean",
     "spread_ratio",
     "summarise_scores",
     "t_interval",

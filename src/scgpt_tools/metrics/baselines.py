@@ -14,6 +14,7 @@ from scgpt_tools._validate import check_integer, check_number, check_numbers
 from scgpt_tools.metrics.combining import additive, matching_mean, scaled_additive
 from scgpt_tools.metrics.effects import Prediction
 from scgpt_tools.metrics.kernel_ridge import kernel
+from scgpt_tools.metrics.shrinkage import shrunken_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -124,6 +125,7 @@ BASELINES: dict[str, Callable[[TrainingEffects, Sequence[GeneSet]], Prediction]]
     "scaled_additive": scaled_additive,
     "linear": linear,
     "kernel": kernel,
+    "shrunken_mean": shrunken_mean,
 }
 """Baselines that every table of predictions shows."""
 
@@ -145,9 +147,14 @@ def predict_baselines(
     Returns
     -------
     Profiles (T, G) by name, and which targets each baseline was informed of.  ``linear`` is left out where no training
-    single is measured.
+    single is measured, ``shrunken_mean`` where ``train`` has no errors.
     """
-    names = [name for name in BASELINES if name != "linear" or set(train.singles()) & set(train.genes)]
+    without = set()
+    if not set(train.singles()) & set(train.genes):
+        without.add("linear")
+    if train.errors is None:
+        without.add("shrunken_mean")
+    names = [name for name in BASELINES if name not in without]
     found = {name: BASELINES[name](train, targets) for name in names}
     base = train.control if control is None else control
     profiles = {name: base + prediction.effects for name, prediction in found.items()}

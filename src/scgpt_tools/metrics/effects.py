@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,6 +29,8 @@ class TrainingEffects:
     """(Q, G) change of each condition against the control of its own context."""
     n_cells: NDArray[np.int64] | None = None
     """(Q,) cells of each condition, for :func:`perturbed_mean` by cell."""
+    errors: NDArray[np.float64] | None = None
+    """(Q, G) standard error of each effect, for :func:`shrunken_mean`."""
 
     def __post_init__(self) -> None:
         shape = (len(self.perturbed), len(self.genes))
@@ -41,6 +43,8 @@ class TrainingEffects:
         check_numbers("effects", self.effects)
         if self.n_cells is not None and np.shape(self.n_cells) != shape[:1]:
             raise ValueError(f"Expected `n_cells` of shape {shape[:1]}, found {np.shape(self.n_cells)}.")
+        if self.errors is not None and check_numbers("errors", self.errors).shape != shape:
+            raise ValueError(f"Expected `errors` of shape {shape}, found {self.errors.shape}.")
         if not self.perturbed or not all(self.perturbed):
             raise ValueError("Expected at least one training condition, each with a perturbed gene, and no controls.")
 
@@ -51,6 +55,27 @@ class TrainingEffects:
             if len(genes) == 1:
                 rows.setdefault(genes[0], []).append(row)
         return {gene: self.effects[own].mean(axis=0) for gene, own in rows.items()}
+
+    def by_genes(self) -> TrainingEffects:
+        """The same with one condition for each set of genes, the mean over its cells in all contexts."""
+        rows: dict[GeneSet, list[int]] = {}
+        for row, genes in enumerate(self.perturbed):
+            rows.setdefault(tuple(sorted(genes)), []).append(row)
+        if len(rows) == len(self.perturbed):
+            return replace(self, perturbed=tuple(rows))
+        cells = np.ones(len(self.perturbed), dtype=np.int64) if self.n_cells is None else self.n_cells
+        shares = [cells[own, None] / cells[own].sum() for own in rows.values()]
+        each = list(zip(rows.values(), shares, strict=True))
+        errors = None
+        if self.errors is not None:
+            errors = np.stack([np.sqrt(np.sum((share * self.errors[own]) ** 2, axis=0)) for own, share in each])
+        return replace(
+            self,
+            perturbed=tuple(rows),
+            effects=np.stack([np.sum(share * self.effects[own], axis=0) for own, share in each]),
+            n_cells=np.array([cells[own].sum() for own in rows.values()]),
+            errors=errors,
+        )
 
     def mean(self, *, by_cell: bool = False) -> NDArray[np.float64]:
         """(G,) mean effect, over conditions or over their cells."""

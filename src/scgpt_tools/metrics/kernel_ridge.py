@@ -74,7 +74,7 @@ class KernelModel:
     @classmethod
     def fit(cls, train: TrainingEffects) -> KernelModel:
         """Choose settings, one after the other, by leaving out combinations whose genes other conditions perturb too."""
-        train = _by_genes(train)
+        train = train.by_genes()
         rows = _testable(train)
         if len(rows) < ENOUGH:
             return cls(train)
@@ -207,19 +207,6 @@ def kernel(
         chosen = [genes for genes, own in zip(targets, told, strict=True) if own]
         found.effects[told] = by_vectors.predict(chosen).effects
     return found._replace(informed=found.informed | told)
-
-
-def _by_genes(train: TrainingEffects) -> TrainingEffects:
-    """The same with one condition for each set of genes, the mean over its cells: none is left out and there all the same."""
-    rows: dict[GeneSet, list[int]] = {}
-    for row, genes in enumerate(train.perturbed):
-        rows.setdefault(tuple(sorted(genes)), []).append(row)
-    if len(rows) == len(train.perturbed):
-        return train
-    cells = np.ones(len(train.perturbed), dtype=np.int64) if train.n_cells is None else train.n_cells
-    effects = np.stack([np.average(train.effects[own], axis=0, weights=cells[own]) for own in rows.values()])
-    n_cells = np.array([cells[own].sum() for own in rows.values()])
-    return replace(train, perturbed=tuple(rows), effects=effects, n_cells=n_cells)
 
 
 def _testable(train: TrainingEffects) -> list[int]:

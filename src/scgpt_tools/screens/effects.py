@@ -14,11 +14,12 @@ from scgpt_tools.tokens.perturbations import condition_genes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import scipy.sparse as sp
     from numpy.typing import NDArray
 
 
 def training_effects(
-    cells: Any,
+    cells: sp.csr_matrix,
     conditions: NDArray[Any],
     contexts: NDArray[Any],
     *,
@@ -29,7 +30,8 @@ def training_effects(
     """Change of each condition in each context against the controls of that context.
 
     ``cells`` (N, G) with ``conditions`` and ``contexts`` (N,), ``""`` for none; ``perturbed`` and ``controls`` (N,) which
-    of them to learn from.
+    of them to learn from.  Standard errors have the variance of a gene within conditions, pooled over all of them; there
+    are none where each has a single cell.
     """
     pairs = sorted(set(zip(contexts[perturbed], conditions[perturbed], strict=True)))
     rows, own = np.flatnonzero(perturbed), np.flatnonzero(controls)
@@ -39,13 +41,28 @@ def training_effects(
     profiles = mean_profiles(cells[rows], units, names=[unit_name(*pair) for pair in pairs])
     base = mean_profiles(cells[own], contexts[own])
     check_contexts(pairs, base)
+    where = [context for context, _ in pairs]
+    variance = _variance_within([(cells[rows], units, profiles), (cells[own], contexts[own], base)])
+    n_controls = dict(zip(base.names, base.n_cells, strict=True))
+    sizes = 1 / profiles.n_cells + 1 / np.array([n_controls[context] for context in where])
     return TrainingEffects(
         genes=tuple(genes),
         control=mean_profiles(cells[own], ["ctrl"] * own.size).means[0],
         perturbed=tuple(condition_genes(condition) for _, condition in pairs),
-        effects=profiles.means - base.of([context for context, _ in pairs]),
+        effects=profiles.means - base.of(where),
         n_cells=profiles.n_cells,
+        errors=None if variance is None else np.sqrt(sizes[:, None] * variance),
     )
+
+
+def _variance_within(groups: Sequence[tuple[sp.csr_matrix, NDArray[Any], Profiles]]) -> NDArray[np.float64] | None:
+    """(G,) variance of single cells about the mean of their group, of cells with labels and their profiles."""
+    squares, freedom = np.zeros(groups[0][0].shape[1]), 0
+    for cells, labels, profiles in groups:
+        second = mean_profiles(cells.multiply(cells).tocsr(), labels, names=profiles.names).means
+        squares += profiles.n_cells @ (second - profiles.means**2).clip(min=0)
+        freedom += cells.shape[0] - len(profiles.names)
+    return squares / freedom if freedom else None
 
 
 def check_contexts(pairs: Sequence[tuple[str, str]], controls: Profiles) -> None:

@@ -93,8 +93,9 @@ def evaluate_perturbation(
     """Score predictions of held-out conditions beside every baseline and the ceiling.
 
     Baselines see the training cells only: no change, the mean of the training conditions and of their cells, the mean, the
-    sum and a share of the sum of single effects, a linear model :cite:p:`Ahlmann-Eltze2025`, and kernel ridge regression
-    (:func:`scgpt_tools.metrics.kernel`).  The ceiling is a perfect prediction, whose
+    sum and a share of the sum of single effects, a linear model :cite:p:`Ahlmann-Eltze2025`, kernel ridge regression
+    (:func:`scgpt_tools.metrics.kernel`), and effects shrunken by their noise (:func:`scgpt_tools.metrics.shrunken_mean`).  The
+    ceiling is a perfect prediction, whose
     scores are limited by the noise of the measured means.  Predictions are made from one half of the controls, and true
     changes refer to the other.
 
