@@ -175,14 +175,26 @@ def open_set(model: sct.CellModel, reference: ad.AnnData, query: ad.AnnData, new
                 f"{name} {layer}: {score}": value
                 for score, value in strangeness(known[layer], codes, asked[layer], winner).items()
             }
+    return {name: auroc(new, value) for name, value in found.items()} | plain_open_set(reference, query, new)
+
+
+def plain_open_set(reference: ad.AnnData, query: ad.AnnData, new: np.ndarray) -> dict[str, float]:
+    """AUROC of scores that need no network: distances on principal components, and what logistic regression says."""
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+
     genes = reference.var_names.intersection(query.var_names)
     known, asked = (log_normalised(cells[:, genes].X.tocsr()) for cells in (reference, query))
     chosen = variable_columns(known, N_GENES)
-    from sklearn.decomposition import PCA
-
-    pca = PCA(50, random_state=0).fit(known[:, chosen].toarray())
-    known, asked = (pca.transform(values[:, chosen].toarray()) for values in (known, asked))
-    found |= {f"PCA: {score}": value for score, value in strangeness(known, codes, asked, winner).items()}
+    known, asked = known[:, chosen], asked[:, chosen]
+    codes = np.unique(reference.obs["type"], return_inverse=True)[1]
+    linear = LogisticRegression(max_iter=200).fit(known, codes)
+    probabilities = linear.predict_proba(asked)
+    pca = PCA(50, random_state=0).fit(known.toarray())
+    near, far = (pca.transform(values.toarray()) for values in (known, asked))
+    found = {f"PCA: {score}": value for score, value in strangeness(near, codes, far, probabilities.argmax(1)).items()}
+    found["linear: confidence"] = 1 - probabilities.max(1)
+    found["linear: largest logit"] = -linear.decision_function(asked).max(1)
     return {name: auroc(new, value) for name, value in found.items()}
 
 
@@ -194,6 +206,13 @@ def arm(options: argparse.Namespace) -> dict[str, object]:
         reference = reference[reference.obs["type"] != options.leave_out].copy()
     genes = reference.var_names.intersection(query.var_names)
     reference, query = reference[:, genes].copy(), query[:, genes].copy()
+    if options.plain:
+        new = (query.obs["type"] == options.leave_out).to_numpy()
+        return {
+            "left out": options.leave_out,
+            "new cells": int(new.sum()),
+            "auroc": plain_open_set(reference, query, new),
+        }
     settings: dict[str, object] = dict(RECIPES[options.recipe])
     if options.validation is not None:
         settings["validation"] = options.validation
@@ -232,9 +251,14 @@ def main() -> None:
     parser.add_argument("--recipe", choices=list(RECIPES), default="converged")
     parser.add_argument("--extend", choices=["auto", "all"], default="auto")
     parser.add_argument("--leave-out")
+    parser.add_argument(
+        "--plain", action="store_true", help="with --leave-out: scores that need no network, and nothing else"
+    )
     parser.add_argument("--validation", type=float)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.plain and options.leave_out is None:
+        parser.error("--plain scores cells of a class that is left out: name it with --leave-out")
     torch.set_num_threads(1)
     sct.settings.show_progress = False
     print(json.dumps(arm(options)), flush=True)
