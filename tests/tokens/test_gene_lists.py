@@ -63,7 +63,21 @@ MGI = pd.DataFrame(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("table", "name"), [(BIOMART, "export.csv"), (MGI, "HOM_MouseHumanSequence.rpt.gz")])
+SCMODELFORGE = pd.DataFrame(
+    {
+        "human_gene_symbol": ["TP53", "CD8B", "CD8B2", "B"],
+        "mouse_gene_symbol": ["Trp53", "Cd8b1", "Cd8b1", "Gm1"],
+        "human_ensembl_id": "",
+        "mouse_ensembl_id": "",
+        "orthology_type": ["one2one", "one2many", "one2many", "many2many"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [(BIOMART, "export.csv"), (MGI, "HOM_MouseHumanSequence.rpt.gz"), (SCMODELFORGE, "human_mouse_orthologs.tsv")],
+)
 def test_tables_of_others(table, name, tmp_path):
     table.to_csv(tmp_path / name, sep="," if ".csv" in name else "\t", index=False)
     found = read_orthologs(tmp_path / name)

@@ -30,7 +30,12 @@ _ORTHOLOGUES = {"mouse": "mouse_human.tsv.gz"}
 _UNNAMED = re.compile(r"ENSG\d{11}")
 # Of a file of MGI's, HOM_MouseHumanSequence.rpt.
 _MGI = ("DB Class Key", "Common Organism Name", "Symbol")
-_BIOMART = {"one2one": ONE, "one2many": MANY, "many2many": None}
+# Columns of BioMart's exports, and of scModelForge's tables: mouse, human and kind.
+_NAMED = (
+    ("Gene name", "Human gene name", "Human homology type"),
+    ("mouse_gene_symbol", "human_gene_symbol", "orthology_type"),
+)
+_KINDS = {"one2one": ONE, "one2many": MANY, "many2many": None}
 
 
 def gene_list(name: GeneList = "human_protein_coding") -> pd.DataFrame:
@@ -84,8 +89,9 @@ def read_orthologs(path: str | PathLike[str]) -> pd.DataFrame:
     ----------
     path
         A table with the columns ``mouse``, ``human`` and ``kind``; an export of Ensembl's BioMart (``Gene name``,
-        ``Human gene name``, ``Human homology type``); or MGI's ``HOM_MouseHumanSequence.rpt``.  Columns are separated by
-        tabs, or by commas in a ``.csv``; a file that ends in ``.gz`` is unpacked.
+        ``Human gene name``, ``Human homology type``); one of scModelForge (``mouse_gene_symbol``, ``human_gene_symbol``,
+        ``orthology_type``); or MGI's ``HOM_MouseHumanSequence.rpt``.  Columns are separated by tabs, or by commas in a
+        ``.csv``; a file that ends in ``.gz`` is unpacked.
 
     Returns
     -------
@@ -102,16 +108,17 @@ def read_orthologs(path: str | PathLike[str]) -> pd.DataFrame:
     separator = "," if ".csv" in path.suffixes[-2:] else "\t"
     # A gene may be called NA.
     table = pd.read_csv(path, sep=separator, dtype=str, na_filter=False)
+    named = next((names for names in _NAMED if set(names) <= set(table.columns)), None)
     if {"mouse", "human", "kind"} <= set(table.columns):
         pairs = table
-    elif {"Gene name", "Human gene name", "Human homology type"} <= set(table.columns):
-        kind = table["Human homology type"].str.removeprefix("ortholog_").map(_BIOMART)
-        pairs = pd.DataFrame({"mouse": table["Gene name"], "human": table["Human gene name"], "kind": kind})
+    elif named is not None:
+        pairs = table[list(named)].set_axis(["mouse", "human", "kind"], axis=1)
+        pairs["kind"] = pairs["kind"].str.removeprefix("ortholog_").map(_KINDS)
     elif set(_MGI) <= set(table.columns):
         pairs = _classes_of_mgi(table)
     else:
         raise ValueError(
-            f"Expected the columns mouse, human and kind in {path}, or those of BioMart or MGI, found "
+            f"Expected the columns mouse, human and kind in {path}, or those of BioMart, scModelForge or MGI, found "
             f"{list(map(str, table.columns))[:8]}."
         )
     known = pairs["kind"].notna() & (pairs["mouse"] != "") & (pairs["human"] != "")
