@@ -44,6 +44,12 @@ def test_how_many_and_what_of_them(batch):
     assert (seen.genes[seen.hidden] != 0).all()
 
 
+def test_all_genes_can_be_hidden(batch):
+    seen = MaskGenes(ratio=1, other=0, keep=0).of(TOKENIZER)(batch, 0)
+    assert torch.equal(seen.hidden.sum(1), batch.mask.sum(1) - 1)
+    assert (seen.genes[seen.hidden] == VOCABULARY["<mask>"]).all()
+
+
 def test_everything_that_tells_a_hidden_gene_is_hidden(batch):
     seen = MaskGenes().of(TOKENIZER)(batch, 0)
     assert (seen.values[seen.hidden] == CONFIG.mask_value).all()

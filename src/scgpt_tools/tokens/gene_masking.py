@@ -48,7 +48,7 @@ class MaskGenes(Corruption):
     """(M,) token ids that genes are exchanged for."""
 
     def __post_init__(self) -> None:
-        check_fraction("ratio", self.ratio, zero=False, one=False)
+        check_fraction("ratio", self.ratio, zero=False)
         for name in ("other", "keep"):
             check_fraction(name, getattr(self, name))
         if self.other + self.keep > 1:
