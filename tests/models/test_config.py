@@ -143,7 +143,7 @@ def test_families_take_their_sizes(family):
     kind = DualStreamConfig if family.startswith("deepsc") else TransformerConfig
     own = {"gene_layers": 2} if family.startswith("deepsc") else {}
     if family.startswith("scmodelforge"):
-        own = {"activation": "gelu", "norm": "pre", "final_norm": True}
+        own = {"activation": "gelu", "norm": "pre", "final_norm": True, "eps": 1e-12}
         own |= {"causal": family.endswith("causal"), "sees_hidden": not family.endswith("autoencoder")}
     assert config.encoder == kind(layers=3, heads=4, hidden=20, dropout=0.3, **own)
 

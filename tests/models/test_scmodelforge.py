@@ -162,6 +162,7 @@ def test_what_the_original_has_no_words_for_is_refused(tmp_path):
         ("scmodelforge", {"causal": True}),
         ("scmodelforge", {"norm": "post"}),
         ("scmodelforge", {"padding_mask": False}),
+        ("scmodelforge", {"eps": 1e-05}),
         ("scmodelforge_autoencoder", {"sees_hidden": True}),
     ],
 )
@@ -171,6 +172,32 @@ def test_an_encoder_that_the_original_runs_otherwise_is_refused(tmp_path, name, 
     key, value = next(iter(change.items()))
     with pytest.raises(ValueError, match=f"{key}={value!r}"):
         changed.export(tmp_path)
+
+
+def test_norms_are_the_originals(model, tmp_path):
+    """Its norms add 1e-12 to variances, which matters where these are small, as before the decoder's first layer."""
+    again = CellModel.from_pretrained(model.export(tmp_path), device="cpu")
+    norms = [part for part in again.modules() if isinstance(part, torch.nn.LayerNorm)]
+    assert len(norms) >= 5
+    assert {part.eps for part in norms} == {1e-12}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_heads_of_cells_read_what_embeds_cells(pooling, tmp_path):
+    """A head for cells is trained on the same cells that it is asked about later, which the causal model embeds both ways."""
+    model = original("scmodelforge_causal")
+    heads = model.config.heads.replace(cell_type=ClassifierConfig(classes=3))
+    model = model.adapt(heads=heads, pooling=pooling).eval()
+    batch = testing.tiny_batch(original("scmodelforge"))
+    with torch.no_grad():
+        cells = model.embed_cells(batch)
+        assert torch.allclose(model(batch, ("cell_type",)).cell, cells, atol=1e-6)
+        assert torch.allclose(
+            model(batch, ("cell_type",))["cell_type"], model.heads["cell_type"].logits(cells), atol=1e-6
+        )
+        looking_back = model(batch, ("cell_type", "genes"))
+        assert torch.equal(looking_back["genes"], model(batch)["genes"])
+    assert not torch.allclose(looking_back.cell, cells, atol=1e-3)
 
 
 def tuned_file(tmp_path, hyper_parameters, extra):

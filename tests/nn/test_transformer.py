@@ -36,9 +36,9 @@ def x() -> torch.Tensor:
     return torch.randn(3, 5, DIM, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 
 
-def layer_norm(x, module):
+def layer_norm(x, module, eps=1e-5):
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * module.weight + module.bias
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * module.weight + module.bias
 
 
 def feed_forward(x, part):
@@ -115,6 +115,24 @@ def test_without_a_mask_padding_is_seen(x):
     found = run(stack, x).tokens
     torch.testing.assert_close(found, run(build(), x, PaddedLayout.from_mask(every)).tokens)
     assert not torch.allclose(found[MASK], run(build(), x).tokens[MASK])
+
+
+def test_what_is_added_to_variances(x):
+    stack = build("pre", final_norm=True, eps=0.5)
+    found = run(stack, x).tokens[MASK]
+    assert torch.allclose(found, layer_norm(_before_the_last_norm(stack, x), stack.norm, 0.5)[MASK])
+    block = stack.blocks[0]
+    assert torch.allclose(block.attended(x), layer_norm(x, block.attention_norm, 0.5))
+    assert block.feed_forward_norm.eps == 0.5
+    with pytest.raises(ValueError, match="`eps` above 0, found 0"):
+        TransformerConfig(eps=0.0)
+
+
+def _before_the_last_norm(stack, x):
+    layout = PaddedLayout.from_mask(MASK)
+    for block in stack.blocks:
+        x, _ = block(x, layout)
+    return x
 
 
 @pytest.mark.parametrize("options", [{"causal": True}, {"padding_mask": False}])

@@ -172,7 +172,9 @@ class CellModel(nn.Module):
         -------
         Token, gene and cell embeddings and the predictions of the heads.
         """
-        return self._run(batch, heads, layout_of(self, batch, attention), cell=cell)
+        kinds = self.config.heads
+        for_cells = bool(heads) and all(name in kinds and kinds[name].of_cells for name in heads or ())
+        return self._run(batch, heads, layout_of(self, batch, attention, for_cells=for_cells), cell=cell)
 
     def generate(self, cell: Tensor, batch: TokenBatch, *, values: bool = False) -> Tensor:
         """Predict expression (B, L) from cell embeddings (B, D) placed at position 0.

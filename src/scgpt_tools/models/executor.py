@@ -52,8 +52,11 @@ class Network(Protocol):
         """Cells (B, D) from tokens."""
 
 
-def layout_of(model: Network, batch: TokenBatch, attention: str | None) -> Layout:
-    """Where the tokens of a padded batch are for the encoder; ``attention=None`` takes the backend that pays."""
+def layout_of(model: Network, batch: TokenBatch, attention: str | None, *, for_cells: bool = False) -> Layout:
+    """Where the tokens of a padded batch are for the encoder; ``attention=None`` takes the backend that pays.
+
+    ``for_cells``: no token predicts anything.
+    """
     encoder = model.encoder
     needs_padding = "generated tokens" if batch.generated is not None else None if encoder.packs else "this encoder"
     mask = visible_to(encoder, batch)
@@ -61,7 +64,7 @@ def layout_of(model: Network, batch: TokenBatch, attention: str | None) -> Layou
         dropout = model.training and model.config.encoder.dropout > 0
         attention = "varlen" if needs_padding is None and packing_pays(mask, dropout=dropout) else "sdpa"
     if attention not in PACKED:
-        return PaddedLayout.from_mask(mask, batch.generated, backend=attention)
+        return replace(PaddedLayout.from_mask(mask, batch.generated, backend=attention), for_cells=for_cells)
     if needs_padding is not None:
         raise ValueError(f"Expected 'sdpa' or 'eager' attention for {needs_padding}, found {attention!r}.")
     lengths = tuple(mask.sum(dim=1).tolist())

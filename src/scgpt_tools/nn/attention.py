@@ -48,7 +48,7 @@ class PaddedLayout:
     """(B, L) True on tokens to be generated."""
     backend: str = "sdpa"
     for_cells: bool = False
-    """Whether nothing but cells is embedded: no token predicts anything."""
+    """Whether cells alone are asked for: no token predicts anything."""
     bias: Tensor | None = None
     """(B, L) what is added to the scores of each key."""
 

@@ -69,6 +69,8 @@ class DecoderConfig(HeadConfig):
     """Width between the two linear maps of the feed-forward part; ``None`` for four times the width."""
     dropout: float = 0.1
     activation: Activation = "gelu"
+    eps: float = 1e-5
+    """Added to variances by the norms of its blocks."""
     genes: bool = True
     """Let it know which gene each hidden token is of.  scModelForge's does not, and predicts one number for all."""
     positions: int | None = None
@@ -92,6 +94,7 @@ class DecoderConfig(HeadConfig):
             dropout=self.dropout,
             activation=self.activation,
             norm="pre",
+            eps=self.eps,
         )
 
     def check(self, sizes: Sizes) -> None:

@@ -283,6 +283,7 @@ class ClassifierHead(nn.Module):
 class ClassifierConfig(HeadConfig):
     """Predict a class from the cell embedding (CLS)."""
 
+    of_cells: ClassVar[bool] = True
     classes: int = 1
     layers: int = 3
     names: tuple[str, ...] | None = None
@@ -339,6 +340,7 @@ class RegressorConfig(HeadConfig):
     The head says how many spreads a number lies above the mean of the training cells; both travel with the model.
     """
 
+    of_cells: ClassVar[bool] = True
     names: tuple[str, ...]
     """What the numbers are."""
     centre: tuple[float, ...]
@@ -401,6 +403,7 @@ class AdversaryHead(ClassifierHead):
 class AdversaryConfig(HeadConfig):
     """Predict the batch label from the cell embedding behind a gradient reversal (DAB)."""
 
+    of_cells: ClassVar[bool] = True
     classes: int
     layers: int = 3
 

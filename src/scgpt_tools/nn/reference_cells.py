@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,7 @@ class ReferenceCellsHead(nn.Module):
 class ReferenceCellsConfig(HeadConfig):
     """Tell how far a cell lies from the cells that a classifier was trained on."""
 
+    of_cells: ClassVar[bool] = True
     cells: int
     """Cells that are kept."""
     held_out: int

@@ -229,6 +229,9 @@ class Encoder(nn.Module):
 class HeadConfig(OneOf):
     """What a model predicts: its module turns a :class:`HeadInput` into tensors by what to add to the head's name."""
 
+    of_cells: ClassVar[bool] = False
+    """Whether it reads the embedding of the cell and no token."""
+
     def check(self, sizes: Sizes) -> None:
         """Refuse sizes that the head does not fit."""
 

@@ -40,10 +40,13 @@ class TransformerConfig(EncoderConfig):
     itself, as scGPT's fused layers with ``pre_norm`` do."""
     final_norm: bool = False
     """Layer norm after the last block."""
+    eps: float = 1e-5
+    """Added to variances by the norms; scModelForge's are 1e-12."""
     causal: bool = False
     """Let no token see those after it."""
     both_ways_for_cells: bool = False
-    """Let all tokens see each other where a causal encoder embeds cells, as scModelForge does; it was never trained so."""
+    """Let all tokens see each other where a causal encoder embeds cells, and where heads of cells alone are asked, as
+    scModelForge does; it was never pre-trained so."""
     sees_hidden: bool = True
     """Encode hidden tokens too.  Without, they are left out, and a head fills them in (masked autoencoder)."""
     sees_zeros: bool = True
@@ -58,6 +61,8 @@ class TransformerConfig(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least("hidden", self.hidden, 1)
+        if not self.eps > 0:
+            raise ValueError(f"Expected `eps` above 0, found {self.eps}.")
 
     def build(self, sizes: Sizes) -> Transformer:
         """Make the stack."""
@@ -95,12 +100,13 @@ class Block(nn.Module):
         dropout: float,
         norm: BlockNorm = "post",
         activation: Activation = "relu",
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.norm = norm
         self.attention = Attention(dim, heads, dropout)
         self.feed_forward = FeedForward(dim, hidden, dropout, activation)
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, layout: Layout, *, first_only: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -141,10 +147,10 @@ class Transformer(Encoder):
         self.packs = config.padding_mask and not config.causal and config.count_bias == "none"
         self.ordered, self.sees_hidden, self.sees_zeros = config.causal, config.sees_hidden, config.sees_zeros
         self.blocks = nn.ModuleList(
-            Block(dim, config.heads, config.hidden, config.dropout, config.norm, config.activation)
+            Block(dim, config.heads, config.hidden, config.dropout, config.norm, config.activation, config.eps)
             for _ in range(config.layers)
         )
-        self.norm = nn.LayerNorm(dim) if config.final_norm else nn.Identity()
+        self.norm = nn.LayerNorm(dim, eps=config.eps) if config.final_norm else nn.Identity()
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -455,6 +455,7 @@ def check_layers(encoder: TransformerConfig, *, norms: tuple[str, ...] = ("post"
         "norm": norms,
         "activation": ("relu",),
         "final_norm": (False,),
+        "eps": (1e-5,),
         "causal": (False,),
         "sees_hidden": (True,),
         "padding_mask": (True,),

@@ -41,6 +41,7 @@ from scgpt_tools.models.formats.base import as_float, checksums, read_settings, 
 from scgpt_tools.models.formats.format import Checkpoint, Format, Source
 from scgpt_tools.models.formats.rename import Rule, read_names, write_names
 from scgpt_tools.models.formats.scgpt_config import CHECKSUMS, OWN, Settings, checksums_in
+from scgpt_tools.nn.token_classes import EPS
 from scgpt_tools.nn.transformer import ACTIVATIONS
 from scgpt_tools.tokens.edges import uniform_edges
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
@@ -324,6 +325,7 @@ def _config(
             dropout=dropout,
             activation=_choice(said, "activation", ACTIVATIONS, "gelu"),
             norm="pre",
+            eps=EPS,
             causal=family == CAUSAL,
             both_ways_for_cells=family == CAUSAL,
             sees_hidden=family != AUTOENCODER,
@@ -359,6 +361,7 @@ def _heads(
             hidden=len(weights["heads.expression.transformer.blocks.0.feed_forward.expand.weight"]),
             dropout=dropout,
             activation=_choice(said, "activation", ACTIVATIONS, "gelu"),
+            eps=EPS,
             genes=False,
             positions=len(weights["heads.expression.positions.weight"]),
         )
@@ -429,6 +432,7 @@ def write(
         for what, there in {
             "a norm after the last layer": encoder.final_norm,
             f"norm={encoder.norm!r}": encoder.norm != "pre",
+            f"eps={encoder.eps!r}": encoder.eps != EPS or (decoder is not None and decoder.eps != EPS),
             f"causal={encoder.causal}": encoder.causal != (family == CAUSAL),
             # The original embeds cells with all tokens in sight, whatever it was trained with.
             "both_ways_for_cells=False": family == CAUSAL and not encoder.both_ways_for_cells,
