@@ -298,6 +298,11 @@ class PredictionKeys(_Named):
         """Predicted expression after one of several perturbations."""
         return f"{self.key}_{perturbation}"
 
+    @property
+    def spread(self) -> str:
+        """Key of ``varm``: how far several models are apart."""
+        return f"{self.key}_spread"
+
 
 @dataclass(frozen=True)
 class ScreenKeys:

@@ -377,6 +377,37 @@ def test_models_of_one_recipe_are_scored_as_their_mean_and_spread(cells, truth):
         sct.tl.evaluate_perturbation(cells, {"none": []})
 
 
+def test_the_mean_prediction_of_a_recipe_is_a_method_of_its_own(cells, truth, model):
+    several = [truth, truth + 0.2, truth - 0.4]
+    scores = sct.tl.evaluate_perturbation(
+        cells, {"recipe": several, "one": truth}, metrics=["mse", "pearson_control"], ensemble=True
+    )
+    assert scores.models == ("recipe", "one", "recipe ensemble")
+    assert scores.means().loc["recipe ensemble", "mse"] == pytest.approx((0.2 / 3) ** 2)
+    # Of cells, the mean over what the models made of the same controls.
+    networks = [model, generator(cells.var_names, seed=1)]
+    scores = sct.tl.evaluate_perturbation(
+        cells, {"mine": networks}, metrics=["mse"], ensemble=True, cells=True, n_controls=10
+    )
+    assert {"mse", "energy"} <= set(scores.table.query("method == 'mine ensemble'")["metric"])
+    means = scores.means()
+    assert means.loc["mine ensemble", "mse"] < means.loc["mine", "mse"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda truth: {"mine": truth}, "lists of two models or more with `ensemble`"),
+        (lambda truth: {"mine": [truth]}, "lists of two models or more with `ensemble`"),
+        (lambda truth: {"mine": [truth, truth], "mine ensemble": truth}, "no prediction of the name 'mine ensemble'"),
+    ],
+    ids=["no list", "a list of one", "a name that is taken"],
+)
+def test_what_has_no_ensemble(cells, truth, given, message):
+    with pytest.raises(ValueError, match=message):
+        sct.tl.evaluate_perturbation(cells, given(truth), ensemble=True)
+
+
 def test_a_model_of_a_recipe_without_a_score_is_named(cells, truth):
     still = truth.copy()
     # No change, with which nothing correlates.

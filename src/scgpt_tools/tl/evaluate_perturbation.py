@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from os import PathLike
 
-    import numpy as np
     import torch
     from numpy.typing import NDArray
 
@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 _ROLES = {CEILING: "ceiling"}
 # Between the name of a recipe and the number of one of its models.
 _SEED = " #"
+# After the name of a recipe, for the mean prediction of its models.
+_ENSEMBLE = " ensemble"
 
 
 @renamed(key="condition_key")
@@ -72,6 +74,7 @@ def evaluate_perturbation(
     ignore_case: bool = False,
     duplicates: Duplicates = "most_counts",
     metrics: Sequence[str] | None = None,
+    ensemble: bool = False,
     analyses: bool = False,
     cells: bool = False,
     distances: str | Sequence[str] | None = None,
@@ -126,6 +129,9 @@ def evaluate_perturbation(
         How a generator's vocabulary knows the genes, as in :func:`scgpt_tools.tl.predict_perturbation`.
     metrics
         Names in ``scgpt_tools.metrics.panel.METRICS``; ``None`` takes all that the data allow.
+    ensemble
+        Also score the mean prediction of the models of each list, as :func:`scgpt_tools.tl.predict_perturbation` makes it of
+        several, as a method of its own, such as ``"mine ensemble"``.
     analyses
         Also compute GEARS' deeper and non-dropout analyses of predictions, as it does, into ``originals``: shares of right
         directions, of predictions within the range of the true cells, gaps of fold changes, and correlations and errors of
@@ -177,7 +183,7 @@ def evaluate_perturbation(
     KeyError
         If a column or layer is absent; the message lists what is there.
     ValueError
-        If values look like counts, a part has no perturbed cells, a held-out condition has a single cell or no
+        If values look like counts, ``ensemble`` is asked for without a list of two models or more, a part has no perturbed cells, a held-out condition has a single cell or no
         prediction, a context has no controls, or cells are to be compared and no prediction has any.
 
     Warns
@@ -212,6 +218,7 @@ def evaluate_perturbation(
     if adata is None or predictions is None:
         raise TypeError("Expected measured cells and predictions of them, found one of both alone.")
     named, recipes = _expanded(_named(predictions))
+    ensembles = _ensembles(named, recipes) if ensemble else {}
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
     check_names(adata.var, symbols, aliases)
@@ -265,6 +272,9 @@ def evaluate_perturbation(
                 keep=bool(wanted),
                 show_progress=show_progress,
             )
+    for name, members in ensembles.items():
+        profiles[name] = np.mean([profiles[member] for member in members], axis=0)
+        samples[name] = _mean_cells([samples.get(member, {}) for member in members])
     wanted.check(samples)
     spread = {name: _spread(values, screen) for name, values in profiles.items()}
     for name, share in collapsed(spread).items():
@@ -329,6 +339,32 @@ def _expanded(named: Mapping[str, Any]) -> tuple[dict[str, Prediction], dict[str
             member = f"{name}{_SEED}{number}"
             found[member], recipes[member] = own, name
     return found, recipes
+
+
+def _ensembles(named: Mapping[str, Prediction], recipes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Members of each recipe that several models belong to, by the name of their mean."""
+    found: dict[str, list[str]] = {}
+    for member, recipe in recipes.items():
+        found.setdefault(f"{recipe}{_ENSEMBLE}", []).append(member)
+    found = {name: members for name, members in found.items() if len(members) > 1}
+    if not found:
+        raise ValueError(
+            "Expected lists of two models or more with `ensemble`, found none. Pass them by name: {'mine': [first, second]}."
+        )
+    if taken := set(found) & {*named, *recipes.values()}:
+        raise ValueError(
+            f"Expected no prediction of the name {min(taken)!r}, which an ensemble has. Choose another one."
+        )
+    return found
+
+
+def _mean_cells(members: Sequence[Mapping[str, NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
+    """Mean over what several models made of the same cells; empty where these are not the same."""
+    if not all(members) or any(
+        len({cells.shape for cells in own}) > 1 for own in zip(*(each.values() for each in members), strict=True)
+    ):
+        return {}
+    return {row: np.mean([each[row] for each in members], axis=0) for row in members[0]}
 
 
 def _as_recipes(table: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:

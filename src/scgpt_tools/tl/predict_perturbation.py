@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import contextmanager
+from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,27 +18,28 @@ from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._keys import OWN_CONDITION, ConditionKeys, PredictionKeys
 from scgpt_tools._validate import as_seed, check_integer, check_key_name
-from scgpt_tools.data.writing import check_new_key
+from scgpt_tools.data.writing import check_new_key, is_record
 from scgpt_tools.inference.cells import Request
+from scgpt_tools.inference.ensemble import Ensemble
 from scgpt_tools.inference.kernel import KERNEL, KernelPredictor, fit_kernel
 from scgpt_tools.inference.perturbation import Predictor, open_predictor, read_perturbations
+from scgpt_tools.inference.shifting import move_controls
 from scgpt_tools.models.zoo import DEFAULT_PERTURBATION, DEMO_PERTURBATION, RELEASED
 from scgpt_tools.screens.batches import context_of_pairs, paired_controls
-from scgpt_tools.screens.conditions import control_mask, read_conditions
+from scgpt_tools.screens.conditions import control_mask, read_conditions, unit_names
 from scgpt_tools.screens.pairing import pool_of_controls
 from scgpt_tools.settings import settings
 from scgpt_tools.tokens.perturbations import condition_genes, format_condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from os import PathLike
 
     import torch
     from numpy.typing import NDArray
     from tqdm.auto import tqdm
 
     from scgpt_tools._types import AttentionBackend, Include, RngLike, Unknown, Unmeasured
-    from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.inference.committee import AnyModel
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tokens.features import Duplicates
     from scgpt_tools.tokens.names import NameTable
@@ -49,7 +53,7 @@ logger = logging.getLogger(__name__)
 def predict_perturbation(
     adata: AnnData,
     perts: str | Sequence[str] | None = None,
-    model: CellModel | str | PathLike[str] | None = None,
+    model: AnyModel | Sequence[AnyModel] | None = None,
     *,
     condition_key: str | None = "condition",
     pairs: str | None = None,
@@ -57,6 +61,7 @@ def predict_perturbation(
     split: str | None = None,
     n_controls: int | None = None,
     bootstrap: bool = False,
+    shift_controls: bool = False,
     layer: str | None = None,
     genes: str | None = None,
     symbols: NameTable | str | None = None,
@@ -91,7 +96,8 @@ def predict_perturbation(
         such as ``"KLF1"`` or ``"SAMD1+ZBTB1"``, or several, predict every control cell as if it had been perturbed.
     model
         Result of :func:`scgpt_tools.train.finetune` with ``task="perturb"``, the folder that it was saved to, or a released
-        model; with ``perts``, ``None`` takes scGenePT as fine-tuned on Norman's activation screen in K562, and says so.
+        model.  Of several, such as of one recipe with several seeds, the mean of their predictions is taken, and their spread
+        is written :cite:p:`Lakshminarayanan2017`.  With ``perts``, ``None`` takes scGenePT as fine-tuned on Norman's activation screen in K562, and says so.
         ``"scgenept-demo"`` comes with the package, for trying things out.  ``"kernel"`` is no network: it learns the effects
         of the table's own conditions by kernel ridge regression (:func:`scgpt_tools.metrics.kernel`) and moves controls by
         what it expects of others, above all of combinations of genes that were perturbed.
@@ -111,6 +117,11 @@ def predict_perturbation(
         With ``perts``: most controls to predict, drawn by seed; ``None`` takes all, each once.
     bootstrap
         With ``as_anndata``: draw exactly ``n_controls`` with replacement, or as many as there are, as scGenePT does.
+    shift_controls
+        Take of the model the mean change of each perturbation only (in each context of ``within``), and move every control
+        by it, to 0 at least.  A network predicts for each control what is expected, so that its cells vary less than real
+        ones, often next to nothing; these vary as controls do.  The mean of genes that are moved to 0 is somewhat higher
+        than predicted.
     {layer}
     {genes}
     {matching}
@@ -151,8 +162,14 @@ def predict_perturbation(
     ``layers[f"{key_added}_{perturbation}"]`` : float32, (cells, genes)
         The same for each of several perturbations, such as ``layers["predicted_SAMD1+ZBTB1"]``.
     ``uns[key_added]`` : :class:`dict`
-        ``perturbations`` and ``layers``, their layers; ``params``, ``model``, ``tokenizer`` and ``genes`` as
+        ``perturbations`` and ``layers``, their layers; of several models the provenance of the first, with the names and
+        checksums of all; ``params``, ``model``, ``tokenizer`` and ``genes`` as
         :func:`scgpt_tools.tl.embed` leaves them.
+
+    ``varm[f"{key_added}_spread"]`` : :class:`~pandas.DataFrame`, (genes, perturbations)
+        Of several models: standard deviation, over models, of the mean prediction of each perturbation (a column such as
+        ``"KLF1"`` or ``"SAMD1+ZBTB1"``).  Where it is as large as the change, seeds disagree about it; where it is small, all
+        may be wrong alike.
 
     or, with ``as_anndata``, a new table with a row for each predicted cell, perturbation by perturbation:
 
@@ -162,7 +179,7 @@ def predict_perturbation(
         That of the cells, with the predicted condition in ``obs[condition_key]`` (``"condition"`` if that is ``None``) and
         the control that the prediction started from in ``obs["control_cell"]``.
     ``var``
-        That of the input.
+        That of the input, and ``varm`` as above.
     ``uns[key_added]`` : :class:`dict`
         As above, without ``layers``.
 
@@ -172,7 +189,8 @@ def predict_perturbation(
         If a column, layer or key is absent; the message lists what is there.
     ValueError
         If values look like counts, a cell has no label, there are no controls, the model knows no perturbations, a
-        perturbed gene has no column or no token, the name of a layer would hold a ``/``, predictions are not
+        perturbed gene has no column or no token, several models know other genes or start from means of other numbers of cells,
+        the name of a layer would hold a ``/``, predictions are not
         finite, or an argument is given that ``model`` does not take.
 
     Warns
@@ -229,7 +247,7 @@ def predict_perturbation(
         check_key_name("the layer of a perturbation", layer_added)
         check_new_key(adata, "layers", keys.uns, default=PredictionKeys().uns, entry=layer_added)
     reading: dict[str, Any] = {"include": include, "unknown": unknown, "unmeasured": unmeasured, "direction": direction}
-    predictor: Predictor | KernelPredictor
+    predictor: Predictor | Ensemble | KernelPredictor
     if isinstance(model, str) and model == KERNEL:
         of_networks = {
             "symbols": symbols,
@@ -245,7 +263,7 @@ def predict_perturbation(
     else:
         _refuse({"split": split}, "a network, whose training is over")
         with _default(model is None and wanted is not None) as released:
-            predictor = open_predictor(adata, released or model, request, key=condition_key, **reading)
+            predictor = _open(adata, released or model, request, key=condition_key, **reading)
     conditions = _conditions(adata, condition_key)
     contexts = context_of_pairs(adata, pairs, within)
     if wanted is None:
@@ -260,11 +278,16 @@ def predict_perturbation(
         rows = predictor.beside(controls, conditions, contexts)
         parts = {name: _Part(controls, rows, [genes] * len(controls)) for name, genes in wanted.items()}
     parts = _known(predictor, parts)
+    if isinstance(predictor, Ensemble):
+        check_new_key(adata, "varm", keys.uns, default=PredictionKeys().uns, entry=keys.spread)
+        for own in {own for part in parts.values() for own in part.perturbed if own}:
+            check_key_name("a perturbation", "+".join(own))
     if len(several) > 1:
         several = [keys.layer_of(name) for name in parts]
     about = {"perturbations": np.array(list(parts), dtype=object)} | predictor.provenance(
-        condition_key=condition_key or ""
+        condition_key=condition_key or "", shift_controls=shift_controls
     )
+    fill = partial(_fill, predictor=predictor, contexts=contexts, shift=shift_controls)
     total = sum(len(part.cells) for part in parts.values())
     bar: tqdm[Any]
     with settings.progress((), total=total, unit="cell", show=show_progress) as bar:
@@ -272,19 +295,51 @@ def predict_perturbation(
             values = np.empty((total, predictor.source.n_columns), dtype=np.float32)
             starts = np.cumsum([0, *(len(part.cells) for part in parts.values())])
             for start, part in zip(starts, parts.values(), strict=False):
-                _fill(values[start:], np.arange(len(part.cells)), predictor, part, bar)
-            return _table(adata, parts, conditions, values, condition_key or ConditionKeys.key, {keys.uns: about})
+                fill(values[start:], np.arange(len(part.cells)), part=part, bar=bar)
+            made = _table(adata, parts, conditions, values, condition_key or ConditionKeys.key, {keys.uns: about})
+            made.varm.update(_spread(predictor, keys, adata))
+            return made
         layers = dict(zip(several or [keys.layer], parts.values(), strict=True))
         found = {}
         for name, part in layers.items():
             found[name] = np.full((len(predictor.source), predictor.source.n_columns), np.nan, dtype=np.float32)
-            _fill(found[name], part.cells, predictor, part, bar)
+            fill(found[name], part.cells, part=part, bar=bar)
     result = adata.copy() if copy else adata
     for name, values in found.items():
         result.layers[name] = values
+    if is_record(result.uns.get(keys.uns)):
+        # Of several models that predicted before.
+        result.varm.pop(keys.spread, None)
+    result.varm.update(_spread(predictor, keys, adata))
     result.uns[keys.uns] = about | {"layers": np.array(list(found), dtype=object)}
     logger.info("Added %s and `uns[%r]`.", ", ".join(f"`layers[{name!r}]`" for name in found), keys.uns)
     return result if copy else None
+
+
+def _open(
+    adata: AnnData, model: AnyModel | Sequence[AnyModel] | None, request: Request, **options: Any
+) -> Predictor | Ensemble:
+    """A network, or several."""
+    if not isinstance(model, Iterable) or isinstance(model, str | PathLike):
+        return open_predictor(adata, model, request, **options)
+    opened: list[Predictor] = []
+    for one in model:
+        if isinstance(one, str) and one == KERNEL:
+            raise ValueError(f"Expected networks to average, found {KERNEL!r} among them. Predict with it alone.")
+        source = opened[0].source if opened else None
+        opened.append(open_predictor(adata, one, request, opened=source, **options))
+    if not opened:
+        raise ValueError("Expected one `model` or more, found an empty list.")
+    return Ensemble(opened) if len(opened) > 1 else opened[0]
+
+
+def _spread(
+    predictor: Predictor | Ensemble | KernelPredictor, keys: PredictionKeys, adata: AnnData
+) -> dict[str, pd.DataFrame]:
+    """What to add to ``varm``: how far several models are apart."""
+    if not isinstance(predictor, Ensemble):
+        return {}
+    return {keys.spread: pd.DataFrame(predictor.spread(), index=adata.var_names)}
 
 
 def _refuse(arguments: dict[str, Any], what: str) -> None:
@@ -322,7 +377,7 @@ class _Part(NamedTuple):
     perturbed: list[GeneSet]
 
 
-def _known(predictor: Predictor | KernelPredictor, parts: dict[str, _Part]) -> dict[str, _Part]:
+def _known(predictor: Predictor | Ensemble | KernelPredictor, parts: dict[str, _Part]) -> dict[str, _Part]:
     """What the model can be conditioned on of what is to be predicted."""
     known = predictor.knows([genes for part in parts.values() for genes in part.perturbed])
     found, start = {}, 0
@@ -350,14 +405,24 @@ def _conditions(adata: AnnData, key: str | None) -> NDArray[Any]:
 def _fill(
     values: NDArray[np.float32],
     places: NDArray[np.int64],
-    predictor: Predictor | KernelPredictor,
+    *,
+    predictor: Predictor | Ensemble | KernelPredictor,
     part: _Part,
+    contexts: NDArray[Any] | None,
+    shift: bool,
     bar: tqdm[Any],
 ) -> None:
+    """Write predictions of a part into some rows of ``values``; with ``shift``, controls moved by the mean of these."""
     keys = predictor.source.keys[part.cells]
     for own, expression in predictor.predict(part.rows, part.perturbed, keys=keys):
         values[places[own]] = expression
         bar.update(len(expression))
+    if shift:
+        labels = np.array(["+".join(genes) for genes in part.perturbed], dtype=object)
+        groups = np.unique(unit_names(None if contexts is None else contexts[part.cells], labels), return_inverse=True)[
+            1
+        ]
+        move_controls(predictor.source, part.rows, groups, values, places)
 
 
 def _table(
