@@ -33,6 +33,7 @@ SIZES = {"embedding_dim": 8, "num_genes": 20, "num_layers": 3, "num_heads": 2, "
 SIZES |= {"gene_embedding_participate_til_layer": 2}
 MOE = {"n_moe_layers": 1, "use_moe_ffn": True, "moe_inter_dim": 4, "n_routed_experts": 3, "score_func": "sigmoid"}
 MOE |= {"n_activated_experts": 2, "route_scale": 1.0}
+OTHER_FILE = {"num_layers": 3, "gene_embedding_participate_til_layer": 2, "alpha": 0.1, "mask_layer_start": None}
 KINDS = {
     "dual": ({"attention_stream": 2}, "base"),
     "single": ({"attention_stream": 1, "cross_attention_architecture": "B", "use_moe_regressor": False}, "base"),
@@ -42,7 +43,14 @@ KINDS = {
     "v2": ({"attention_stream": 1}, "v2"),
     "l0": ({"alpha": 0.3, "mask_layer_start": 1}, "l0"),
     "l0 without gates": ({"use_M_matrix": False, "alpha": 0.2}, "l0"),
+    "l0, few layers of both streams": (
+        OTHER_FILE | {"gene_embedding_participate_til_layer": 1, "dual_layers": 1},
+        "l0",
+    ),
+    "l0, the other file": (OTHER_FILE | {"dual_layers": 2, "use_M_matrix": False}, "l0"),
     "l1": ({}, "l1"),
+    "l1 without unused maps": ({"fused": False}, "l1"),
+    "l1 of expression alone": ({"gene_embedding_participate_til_layer": 0}, "l1"),
 }
 
 
@@ -109,6 +117,34 @@ def test_checkpoints_are_read_and_written_back(kind, tmp_path, gene_map):
     for found, expected in zip(call(second), call(theirs), strict=True):
         if expected is not None:
             torch.testing.assert_close(found, expected)
+
+
+def test_layers_of_the_first_generation_are_counted_in_tensors(tmp_path, gene_map):
+    """Either file's arguments describe a checkpoint, and without any it is read all the same."""
+    theirs = model_of("l0, few layers of both streams")
+    torch.save(theirs.state_dict(), tmp_path / "x.ckpt")
+    said = {"num_heads": 2, "alpha": 0.1, "mask_layer_start": None}
+    told = {"num_layers": 3, "gene_embedding_participate_til_layer": 1}
+    for settings in (said, said | told):
+        ours = CellModel.from_pretrained(tmp_path / "x.ckpt", vocabulary=gene_map, settings=settings, device="cpu")
+        assert ours.config == theirs.cell_model.config
+    with pytest.warns(UserWarning, match="mask_layer_start"):
+        CellModel.from_pretrained(
+            tmp_path / "x.ckpt", vocabulary=gene_map, settings={"num_heads": 2, "alpha": 0.1}, device="cpu"
+        )
+
+
+def test_other_scores_of_experts_are_sigmoids_that_nothing_divides():
+    """As the original, which divides by the sum under the name "sigmoid" alone."""
+    given = SIZES | {"attention_stream": 2, "moe": MOE}
+    torch.manual_seed(0)
+    plain = DeepSCModel(**given | {"moe": MOE | {"score_func": "tanh"}}).eval()
+    (router,) = routers(plain.cell_model).values()
+    weights, chosen = router(x := torch.randn(5, 8))
+    torch.testing.assert_close(weights, router.score(x).sigmoid().gather(1, chosen))
+    scaled = DeepSCModel(**given).eval()
+    scaled.load_state_dict(plain.state_dict())
+    assert (scaled(**inputs())[1] - plain(**inputs())[1]).abs().max() > 1e-4
 
 
 def test_classifiers_are_read_with_the_names_of_their_classes(tmp_path, gene_map):

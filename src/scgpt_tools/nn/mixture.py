@@ -38,9 +38,9 @@ class MixtureConfig:
     """How many of them each token is sent to."""
     shared: int = 1
     """Widths of an expert that the one which sees all tokens has."""
-    score: Literal["softmax", "sigmoid"] = "softmax"
-    """What makes weights of scores; those of ``"sigmoid"`` are scaled to a sum of 1 for each token, those of
-    ``"softmax"`` stay as they are."""
+    score: Literal["softmax", "sigmoid", "sigmoid_unscaled"] = "softmax"
+    """What makes weights of scores; those of ``"sigmoid"`` are scaled to a sum of 1 for each token, the others stay as they
+    are."""
     scale: float = 1.0
     """Factor of the weights."""
 

@@ -67,7 +67,8 @@ class MixtureArguments:
             experts=self.n_routed_experts,
             active=self.n_activated_experts,
             shared=self.n_shared_experts,
-            score="softmax" if self.score_func == "softmax" else "sigmoid",
+            # The original divides by the sum under this very name alone, and takes any other for a sigmoid.
+            score=self.score_func if self.score_func in ("softmax", "sigmoid") else "sigmoid_unscaled",  # type: ignore[arg-type]
             scale=self.route_scale,
         )
 
@@ -194,9 +195,15 @@ def generation_of(names: Iterable[str]) -> Generation:
             + "), found none of an embedding of "
             "expression that any of them has."
         )
-    if any(name.startswith("layers.") for name in names) and not any(".norm_gene3." in name for name in names):
+    dual = any(name.startswith("layers.") for name in names)
+    if _fused(names) or (dual and not any(".norm_gene3." in name for name in names)):
         return "l1"
     return "base"
+
+
+def _fused(names: Iterable[str]) -> bool:
+    """Whether layers of expression have the map that the first generations never use."""
+    return any(name.startswith("expression_layers.") and name.endswith("fused_emb_proj.weight") for name in names)
 
 
 def arguments_from(weights: Mapping[str, Tensor], said: Mapping[str, Any], generation: Generation) -> Arguments:
@@ -207,8 +214,8 @@ def arguments_from(weights: Mapping[str, Tensor], said: Mapping[str, Any], gener
     ValueError
         If the settings contradict the tensors.
     """
-    told = _told(weights, generation)
     said = {name: value for name, value in said.items() if name not in _IGNORED}
+    told = _told(weights, said, generation)
     for name, value in told.items():
         if name in said and said[name] != value and not (name == "num_layers_ffn" and max(said[name], 2) == value):
             raise ValueError(f"Expected {name}={value}, as the tensors say, found {said[name]!r} in the settings.")
@@ -219,7 +226,7 @@ def arguments_from(weights: Mapping[str, Tensor], said: Mapping[str, Any], gener
     return Arguments.of({**said, **told, "moe": moe})
 
 
-def _told(weights: Mapping[str, Tensor], generation: Generation) -> dict[str, Any]:
+def _told(weights: Mapping[str, Tensor], said: Mapping[str, Any], generation: Generation) -> dict[str, Any]:
     for name in ("gene_embedding.gene_embedding.weight", "classifier.6.weight"):
         if name not in weights:
             raise ValueError(f"Expected all tensors of DeepSC's generation {generation!r}, found no {name}.")
@@ -236,21 +243,26 @@ def _told(weights: Mapping[str, Tensor], generation: Generation) -> dict[str, An
         told["num_layers_ffn"] = max(depths) + 1
     if told["use_moe_regressor"]:
         told["number_of_experts"] = _count(weights, "regressor.experts")
-    if generation != "l0":
-        told |= {
-            "num_layers": dual + single + values,
-            "gene_embedding_participate_til_layer": dual + single,
-        }
-        if dual or single:
-            told["attention_stream"] = 2 if dual else 1
-        return told
-    gated = any(key.startswith("gumbel_softmax.") for key in weights)
-    fused = any(key.endswith("fused_emb_proj.weight") and key.startswith("expression_layers.") for key in weights)
-    return (
-        told
-        | {"num_layers": dual, "gene_embedding_participate_til_layer": dual - values, "use_M_matrix": gated}
-        | ({"fused": fused} if values else {})
-    )
+    if generation in ("l0", "l1") and values:
+        told["fused"] = _fused(weights)
+    if generation == "l0":
+        told["use_M_matrix"] = _gated(weights)
+        return told | _first_layers(dual, values, newer=said.get("num_layers") != dual + values)
+    told |= {"num_layers": dual + single + values, "gene_embedding_participate_til_layer": dual + single}
+    if generation != "l1" and (dual or single):
+        told["attention_stream"] = 2 if dual else 1
+    return told
+
+
+def _gated(weights: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("gumbel_softmax.") for key in weights)
+
+
+def _first_layers(dual: int, values: int, *, newer: bool = True) -> dict[str, Any]:
+    """Arguments for layers of both streams and of expression, by the first generation's newer file or its other one."""
+    if newer and dual >= values:
+        return {"num_layers": dual, "gene_embedding_participate_til_layer": dual - values}
+    return {"num_layers": dual + values, "gene_embedding_participate_til_layer": dual, "dual_layers": dual}
 
 
 def _mixture_told(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -285,7 +297,7 @@ def unsaid(weights: Mapping[str, Tensor], said: Mapping[str, Any], generation: G
     """What neither tensors nor settings tell though numbers depend on it, with what is taken."""
     names = ["num_heads"]
     if generation == "l0":
-        names.append("alpha")
+        names += ["alpha", "mask_layer_start"] if _gated(weights) else ["alpha"]
     elif generation != "l1" and _count(weights, "layers") + _count(weights, "cross_attention_layers"):
         names.append("cross_attention_architecture")
     found = {name: Arguments.__dataclass_fields__[name].default for name in names if name not in said}
@@ -382,8 +394,7 @@ def said_of(config: ModelConfig) -> dict[str, Any]:
     if isinstance(regressor, MixtureRegressorConfig):
         said["number_of_experts"] = regressor.experts
     if isinstance(values, BinAndNumberConfig) and values.factor is not None:
-        said |= {"alpha": values.factor, "num_layers": encoder.gene_layers}
-        said["gene_embedding_participate_til_layer"] = encoder.gene_layers - encoder.value_layers
+        said |= {"alpha": values.factor} | _first_layers(encoder.gene_layers, encoder.value_layers)
     if isinstance(encoder, EarlierStreamConfig):
         said |= {"fused": encoder.unused_map, "use_M_matrix": encoder.gates_from is not None}
         said["mask_layer_start"] = encoder.gates_from
