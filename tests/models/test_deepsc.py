@@ -292,6 +292,34 @@ def test_losses_need_what_they_are_made_of():
         PretrainingLoss(use_normal_regression_loss=False)
 
 
+def test_of_several_ways_to_weigh_values_the_first_counts():
+    """Alike before level before exponential, as in the original; alike if nothing is said."""
+    torch.manual_seed(0)
+    target, mask = torch.rand(3, 7) * 7, torch.ones(3, 7, dtype=torch.bool)
+
+    def of(**switches):
+        return float(
+            PretrainingLoss(enable_ce=False, **switches)(None, None, torch.zeros(3, 7), target, mask).regression
+        )
+
+    plain, level, exponential = of(), of(use_hard_regression_loss=True), of(use_exp_regression_loss=True)
+    assert len({plain, level, exponential}) == 3
+    assert of(use_hard_regression_loss=True, use_exp_regression_loss=True) == level
+    assert of(use_normal_regression_loss=True, use_exp_regression_loss=True) == plain
+
+
+def test_values_that_were_not_binned_are_hidden_by_the_bin_that_they_are():
+    cell = {"genes": np.array([1, 4, 7, 9]), "expressions": np.array([1.0, 2.5, 30.0, 2.0], dtype=np.float32)}
+    given = {"num_bins": 2, "num_genes": 20, "max_length": 9, "do_binning": False, "pad_value": -2}
+    collator = DataCollator(**given, dynamic_mask_probabilities={1: 1.0, 2: 1.0}, use_max_cell_length=False)
+    found = collator([cell])
+    assert found["mask"][0].tolist() == [False, True, False, False, True, *[False] * 4]
+    sure = DataCollator(**given, mlm_probability=0.999999, use_max_cell_length=False)([cell])
+    assert sure["mask"][0].tolist() == [False, *[True] * 4, *[False] * 4]
+    with pytest.raises(ValueError, match="`cell_type_id`"):
+        DataCollator(**given, cell_type=True)([cell])
+
+
 @pytest.mark.parametrize("pooling", ["mean_with_padding", "cls"])
 def test_exports_keep_what_the_original_has_no_words_for(pooling, tmp_path, gene_map):
     vocabulary = read_gene_table(gene_map)

@@ -44,7 +44,7 @@ def load(place, **settings) -> CellModel:
     return CellModel.from_pretrained(place, device="cpu", settings=settings or {"nheads": 2})
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", [*WEIGHTS, "seed_23.pt"])
 def test_a_folder_as_it_was_released(tmp_path, name):
     model = made()
     again = load(released(tmp_path, tensors(model, tmp_path), name=name))
@@ -52,6 +52,22 @@ def test_a_folder_as_it_was_released(tmp_path, name):
     assert again.state_dict()["embedder.go.table.weight"].dtype == torch.float32
     kept = again.state_dict()
     assert all(torch.equal(tensor, kept[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("style", "query", "width"), [("sum", 8, 8), ("concat", 64, 72)])
+def test_a_head_of_the_cell_that_nothing_reads_is_kept(tmp_path, style, query, width):
+    """Of any style of scGPT's, under the original's `do_mvc`."""
+    shapes = {
+        "gene2query.weight": (query, 8),
+        "gene2query.bias": (query,),
+        "fc1.weight": (64, width),
+        "fc1.bias": (64,),
+    }
+    shapes |= {"hidden_activation.weight": (1,), "fc2.weight": (1, 64), "fc2.bias": (1,)}
+    weights = tensors(made(), tmp_path) | {f"mvc_decoder.{name}": torch.ones(shape) for name, shape in shapes.items()}
+    again = load(released(tmp_path, weights))
+    assert again.config.heads.expression_from_cell.style == style
+    assert tensors(again, tmp_path).keys() == weights.keys()
 
 
 def test_the_folder_tells_functions_from_all_of_go(tmp_path):

@@ -231,6 +231,8 @@ def fetch(
     place = _place(model, revision)
     if place is not None and place.is_file():
         return check_weights_file(place)
+    if place is not None and (alone := _alone(place)) is not None:
+        return check_weights_file(alone)
     if place is not None:
         return check_folder(place, formats.layouts(), vocabulary=vocabulary, settings=settings)
     if (released := RELEASED.get(fspath(model))) is not None and released.bucket is not None:
@@ -351,6 +353,14 @@ def _place(model: str | PathLike[str], revision: str | None) -> Path | None:
             f"Expected `revision` with a repository only, found {revision!r} with a local folder or file, {name!r}."
         )
     return found
+
+
+def _alone(folder: Path) -> Path | None:
+    """The one file of weights of a folder, if no format knows its name: those of scGenePT differ from folder to folder."""
+    weights = [path for path in folder.iterdir() if path.suffix == ".pt" and path.is_file()]
+    known = {name for layout in formats.layouts() for name in layout.weights}
+    there = any(placed(folder, name) is not None for name in known)
+    return weights[0] if len(weights) == 1 and not there else None
 
 
 def _repository(name: str) -> tuple[str, str | None]:

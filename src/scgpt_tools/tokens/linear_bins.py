@@ -53,8 +53,8 @@ def log_bins(values: Tensor, bins: int) -> Tensor:
     found = torch.ones_like(values, dtype=torch.int64)
     if not large.any():
         return found
-    low = torch.tensor(2.0, dtype=values.dtype).log()
-    high = (values.max() + SMALL).log()
+    # Limits are of single precision whatever the values are, as in the original.
+    low, high = torch.tensor(2.0).log(), (values.max().float() + SMALL).log()
     part = (values.clamp(min=2).log() - low) / (high - low + SMALL)
     by_log = ((part * (bins - 2)).floor() + 2).clamp(2, bins).long()
     return torch.where(large, torch.full_like(found, 2) if values.max() <= 2 else by_log, found)

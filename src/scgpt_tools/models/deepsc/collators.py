@@ -120,10 +120,12 @@ class DataCollator:
         TypeError
             If a cell is no mapping.
         ValueError
-            If an id is beyond ``num_genes`` or a value is not finite.
+            If an id is beyond ``num_genes``, a value is not finite, or a cell has no class that is asked for.
         """
         for example in examples:
             check_type("examples", example, Mapping)
+            if self.cell_type and "cell_type_id" not in example:
+                raise ValueError("Expected `cell_type_id` in every cell with `cell_type`, found a cell without.")
         cells = [self._cell(example) for example in examples]
         length = self._length(cells)
         rows = [self._fitted(cell, length) for cell in cells]
@@ -191,11 +193,12 @@ class DataCollator:
         if self.dynamic_mask_probabilities is None:
             chances = torch.full(bins.shape, self.mlm_probability)
         else:
-            table = torch.zeros(self.num_bins + 3)
+            # Values that were not binned may lie between the bins of the table, and are not hidden then.
+            chances = torch.zeros(bins.shape)
             for number, chance in self.dynamic_mask_probabilities.items():
-                table[int(number)] = chance
-            chances = table[bins.long()]
-        chances = chances.masked_fill(bins == 0, 0.0)
+                if 1 <= int(number) <= self.num_bins:
+                    chances = chances.masked_fill(bins == int(number), chance)
+        chances = chances.masked_fill(bins == self.pad_value, 0.0)
         chances[:, : self.keep_first_n_tokens] = 0.0
         return chances
 

@@ -51,7 +51,8 @@ class PretrainingLoss:
     enable_mse_loss, enable_huber_loss
         Which error, the first that is on.
     use_normal_regression_loss, use_hard_regression_loss, use_exp_regression_loss
-        How values count: alike, by level, or by an exponential; the last that is on.
+        How values count: alike, by level, or by an exponential; the first that is on.  ``None`` for alike is whatever the
+        other two leave.
     num_bins
         Bins of expression.
     ignore_index
@@ -72,7 +73,7 @@ class PretrainingLoss:
     enable_alternating_ldam_mean_ce_loss: bool = False
     enable_mse_loss: bool = False
     enable_huber_loss: bool = True
-    use_normal_regression_loss: bool = True
+    use_normal_regression_loss: bool | None = None
     use_hard_regression_loss: bool = False
     use_exp_regression_loss: bool = False
     l0_lambda: float = 0.1
@@ -84,6 +85,8 @@ class PretrainingLoss:
     def __post_init__(self) -> None:
         if self.enable_mse and not (self.enable_mse_loss or self.enable_huber_loss):
             raise ValueError("Expected `enable_mse_loss` or `enable_huber_loss` with `enable_mse`, found neither.")
+        if self.use_normal_regression_loss is None:
+            self.use_normal_regression_loss = not (self.use_hard_regression_loss or self.use_exp_regression_loss)
         regressions = (self.use_normal_regression_loss, self.use_hard_regression_loss, self.use_exp_regression_loss)
         if self.enable_mse and not any(regressions):
             raise ValueError(
@@ -124,8 +127,8 @@ class PretrainingLoss:
         if self.enable_mse and prediction is not None and target is not None:
             regression = self.values(prediction, target, mask.bool())
         if self.enable_l0 and y is not None:
-            l0 = self.l0_lambda * (y[..., 0].abs() + y[..., 2].abs()).mean()
-        total = self.ce_loss_weight * ce + self.target_mse_loss_weight * regression + l0
+            l0 = (y[..., 0].abs() + y[..., 2].abs()).mean()
+        total = self.ce_loss_weight * ce + self.target_mse_loss_weight * regression + self.l0_lambda * l0
         return Losses(total, ce, regression, l0)
 
     def bins(self, logits: Tensor, labels: Tensor, *, epoch: int = 1) -> Tensor:
@@ -143,9 +146,9 @@ class PretrainingLoss:
 
     def values(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Error of values at the places of the mask."""
-        if not (self.use_hard_regression_loss or self.use_exp_regression_loss):
+        if self.use_normal_regression_loss:
             return (masked_mse if self.enable_mse_loss else masked_huber)(prediction, target, mask)
-        weight = (exponential_weights if self.use_exp_regression_loss else level_weights)(target, mask)
+        weight = (level_weights if self.use_hard_regression_loss else exponential_weights)(target, mask)
         if self.enable_mse_loss:
             return ((prediction - target).square() * weight).sum()
         return (F.huber_loss(prediction, target, reduction="none") * weight).sum()

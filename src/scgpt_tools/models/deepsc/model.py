@@ -350,8 +350,8 @@ class DeepSCModel(_Door):
             "input_pert_flags": flags[:, columns],
         }
         if self.generation == "v1":
-            everything = torch.ones_like(inputs["normalized_expr"], dtype=torch.bool)
-            inputs["expression_bin"] = linear_bins(inputs["normalized_expr"], everything, _BINS)
+            # The original takes -1 for a value that is not there.
+            inputs["expression_bin"] = linear_bins(inputs["normalized_expr"], inputs["normalized_expr"] != -1, _BINS)
         repeated = ids[columns].expand(len(values), -1)
         with torch.no_grad(), evaluating(self.cell_model):
             moved = {name: tensor.to(device) for name, tensor in inputs.items()}

@@ -21,7 +21,6 @@ from scgpt_tools.models.config import (
     ContinuousConfig,
     EmbedderConfig,
     ExpressionConfig,
-    FromCellConfig,
     GenesConfig,
     LanguageConfig,
     ModelConfig,
@@ -43,6 +42,7 @@ from scgpt_tools.models.formats.scgpt_config import (
     check_layers,
     check_matrices,
     checksums_in,
+    from_cell_of,
     transformer_of,
 )
 from scgpt_tools.nn.heads import ClassifierHead
@@ -229,18 +229,18 @@ def _config(
             layers=1 + max(blocks), heads=heads, hidden=len(expand), dropout=settings.number("dropout", 0.0)
         ),
         pooling="mean",
-        heads=_heads(weights),
+        heads=_heads(settings, weights, dim),
         tokenizer=from_dict(TokenizerConfig, tokenizer, where=f"{ARGS}: {OWN}.tokenizer"),
         perturbation_flags=settings.rows("perturbation_flags"),
     )
 
 
-def _heads(weights: Mapping[str, Tensor]) -> Named[HeadConfig]:
+def _heads(settings: Settings, weights: Mapping[str, Tensor], dim: int) -> Named[HeadConfig]:
     out = weights.get("heads.cls.out.weight")
     depth = 1 + sum(tensor.dim() == 2 for key, tensor in weights.items() if key.startswith("heads.cls.hidden."))
     return Named(
         expression=ExpressionConfig(nonzero="heads.expression.nonzero.0.weight" in weights),
-        expression_from_cell=FromCellConfig() if "heads.expression_from_cell.query.weight" in weights else None,
+        expression_from_cell=from_cell_of(settings, weights, dim),
         cls=None if out is None else ClassifierConfig(classes=len(out), layers=depth),
     )
 

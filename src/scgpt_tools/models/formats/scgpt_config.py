@@ -289,7 +289,7 @@ def _heads(settings: Settings, weights: Weights, dim: int) -> Named[HeadConfig]:
     return Named(
         {},
         expression=expression,
-        expression_from_cell=_from_cell(settings, weights, dim),
+        expression_from_cell=from_cell_of(settings, weights, dim),
         cell_type=_classifier(settings, weights),
         batch=AdversaryConfig(classes=_rows(weights, "heads.batch.out.weight"), layers=_depth(weights, "heads.batch"))
         if "heads.batch.out.weight" in weights
@@ -297,7 +297,8 @@ def _heads(settings: Settings, weights: Weights, dim: int) -> Named[HeadConfig]:
     )
 
 
-def _from_cell(settings: Settings, weights: Weights, dim: int) -> FromCellConfig | None:
+def from_cell_of(settings: Settings, weights: Weights, dim: int) -> FromCellConfig | None:
+    """The head that reads the cell embedding, whose style the tensors tell but for that of an inner product."""
     prefix = "heads.expression_from_cell."
     query = weights.get(f"{prefix}query.weight")
     if query is None:
