@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scgpt_tools.train.optim import CYCLES, OptimizerConfig, make_schedule
-from scgpt_tools.train.schedules import LinearWarmup, WarmupCosineCycles
+from scgpt_tools.train.schedules import LinearWarmup, RestartsWithWarmup, WarmRestarts, WarmupCosineCycles
 
 
 def rates(config: OptimizerConfig, steps: int = 40) -> list[tuple[float, float]]:
@@ -35,6 +35,24 @@ def test_peaks_fall():
     assert found[4] == pytest.approx(1e-3)
     assert found[16] == pytest.approx(0.9e-3)
     assert min(found) == pytest.approx(1e-3 / 60)
+
+
+def test_warm_ups_begin_where_the_originals_do():
+    """At a hundredth of the peak, or at the floor, also where there is no warm-up."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    plan, found = WarmRestarts(optimizer, warmup_steps=2), []
+    for _ in range(5):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        plan.step()
+    assert found == pytest.approx([0.01, 0.505, 1.0, 0.5, 1.0])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    plan, found = RestartsWithWarmup(optimizer, cycle_steps=2, warmup_steps=0, min_lr=0.1), []
+    for _ in range(4):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        plan.step()
+    assert found == pytest.approx([0.1, 0.55, 0.9, 0.5])
 
 
 def test_the_dip_of_the_original_can_be_left_out():

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+START = 0.01
+"""Share of the peak at which a warm-up begins that does not begin at a floor."""
+
+
 class RestartsWithWarmup(LambdaLR):
     """Cycles of a linear warm-up from a floor and a cosine back to it; each peak is lower than the last.
 
@@ -74,8 +78,6 @@ class WarmupCosineCycles(LambdaLR):
         Steps that were made before; -1 for none.
     """
 
-    START = 0.01
-
     def __init__(
         self,
         optimizer: Optimizer,
@@ -92,7 +94,7 @@ class WarmupCosineCycles(LambdaLR):
 
         def factor(step: int) -> float:
             if step < warmup_steps:
-                return self.START + (1 - self.START) * step / warmup_steps
+                return _warmed(step, warmup_steps)
             place = step - warmup_steps - (0 if exact else 1)
             cycle = max(place // period, 0)
             return float(decay**cycle * (1 + math.cos(math.pi * (place - cycle * period) / period)) / 2)
@@ -101,7 +103,7 @@ class WarmupCosineCycles(LambdaLR):
 
 
 class WarmRestarts(LambdaLR):
-    """A linear warm-up from 0, then cosines to 0 that begin again at the peak.
+    """A linear warm-up from a hundredth, then cosines to 0 that begin again at the peak.
 
     Parameters
     ----------
@@ -118,10 +120,15 @@ class WarmRestarts(LambdaLR):
 
         def factor(step: int) -> float:
             if step < warmup_steps:
-                return step / warmup_steps
+                return _warmed(step, warmup_steps)
             return (1 + math.cos(math.pi * ((step - warmup_steps) % warmup_steps) / warmup_steps)) / 2
 
         super().__init__(optimizer, factor, last_epoch=last_epoch)
+
+
+def _warmed(step: int, steps: int) -> float:
+    """Factor of a step of a linear warm-up."""
+    return START + (1 - START) * step / steps
 
 
 def _restarts(peak: float, floor: float, gamma: float, steps: int, warmup: int, multiple: float) -> Any:
@@ -134,7 +141,9 @@ def _restarts(peak: float, floor: float, gamma: float, steps: int, warmup: int, 
             cycle += 1
             length = max(int((length - warmup) * multiple) + warmup, warmup + 1)
         top = peak * gamma**cycle
-        if place < warmup:
+        if step == 0:
+            rate = floor  # also without a warm-up, as in the original
+        elif place < warmup:
             rate = floor + (top - floor) * place / warmup
         else:
             rate = floor + (top - floor) * (1 + math.cos(math.pi * (place - warmup) / (length - warmup))) / 2
