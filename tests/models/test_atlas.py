@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scgpt_tools.models import AtlasIndex, ReferenceIndex, atlas
-from scgpt_tools.models.calibration import Calibration, draw_held_out, hold_out
+from scgpt_tools.models.calibration import Calibration, draw_cells, draw_held_out, hold_out
 
 faiss = pytest.importorskip("faiss", reason="the extra `index` is not installed")
 DIM = 4
@@ -231,9 +231,23 @@ def test_classes_of_one_batch_cannot_be_held_out_across_batches(cells):
 def test_rare_classes_are_held_out_too():
     codes = np.repeat([0, 1, 2], [9_000, 980, 20])
     rows = draw_held_out(codes, 500, np.random.default_rng(0))
-    assert np.bincount(codes[rows]).tolist() == [450, 50, 20]
+    assert np.bincount(codes[rows]).tolist() == [430, 50, 20]
     assert len(set(rows)) == len(rows)
     np.testing.assert_array_equal(draw_held_out(codes, 20_000, np.random.default_rng(0)), np.arange(10_000))
+
+
+@pytest.mark.parametrize(("n", "expected"), [(500, [430, 50, 20]), (90, [35, 35, 20]), (5, [2, 2, 1])])
+def test_no_more_cells_are_drawn_than_wanted(n, expected):
+    codes = np.repeat([0, 1, 2], [9_000, 980, 20])
+    drawn = draw_cells(codes, n, np.random.default_rng(0))
+    assert np.bincount(codes[drawn]).tolist() == expected
+    assert len(set(drawn)) == n
+
+
+def test_of_many_classes_each_has_held_out_cells_enough():
+    codes = np.repeat(np.arange(100), 60)
+    drawn = draw_held_out(codes, 2_000, np.random.default_rng(0))
+    assert np.bincount(codes[drawn]).tolist() == [50] * 100
 
 
 def test_calibration_survives_a_folder_of_exact_vectors(cells, tmp_path):

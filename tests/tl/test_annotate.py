@@ -311,7 +311,7 @@ def test_a_trained_model_is_returned_whatever_follows(adata, make_model, monkeyp
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory.")
 
-    monkeypatch.setattr("scgpt_tools.train.tasks.annotate.keep_cells", fail)
+    monkeypatch.setattr("scgpt_tools.train.tasks.annotate.known_cells", fail)
     reference = ad.concat([adata] * 4, index_unique="-", merge="same")
     reference.obs["kind"] = np.where(np.arange(reference.n_obs) % 2, "T", "B")
     with pytest.warns(UserWarning, match=r"The model is trained, but .* RuntimeError: out of memory\."):

@@ -5,10 +5,15 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 import scgpt_tools as sct
+from scgpt_tools.models import CellModel
+from scgpt_tools.train import FitConfig, known_cells
 from scgpt_tools.train.comparison import LINEAR, MAJORITY, MODEL, NEIGHBOURS, NoBetterThanChanceWarning
+from scgpt_tools.train.fit import first_device
 
 QUICK = {"task": "annotate", "label_key": "kind", "batch_size": 16, "lr": 1e-2, "accelerator": "cpu"}
 
@@ -66,6 +71,38 @@ def test_cells_that_cannot_tell_are_not_held_against_a_classifier(base, cells, s
     assert len(said) == 1
     assert "held-out cells that tell a good classifier from chance" in said[0]
     assert "Do not use it" not in said[0]
+
+
+def test_each_cell_is_embedded_once_where_training_was(base, cells, monkeypatch):
+    embedded, moved = [], []
+    embed, move = known_cells.embedded_cells, CellModel.to
+    monkeypatch.setattr(known_cells, "embedded_cells", lambda *args: embedded.extend(args[2]) or embed(*args))
+    monkeypatch.setattr(CellModel, "to", lambda self, place: moved.append((len(embedded), place)) or move(self, place))
+    monkeypatch.setattr("scgpt_tools.train.driver.first_device", lambda config: f"cpu:{config.epochs}")
+    model = sct.train.finetune(cells, base, validation=0.25, epochs=7, **QUICK)
+    assert sorted(embedded) == list(range(len(cells)))
+    assert moved[-2:] == [(0, "cpu:7"), (len(cells), base.device)]
+    assert len(model.heads["reference_cells"].held_out) == 14
+
+
+@pytest.mark.parametrize(("devices", "first"), [(1, 0), ("2", 0), ("auto", 0), ("2,", 2), ("3,1", 3)])
+def test_the_first_device_is_that_of_the_first_process(monkeypatch, devices, first):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert first_device(FitConfig(devices=devices)) == torch.device("cuda", first)
+    assert first_device(FitConfig(devices=1, accelerator="cpu")) == torch.device("cpu")
+
+
+def test_what_is_drawn_and_fitted_follows_from_the_seed(base, cells):
+    """Whatever was drawn before; numbers of others are left as they were."""
+    found = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        before = torch.random.get_rng_state()
+        found.append(sct.train.finetune(cells, base, validation=0.25, epochs=1, **QUICK))
+        assert torch.equal(torch.random.get_rng_state(), before)
+    first, second = found
+    pd.testing.assert_frame_equal(first.comparison, second.comparison)
+    assert first.checksum == second.checksum
 
 
 def test_other_tasks_have_no_such_table(base, cells):

@@ -58,14 +58,19 @@ FINETUNE = """
 import os, pathlib, sys
 import anndata
 from scgpt_tools.train import finetune
+from scgpt_tools.train.tasks import annotate
 
 folder = pathlib.Path(sys.argv[2])
 cells = anndata.read_h5ad(folder / "cells.h5ad")
+looked, look = [], annotate.looked_at
+annotate.looked_at = lambda *args, **options: looked.append(1) or look(*args, **options)
 model = finetune(
     cells, folder / "alone", task="annotate", label_key="kind", epochs=2, batch_size=8, lr=1e-3, monitor="train_loss",
     mode="max", accelerator="cpu", devices=2, strategy="ddp",
 )
 (folder / f"checksum{os.environ['RANK']}").write_text(model.to("cpu").checksum)
+kept = "reference_cells" in model.heads
+(folder / f"after{os.environ['RANK']}").write_text(f"{len(looked)} {kept} {model.comparison.to_csv()}")
 (folder / "losses").write_text(" ".join(map(str, model.history["train_loss"])))
 """
 
@@ -165,6 +170,11 @@ def test_two_processes_are_one_with_the_doubled_minibatch(folder):
     first, second = (float(loss) for loss in (folder / "losses").read_text().split())
     assert first > second, "the best state is not the last one"
     assert (folder / "checksum0").read_text() == (folder / "checksum1").read_text()
+    # One of them has looked at the cells for both.
+    first, second = ((folder / f"after{rank}").read_text().split(" ", 1) for rank in (0, 1))
+    assert (first[0], second[0]) == ("1", "0")
+    assert first[1] == second[1]
+    assert first[1].startswith("True method,accuracy")
     one, two = (pd.read_csv(folder / name / "run" / "history.csv") for name in ("alone", "shared"))
     columns = [name for name in one if name.startswith(("train_", "validation_"))]
     assert "train_contrastive_cells" in columns

@@ -197,6 +197,28 @@ def test_what_may_change_when_a_run_goes_on(annotate, tmp_path):
     assert list(went_on.history.index) == [0, 1]
 
 
+@pytest.mark.parametrize("longer_first", [False, True])
+def test_a_run_keeps_its_schedule_whoever_says_how_long_it_is(base, cells, tmp_path, monkeypatch, longer_first):
+    """Annotation chooses by the number of cells how often its rate falls, where nobody says how long it learns."""
+    monkeypatch.setattr("scgpt_tools.train.pacing.PATIENCE", 9)
+    monkeypatch.setattr("scgpt_tools.train.pacing.MOST", 12)
+    how = {
+        "task": "annotate",
+        "label_key": "kind",
+        "accelerator": "cpu",
+        "batch_size": 16,
+        "compare": False,
+        "lr": 1e-2,
+    }
+    lengths = [{"epochs": 2}, {"patience": 20}] if longer_first else [{}, {"epochs": 12}]
+    for length in lengths:
+        went_on = sct.train.finetune(cells, base, folder=tmp_path / "cut", resume=True, **how, **length)
+    step_epochs = 1 if longer_first else 3
+    whole = sct.train.finetune(cells, base, epochs=len(went_on.history), step_epochs=step_epochs, **how)
+    assert len(whole.history) == (10 if longer_first else 12)
+    assert same(state(went_on), state(whole))
+
+
 def test_the_same_question_gets_the_same_answer(annotate, tmp_path):
     first = annotate(tmp_path)
     again = annotate(tmp_path, resume=True)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models.gene_classifier import log_normalised
-from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.models.gene_classifier import genes_of, log_normalised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools.inference.cells import Cells
     from scgpt_tools.models.gene_classifier import GeneClassifier
+    from scgpt_tools.tokens.features import FeatureTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +45,14 @@ def open_genes(cells: Cells, classifier: GeneClassifier) -> GeneCells:
         )
     if not isinstance(source, RowSource):
         raise TypeError("Expected one modality for a classifier on genes, found several. Name one with `modality`.")
-    features = FeatureTable.from_var(
+    features = genes_of(
         source.var,
         classifier.vocabulary,
+        request.duplicates,
+        source.totals,
         column=request.genes,
         symbols=request.symbols,
         aliases=request.aliases,
         ignore_case=request.ignore_case,
-        duplicates="first" if request.duplicates == "all" else request.duplicates,
-        totals=source.totals,
-        min_coverage=0.0,
     )
     return GeneCells(source, features, classifier)

@@ -267,7 +267,7 @@ class AtlasIndex:
             (cells,) batch of each cell, and the column that they are from: held-out cells are looked up in other
             batches; ``None`` leaves out the cell alone.
         n_held_out
-            About how many cells to map to the others.
+            How many cells to map to the others; of many classes more, for 50 of each.
         rng
             Draws the sample and the held-out cells; ``None`` is seeded with 0.
 

@@ -96,8 +96,11 @@ class Calibration:
         return conformal_p_values(distances.mean(axis=1), winners, held_out=own, held_out_classes=self.codes)
 
 
-def draw_held_out(codes: NDArray[Any], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows of about ``n`` cells to hold out, ascending: of each class its share, and some of rare ones too."""
+def draw_cells(codes: NDArray[Any], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows of ``n`` cells, of fewer all, ascending: of rare classes up to 50 each, and of the others their share.
+
+    Where 50 of each class are more than ``n``, all have the same number, as far as they reach.
+    """
     if len(codes) <= n:
         return np.arange(len(codes))
     order = rng.permutation(len(codes))
@@ -105,8 +108,14 @@ def draw_held_out(codes: NDArray[Any], n: int, rng: np.random.Generator) -> NDAr
     by_class = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes)
     places = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    wanted = np.maximum(np.round(n * sizes / len(codes)), min(_OF_A_CLASS, n)).astype(np.int64)
-    return np.sort(by_class[places < np.repeat(wanted, sizes)])
+    # One cell of every class after the other up to that number, and then of each the same share of its own.
+    turn = np.where(places < _OF_A_CLASS, places - _OF_A_CLASS, places / np.repeat(sizes, sizes))
+    return np.sort(by_class[np.argsort(turn, kind="stable")[:n]])
+
+
+def draw_held_out(codes: NDArray[Any], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows of about ``n`` cells to hold out, ascending: more of them where 50 of each class are more."""
+    return draw_cells(codes, max(n, min(_OF_A_CLASS, n) * np.unique(codes).size), rng)
 
 
 def hold_out(

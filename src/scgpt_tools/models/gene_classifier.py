@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from scgpt_tools._files import as_path, replace_file
 from scgpt_tools._validate import check_integer, check_number
+from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.tokens.units import describe_values
 from scgpt_tools.vocabulary import PAD, Vocabulary
 
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
+    import pandas as pd
     from numpy.typing import NDArray
 
+    from scgpt_tools.tokens.matching import Duplicates, Totals
     from scgpt_tools.tokens.units import Unit
 
 N_GENES = 2_000
@@ -129,7 +132,7 @@ class GeneClassifier:
         check_integer("n_genes", n_genes)
         check_number("strength", strength, above=0)
         chosen = variable_columns(X, n_genes)
-        values = X[:, chosen].astype(np.float64)
+        values = (X if chosen.size == X.shape[1] else X[:, chosen]).astype(np.float64, copy=False)
         with catch_warnings():
             simplefilter("ignore", ConvergenceWarning)  # what is left to gain after so many steps is little
             found = LogisticRegression(C=strength, max_iter=200).fit(values, codes)
@@ -214,7 +217,8 @@ class GeneClassifier:
             raise
         except (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"Expected {str(file)!r} to hold a gene classifier in format {_FORMAT}, found another or a damaged file."
+                f"Expected {str(file)!r} to hold a gene classifier in format {_FORMAT}, found another or a damaged file. "
+                "Fit it anew."
             ) from error
 
 
@@ -233,12 +237,32 @@ def log_normalised(X: sp.csr_matrix, unit: Unit | None = None) -> sp.csr_matrix:
 
 def variable_columns(X: sp.csr_matrix, n: int) -> NDArray[np.int64]:
     """Columns of the largest variance, ascending, at most ``n``, none of which is constant unless all are."""
-    mean = np.asarray(X.mean(axis=0)).ravel()
-    variance = np.asarray(X.multiply(X).mean(axis=0)).ravel() - mean**2
+    return most_variable(*sums_of_columns(X), rows=X.shape[0], n=n)
+
+
+def sums_of_columns(X: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and sum of squares of each column, which add up over blocks of rows."""
+    sums, squares = (np.asarray(each.sum(axis=0, dtype=np.float64)).ravel() for each in (X, X.multiply(X)))
+    return sums, squares
+
+
+def most_variable(sums: NDArray[np.float64], squares: NDArray[np.float64], *, rows: int, n: int) -> NDArray[np.int64]:
+    """What :func:`variable_columns` says, from the sums of so many rows."""
+    mean = sums / rows
+    variance = squares / rows - mean**2
     order = np.argsort(-variance, kind="stable")[:n]
     # As a difference of large numbers, the variance of a constant is not quite 0.
     varying = order[variance[order] > 1e-6 * mean[order] ** 2]
     return np.sort(varying if varying.size else order)
+
+
+def genes_of(
+    var: pd.DataFrame, vocabulary: Vocabulary, duplicates: Duplicates, totals: Totals | None, **matching: Any
+) -> FeatureTable:
+    """Columns of a table that are genes of a classifier, one for each gene, by the rules of all that is matched."""
+    # It has one weight for a gene.
+    duplicates = "first" if duplicates == "all" else duplicates
+    return FeatureTable.from_var(var, vocabulary, duplicates=duplicates, totals=totals, min_coverage=0.0, **matching)
 
 
 def _write(path: Path, *, arrays: dict[str, NDArray[Any]]) -> None:

@@ -82,8 +82,8 @@ def index_reference(
         description for faiss' ``index_factory``, such as ``"IVF1024,SQ8"``.  All but ``"exact"`` need faiss (extra
         ``index``).
     n_held_out
-        About how many cells are mapped to the others, for calibrated confidences and the rejection of unknown cells; 0
-        holds out none.
+        How many cells are mapped to the others, for calibrated confidences and the rejection of unknown cells: of rare
+        types 50 each, as far as they reach, so of many types more than that.  0 holds out none.
     {modality}
     rng
         Draws the held-out cells, and the sample that a compressed index is trained on.
@@ -187,7 +187,7 @@ def index_store(
         ``"compressed"``, one byte for each dimension of a cell; ``"scgpt"``, some 30 bytes a cell; or a description for
         faiss' ``index_factory``, as in :func:`index_reference`.
     n_held_out
-        About how many cells are mapped to the others, for calibrated confidences.
+        How many cells are mapped to the others, as in :func:`index_reference`.
     {modality}
     rng
         Draws the held-out cells, and the sample that a compressed index is trained on.

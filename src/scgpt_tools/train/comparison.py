@@ -15,16 +15,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.classes import UNKNOWN
 from scgpt_tools.metrics.annotation import score_annotation
-from scgpt_tools.models.calibration import draw_held_out
+from scgpt_tools.models.calibration import draw_cells
 from scgpt_tools.models.gene_classifier import N_GENES, GeneClassifier, log_normalised, variable_columns
 from scgpt_tools.tokens.units import describe_values
-from scgpt_tools.train.probing import embedded_cells
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgpt_tools.data.module import CellDataModule, CellTable
     from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.train.known_cells import LookedAt
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ MODEL, LINEAR, NEIGHBOURS, MAJORITY = (
     "nearest neighbours on PCA",
     "most frequent class",
 )
-# Cells that baselines are fitted to, and cells that are scored, at most.
-_FITTED, _SCORED = 5_000, 2_000
+# Cells that plain methods are fitted to, at most.
+_FITTED = 5_000
 _COMPONENTS, _NEAREST = 50, 10
 _SHUFFLES = 1_000
 # How rarely a classifier that knows nothing passes for one that does.
@@ -47,7 +47,7 @@ class NoBetterThanChanceWarning(UserWarning):
 
 
 def compared(
-    model: CellModel, data: CellDataModule, classes: tuple[str, ...], *, baselines: bool, seed: int
+    model: CellModel, data: CellDataModule, looked_at: LookedAt, classes: tuple[str, ...], *, baselines: bool, seed: int
 ) -> pd.DataFrame:
     """Scores of a classifier and of plain methods on the cells that it was validated on, and a word about them.
 
@@ -57,13 +57,13 @@ def compared(
     assert data.label is not None  # noqa: S101 - the task has a column of classes
     rng = np.random.default_rng(seed)
     train = data.train[data.label[data.train] != UNKNOWN]
-    train = train[draw_held_out(data.label[train], _FITTED, rng)]
-    held_out = data.validation[data.label[data.validation] != UNKNOWN]
-    validates = held_out.size > 0
-    cells = held_out if validates else train
-    cells = cells[draw_held_out(data.label[cells], _SCORED, rng)]
+    train = train[draw_cells(data.label[train], _FITTED, rng)]
+    validates = looked_at.held_out.size > 0
+    cells, vectors = (
+        (looked_at.held_out, looked_at.held_out_vectors) if validates else (looked_at.train, looked_at.vectors)
+    )
     true = data.label[cells]
-    answers = {MODEL: _answers(model, data, cells)}
+    answers = {MODEL: _answers(model, vectors)}
     if baselines and validates and not data.tables[0].features.parts:
         answers |= _plain_answers(data.tables[0], data.label, train, cells, classes, seed)
     answers[MAJORITY] = np.full(cells.size, np.bincount(data.label[train]).argmax())
@@ -77,11 +77,10 @@ def compared(
     return table
 
 
-def _answers(model: CellModel, data: CellDataModule, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+def _answers(model: CellModel, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
     head: Any = model.heads["cell_type"]
     with torch.inference_mode():
-        embedding = torch.from_numpy(embedded_cells(model, data, cells)).to(model.device)
-        return head.logits(embedding).argmax(dim=1).cpu().numpy()
+        return head.logits(torch.from_numpy(vectors).to(model.device)).argmax(dim=1).cpu().numpy()
 
 
 def _plain_answers(

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._optional import optional
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.train.fit import check_watchers, fit
+from scgpt_tools.data.epochs import this_process
+from scgpt_tools.train.fit import check_watchers, first_device, fit
 from scgpt_tools.train.freezing import Freeze, check_freezing, frozen, release_of
 from scgpt_tools.train.lora import adapters
+from scgpt_tools.train.once import by_first_process
 from scgpt_tools.train.pacing import paced
 from scgpt_tools.train.randomness import own_random_numbers
 from scgpt_tools.train.starting import check_model_and_cells, fit_fields, fit_settings, low_rank, of_family, open_model
@@ -87,17 +89,21 @@ def learn(
             fit(tuned, data, opened.terms, settings, callbacks=watchers, loggers=loggers, description=description)
     tuned.config = replace(tuned.config, **task.remembers(opened))
     tuned.name, tuned.history = f"{loaded.name} ({task.name})", history.table
-    tuned = tuned.to(loaded.device)
+    # What had to be cut into pieces may not fit a device as a whole.
+    place = loaded.device if settings.strategy == "fsdp" else first_device(settings)
     try:
-        task.finish(tuned, data, opened, seed=settings.seed)
+        with own_random_numbers(settings.seed):
+            found = by_first_process(lambda: task.look(tuned.to(place), data, opened, seed=settings.seed))
+        task.finish(tuned, found)
     except Warning:  # where who calls has them raised
         raise
     except Exception as error:  # noqa: BLE001 - a trained model is worth more than what it is given beside its weights
-        warn_user(
-            f"The model is trained, but looking at its cells once more ended with {type(error).__name__}: {error} It is returned "
-            "without what that gives, such as a comparison with plain methods."
-        )
-    return tuned
+        if this_process()[0] == 0:
+            warn_user(
+                f"The model is trained, but looking at its cells once more ended with {type(error).__name__}: {error} It is "
+                "returned without what that gives, such as a comparison with plain methods."
+            )
+    return tuned.to(loaded.device)
 
 
 def _watching(settings: FitConfig, task: Task[Any], opened: Opened, own: set[str]) -> FitConfig:

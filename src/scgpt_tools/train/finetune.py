@@ -231,7 +231,8 @@ def finetune(
         0 for none.  Or a column of ``obs`` as :func:`scgpt_tools.pp.cell_split` and
         :func:`scgpt_tools.pp.perturbation_split` write it: ``"train"`` cells are trained on, ``"val"`` cells (perturbed
         ones of a screen) validate, others are not touched.  ``None`` takes 0.1, and the column ``"split"`` to perturb; to
-        annotate with fewer than 500 cells as many as are 50, a quarter at most.
+        annotate with fewer than 500 cells as many as are 50, a quarter at most.  Of a class with four cells or more one is
+        held out at least, of a smaller one perhaps none: to annotate, the log names these.
     within
         Columns of ``obs`` that a cell and its control share; only if controls are to be drawn here.  For ``"perturb"``.
     pairs
@@ -344,7 +345,8 @@ checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
         If a model that was to annotate is right no more often on the validation cells, or without any on those that it was
         trained on, than its answers would be if they were dealt out by chance (permutation test, 5 %).
     UserWarning
-        As :func:`scgpt_tools.tl.embed` does about genes and values.
+        If a model that is to annotate has no cells to validate on, though not by ``validation=0``, or some of a class that
+        it never sees; and as :func:`scgpt_tools.tl.embed` does about genes and values.
 
     Examples
     --------

@@ -198,6 +198,13 @@ def _device(config: FitConfig) -> torch.device:
     return torch.device("cuda" if on_gpu else "mps" if on_mps else "cpu")
 
 
+def first_device(config: FitConfig) -> torch.device:
+    """Device of the first process of a run."""
+    device = _device(config)
+    listed = str(config.devices)
+    return torch.device("cuda", int(listed.split(",")[0]) if "," in listed else 0) if device.type == "cuda" else device
+
+
 def _check_devices(devices: int | str) -> None:
     if isinstance(devices, int):
         check_integer("devices", devices)

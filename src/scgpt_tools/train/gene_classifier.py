@@ -5,21 +5,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._validate import as_generator, check_integer
 from scgpt_tools.data.classes import UNKNOWN, read_classes
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.models.calibration import draw_held_out
-from scgpt_tools.models.gene_classifier import N_GENES, GeneClassifier, log_normalised
+from scgpt_tools.models.calibration import draw_cells
+from scgpt_tools.models.gene_classifier import (
+    N_GENES,
+    GeneClassifier,
+    genes_of,
+    log_normalised,
+    most_variable,
+    sums_of_columns,
+)
+from scgpt_tools.settings import settings
 from scgpt_tools.tokens.names import column_names
+from scgpt_tools.vocabulary import PAD, Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from mudata import MuData
+    from numpy.typing import NDArray
 
     from scgpt_tools._types import RngLike
+    from scgpt_tools.tokens.matching import Duplicates
+
+# Cells that are read at once.
+_ROWS = 8192
 
 
 @shared_docs
@@ -29,6 +46,7 @@ def fit_gene_classifier(
     label_key: str,
     layer: str | None = None,
     genes: str | None = None,
+    duplicates: Duplicates = "most_counts",
     modality: str | None = None,
     n_genes: int = N_GENES,
     n_cells: int = 20_000,
@@ -49,11 +67,14 @@ def fit_gene_classifier(
     layer
         Key of ``layers`` with counts or log1p values; ``None`` takes ``X``.  Counts are scaled to 10,000 a cell and logged.
     {genes}
+    duplicates
+        Of several columns of the same name, read the one with the ``"most_counts"`` or the ``"first"``, both with a warning, or
+        refuse them (``"error"``), as where the classifier is used.
     {modality}
     n_genes
         Genes of the largest variance to look at.
     n_cells
-        Most cells to fit to; of more, so many are drawn, of rare classes at least 50.
+        Most cells to fit to; of more, so many are drawn, of rare classes up to 50 each.
     strength
         Inverse of the penalty on weights, scikit-learn's ``C``.
     rng
@@ -68,7 +89,18 @@ def fit_gene_classifier(
     KeyError
         If a column, layer or modality is absent; the message lists what is there.
     ValueError
-        If fewer than two classes have cells, or a value is negative, missing or infinite.
+        If fewer than two classes have cells, there are more classes than ``n_cells``, several columns have the same name and
+        ``duplicates="error"``, or a value is negative, missing or infinite.
+
+    Warns
+    -----
+    UserWarning
+        If several columns have the same name.
+
+    Notes
+    -----
+    Cells are read in blocks, twice: to choose the genes, and to keep the values of these that are not zero, at some 12 bytes
+    each and for a moment twice that.  A million cells with 400 of the chosen genes each are 5 GB.
 
     Examples
     --------
@@ -83,13 +115,35 @@ def fit_gene_classifier(
     labels = read_classes(source.obs, label_key, allow_unknown=True)
     if len(labels.names) < 2:
         raise ValueError(f"Expected cells of two classes of {label_key!r} or more, found only {list(labels.names)}.")
-    names = column_names(source.var, genes)
-    first = {name: place for place, name in reversed(list(enumerate(names))) if name is not None}
-    columns = np.sort(np.fromiter(first.values(), dtype=np.int64))
+    if len(labels.names) > n_cells:
+        raise ValueError(
+            f"Expected `n_cells` to be one for each class or more, {len(labels.names)}, found {n_cells}. Take more cells."
+        )
+    check_integer("n_genes", n_genes)
+    names = dict.fromkeys(name for name in column_names(source.var, genes) if name is not None)
+    features = genes_of(source.var, Vocabulary([PAD, *names]), duplicates, source.totals, column=genes)
     cells = np.flatnonzero(labels.codes != UNKNOWN)
-    cells = cells[draw_held_out(labels.codes[cells], n_cells, as_generator(rng))]
-    X = log_normalised(source.take(cells), source.units.unit)[:, columns]
-    known = [str(names[column]) for column in columns]
+    cells = cells[draw_cells(labels.codes[cells], n_cells, as_generator(rng))]
+    columns, X = _read(source, cells, features.columns, n_genes)
+    known = features.names[np.searchsorted(features.columns, columns)]
     return GeneClassifier.fit(
-        X, labels.codes[cells], genes=known, classes=labels.names, n_genes=n_genes, strength=strength
+        X, labels.codes[cells], genes=list(map(str, known)), classes=labels.names, n_genes=n_genes, strength=strength
     )
+
+
+def _read(
+    source: RowSource, cells: NDArray[np.int64], columns: NDArray[np.int64], n: int
+) -> tuple[NDArray[np.int64], sp.csr_matrix]:
+    """Those of some columns that vary most among some cells, and their values in these, log-normalised."""
+    unit = source.units.unit
+    with settings.progress((), total=2 * cells.size, unit="cell", show=None if cells.size > _ROWS else False) as bar:
+
+        def blocks(wanted: NDArray[np.int64]) -> Iterator[sp.csr_matrix]:
+            for start in range(0, cells.size, _ROWS):
+                rows = cells[start : start + _ROWS]
+                yield log_normalised(source.take(rows), unit)[:, wanted]
+                bar.update(rows.size)
+
+        sums, squares = (sum(each) for each in zip(*map(sums_of_columns, blocks(columns)), strict=True))
+        chosen = columns[most_variable(sums, squares, rows=cells.size, n=n)]
+        return chosen, sp.vstack(list(blocks(chosen)), format="csr")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,31 +22,72 @@ if TYPE_CHECKING:
     from scgpt_tools.nn.reference_cells import ReferenceCellsHead
 
 MOST = 2_000
-"""Cells of each part that are kept, at most."""
+"""Cells of each part that are looked at and kept, or 50 of each class if those are more."""
 
 
-def keep_cells(model: CellModel, data: CellDataModule, *, seed: int) -> None:
-    """Give a trained classifier its reference cells, and the distances to them of those that it was validated on.
+class LookedAt(NamedTuple):
+    """Cells that a trained classifier is judged by, all of known classes."""
 
-    Without validation cells there is nothing to judge distances by, and nothing is kept.
-    """
+    train: NDArray[np.int64]
+    """(R,) numbers of cells that it was trained on."""
+    held_out: NDArray[np.int64]
+    """(M,) numbers of cells that it was validated on."""
+    vectors: NDArray[np.float32]
+    """(R, D) embeddings of the former."""
+    held_out_vectors: NDArray[np.float32]
+    """(M, D) and of the latter."""
+    held_out_classes: NDArray[np.int64]
+    """(M,) classes of the latter."""
+
+
+class KnownCells(NamedTuple):
+    """What a classifier keeps, by the names of the buffers of its head."""
+
+    vectors: NDArray[np.float32]
+    held_out: NDArray[np.float32]
+    held_out_classes: NDArray[np.int64]
+
+
+def looked_at(model: CellModel, data: CellDataModule, *, seed: int) -> LookedAt:
+    """Draw cells of both parts and embed them, once for all that is asked of them."""
     assert data.label is not None  # noqa: S101 - the task has a column of classes
     rng = np.random.default_rng(seed)
     label = data.label
-    known, held_out = (_some(cells[label[cells] != UNKNOWN], label, rng) for cells in (data.train, data.validation))
-    if not held_out.size:
-        return
-    config = ReferenceCellsConfig(cells=known.size, held_out=held_out.size)
-    head = cast("ReferenceCellsHead", config.build(model.config.sizes)).to(model.device)
+    train, held_out = (_some(cells[label[cells] != UNKNOWN], label, rng) for cells in (data.train, data.validation))
     with torch.inference_mode():
-        vectors, others = (
-            torch.from_numpy(embedded_cells(model, data, cells)).to(model.device) for cells in (known, held_out)
-        )
+        vectors = embedded_cells(model, data, train)
+        others = embedded_cells(model, data, held_out) if held_out.size else vectors[:0]
+    return LookedAt(train, held_out, vectors, others, label[held_out])
+
+
+def known_cells(model: CellModel, cells: LookedAt) -> KnownCells | None:
+    """Cells of the training, and how far from them those lie that the model was validated on.
+
+    Without such cells there is nothing to judge distances by, and nothing is kept.
+    """
+    if not cells.held_out.size:
+        return None
+    head = _head(model, len(cells.train), len(cells.held_out))
+    with torch.inference_mode():
+        vectors, others = (torch.from_numpy(each).to(model.device) for each in (cells.vectors, cells.held_out_vectors))
         head.vectors.copy_(F.normalize(vectors, dim=1))
-        head.held_out.copy_(head.distances(others))
-        head.held_out_classes.copy_(torch.from_numpy(label[held_out]))
+        distances = head.distances(others)
+    return KnownCells(head.vectors.cpu().numpy(), distances.cpu().numpy(), cells.held_out_classes)
+
+
+def keep_cells(model: CellModel, cells: KnownCells) -> None:
+    """Give a trained classifier its cells."""
+    head = _head(model, len(cells.vectors), len(cells.held_out))
+    for name, array in cells._asdict().items():
+        getattr(head, name).copy_(torch.from_numpy(array))
+    config = ReferenceCellsConfig(cells=len(cells.vectors), held_out=len(cells.held_out))
     model.config = replace(model.config, heads=model.config.heads.replace(**{REFERENCE_CELLS: config}))
     model.heads[REFERENCE_CELLS] = head.eval()
+
+
+def _head(model: CellModel, cells: int, held_out: int) -> ReferenceCellsHead:
+    config = ReferenceCellsConfig(cells=cells, held_out=held_out)
+    return cast("ReferenceCellsHead", config.build(model.config.sizes)).to(model.device)
 
 
 def forget_cells(model: CellModel) -> None:

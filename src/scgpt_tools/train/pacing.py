@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scgpt_tools.train.runs import begun_with
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -51,6 +53,10 @@ def paced(settings: FitConfig, said: Collection[str], *, width: int, n_train: in
         if not {"step_epochs", "schedule"} & set(said):
             # A tenth less each epoch would end the learning of few cells before it has begun.
             changes["step_epochs"] = max(settings.step_epochs, ceil(PATIENCE / per_epoch))
+    if settings.resume and settings.folder is not None and "step_epochs" not in said:
+        # However long it is to be now, and whoever shares its cells, a run keeps the schedule that it began with.
+        begun = begun_with(settings.folder).get("step_epochs", changes.get("step_epochs"))
+        changes |= {} if begun is None else {"step_epochs": begun}
     return replace(settings, **changes)
 
 

@@ -138,6 +138,14 @@ def check_same(folder: Path, description: Mapping[str, Any], *, usual: Dataclass
     return str(record["scgpt_tools_run"])
 
 
+def begun_with(folder: Path) -> dict[str, Any]:
+    """Settings that the run in a folder began with, as it wrote them down; empty if there is none to go on with."""
+    if not ((folder / RUN).is_file() and (folder / LAST).is_file()):
+        return {}
+    settings = _read(folder)["description"].get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
 def _read(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RUN).read_text(encoding="utf-8"))

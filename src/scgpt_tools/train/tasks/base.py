@@ -121,8 +121,11 @@ class Task(ABC, Generic[Table]):
         """Fields of the trained model's configuration that say what it was trained on."""
         return {"trained_genes": None}
 
-    def finish(self, model: CellModel, data: CellDataModule, opened: Table, *, seed: int) -> None:
-        """What the trained model is given beside its weights."""
+    def look(self, model: CellModel, data: CellDataModule, opened: Table, *, seed: int) -> Any:
+        """What the trained model shows of its cells: one process looks for all of them, where training was."""
+
+    def finish(self, model: CellModel, found: Any) -> None:
+        """Give the trained model, beside its weights, what was found."""
 
     def describe(self, opened: Table) -> dict[str, Any]:
         """What a run that is resumed has to have in common, beyond model, cells, loss terms and settings."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from scgpt_tools._validate import check_type
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.cell_splits import split_cells
+from scgpt_tools.data.cell_splits import rank, split_cells
 from scgpt_tools.data.classes import UNKNOWN, Classes, read_classes
 from scgpt_tools.data.learning import open_to_learn
 from scgpt_tools.data.modalities import has_modalities
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from scgpt_tools.tokens.modalities import Modalities
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
     from scgpt_tools.vocabulary import Vocabulary
+
+ENOUGH = 4
+"""Cells of a class of which one is held out, however small the share."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +136,7 @@ class CellTask(Task[OpenedCells]):
         usable = self.usable(source)
         if labels is not None and "cell_type" in {term.name for term in terms}:
             usable &= labels.codes != UNKNOWN
-        train, validation = _parts(source, self.validation, usable, [labels, batches], seed=seed)
+        train, validation = _parts(source, self.validation, usable, labels, batches, seed=seed)
         return OpenedCells(
             terms=terms,
             train=train,
@@ -220,7 +223,8 @@ def _parts(
     source: Rows,
     validation: float | str | None,
     usable: NDArray[np.bool_],
-    strata: Sequence[Classes | None],
+    labels: Classes | None,
+    batches: Classes | None,
     *,
     seed: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -233,10 +237,26 @@ def _parts(
         validation = automatic_share(cells.size)
     if validation == 0:
         return cells, cells[:0]
-    groups = ["-".join(str(classes.codes[cell]) for classes in strata if classes is not None) for cell in cells]
+    groups = [
+        "-".join(str(classes.codes[cell]) for classes in (labels, batches) if classes is not None) for cell in cells
+    ]
     names = np.asarray(source.names, dtype=str)[cells]
     part = split_cells(names.tolist(), test=0, val=validation, seed=seed, strata=groups)
+    if labels is not None:
+        _hold_out_of_each(part, labels.codes[cells], names, validation, seed=seed)
     return cells[part == "train"], cells[part == "val"]
+
+
+def _hold_out_of_each(
+    part: NDArray[np.str_], codes: NDArray[np.int64], names: NDArray[np.str_], share: float, *, seed: int
+) -> None:
+    """Hold out more cells of classes whose share the batches have rounded down, and one where it is less than one."""
+    for code in np.unique(codes[codes != UNKNOWN]):
+        own = np.flatnonzero(codes == code)
+        wanted = max(round(own.size * share), int(own.size >= ENOUGH))
+        left = own[part[own] == "train"]
+        if (more := wanted - (own.size - left.size)) > 0:
+            part[left[np.isin(names[left], rank(names[left], seed, "cells")[:more])]] = "val"
 
 
 def _codes(classes: Classes | None) -> NDArray[np.int64] | None:
