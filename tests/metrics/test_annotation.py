@@ -62,6 +62,49 @@ def test_whole_numbers_are_the_classes_that_training_calls_them():
     assert sct.metrics.score_annotation([1.5, 2.0], ["1.5", "2.0"]).accuracy == 1
 
 
+@pytest.mark.parametrize(
+    ("truth", "predicted"),
+    [
+        ([1, 2, 2], ["1", "2", "2"]),
+        (pd.Categorical([2, 1, 1], categories=[2, 1]), pd.Categorical(["2", "1", "1"], categories=["1", "2", "3"])),
+        ([1.0, 2.5, 2.5], [1, 2.5, 2.5]),
+        ([1.0, 1.0, 2.5], pd.Series([1.0, 1.0, np.nan])),
+        ([True, False, False], ["True", "False", "False"]),
+        (pd.array([1, 2, 2], dtype="Int64"), np.array(["1", "2", "2"])),
+    ],
+    ids=["numbers", "categories", "fractions", "fractions of one", "truths", "nullable"],
+)
+def test_labels_of_other_types_are_compared_by_their_spelling(truth, predicted):
+    right = 1 - pd.isna(pd.Series(predicted)).mean()
+    assert sct.metrics.score_annotation(truth, predicted).accuracy == pytest.approx(right)
+    assert sct.metrics.class_scores(truth, predicted)["precision"].max() == 1
+
+
+def test_labels_that_cannot_agree_are_said():
+    with pytest.warns(
+        UserWarning, match=r"labels in common, found none: 'B', 'NK', 'T' and '0', '1'\. No cell is right"
+    ):
+        scores = sct.metrics.score_annotation(TRUTH, [0, 0, 0, 1, 1, 1])
+    assert scores.accuracy == 0
+    with pytest.warns(UserWarning, match="found 1 that differ in case or white space only, such as 'NK' and 'nk '"):
+        sct.metrics.score_annotation(TRUTH, [*TRUTH[:-1], "nk "])
+    with pytest.warns(UserWarning, match="labels in common, found none"):
+        sct.metrics.class_scores(TRUTH, [0, 0, 0, 1, 1, 1])
+    # Nothing was named, which is no question of spelling; and other groups may stand in a table beside types.
+    assert sct.metrics.score_annotation(TRUTH, ["unassigned"] * 6).assigned == 0
+    sct.metrics.confusion_table(TRUTH, [0, 0, 0, 1, 1, 1])
+
+
+def test_the_same_cells_in_another_order_are_refused():
+    truth = pd.Series(TRUTH, index=[f"cell{place}" for place in range(6)])
+    with pytest.raises(
+        ValueError, match=r"in the same order, found 'cell0' and 'cell5' first.*predicted\.loc\[truth\.index\]"
+    ):
+        sct.metrics.score_annotation(truth, truth[::-1])
+    assert sct.metrics.score_annotation(truth, truth[::-1].to_numpy()).accuracy < 1
+    assert sct.metrics.score_annotation(truth, truth.reset_index(drop=True)).accuracy == 1
+
+
 def test_each_class_by_itself():
     table = sct.metrics.class_scores(TRUTH, ["B", "B", "T", "T", "T", "T"])
     assert table.loc["B"].to_dict() == pytest.approx({"precision": 1, "recall": 2 / 3, "f1": 0.8, "cells": 3})

@@ -177,19 +177,34 @@ def test_what_an_index_takes_is_said_before_it_is_built(cells, monkeypatch, capl
     build(some, "IVF4,SQ8")
     assert "GB of memory" not in caplog.text
     monkeypatch.setattr(atlas, "_MUCH", 400 * (DIM + 8))
-    monkeypatch.setattr(atlas, "_memory", lambda: 400 * (DIM + 8))
+    monkeypatch.setattr(atlas, "_memory", lambda: 400 * (DIM + 8) + 4 * 4 * DIM)
     build(some, "IVF4,SQ8")
     assert "The index 'IVF4,SQ8' of 400 cells takes about 0.0 GB of memory" in caplog.text
-    monkeypatch.setattr(atlas, "_memory", lambda: 400 * (DIM + 8) - 1)
+    monkeypatch.setattr(atlas, "_memory", lambda: 400 * (DIM + 8) + 4 * 4 * DIM - 1)
     with pytest.warns(UserWarning, match=r"fits into the 0.0 GB of memory .* of 400 cells"):
         build(some, "IVF4,SQ8")
     monkeypatch.setattr(atlas, "_memory", lambda: None)
     build(some, "IVF4,SQ8")
 
 
-@pytest.mark.parametrize(("description", "size"), [("Flat", 4 * DIM), ("IVF4,SQ8", DIM + 8), (SMALL, 2 + 8)])
-def test_bytes_of_a_cell(description, size):
-    assert atlas._bytes_of_a_cell(faiss.index_factory(DIM, description, faiss.METRIC_L2)) == size
+@pytest.mark.parametrize(
+    "description",
+    ["Flat", "IVF16,SQ8", "PCA8,IVF16,PQ4x4", "HNSW16,Flat", "HNSW8,SQ8", "IVF16_HNSW8,SQ8", "IVF16,SQ8,RFlat"],
+)
+def test_the_size_that_is_said_is_that_of_the_index(rng, description):
+    n, dim = 3_000, 16
+    index = faiss.index_factory(dim, description, faiss.METRIC_L2)
+    said = atlas._size_of(index, n)
+    vectors = rng.normal(size=(n, dim)).astype(np.float32)
+    index.train(vectors)
+    index.add(vectors)
+    # In a file it is what it is in memory, with tables of a fixed size.
+    assert said == pytest.approx(len(faiss.serialize_index(index)), rel=0.05, abs=3_000)
+
+
+def test_a_size_that_faiss_does_not_know_is_not_said():
+    assert atlas._size_of(faiss.index_factory(DIM, "LSH", faiss.METRIC_L2), 10) is not None
+    assert atlas._sum(None, 1) is None
 
 
 def test_held_out_cells_do_not_find_themselves(cells):

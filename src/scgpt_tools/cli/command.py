@@ -119,6 +119,21 @@ class TableCommand(Command):
 
 
 @dataclass(frozen=True)
+class MapCommand(TableCommand):
+    """A function that adds to a table what another one, the reference, tells."""
+
+    def run(self, options: dict[str, Any]) -> None:
+        """Open the reference too where it is one modality of several, which both tables have by the same name."""
+        from scgpt_tools.data.stores import open_table  # imports AnnData
+
+        if Path(options["reference"]).suffix != ".h5mu":
+            super().run(options)
+            return
+        with open_table(options["reference"], modality=options.get("modality"), embeddings=True) as table:
+            super().run({**options, "reference": table})
+
+
+@dataclass(frozen=True)
 class NewTableCommand(Command):
     """A function of a table that returns a new one, which is written and, as a data frame, printed."""
 

@@ -6,6 +6,7 @@ from scgpt_tools.cli.command import (
     Command,
     EmbedCommand,
     IndexCommand,
+    MapCommand,
     NewTableCommand,
     TableCommand,
     TaskCommand,
@@ -16,9 +17,13 @@ COMMANDS: dict[str, Command] = {
     "embed": EmbedCommand("scgpt_tools.tl:embed", "embed cells with a model", takes_mudata=True),
     "embed-genes": TableCommand("scgpt_tools.tl:embed_genes", "look up a model's embedding of each gene"),
     "annotate": TableCommand("scgpt_tools.tl:annotate", "name cell types with a model that was fine-tuned to"),
+    "gene-classifier": Command(
+        "scgpt_tools.cli.predicting:gene_classifier",
+        "fit logistic regression on genes, to name cell types beside a model",
+    ),
     "index": IndexCommand("scgpt_tools.tl:index_store", "index annotated cells to map others to"),
-    "map": TableCommand(
-        "scgpt_tools.tl:map_reference", "name cell types by the nearest cells of an index", embeddings=True
+    "map": MapCommand(
+        "scgpt_tools.tl:map_reference", "name cell types by the nearest cells of a reference", embeddings=True
     ),
     "knockout": NewTableCommand(
         "scgpt_tools.tl:knockout",

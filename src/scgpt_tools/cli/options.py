@@ -34,6 +34,11 @@ _HELP = {
     "symbols": "Symbol of each Ensembl id: a column of var, or a .csv or .tsv file with two columns, id and symbol.",
     "aliases": "Current symbols of outdated ones: a .csv or .tsv file with two columns, old and new name.",
 }
+# Models that answer together: a list as YAML has it, or one name as it stands.
+_SEVERAL: Any = list[str] | str
+_OF_SEVERAL = (
+    "Several answer together as [one,two], to name cell types also with files of `scgpt-tools gene-classifier`."
+)
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
@@ -66,7 +71,8 @@ def add_function(
     parameters = signature(function).parameters
     left_out: set[str | int] = {*skip, *there}
     anything = {name: Any for name, parameter in parameters.items() if parameter.annotation in ("Any", Any)}
-    kinds = {name: kind for name, kind in (_FROM_SHELL | anything).items() if name in parameters}
+    several = {name: _SEVERAL for name, entry in parameters.items() if name == "model" and takes_several(entry)}
+    kinds = {name: kind for name, kind in (_FROM_SHELL | several | anything).items() if name in parameters}
     for name in (name for name in kinds if name not in left_out):
         needed = parameters[name].default is Parameter.empty and not optional
         default = {"required": True} if needed else {"default": SUPPRESS if optional else parameters[name].default}
@@ -88,6 +94,13 @@ def add_function(
             getattr(parser, "required_args", set()).discard(action.dest)
         if action.dest in described:
             action.help = _HELP.get(action.dest, described[action.dest])
+            if action.dest in several:
+                action.help += f" {_OF_SEVERAL}"
+
+
+def takes_several(parameter: Parameter) -> bool:
+    """Whether a function takes a list of models in the place of one."""
+    return "Sequence" in str(parameter.annotation)
 
 
 def about(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:

@@ -17,6 +17,8 @@ from scgpt_tools.inference.kernel import KERNEL
 from scgpt_tools.metrics.annotation import class_scores, score_annotation
 from scgpt_tools.models import CellModel
 from scgpt_tools.models.config import ClassifierConfig, PerturbationConfig, RegressorConfig
+from scgpt_tools.models.gene_classifier import N_GENES
+from scgpt_tools.train.gene_classifier import fit_gene_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,9 +49,21 @@ def choose_prediction(
         # A control that is drawn twice has one row in a layer only.
         options = {**options, "as_anndata": True}
     if task == "auto":
-        model = CellModel.from_pretrained(options["model"], device=options.get("device"))
-        return task_of(model), {**options, "model": model}
+        model, models = _loaded(options["model"], options.get("device"))
+        return task_of(model), {**options, "model": models}
     return task, options
+
+
+def _loaded(given: Any, device: str | None) -> tuple[CellModel, Any]:
+    """The first network of those that were named, and all of them with it in the place of its name."""
+    several = [given] if isinstance(given, str) else list(given)
+    place = next((place for place, one in enumerate(several) if not str(one).endswith(".npz")), None)
+    if place is None:
+        raise ValueError(
+            f"Expected --model to name a network, beside which classifiers on genes vote, found {given!r}."
+        )
+    model = CellModel.from_pretrained(several[place], device=device)
+    return model, model if isinstance(given, str) else [*several[:place], model, *several[place + 1 :]]
 
 
 def task_of(model: CellModel) -> str:
@@ -83,15 +97,77 @@ def choose_evaluation(
     if task == "auto" and options["model"] == KERNEL:
         task = "perturb"
     if task == "auto":
-        model = CellModel.from_pretrained(options["model"], device=options.get("device"))
+        model, models = _loaded(options["model"], options.get("device"))
         found = task_of(model)
         if found not in ("annotate", "perturb"):
             raise ValueError(
                 f"Expected a model that predicts cell types or perturbations, found {model.name!r}, which was fine-tuned to "
                 f"{found}. Embed the cells, and score the embedding with --task embedding."
             )
-        return found, {**options, "model": model}
+        return found, {**options, "model": models}
     return task, options
+
+
+def gene_classifier(
+    input: str,
+    *,
+    label_key: str,
+    output: str,
+    overwrite: bool = False,
+    layer: str | None = None,
+    genes: str | None = None,
+    duplicates: Duplicates = "most_counts",
+    modality: str | None = None,
+    n_genes: int = N_GENES,
+    n_cells: int = 20_000,
+    strength: float = 1.0,
+    rng: int = 0,
+) -> None:
+    """Fit logistic regression on genes to annotated cells, to vote beside models: annotate --model [model,genes.npz].
+
+    Parameters
+    ----------
+    input
+        Table with annotated cells: .h5ad, .h5mu or .zarr.  It is read in blocks.
+    label_key
+        Column of ``obs`` with the types; cells without one are left out.
+    output
+        File for the classifier, .npz.
+    overwrite
+        Replace the output if it exists.
+    layer
+        Key of ``layers`` with counts or log1p values; none takes ``X``.
+    genes
+        Column of ``var`` with the names of the genes; none takes ``var_names``.
+    duplicates
+        What to do with several columns of one name: ``most_counts`` or ``first`` reads one of them, ``error`` refuses.
+    modality
+        Which modality of a MuData to read.
+    n_genes
+        Genes of the largest variance to look at.
+    n_cells
+        Most cells to fit to; of more, so many are drawn, of rare types up to 50 each.
+    strength
+        Inverse of the penalty on weights.
+    rng
+        Seed of the draw.
+    """
+    path = check_report(output, overwrite=overwrite, endings=(".npz",), what="the classifier")
+    with open_table(input, modality=modality) as table:
+        classifier = fit_gene_classifier(
+            table,
+            label_key=label_key,
+            layer=layer,
+            genes=genes,
+            duplicates=duplicates,
+            n_genes=n_genes,
+            n_cells=n_cells,
+            strength=strength,
+            rng=rng,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    classifier.save(path)
+    logger.info("Wrote %r to %s.", classifier, path)
 
 
 def evaluate_annotation(
@@ -122,7 +198,7 @@ def evaluate_annotation(
     input
         Table with cells: .h5ad, .h5mu or .zarr.
     model
-        Result of `finetune --task annotate`.
+        Result of `finetune --task annotate`, or several, whose answers are averaged, as ``[one,two,genes.npz]``.
     label_key
         Column of ``obs`` with the true types; cells without one do not count.
     output
@@ -431,11 +507,11 @@ def _json(table: pd.DataFrame, path: Path) -> None:
     path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
-def check_report(output: str, *, overwrite: bool, endings: Sequence[str]) -> Path:
-    """A file for a table of scores, which is refused before any work where it could not be written."""
+def check_report(output: str, *, overwrite: bool, endings: Sequence[str], what: str = "scores") -> Path:
+    """A file for a result, which is refused before any work where it could not be written."""
     path = as_path("output", output)
     if path.suffix not in endings:
-        raise ValueError(f"Expected a file for scores that ends in {' or '.join(endings)}, found {output!r}.")
+        raise ValueError(f"Expected a file for {what} that ends in {' or '.join(endings)}, found {output!r}.")
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"Expected an output that does not exist yet, found {output!r}. Pass --overwrite to replace it."

@@ -375,21 +375,38 @@ def _made(description: str, dim: int) -> Any:
         ) from None
 
 
-def _bytes_of_a_cell(index: Any) -> int | None:
-    """What a cell takes in memory: its code, and its number in a list; ``None`` where faiss does not know."""
-    inverted = _inverted(index)
-    if inverted is not None:
-        return int(inverted.code_size) + 8
+def _size_of(index: Any, n: int) -> int | None:
+    """Bytes in memory of an index of so many cells: codes, numbers in lists, links of a graph, and centres.
+
+    ``None`` where faiss does not know.
+    """
+    faiss = _faiss()
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _size_of(index.index, n)
+    if isinstance(index, faiss.IndexRefine):
+        return _sum(_size_of(index.base_index, n), _size_of(index.refine_index, n))
+    if isinstance(index, faiss.IndexIVF):
+        return _sum(n * (int(index.code_size) + 8), _size_of(index.quantizer, index.nlist))
+    if isinstance(index, faiss.IndexHNSW):
+        lowest, other = (index.hnsw.nb_neighbors(level) for level in (0, 1))
+        # One cell in `other` reaches the next level, and so on; a link takes four bytes, the place of a cell's links twelve.
+        links = 4 * (lowest + other / (other - 1)) + 12
+        return _sum(_size_of(index.storage, n), round(n * links))
     try:
-        return int(index.sa_code_size())
+        return n * int(index.sa_code_size())
     except RuntimeError:
         return None
 
 
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
+
+
 def _say_size(index: Any, n: int, description: str) -> None:
     """Say what an index will take before it is built."""
-    each, there = _bytes_of_a_cell(index), _memory()
-    if each is None or (size := n * each) < _MUCH:
+    size, there = _size_of(index, n), _memory()
+    if size is None or size < _MUCH:
         return
     logger.info("The index %r of %s cells takes about %.1f GB of memory.", description, f"{n:,}", size / 1e9)
     if there is not None and size > there:

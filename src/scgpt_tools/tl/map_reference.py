@@ -16,10 +16,11 @@ from scgpt_tools._validate import check_choice
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.modalities import cell_columns
 from scgpt_tools.data.rows import slots_of
+from scgpt_tools.data.stores import SUFFIXES, open_table
 from scgpt_tools.data.writing import check_new_key, check_writable
 from scgpt_tools.metrics.mapping import Vote, vote
 from scgpt_tools.models.atlas import AtlasIndex, is_atlas
-from scgpt_tools.models.reference import Backend, ReferenceIndex
+from scgpt_tools.models.reference import ABOUT, Backend, ReferenceIndex
 from scgpt_tools.tl._labels import check_unassigned, write_labels
 from scgpt_tools.tl._spaces import COLUMNS, check_same_space, embedding_of, empty_cells
 from scgpt_tools.tl.index_reference import N_HELD_OUT, index_reference
@@ -67,10 +68,11 @@ def map_reference(
     query
         Embedded cells.
     reference
-        Embedded cells with known types, or what :func:`index_reference` made of them, or the folder that this was saved
-        to, which may be an index of scGPT's own (``index.faiss``, ``meta.h5ad``, ``index_config.json``).
+        Embedded cells with known types, as a table or its file (``.h5ad``, ``.h5mu`` or ``.zarr``), or what
+        :func:`index_reference` made of them, or the folder that this was saved to, which may be an index of scGPT's own
+        (``index.faiss``, ``meta.h5ad``, ``index_config.json``).
     label_key
-        Column of ``obs`` of the reference with the types; an index has them already.
+        Column of ``obs`` of a table with the types, which it needs; an index has them already.
     batch_key
         Column of ``obs`` of the reference with batches, such as donors or data sets, of which held-out cells are mapped to
         others, for ``calibrate`` and ``reject``: what is right within a batch is not within another.  An index has this
@@ -247,8 +249,12 @@ def _open_reference(
     reference: Any, label_key: str | None, batch_key: str | None, use_rep: str, modality: str | None, n_held_out: int
 ) -> Index:
     if isinstance(reference, str | PathLike):
-        folder = as_path("reference", reference)
-        reference = AtlasIndex.load(folder) if is_atlas(folder) else ReferenceIndex.load(folder)
+        path = as_path("reference", reference)
+        if path.suffix in SUFFIXES and not (path.is_dir() and (is_atlas(path) or (path / ABOUT).is_file())):
+            with open_table(path, modality=modality, embeddings=True) as table:
+                # Of a MuData the modality itself.
+                return _open_reference(table, label_key, batch_key, use_rep, None, n_held_out)
+        reference = AtlasIndex.load(path) if is_atlas(path) else ReferenceIndex.load(path)
     if isinstance(reference, ReferenceIndex | AtlasIndex):
         if label_key is not None:
             raise ValueError(
@@ -262,7 +268,7 @@ def _open_reference(
         return reference
     if not hasattr(reference, "obsm"):
         raise TypeError(
-            f"Expected `reference` to be a table of cells, an index or its folder, found {type(reference).__name__}."
+            f"Expected `reference` to be a table of cells or its file, an index or its folder, found {type(reference).__name__}."
         )
     if label_key is None:
         columns = [str(column) for column in cell_columns(slots_of(reference, modality)).columns]

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.classes import UNKNOWN
-from scgpt_tools.metrics.annotation import score_annotation
+from scgpt_tools.metrics.annotation import agreement
 from scgpt_tools.models.calibration import draw_cells
 from scgpt_tools.models.gene_classifier import N_GENES, GeneClassifier, log_normalised, variable_columns
 from scgpt_tools.tokens.units import describe_values
@@ -112,7 +112,7 @@ def _plain_answers(
 
 
 def _scores(true: NDArray[np.int64], found: NDArray[np.int64]) -> dict[str, float]:
-    scores = score_annotation(true.astype(str), found.astype(str))
+    scores = agreement(true.astype(str), found.astype(str))
     return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1, "cells": len(true)}
 
 

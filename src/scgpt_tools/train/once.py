@@ -29,7 +29,7 @@ def by_first_process(find: Callable[[], Found]) -> Found:
         except Exception as error:  # noqa: BLE001 - the others wait for an answer, whatever it is
             outcome[1] = error
     dist.broadcast_object_list(outcome, src=0)
-    found, error = outcome
-    if error is not None:
-        raise error
-    return found  # type: ignore[no-any-return]
+    found, failure = outcome
+    if failure is not None:
+        raise failure
+    return found
