@@ -168,15 +168,18 @@ def _finetuning(said: Said, given: Given) -> Tree:
     said.read.add("finetune.head.output_dim")
     if said["finetune.head.hidden_dim"] is not None:
         said.note("finetune.head.hidden_dim", "the head is that of the model")
-    epochs = said["finetune.freeze_backbone_epochs"]
-    if said["finetune.freeze_backbone"] or epochs:
-        options["freeze"] = "backbone"
-    if epochs:
-        options["unfreeze_after"] = epochs
-    if said["finetune.lora.enabled"]:
+    epochs, adapted = said["finetune.freeze_backbone_epochs"], said["finetune.lora.enabled"]
+    if adapted:
         options["lora"] = lora_of(said)
+        for key in ("finetune.freeze_backbone", "finetune.freeze_backbone_epochs"):
+            if said[key]:
+                said.note(key, "beside adapters the backbone is frozen to the end")
     else:
         said.read |= {key for key in KEYS if key.startswith("finetune.lora.")}
+        if said["finetune.freeze_backbone"] or epochs:
+            options["freeze"] = "backbone"
+        if epochs:
+            options["unfreeze_after"] = epochs
     checkpoint = said["finetune.checkpoint_path"]
     if checkpoint and _value_of(given, "model") is None:
         options["model"] = checkpoint
