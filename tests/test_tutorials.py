@@ -78,6 +78,7 @@ RESULTS = {
         "weighted": scores.means()["mse_weighted"].to_dict(),
         "metrics": sorted(set(scores.table["metric"])),
         "screened": effects.shape,
+        "cells": distances.to_dict("index"),
     }""",
     "gene_texts": """{
         "measured": "simulated" not in adata.uns,
@@ -248,9 +249,18 @@ def test_a_generator_beats_no_change_where_something_changes():
 
 def test_a_benchmark_holds_baselines_ceiling_and_cells():
     found = results("perturbation")
-    assert {"generator", "no_change", "perturbed_mean", "additive", "linear", "ceiling"} <= set(found["unseen"])
+    rows = {"no_change", "perturbed_mean", "additive", "linear", "kernel", "shrunken_mean", "ceiling"}
+    assert rows | {"generator"} <= set(found["unseen"])
     assert {"energy", "mmd", "mse", "discrimination_l1"} <= set(found["metrics"])
     assert found["screened"][0] >= 9
+
+
+def test_shifted_controls_vary_as_cells_do_and_those_of_a_generator_do_not():
+    cells = results("perturbation")["cells"]
+    generated, shifted = cells["generator"], cells["generator, shifted"]
+    assert generated["variance"] < 0.5
+    assert 0.7 < shifted["variance"] < 1.3
+    assert shifted["energy"] < generated["energy"]
 
 
 def test_texts_reach_a_model_that_learns_and_the_ablation_has_every_arm():
