@@ -154,7 +154,9 @@ def test_values_and_genes_of_the_checkpoint_count(tmp_path, checkpoint):
 
 def test_adapters_and_regression(tmp_path, checkpoint):
     words = ["--checkpoint", checkpoint, "--finetune.lora.enabled", "true", "--finetune.head.task", "regression"]
-    with pytest.warns(UserWarning, match="freeze_backbone_epochs: 2 .beside adapters the backbone is frozen to the end"):
+    with pytest.warns(
+        UserWarning, match="freeze_backbone_epochs: 2 .beside adapters the backbone is frozen to the end"
+    ):
         options = read("finetune", TUNE, tmp_path, *words, "--finetune.lora.target_modules", "[linear1]")
     assert not {"freeze", "unfreeze_after"} & set(options)
     assert options["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": ["expand"]}
