@@ -68,3 +68,14 @@ def test_figures_end_as_in_scanpy(table, monkeypatch):
 def test_an_empty_table_is_refused():
     with pytest.raises(ValueError, match=r"found shape \(0, 0\)"):
         sct.pl.scores(pd.DataFrame())
+
+
+@pytest.mark.parametrize("wrong", ["cells.h5ad", None, [1, 2]])
+def test_what_is_no_table_is_refused_with_where_one_comes_from(wrong):
+    with pytest.raises(TypeError, match=r"table of scores, found \w+. Pass what `tl.score_embedding` returns"):
+        sct.pl.scores(wrong)
+
+
+def test_columns_that_are_no_scores_are_named(table):
+    with pytest.raises(TypeError, match=r"found \['cell_type'\], which hold no numbers"):
+        sct.pl.scores(table.assign(cell_type="T"))

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._docs import shared_docs
@@ -15,7 +16,6 @@ from scgpt_tools.pl._style import axes, check_colours, finish
 if TYPE_CHECKING:
     from os import PathLike
 
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -56,15 +56,23 @@ def scores(
 
     Raises
     ------
+    TypeError
+        If it is no table, or one with columns that are no numbers.
     ValueError
         If the table has no rows, or no scores.
     """
     check_arguments(scores, locals())
     check_colours(cmap)
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(
+            f"Expected `table` to be a table of scores, found {type(table).__name__}. Pass what `tl.score_embedding` returns."
+        )
     if table.empty:
         raise ValueError(f"Expected a table with scores, found shape {table.shape}.")
     # What was not asked for, such as kBET, says nothing.
     table = table.dropna(axis="columns", how="all")
+    if others := [str(name) for name, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]:
+        raise TypeError(f"Expected columns of scores, found {others[:5]}, which hold no numbers. Leave them out.")
     if table.empty:
         raise ValueError("Expected scores, found none: every column is empty.")
     if sort:
