@@ -18,6 +18,7 @@ from scgpt_tools.nn.output import CellOutput
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from scgpt_tools.objectives.profiles import ProfileSums
     from scgpt_tools.tokens.batch import TokenBatch
 
 View: TypeAlias = Literal["first", "again", "from_cell"]
@@ -66,5 +67,9 @@ class Objective(OneOf, ABC):
         """Compute the term, a scalar, from outputs by view and the batch that they belong to."""
 
     def measures(self, views: Views, batch: TokenBatch) -> dict[str, Tensor]:
-        """Numbers to report beside the loss, such as an accuracy: those of ``reports``."""
+        """Numbers to report beside the loss, such as an accuracy: those of ``reports`` that are means over cells."""
         return {}
+
+    def collector(self) -> ProfileSums | None:
+        """What sees all validation cells, for ``reports`` that are no means over cells; ``None`` without such."""
+        return None

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scgpt_tools._validate import check_number
 from scgpt_tools.nn.losses import masked_huber, masked_mse, negative_log_bernoulli
 from scgpt_tools.objectives.base import Objective, View, Views
+from scgpt_tools.objectives.profiles import MEASURES, ProfileSums
 from scgpt_tools.objectives.ranks import part_of_mean, share_of_mean
 
 if TYPE_CHECKING:
@@ -181,38 +182,22 @@ class PerturbedExpression(ExpressionError):
     """Predict expression after a perturbation, at every real token.
 
     Mean squared error over all real places; nothing is hidden, the input is another cell.  Most of it is what cells of
-    one condition differ by among each other, which no model can know, so it also reports the squared error of the mean
-    profile of the minibatch, and the correlation of mean profiles and of their change from the input.  The former is
-    near 1 for a prediction of no change.
+    one condition differ by among each other, which no model can know, so it also reports the squared error of mean
+    profiles of conditions, and the correlation of mean profiles and of their change from the input: each over all
+    validation cells, averaged over conditions.  The former correlation is near 1 for a prediction of no change.
     """
 
     name: ClassVar[str] = "perturbed_expression"
     heads: ClassVar[tuple[str, ...]] = ("expression",)
-    reports: ClassVar[tuple[str, ...]] = ("profile_error", "profile_correlation", "change_correlation")
+    reports: ClassVar[tuple[str, ...]] = MEASURES
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean squared error over real tokens."""
         return self._mean(views["first"]["expression"], batch.require("target"), batch.mask)
 
-    def measures(self, views: Views, batch: TokenBatch) -> dict[str, Tensor]:
-        """Of the means over cells, gene by gene: squared error, averaged over genes, and correlations."""
-        sides = (views["first"]["expression"].float(), batch.require("target"), batch.values.float())
-        genes, place = batch.genes[batch.mask].unique(return_inverse=True)
-        sizes = place.bincount(minlength=len(genes))
-        found, true, before = (
-            torch.zeros(len(genes), device=place.device).index_add(0, place, side[batch.mask]) / sizes for side in sides
-        )
-        return {
-            "profile_error": (found - true).square().mean(),
-            "profile_correlation": _correlation(found, true),
-            "change_correlation": _correlation(found - before, true - before),
-        }
-
-
-def _correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Of two vectors; 0 where one of them is constant."""
-    x, y = x - x.mean(), y - y.mean()
-    return (x * y).sum() / (x.norm() * y.norm()).clamp(min=torch.finfo(x.dtype).tiny)
+    def collector(self) -> ProfileSums:
+        """Sums by condition and gene."""
+        return ProfileSums()
 
 
 def _hidden_zeros(nonzero: Tensor, batch: TokenBatch) -> Tensor:

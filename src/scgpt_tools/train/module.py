@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.nn.output import CellOutput
     from scgpt_tools.objectives.base import Objective, View
+    from scgpt_tools.objectives.profiles import ProfileSums
     from scgpt_tools.tokens.batch import TokenBatch
 
 
@@ -51,6 +52,7 @@ class CellModule(lightning.LightningModule):
         self.optimizer_config = optimizer
         self.seed = seed
         self.epoch_means = EpochMeans()
+        self._collectors: list[ProfileSums] = []
         self.run: str | None = None
         """Name of the run, which its checkpoints are marked with."""
 
@@ -77,6 +79,20 @@ class CellModule(lightning.LightningModule):
             raise LossNotFiniteError(self._failure(terms, batch, views["first"], validating=True))
         measures = {name: value for objective in objectives for name, value in objective.measures(views, batch).items()}
         self.log_dict(_named("validation", loss, terms | measures), batch_size=len(batch), sync_dist=True)
+        for collector in self._collectors:
+            collector.add(views, batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to collect anew."""
+        found = (objective.collector() for objective in self.objectives)
+        self._collectors = [collector for collector in found if collector is not None]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what is computed from all validation cells of all processes together."""
+        for collector in self._collectors:
+            measures = {f"validation_{name}": value for name, value in collector.gathered().measures().items()}
+            self.log_dict(measures, sync_dist=True)
+        self._collectors = []
 
     def _terms(self) -> list[Objective]:
         """Loss terms as they are in this epoch."""
