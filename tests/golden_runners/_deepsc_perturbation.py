@@ -80,44 +80,69 @@ def run_steps(folder: Path, case: dict) -> None:
     given, generation = case["call_args"], GENERATIONS[case["variant"]]
     model = build(case, weights, generation=generation)
     without_dropout(model)
-    numbers = generation == "v2"
-    accumulate, steps = given.get("grad_acc", 1), sum(name.startswith("x") for name in inputs)
-    assert given["include_zero_gene"] == "all"
+    numbers, ids = generation == "v2", inputs["gene_ids"]
+    length = given.get("max_seq_len" if numbers else "data_length")
     parameters = list(model.cell_model.parameters())
     optimizer = torch.optim.Adam(parameters, lr=float(given["optimizer"].split("=")[1]))
-    ids, batches = inputs["gene_ids"], []
-    for number in range(steps):
-        x = inputs[f"x{number}"][:, 0].reshape(len(given["pert"]), -1)
-        y, known = inputs[f"y{number}"], (ids != 0).float() if numbers else torch.ones(len(ids))
-        flags = perturbation_flags(given["pert"], given["genes"])
-        batch = {"normalized_expr": x * known, "input_pert_flags": flags}
+    steps = range(sum(name.startswith("x") for name in inputs))
+    # Conditions are those of every minibatch, or there is a list for each.
+    perts = [given["pert"][step] if isinstance(given["pert"][0], list) else given["pert"] for step in steps]
+    before = [inputs[f"x{step}"][:, 0].reshape(len(perts[step]), -1) for step in steps]
+    flags = [perturbation_flags(each, given["genes"]) for each in perts]
+    known = (ids != 0).float() if numbers else torch.ones(len(ids))
+    after = [inputs[f"y{step}"] * known for step in steps]
+    if not numbers:
+        for step in steps:
+            close(linear_bins(before[step], before[step] > 0, 5), expected[f"bins{step}"], "exact", "bins")
+            close(flags[step], expected["flags"][step], "exact", "flags")
+    if "torch_manual_seed" in given:
+        torch.manual_seed(given["torch_manual_seed"])
+
+    def forward(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns that take part, and what becomes of them."""
+        columns = selected_columns(before[step], given["include_zero_gene"])
+        if length is not None and len(columns) > length:
+            # The original takes numbers of the selected columns for columns.
+            columns = torch.randperm(len(columns))[:length]
+        values = (before[step] * known)[:, columns]
+        batch = {"normalized_expr": values, "input_pert_flags": flags[step][:, columns]}
         if not numbers:
-            batch["expression_bin"] = linear_bins(x, x > 0, 5)
-            close(batch["expression_bin"], expected[f"bins{number}"], "exact", "bins")
-            close(flags, expected["flags"][number], "exact", "flags")
-        batches.append((ids.expand(len(x), -1), batch, y * known))
+            batch["expression_bin"] = linear_bins(values, values > 0, 5)
+        tokens = map_raw_id_to_vocab_id(columns, ids).expand(len(values), -1)
+        return columns, model.output(tokens, **batch)["expression"]
+
+    def predict(step: int) -> torch.Tensor:
+        if numbers:
+            cells = SimpleNamespace(x=inputs[f"x{step}"], pert=perts[step])
+            options = {"include_zero_gene": given["include_zero_gene"], "gene_ids": ids, "genes": given["genes"]}
+            return model.pred_perturb(cells, **options)
+        columns, found = forward(step)
+        predicted = before[step].clone()
+        predicted[:, columns] = found
+        return predicted
 
     def evaluate() -> None:
         model.eval()
         with torch.no_grad():
-            predicted = torch.cat([model.output(genes, **batch)["expression"] for genes, batch, _ in batches])
+            predicted = torch.cat([predict(step) for step in steps])
         model.train()
-        truth = torch.cat([target for _, _, target in batches])
-        de = torch.tensor(given["de_idx"]).flatten(0, 1)
+        truth, de = torch.cat(after), torch.tensor(given["de_idx"]).flatten(0, 1)
         found = {"pred": predicted, "truth": truth, "pred_de": predicted.gather(1, de), "truth_de": truth.gather(1, de)}
         for name, tensor in found.items():
-            close(tensor, expected[f"eval.{name}"], tolerance(case, name), f"eval {name}")
-        assert given["pert"] * steps == case["expected"]["pert_cat"]
+            close(tensor, expected[f"eval.{name}"].to(tensor.dtype), tolerance(case, name), f"eval {name}")
+        assert sum(perts, []) == case["expected"]["pert_cat"]
 
     if not numbers:
         evaluate()
-    losses, norms = [], []
+    losses, norms, accumulate = [], [], given.get("grad_acc", 1)
     model.train()
-    for number, (genes, batch, target) in enumerate(batches, start=1):
-        loss = F.mse_loss(model.output(genes, **batch)["expression"], target)
+    for step in steps:
+        columns, predicted = forward(step)
+        loss = F.mse_loss(predicted, after[step][:, columns])
         losses.append(loss.detach())
         (loss / accumulate).backward()
-        if number % accumulate and number < steps:
+        last = step == steps[-1] and len(norms) < len(expected["grad_norms"])
+        if (step + 1) % accumulate and not last:
             continue
         if not norms:
             for name, tensor in expected.items():
