@@ -187,7 +187,7 @@ def test_base_models_become_models_of_perturbations():
     assert "embedder.values.first.weight" in second.cell_model.transfer.missing
 
 
-def test_usage_of_experts_is_counted_in_training_only():
+def test_usage_of_experts_is_counted_in_training_only(capsys):
     model = model_of("experts")
     call(model)
     assert all(stats["total_tokens"] == 0 for stats in model.get_all_moe_stats().values())
@@ -197,7 +197,13 @@ def test_usage_of_experts_is_counted_in_training_only():
     assert sum(stats["expert_usage_ratio"]) == pytest.approx(1)
     (router,) = routers(model.cell_model).values()
     router.picks[:] = torch.tensor([35.0, 1, 0])
-    assert list(model.check_moe_collapse().values()) == [True]
+    ((name, result),) = model.check_moe_collapse().items()
+    assert name == "expression_layer_0_expr_ffn"
+    assert result["is_collapsed"]
+    assert result["collapse_ratio"] == pytest.approx(35 / 36)
+    assert model.print_moe_collapse_report()
+    assert f"{name}: collapsed" in capsys.readouterr().out
+    assert not model.print_moe_collapse_report(threshold=1.0)
     model.reset_all_moe_stats()
     assert router.usage().total == 0
     assert model_of("single").get_all_moe_stats() == {}

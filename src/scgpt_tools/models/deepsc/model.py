@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools.models.config import ModelConfig
     from scgpt_tools.models.formats.deepsc_config import Generation
+    from scgpt_tools.nn.mixture import Router
     from scgpt_tools.nn.output import CellOutput
 
 _INPUTS: dict[str, tuple[str, ...]] = {
@@ -363,9 +364,9 @@ class DeepSCModel(_Door):
     # ------------------------------------------------------------------ usage of experts
 
     def get_all_moe_stats(self) -> dict[str, dict[str, Any]]:
-        """How often each expert of each feed-forward part was picked in training, by the name of the part."""
+        """How often each expert of each feed-forward part was picked in training, by the original's name of the part."""
         found = {}
-        for name, router in routers(self.cell_model).items():
+        for name, router in self._routers.items():
             usage = router.usage()
             found[name] = {
                 "expert_usage_ratio": list(usage.ratio),
@@ -378,14 +379,48 @@ class DeepSCModel(_Door):
             }
         return found
 
-    def check_moe_collapse(self, threshold: float = COLLAPSED) -> dict[str, bool]:
-        """Whether one expert has more than a share of the picks, by the name of the part."""
-        return {name: router.usage().largest > threshold for name, router in routers(self.cell_model).items()}
+    def check_moe_collapse(self, threshold: float = COLLAPSED) -> dict[str, dict[str, Any]]:
+        """Whether one expert has more than a share of the picks.
+
+        Returns
+        -------
+        By the name of the part ``is_collapsed``, and ``collapse_ratio``, ``entropy`` and ``expert_usage_ratio`` of
+        :meth:`get_all_moe_stats`.
+        """
+        kept = ("collapse_ratio", "entropy", "expert_usage_ratio")
+        return {
+            name: {"is_collapsed": stats["collapse_ratio"] > threshold} | {key: stats[key] for key in kept}
+            for name, stats in self.get_all_moe_stats().items()
+        }
+
+    def print_moe_collapse_report(self, threshold: float = COLLAPSED) -> bool:
+        """Print what :meth:`check_moe_collapse` finds, collapsed parts first; returns whether there are any."""
+        found = self.check_moe_collapse(threshold)
+        if not found:
+            print("No part of this model has experts to choose from.")
+            return False
+        collapsed = sum(result["is_collapsed"] for result in found.values())
+        print(f"{collapsed} of {len(found)} parts collapsed: one expert has more than {threshold:g} of the picks.")
+        for name, result in sorted(found.items(), key=lambda item: not item[1]["is_collapsed"]):
+            shares = ", ".join(f"{share:.3f}" for share in result["expert_usage_ratio"])
+            state = "collapsed" if result["is_collapsed"] else "healthy"
+            print(f"  {name}: {state}; shares of the experts {shares}; entropy {result['entropy']:.4f}")
+        return collapsed > 0
 
     def reset_all_moe_stats(self) -> None:
         """Count from 0 again."""
-        for router in routers(self.cell_model).values():
+        for router in self._routers.values():
             router.reset()
+
+    @property
+    def _routers(self) -> dict[str, Router]:
+        """Routers by the original's names, such as ``expression_layer_3_expr_ffn``."""
+        found = {}
+        for name, router in routers(self.cell_model).items():
+            (theirs,) = self.named({f"{name}.picks": router.picks})
+            stack, number = theirs.split(".")[:2]
+            found[f"{stack.removesuffix('s')}_{number}_expr_ffn"] = router
+        return found
 
 
 def perturbation_flags(conditions: Sequence[str], genes: Sequence[str]) -> Tensor:
