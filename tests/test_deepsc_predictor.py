@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,8 @@ import scgpt_tools as sct
 from scgpt_tools.cli import main
 from scgpt_tools.deepsc import PredictorArguments
 from scgpt_tools.models import CellModel, DeepSCModel
+from scgpt_tools.models.formats.deepsc import to_deepsc
+from scgpt_tools.models.formats.deepsc_training import load_optimizer, optimizer_to_deepsc
 from screen_tables import screen
 
 pytestmark = pytest.mark.filterwarnings("ignore:The predictions of model are nearly the same")
@@ -53,9 +56,11 @@ def test_training_writes_what_the_original_does(cells, table, tmp_path, generati
     assert {"pearson", "pearson_delta", "mse", "frac_correct_direction_20"} <= set(scores)
     assert any(name.startswith("test_") and name.endswith("_pearson_top20_de_non_dropout") for name in scores)
     assert set(json.loads((out / "test_metrics.json").read_text())) == set(scores)
-    kept = torch.load(out / "checkpoints" / "best_model.pt", weights_only=True)["model"]
-    assert "pert_encoder.weight" in kept
-    assert torch.load(out / "checkpoints" / "epoch_1.pt", weights_only=True)["epoch"] == 1
+    kept = torch.load(out / "checkpoints" / "best_model.pt", weights_only=True)
+    assert "pert_encoder.weight" in kept["model"]
+    assert kept["epoch"] == 1
+    (group,) = kept["optimizer"]["param_groups"]
+    assert len(group["params"]) == len(kept["model"])
     (figure,) = predictor.plot_predictions()
     assert figure.stat().st_size > 1000
     profiles = predictor.predict([[gene]], pool_size=5)
@@ -68,6 +73,35 @@ def test_training_writes_what_the_original_does(cells, table, tmp_path, generati
         device="cpu",
     )
     assert again.config.family == "deepsc_perturbation"
+
+
+def test_checkpoints_are_read_again_with_the_state_of_the_optimiser(cells, table, tmp_path, monkeypatch):
+    network = DeepSCModel(16, cells.n_vars - 1, **SIZES)
+    first = sct.PerturbationPredictor(arguments(table, tmp_path, epoch=2), None, network, cells)
+    first.train()
+    folder = tmp_path / "out" / "checkpoints"
+    best = torch.load(folder / "best_model.pt", weights_only=True)
+    weights = {name: tensor.cpu() for name, tensor in to_deepsc(first.tuned.state_dict(), first.tuned.config).items()}
+    torch.testing.assert_close(best["model"], weights)
+    again = sct.PerturbationPredictor(arguments(table, tmp_path), None, network, cells)
+    again.load(folder / "best_model.pt")
+    pert = [next(name for name in cells.obs["condition"] if name != "ctrl").split("+")[0]]
+    np.testing.assert_allclose(*(next(iter(each.predict([pert]).values())) for each in (first, again)), rtol=1e-5)
+    moments = []
+    monkeypatch.setattr(
+        "scgpt_tools.deepsc.load_optimizer",
+        lambda optimizer, model, state: (
+            load_optimizer(optimizer, model, state),
+            moments.append(deepcopy(optimizer_to_deepsc(optimizer, model)["state"])),
+        ),
+    )
+    again.train()
+    torch.testing.assert_close(moments, [best["optimizer"]["state"]])
+    with pytest.raises(ValueError, match="state of an optimiser of"):
+        load_optimizer(torch.optim.Adam(network.parameters()), network.cell_model, best["optimizer"])
+    torch.save({"model": network.state_dict()}, tmp_path / "base.pt")
+    with pytest.raises(ValueError, match=r"pert_encoder.*`pretrained_model_path`"):
+        again.load(tmp_path / "base.pt")
 
 
 def test_the_command_does_the_same(cells, table, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,15 +22,18 @@ from scgpt_tools.config import from_dict
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.deepsc.model import DeepSCModel
 from scgpt_tools.models.deepsc.vocabulary import matching_report
-from scgpt_tools.models.formats.deepsc import to_deepsc
+from scgpt_tools.models.formats.deepsc import from_deepsc, to_deepsc
+from scgpt_tools.models.formats.deepsc_training import load_optimizer, optimizer_to_deepsc
 from scgpt_tools.models.formats.tensors import read_contents
 from scgpt_tools.screens.conditions import control_mask, read_conditions
 from scgpt_tools.tokens.gene_tables import read_gene_table
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.train.finetune import finetune
+from scgpt_tools.train.starting import perturbation_config, perturbation_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from os import PathLike
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -42,6 +45,7 @@ _TWICE = ("gears_pearson", "gears_pearson_de", "gears_pearson_delta")
 _LAYERS = ("layers.", "gene_self_attention_layers.", "cross_attention_layers.", "expression_layers.")
 # Arguments of the original's command that the model has been made of, or that nothing depends on.
 _NOT_OURS = ("embedding_dim", "num_layers", "num_heads", "hidden_dim", "log_interval")
+_MONITOR = "validation_profile_correlation"
 _CELLS = ("perturb_processed.h5ad", "cells.h5ad")
 
 
@@ -135,21 +139,26 @@ class PerturbationPredictor:
             pp.perturbation_split(self.adata, self.args.split, rng=1)
         self.output = as_path("output_dir", self.args.output_dir or f"save/perturb_{self.args.data_name}")
         self.tuned: CellModel | None = None
-        """The model after :meth:`train`."""
+        """The model after :meth:`train` or :meth:`load`."""
+        self._optimizer: dict[str, Any] | None = None
 
     def train(self) -> dict[str, float]:
         """Fine-tune, and write checkpoints and scores.
 
+        After :meth:`load` the training starts from what was loaded, with its optimiser's moments; rate and epochs are
+        those of the arguments.
+
         Returns
         -------
         Scores of the test conditions, as ``test_metrics.json`` of the output folder has them:
-        ``checkpoints/epoch_n.pt`` and ``checkpoints/best_model.pt`` are beside it.
+        ``checkpoints/epoch_n.pt`` and ``checkpoints/best_model.pt`` are beside it, with ``model``, ``optimizer`` and
+        ``epoch`` in the original's names and order of parameters.
         """
         args, checkpoints = self.args, self.output / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
         self.tuned = finetune(
             self.adata,
-            self.model,
+            self.model if self.tuned is None else self.tuned,
             task="perturb",
             genes=self._genes,
             include=args.include_zero_gene,
@@ -166,15 +175,57 @@ class PerturbationPredictor:
             step_epochs=args.schedule_interval,
             clip=1.0,
             patience=args.early_stop,
-            monitor="validation_profile_correlation",
+            monitor=_MONITOR,
             mode="max",
             rng=args.seed,
             precision="auto" if args.amp else "fp32",
-            callbacks=[_saving(checkpoints)],
+            callbacks=[_saving(checkpoints, self._optimizer)],
             **self._devices(),
         )
-        self._save(checkpoints / "best_model.pt", self.tuned)
+        self._optimizer = None
+        best = torch.load(checkpoints / f"epoch_{_best_epoch(self.tuned)}.pt", weights_only=True)
+        replace_file(checkpoints / "best_model.pt", lambda aside: torch.save(best, aside))
         return self.evaluate()
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Take the weights of a checkpoint that :meth:`train` wrote, to use them or to train on.
+
+        Parameters
+        ----------
+        path
+            Such as ``checkpoints/best_model.pt``; a bare state dict has no state of an optimiser to go on with.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it holds other tensors than a trained model of this predictor has.
+        """
+        place, args = as_path("path", path), self.args
+        given = read_contents(place).weights
+        plain = perturbation_config(self.model)
+        tokenizer = replace(
+            plain.tokenizer,
+            genes=args.include_zero_gene,
+            length=args.data_length,
+            overflow="sample",
+            unknown="pad",
+            unmeasured="drop",
+        )
+        tuned = perturbation_model(self.model, dropout=args.dropout, tokenizer=tokenizer)
+        own = to_deepsc(tuned.state_dict(), tuned.config)
+        wrong = sorted(own.keys() ^ given.keys())
+        wrong = wrong or [name for name in own if own[name].shape != given[name].shape]
+        if wrong:
+            raise ValueError(
+                f"Expected the tensors that `train()` of this model writes in {str(place)!r}, found {len(wrong)} missing, too "
+                f"many or of another shape, such as {wrong[:3]}. Pass weights to start from as `pretrained_model_path`."
+            )
+        tuned.load_state_dict(from_deepsc(given, tuned.config)[0])
+        held = torch.load(place, map_location="cpu", weights_only=True) if place.suffix != ".safetensors" else {}
+        self._optimizer = held.get("optimizer")
+        self.tuned = tuned.eval()
 
     def evaluate(self) -> dict[str, float]:
         """Score the test conditions and write ``test_metrics.json``, with means of each subgroup."""
@@ -251,7 +302,7 @@ class PerturbationPredictor:
     @property
     def _trained(self) -> CellModel:
         if self.tuned is None:
-            raise ValueError("Expected a predictor after `train()`, found one before it.")
+            raise ValueError("Expected a predictor after `train()` or `load()`, found one before it.")
         return self.tuned
 
     def _read_cells(self) -> AnnData:
@@ -294,21 +345,31 @@ class PerturbationPredictor:
         kind = torch.device(self.fabric.device).type
         return {"accelerator": "gpu" if kind == "cuda" else kind, "devices": self.fabric.world_size}
 
-    def _save(self, path: Path, model: CellModel, **more: Any) -> None:
-        weights = {name: tensor.cpu() for name, tensor in to_deepsc(model.state_dict(), model.config).items()}
-        replace_file(path, lambda aside: torch.save({"model": weights, **more}, aside))
+
+def _best_epoch(model: CellModel) -> int:
+    """Number of the epoch whose weights a model has, counted from 1."""
+    history = model.history
+    monitored = None if history is None else history.get(_MONITOR)
+    if monitored is None or monitored.isna().all():
+        return 1 if history is None else len(history)
+    return int(np.nanargmax(monitored.to_numpy(dtype=float))) + 1
 
 
-def _saving(folder: Path) -> Any:
-    """A callback that keeps the weights of each epoch."""
+def _saving(folder: Path, optimizer: dict[str, Any] | None) -> Any:
+    """A callback that keeps the state of each epoch, and starts from that of an optimiser."""
     lightning = optional("lightning", extra="train")
 
     class Saving(lightning.Callback):  # type: ignore[name-defined]
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            if optimizer is not None:
+                load_optimizer(trainer.optimizers[0], module.model, optimizer)
+
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             if trainer.is_global_zero:
                 number, model = trainer.current_epoch + 1, module.model
                 weights = {name: tensor.cpu() for name, tensor in to_deepsc(model.state_dict(), model.config).items()}
-                content = {"model": weights, "epoch": number}
+                state = optimizer_to_deepsc(trainer.optimizers[0], model)
+                content = {"model": weights, "optimizer": state, "epoch": number}
                 replace_file(folder / f"epoch_{number}.pt", lambda aside: torch.save(content, aside))
 
     return Saving()
