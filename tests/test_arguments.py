@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
+from scgpt_tools import metrics
 from scgpt_tools._arguments import check_arguments, renamed
 
 if TYPE_CHECKING:
@@ -74,3 +75,22 @@ def test_a_table_or_a_model_in_a_wrong_place_names_its_place():
     with pytest.raises(TypeError, match=r"found str 'cells.h5ad'\. Read it first: anndata.read_h5ad\('cells.h5ad'\)"):
         placed("cells.h5ad", "G0", _Model())
     placed(adata, "G0", _Model())
+
+
+ARRAYS = [
+    name
+    for name in metrics.__all__
+    if inspect.isfunction(getattr(metrics, name))
+    # Anything that gives rows.
+    and name != "differential_expression"
+]
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_cells_are_refused_by_metrics_which_take_arrays(name):
+    function = getattr(metrics, name)
+    first, *others = inspect.signature(function).parameters.values()
+    rest = [None for other in others if other.default is other.empty and other.kind is not other.KEYWORD_ONLY]
+    words = {other.name: "a" for other in others if other.default is other.empty and other.kind is other.KEYWORD_ONLY}
+    with pytest.raises(TypeError, match=f"Expected `?{first.name}`? .*AnnData"):
+        function(AnnData(np.ones((2, 2))), *rest, **words)

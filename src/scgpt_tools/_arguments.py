@@ -13,6 +13,8 @@ from functools import cache, partial, wraps
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
+import numpy as np
+
 from scgpt_tools import _types
 from scgpt_tools._files import as_path
 from scgpt_tools._validate import (
@@ -188,6 +190,51 @@ def _names(name: str, value: Any) -> None:
         raise TypeError(f"Expected `{name}` to be a text or a list of texts, found {type(value).__name__}.")
 
 
+def _array(name: str, value: Any) -> None:
+    """Numbers or labels in a row or a rectangle; of which kind is seen where they are read."""
+    if (
+        not hasattr(value, "__len__")
+        or isinstance(value, str | bytes | Mapping)
+        or _is_table(value)
+        or np.ndim(value) == 0
+    ):
+        raise TypeError(f"Expected `{name}` to be an array, found {_found(value)}.")
+
+
+def _of_type(name: str, value: Any, *, kind: str, makers: str = "") -> None:
+    """An instance of a class that this module may not know, by its name."""
+    if all(base.__name__ != kind for base in type(value).__mro__):
+        raise TypeError(f"Expected `{name}` to be a {kind}{makers}, found {_found(value)}.")
+
+
+def _frame(name: str, value: Any) -> None:
+    if not hasattr(value, "columns"):
+        raise TypeError(f"Expected `{name}` to be a data frame, found {type(value).__name__}.")
+
+
+def _by_name(name: str, value: Any, *, of: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"Expected `{name}` to be a dictionary with {of} for each name, found {_found(value)}.")
+
+
+def _gene_sets(name: str, value: Any) -> None:
+    if not hasattr(value, "__len__") or isinstance(value, str | Mapping) or _is_table(value):
+        raise TypeError(f"Expected `{name}` to be a list of conditions, each a tuple of genes, found {_found(value)}.")
+    for genes in value:
+        if (
+            isinstance(genes, str)
+            or not isinstance(genes, Iterable)
+            or not all(isinstance(gene, str) for gene in genes)
+        ):
+            raise TypeError(
+                f"Expected each condition in `{name}` to be a tuple of genes, such as ('KLF1',), found {genes!r}."
+            )
+
+
+def _found(value: Any) -> str:
+    return repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+
+
 KINDS: dict[str, Check] = {
     "AnnData": _table,
     "MuData": _mudata,
@@ -198,6 +245,16 @@ KINDS: dict[str, Check] = {
     "HasTokenizer | Vocabulary | str | PathLike[str]": _no_table,
     "VocabularySource": _no_table,
     "str | Iterable[str]": _names,
+    "ArrayLike": _array,
+    "ArrayLike | sp.spmatrix": _array,
+    "NDArray[np.float64]": _array,
+    "Mapping[str, NDArray[np.float64]]": partial(_by_name, of="an array"),
+    "pd.DataFrame": _frame,
+    "TrainingEffects": partial(_of_type, kind="TrainingEffects"),
+    "DifferentialExpression": partial(_of_type, kind="DifferentialExpression", makers=" from differential_expression"),
+    "Truth": partial(_of_type, kind="Truth"),
+    "HeldOutCells": partial(_of_type, kind="HeldOutCells"),
+    "Sequence[GeneSet]": _gene_sets,
     "bool": check_flag,
     "int": check_integer,
     "float": check_number,

@@ -164,15 +164,20 @@ def check_hashable(what: str, values: Any) -> None:
             ) from None
 
 
+def as_numbers(name: str, values: Any) -> NDArray[np.float64]:
+    """Numbers as an array of float64, which may have NaN among them."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Expected `{name}` to be an array of numbers, found {type(values).__name__}.") from error
+
+
 def check_numbers(name: str, values: Any, *, ndim: int | None = None) -> NDArray[np.float64]:
     """Finite numbers as an array of float64, with ``ndim`` dimensions.
 
     ``ndim``: number of dimensions; ``None`` takes any.
     """
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"Expected `{name}` to be an array of numbers, found {type(values).__name__}.") from error
+    array = as_numbers(name, values)
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"Expected `{name}` to be an array of {ndim} dimensions, found one of shape {array.shape}.")
     check_finite(f"`{name}`", array, "Leave these out first.")

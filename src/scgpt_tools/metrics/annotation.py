@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._labels import missing_labels, spelled_labels
 from scgpt_tools._validate import check_choice
 from scgpt_tools._warnings import warn_user
@@ -72,6 +73,7 @@ def score_annotation(
         If truth and prediction have no label in common, or some that differ in case or white space only: labels count as equal
         if they are spelled alike, numbers as text.
     """
+    check_arguments(score_annotation, locals())
     true, guess = _known(truth, predicted)
     _warn_of_spelling(true, guess, unassigned)
     return agreement(true, guess, unassigned=unassigned)
@@ -105,6 +107,7 @@ def class_scores(truth: ArrayLike, predicted: ArrayLike) -> pd.DataFrame:
     -------
     ``precision``, ``recall``, ``f1`` and number of ``cells`` of each class of the truth, indexed by class.
     """
+    check_arguments(class_scores, locals())
     true, guess = _known(truth, predicted)
     _warn_of_spelling(true, guess, "unassigned")
     classes = np.unique(true)
@@ -129,6 +132,7 @@ def confusion_table(truth: ArrayLike, predicted: ArrayLike, *, normalize: Normal
     -------
     One row per true and one column per predicted class; classes that both have come first, in the same order.
     """
+    check_arguments(confusion_table, locals())
     check_choice("normalize", normalize, get_args(Normalize))
     true, guess = _known(truth, predicted)
     rows, found = np.unique(true), np.unique(guess)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_integer, check_number, check_numbers
 from scgpt_tools.metrics.combining import additive, matching_mean, scaled_additive
 from scgpt_tools.metrics.effects import Prediction
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 def no_change(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
     """Predict the control."""
+    check_arguments(no_change, locals())
     return Prediction(np.zeros((len(targets), len(train.genes))), np.zeros(len(targets), dtype=bool))
 
 
@@ -45,6 +47,7 @@ def perturbed_mean(train: TrainingEffects, targets: Sequence[GeneSet], *, by_cel
     -------
     The same effect for every condition.
     """
+    check_arguments(perturbed_mean, locals())
     mean = train.mean(by_cell=by_cell)
     return Prediction(np.tile(mean, (len(targets), 1)), np.zeros(len(targets), dtype=bool))
 
@@ -93,6 +96,7 @@ def linear(
     ValueError
         If no training single has an embedding.
     """
+    check_arguments(linear, locals())
     check_integer("dims", dims)
     check_number("ridge", ridge, above=0)
     if gene_embedding is not None and len(check_numbers("gene_embedding", gene_embedding, ndim=2)) != len(train.genes):
@@ -149,6 +153,7 @@ def predict_baselines(
     Profiles (T, G) by name, and which targets each baseline was informed of.  ``linear`` is left out where no training
     single is measured, ``shrunken_mean`` where ``train`` has no errors.
     """
+    check_arguments(predict_baselines, locals())
     without = set()
     if not set(train.singles()) & set(train.genes):
         without.add("linear")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_integer
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def bin_scores(predicted: ArrayLike, true: ArrayLike, bins: int) -> BinScores:
     >>> metrics.bin_scores([1, 2, 2], [1, 2, 1], bins=2).macro_f1
     0.6666666666666666
     """
+    check_arguments(bin_scores, locals())
     found, known = (np.asarray(side, dtype=np.int64).ravel() for side in (predicted, true))
     size = check_integer("bins", bins) + 1
     if found.size != known.size or not found.size:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_fits, check_integer, check_numbers
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def calibrated_confidence(
     ValueError
         If lengths differ, a number is not finite, or there is no held-out cell.
     """
+    check_arguments(calibrated_confidence, locals())
     new, known = check_numbers("confidence", confidence, ndim=1), check_numbers("held_out", held_out, ndim=1)
     if not known.size:
         raise ValueError("Expected at least one held-out cell, found none.")
@@ -89,6 +91,7 @@ def conformal_p_values(
     ValueError
         If lengths differ, a number is not finite, or there is no held-out cell.
     """
+    check_arguments(conformal_p_values, locals())
     check_integer("min_cells", min_cells)
     new, known = check_numbers("scores", scores, ndim=1), check_numbers("held_out", held_out, ndim=1)
     if not known.size:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools.metrics.effects import Prediction
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ K562 and Cas13d screens of THP-1."""
 
 def matching_mean(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
     """Predict the mean of the single effects, with the perturbed mean for a gene that was not seen alone (Systema)."""
+    check_arguments(matching_mean, locals())
     return _from_singles(train, targets, np.mean)
 
 
 def additive(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
     """Predict the sum of the single effects, with the perturbed mean for a gene that was not seen alone."""
+    check_arguments(additive, locals())
     return _from_singles(train, targets, np.sum)
 
 
@@ -47,6 +50,7 @@ def scaled_additive(train: TrainingEffects, targets: Sequence[GeneSet]) -> Predi
     -------
     Effects; of single genes as they are.
     """
+    check_arguments(scaled_additive, locals())
     found = additive(train, targets)
     _, products, sizes = _pairs_of_singles(train)
     return found._replace(effects=found.effects * _shares(targets, _share(products, sizes))[:, None])

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.linear_model import Ridge
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import as_generator, check_finite, check_fraction, check_integer, check_number
 from scgpt_tools.metrics.perturbation import direction_match, mask_of, mse, pearson
 
@@ -65,6 +66,7 @@ def mean_changes(X: ArrayLike | sp.spmatrix, labels: ArrayLike, control: str) ->
     ValueError
         If there are no controls or no perturbed cells, or shapes differ.
     """
+    check_arguments(mean_changes, locals())
     table, names = (
         sp.csr_matrix(X) if sp.issparse(X) else np.asarray(X, dtype=np.float64),
         np.asarray(labels).astype(str),
@@ -124,6 +126,7 @@ def decode_changes(
     ValueError
         If there are fewer than two perturbations, or shapes differ.
     """
+    check_arguments(decode_changes, locals())
     check_integer("n_top_genes", n_top_genes)
     check_number("penalty", penalty, least=0)
     check_fraction("test_size", test_size, zero=False, one=False)
@@ -170,6 +173,7 @@ def most_changed(changes: ArrayLike, n: int) -> NDArray[np.int64]:
     -------
     (P, n) numbers of genes, the largest change first.
     """
+    check_arguments(most_changed, locals())
     return np.argsort(-np.abs(np.asarray(changes)), axis=1, kind="stable")[:, : check_integer("n", n)]
 
 
@@ -197,6 +201,7 @@ def gene_vectors(
     ValueError
         If shapes differ.
     """
+    check_arguments(gene_vectors, locals())
     check_integer("min_cells", min_cells)
     table, cells = sp.csr_matrix(X), np.asarray(embedding, dtype=np.float64)
     if cells.ndim != 2 or len(cells) != table.shape[0]:

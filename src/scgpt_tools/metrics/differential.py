@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_fraction, check_numbers
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def differential_expression(cells: Any, labels: Sequence[str], *, control: str =
     -------
     Conditions in sorted order.  Fold changes compare geometric means of expression.
     """
+    check_arguments(differential_expression, locals())
     groups = np.asarray(labels, dtype=str)
     if len(groups) != cells.shape[0]:
         raise ValueError(f"Expected a label for each of {cells.shape[0]} cells, found {len(groups)}.")
@@ -87,6 +89,7 @@ def de_agreement(
     ``de_direction_match`` and ``de_spearman_lfc_sig`` over the true genes; ``de_sig_genes_recall``; their numbers;
     ``pr_auc`` and ``roc_auc`` of the predicted p values.  NaN where a score has no meaning.
     """
+    check_arguments(de_agreement, locals())
     check_fraction("threshold", threshold)
     if predicted.conditions != true.conditions or predicted.pvals_adj.shape != true.pvals_adj.shape:
         raise ValueError(

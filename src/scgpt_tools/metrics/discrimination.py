@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._lookup import lookup
 from scgpt_tools._validate import check_fits, check_numbers
 
@@ -42,6 +43,7 @@ def pairwise(predicted: ArrayLike, true: ArrayLike, metric: Metric = "l2") -> ND
     -------
     (P, T)
     """
+    check_arguments(pairwise, locals())
     compare = lookup(_PAIRWISE, metric, "metric")
     p, t = check_numbers("predicted", predicted, ndim=2), check_numbers("true", true, ndim=2)
     if p.shape[1] != t.shape[1]:
@@ -71,6 +73,7 @@ def discrimination_score(
     -------
     One score a condition, 1 at best.
     """
+    check_arguments(discrimination_score, locals())
     distances = _excluding(predicted, true, metric, exclude)
     return 1 - _closer(distances) / distances.shape[1]
 
@@ -95,6 +98,7 @@ def centroid_accuracy(
     -------
     One share a condition, NaN where there is one condition only.
     """
+    check_arguments(centroid_accuracy, locals())
     distances = _excluding(predicted, true, metric, exclude)
     others = distances.shape[1] - 1
     return 1 - _closer(distances) / others if others else np.full(len(distances), np.nan)
@@ -118,6 +122,7 @@ def prediction_rank(predicted: ArrayLike, true: ArrayLike, *, metric: Metric = "
     -------
     One rank a condition: 0 at best, about 0.5 by chance.  The divisor is the number of conditions.
     """
+    check_arguments(prediction_rank, locals())
     scores = pairwise(predicted, true, metric)
     if len(set(scores.shape)) > 1:
         raise ValueError(f"Expected as many predicted as true profiles, found {scores.shape[0]} and {scores.shape[1]}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_number, check_numbers
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def energy_distance(first: ArrayLike, second: ArrayLike, *, unbiased: bool = Tru
     -------
     0 for equal distributions; slightly negative values are possible where ``unbiased``.
     """
+    check_arguments(energy_distance, locals())
     x, y = _samples(first, second)
     within = [_within_mean(cdist(side, side), unbiased=unbiased) for side in (x, y)]
     return float(2 * cdist(x, y).mean() - sum(within))
@@ -53,6 +55,7 @@ def mmd(first: ArrayLike, second: ArrayLike, *, bandwidths: tuple[float, ...] = 
     -------
     0 on average for equal distributions.
     """
+    check_arguments(mmd, locals())
     for width in bandwidths:
         check_number("bandwidths", width, above=0)
     x, y = _samples(first, second)
@@ -79,6 +82,7 @@ def wasserstein(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     -------
     (G,)
     """
+    check_arguments(wasserstein, locals())
     x, y = _samples(first, second)
     both = np.concatenate([x, y])
     order = np.argsort(both, axis=0, kind="stable")

@@ -13,6 +13,7 @@ import pandas as pd
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import as_generator, check_integer
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def score_clusters(
     ValueError
         If a value or a label is missing, the lengths differ, or there are fewer than two labels.
     """
+    check_arguments(score_clusters, locals())
     cells, groups = _checked(embedding, labels)
     if n_clusters is not None:
         check_integer("n_clusters", n_clusters, least=2)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_frame, check_texts
 from scgpt_tools.metrics.panel import METRICS, SCALES
@@ -57,6 +58,7 @@ def evaluation_table(
     One row per condition, method and metric: ``condition``, ``group``, ``method``, ``metric``, ``value``, and
     ``perturbation`` if they are given.
     """
+    check_arguments(evaluation_table, locals())
     if not predictions:
         raise ValueError("Expected predictions of at least one method, found none.")
     names = list(METRICS) if metrics is None else check_texts("metrics", metrics)
@@ -115,6 +117,7 @@ def summarise_scores(table: pd.DataFrame, *, by_group: bool = False, level: floa
     several contexts, of which the mean counts as one), ``mean``, ``median``, ``low``, ``high``; undefined scores do not
     count.
     """
+    check_arguments(summarise_scores, locals())
     keys = [*(["group"] if by_group else []), "metric", "method"]
     check_frame("table", table, (*keys, "value"))
     unit = "perturbation" if "perturbation" in table else "condition"
@@ -150,6 +153,7 @@ def compare_methods(table: pd.DataFrame, method: str, others: Sequence[str], *, 
     by Holm's method, and ``verdict``: ``"better"`` or ``"worse"`` where that is below one less the level, else
     ``"undecided"``.
     """
+    check_arguments(compare_methods, locals())
     check_frame("table", table, _COLUMNS)
     wide = by_perturbation(table)
     methods = wide.columns.get_level_values("method")
@@ -190,6 +194,8 @@ def verdict(comparison: pd.DataFrame, method: str) -> str:
     -------
     One line for each other method that the comparison holds.
     """
+    check_arguments(verdict, locals())
+    check_frame("comparison", comparison, ("other", "metric", "n", "verdict"))
     lines = []
     for other, own in comparison.groupby("other", sort=False):
         own = own[own["n"] > 0]
@@ -216,6 +222,7 @@ def dynamic_ranges(table: pd.DataFrame, *, ceiling: str, baseline: str) -> pd.Se
     -------
     Share by metric; where it is small, even a perfect prediction is hardly better than the baseline.
     """
+    check_arguments(dynamic_ranges, locals())
     check_frame("table", table, _COLUMNS)
     means = table.groupby(["metric", "method"], sort=False)["value"].mean()
     for name in (ceiling, baseline):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from scgpt_tools._arguments import renamed
+from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._validate import as_seed, check_integer, check_numbers
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def genetic_interactions(
     ``dcor`` (both singles and the double), ``dcor_singles``, ``dcor_first``, ``dcor_second``; ``eq_contr``, the smaller
     of the latter two over the larger.
     """
+    check_arguments(genetic_interactions, locals())
     check_integer("max_pairs", max_pairs)
     given = {"first": first, "second": second, "double": double}
     sides = [np.atleast_2d(check_numbers(name, side)) for name, side in given.items()]

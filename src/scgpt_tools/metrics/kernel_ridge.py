@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools.metrics.combining import left_out_scaled_additive
 from scgpt_tools.metrics.effects import Prediction
 
@@ -196,6 +197,7 @@ def kernel(
     -------
     Effects; a gene that no training condition perturbs, and that has no vector, counts with the mean of single effects.
     """
+    check_arguments(kernel, locals())
     model = KernelModel.fit(train)
     found = model.predict(targets)
     vectors = perturbation_embedding or {}

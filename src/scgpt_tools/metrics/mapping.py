@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_choice
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def vote(
     ValueError
         If there is no neighbour, or proportions are absent or not above 0 for a class that neighbours have.
     """
+    check_arguments(vote, locals())
     check_choice("how", how, get_args(Vote))
     neighbours = np.asarray(classes, dtype=np.int64)
     if neighbours.ndim != 2 or neighbours.shape[1] == 0:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.neighbors import NearestNeighbors
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import as_generator, check_fits, check_integer, check_numbers
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def matched_null(scores: ArrayLike, likeness: ArrayLike, is_random: ArrayLike, *
     ValueError
         If shapes differ, a number is not finite, or there are fewer than ten random genes.
     """
+    check_arguments(matched_null, locals())
     values = check_numbers("scores", scores, ndim=1)
     alike = check_numbers("likeness", likeness, ndim=2)
     check_fits("likeness", alike, (len(values), alike.shape[1]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import as_generator, check_finite, check_flag, check_integer
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def score_edges(
     ValueError
         If shapes differ, or there is no edge, or nothing but edges, among the pairs.
     """
+    check_arguments(score_edges, locals())
     directed, n_shuffles, rng = (
         check_flag("directed", directed),
         check_integer("n_shuffles", n_shuffles),

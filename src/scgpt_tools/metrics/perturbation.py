@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from scgpt_tools._validate import check_fits, check_integer, check_numbers
+from scgpt_tools._arguments import check_arguments
+from scgpt_tools._validate import as_numbers, check_fits, check_integer, check_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -27,6 +28,7 @@ def mse(
     predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None, weights: ArrayLike | None = None
 ) -> Scores:
     """Mean squared error; with ``weights``, the weighted mean."""
+    check_arguments(mse, locals())
     error, share = _error(predicted, true, where, weights)
     return (share * error**2).sum(axis=1)
 
@@ -35,17 +37,20 @@ def mae(
     predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None, weights: ArrayLike | None = None
 ) -> Scores:
     """Mean absolute error; with ``weights``, the weighted mean."""
+    check_arguments(mae, locals())
     error, share = _error(predicted, true, where, weights)
     return (share * np.abs(error)).sum(axis=1)
 
 
 def rmse(predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None) -> Scores:
     """Square root of the mean squared error."""
+    check_arguments(rmse, locals())
     return np.sqrt(mse(predicted, true, where=where))
 
 
 def l2(predicted: ArrayLike, true: ArrayLike, *, where: ArrayLike | None = None) -> Scores:
     """Euclidean distance, usually on the thousand most expressed genes of the controls (:func:`highest`)."""
+    check_arguments(l2, locals())
     p, t, w = _prepare(predicted, true, None, where, None)
     return np.sqrt((w * (p - t) ** 2).sum(axis=1))
 
@@ -59,6 +64,7 @@ def pearson(
     weights: ArrayLike | None = None,
 ) -> Scores:
     """Correlation over genes."""
+    check_arguments(pearson, locals())
     p, t, w = _prepare(predicted, true, reference, where, weights)
     return _cosine(_centred(p, w), _centred(t, w), w)
 
@@ -72,6 +78,7 @@ def cosine(
     weights: ArrayLike | None = None,
 ) -> Scores:
     """Cosine of the angle over genes."""
+    check_arguments(cosine, locals())
     p, t, w = _prepare(predicted, true, reference, where, weights)
     return _cosine(p, t, w)
 
@@ -85,6 +92,7 @@ def r2(
     weights: ArrayLike | None = None,
 ) -> Scores:
     """Share of the variance over genes that is explained; below 0 where the true mean over genes does better."""
+    check_arguments(r2, locals())
     p, t, w = _prepare(predicted, true, reference, where, weights)
     residual, total = (w * (p - t) ** 2).sum(axis=1), (w * _centred(t, w) ** 2).sum(axis=1)
     return 1 - _ratio(residual, total)
@@ -94,6 +102,7 @@ def direction_match(
     predicted: ArrayLike, true: ArrayLike, *, reference: ArrayLike, where: ArrayLike | None = None
 ) -> Scores:
     """Share of genes that move the same way; a gene without change has a direction of its own."""
+    check_arguments(direction_match, locals())
     p, t, w = _prepare(predicted, true, reference, where, None)
     return _ratio((w * (np.sign(p) == np.sign(t))).sum(axis=1), w.sum(axis=1))
 
@@ -103,6 +112,7 @@ def spread_ratio(predicted: ArrayLike, true: ArrayLike) -> Scores:
 
     Far below 1 means that the predictions hardly differ between perturbations.
     """
+    check_arguments(spread_ratio, locals())
     sides = _rows("predicted", predicted), _rows("true", true)
     if sides[0].shape[1] != sides[1].shape[1]:
         raise ValueError(
@@ -129,7 +139,8 @@ def de_weights(scores: ArrayLike) -> Scores:
     ValueError
         If a score is NaN.
     """
-    size = np.abs(np.asarray(scores, dtype=np.float64))
+    check_arguments(de_weights, locals())
+    size = np.abs(as_numbers("scores", scores))
     infinite = np.isinf(size)
     size = _rows("scores", np.where(infinite, 0.0, size))
     # Where nothing else differs, being infinite is what tells genes apart.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._files import as_folder, written_aside
 from scgpt_tools.metrics.perturbation_gears import (
     HeldOutCells,
@@ -106,6 +107,7 @@ def scgenept_scores(
     -------
     The scores.
     """
+    check_arguments(scgenept_scores, locals())
     scores: dict[str, Any] = evaluation_metrics(cells.predicted, cells.true, order[:, :20])
     means = {
         f"{part}_{name}": value for name, value in evaluation_means(scores, np.zeros(len(cells.rows), bool)).items()

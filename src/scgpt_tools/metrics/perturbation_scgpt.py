@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_numbers
 from scgpt_tools.metrics.perturbation import mask_of, pearson
 
@@ -46,6 +47,7 @@ def scgpt_metrics(
     ``pearson``, ``pearson_de``, ``pearson_delta`` and ``pearson_de_delta``; NaN in all four for a condition whose true
     mean is 0 everywhere.
     """
+    check_arguments(scgpt_metrics, locals())
     t = check_numbers("true", true, ndim=2)
     genes = t != 0 if non_zero_genes else np.ones(t.shape, dtype=bool)
     de = mask_of(top, t.shape[1])

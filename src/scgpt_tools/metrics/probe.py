@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import as_seed, check_finite, check_flag, check_fraction, check_integer
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def probe_split(
     ValueError
         If a label has one cell only, or there are too few cells to have each label on both sides.
     """
+    check_arguments(probe_split, locals())
+    if np.ndim(labels) != 1:
+        raise ValueError(f"Expected one label for each cell in `labels`, found an array of shape {np.shape(labels)}.")
     codes, names = pd.factorize(np.asarray(labels), sort=True)
     counts = np.bincount(codes[codes >= 0], minlength=len(names))
     if (codes < 0).any():
@@ -117,6 +121,7 @@ def linear_probe(
     ValueError
         If shapes differ, numbers are not finite, or a label has one cell only.
     """
+    check_arguments(linear_probe, locals())
     check_flag("standardise", standardise)
     X, y = np.asarray(embedding, dtype=np.float64), np.asarray(labels)
     if X.ndim != 2 or y.shape != (len(X),):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_frame, check_integer
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def top_k_accuracy(ranking: pd.DataFrame, k: Sequence[int] = (1, 2, 5, 10)) -> p
     One row per k: ``n`` states, ``exact`` and ``relevant`` shares, and what a random order gives on average,
     ``exact_by_chance`` and ``relevant_by_chance``.  A state whose perturbation is no candidate counts as wrong.
     """
+    check_arguments(top_k_accuracy, locals())
     check_frame("ranking", ranking, ("state", "rank", "exact", "relevant"))
     if isinstance(k, str) or not isinstance(k, Iterable):
         raise TypeError(f"Expected `k` to be a list of whole numbers, found {k!r}.")

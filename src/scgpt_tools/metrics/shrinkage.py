@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import check_numbers
 from scgpt_tools.metrics.combining import scaled_additive
 from scgpt_tools.metrics.effects import Prediction
@@ -59,6 +60,7 @@ def shrink_effects(effects: NDArray[np.float64], errors: NDArray[np.float64]) ->
     ValueError
         If shapes differ, a value is not finite or an error is negative.
     """
+    check_arguments(shrink_effects, locals())
     effects = check_numbers("effects", effects, ndim=2)
     errors = check_numbers("errors", errors, ndim=2)
     if effects.shape != errors.shape:
@@ -90,6 +92,7 @@ def shrunken_mean(train: TrainingEffects, targets: Sequence[GeneSet]) -> Predict
     ValueError
         If the training effects have no errors.
     """
+    check_arguments(shrunken_mean, locals())
     if train.errors is None:
         raise ValueError("Expected training effects with `errors`, by which they are shrunken, found None.")
     train = train.by_genes()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import t as student
 
-from scgpt_tools._validate import as_generator, check_fraction, check_integer, check_numbers
+from scgpt_tools._arguments import check_arguments
+from scgpt_tools._validate import as_generator, as_numbers, check_fraction, check_integer, check_numbers, check_type
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -40,6 +41,7 @@ def bootstrap_interval(
     -------
     Lower and upper end; NaN with less than two scores, which say nothing about the spread.
     """
+    check_arguments(bootstrap_interval, locals())
     check_fraction("level", level, zero=False, one=False)
     check_integer("draws", draws)
     scores = _finite(values)
@@ -65,6 +67,7 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float]
     -------
     Lower and upper end; NaN with less than two scores.
     """
+    check_arguments(t_interval, locals())
     check_fraction("level", level, zero=False, one=False)
     scores = _finite(values)
     if scores.size < 2:
@@ -133,6 +136,7 @@ def paired_difference(
     -------
     The difference with its interval and p-value.
     """
+    check_arguments(paired_difference, locals())
     if np.shape(values) != np.shape(other):
         raise ValueError(
             f"Expected scores of the same conditions, found shapes {np.shape(values)} and {np.shape(other)}."
@@ -162,9 +166,11 @@ def dynamic_range(ceiling: float, baseline: float, perfect: float) -> float:
     -------
     Between -1 and 1; where it is small, even a perfect prediction is hardly better than the baseline on these data.
     """
+    for name, value in {"ceiling": ceiling, "baseline": baseline, "perfect": perfect}.items():
+        check_type(name, value, (int, float, np.number))
     return float(np.clip((ceiling - baseline) / (perfect - baseline), -1, 1)) if perfect != baseline else np.nan
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
-    scores = np.asarray(values, dtype=np.float64)
+    scores = as_numbers("values", values)
     return check_numbers("values", scores[~np.isnan(scores)])
