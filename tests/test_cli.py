@@ -578,6 +578,12 @@ def test_finetune_scores_with_the_matching_and_the_contexts_of_training(tmp_path
     assert {name[:2] for name in conditions} == {"a_", "b_"}
 
 
+def test_gene_embeddings_without_a_model_type_are_refused(tmp_path, capsys):
+    words = ["finetune", tmp_path / "cells.h5ad", "--task", "perturb", "--output", tmp_path / "model"]
+    assert run(*words, "--gene-embeddings", "texts.parquet") == 2
+    assert "--gene_embeddings with --model_type" in capsys.readouterr().err
+
+
 def test_finetune_names_the_nearest_model_type(tmp_path, capsys):
     assert run("finetune", "--dataset", "none", "--output", tmp_path, "--model-type", "scgenept_go_d") == 2
     assert "Did you mean 'scgenept_go_" in capsys.readouterr().err

@@ -114,6 +114,31 @@ def test_the_command_does_the_same(cells, table, tmp_path):
     assert (tmp_path / "out" / "visualizations" / f"{gene}+ctrl.png").is_file()
 
 
+def test_the_command_says_what_is_wrong_before_it_trains(cells, tmp_path, capsys):
+    cells.write_h5ad(tmp_path / "tiny.h5ad")
+    command = [
+        "deepsc-perturb",
+        "--data_name",
+        "tiny",
+        "--data_path",
+        str(tmp_path),
+        "--csv_path",
+        str(tmp_path / "no.csv"),
+    ]
+    assert main(command) == 2
+    assert "table of genes" in capsys.readouterr().err
+    pd.DataFrame({"feature_name": list(cells.var_names), "id": range(cells.n_vars)}).to_csv(tmp_path / "no.csv")
+    sizes = ["--embedding_dim", "8", "--num_layers", "2", "--num_heads", "2"]
+    assert main([*command, *sizes, "--pretrained_model", "--seed", "1"]) == 2
+    assert "Expected `pretrained_model_path`" in capsys.readouterr().err
+    assert main([*command, *sizes, "--pretrained_model", "--pretrained_model_path", str(tmp_path / "gone.pt")]) == 2
+    assert "weights of DeepSC at" in capsys.readouterr().err
+    assert main([*command, *sizes, "--perts_to_plot", "NOPE+ctrl"]) == 2
+    assert "`perts_to_plot`, found ['NOPE']" in capsys.readouterr().err
+    assert main([*command, *sizes, "--attention_stream", "3"]) == 2
+    assert "`attention_stream`" in capsys.readouterr().err
+
+
 def test_arguments_are_known_and_of_their_kind():
     with pytest.raises(ValueError, match=r"named 'learning_rat'. Did you mean 'learning_rate'\?"):
         PredictorArguments.of({"learning_rat": 1e-3})

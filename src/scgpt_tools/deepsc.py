@@ -28,6 +28,7 @@ from scgpt_tools.models.formats.tensors import read_contents
 from scgpt_tools.screens.conditions import control_mask, read_conditions
 from scgpt_tools.tokens.gene_tables import read_gene_table
 from scgpt_tools.tokens.names import column_names
+from scgpt_tools.tokens.perturbations import condition_genes
 from scgpt_tools.train.finetune import finetune
 from scgpt_tools.train.starting import perturbation_config, perturbation_model
 
@@ -120,7 +121,7 @@ class PerturbationPredictor:
     FileNotFoundError
         If there are no cells, or no table of genes.
     ValueError
-        If no gene of the cells is in the table.
+        If no gene of the cells is in the table, or one to draw is not.
     """
 
     def __init__(self, args: Any, fabric: Any, model: DeepSCModel | CellModel, adata: AnnData | None = None) -> None:
@@ -135,6 +136,10 @@ class PerturbationPredictor:
         if not self.matched["matched"]:
             raise ValueError(f"Expected genes of the table, found none of {len(names)}, such as {names[:3]}.")
         logger.info("Genes matched: %(matched)d of %(total)d.", self.matched)
+        known = {name for name in names if name in vocabulary or name in vocabulary.aliases}
+        unknown = [gene for pert in self.args.perts_to_plot for gene in condition_genes(pert) if gene not in known]
+        if unknown:
+            raise ValueError(f"Expected genes of the cells and of the table in `perts_to_plot`, found {unknown[:5]}.")
         if "split" not in self.adata.obs:
             pp.perturbation_split(self.adata, self.args.split, rng=1)
         self.output = as_path("output_dir", self.args.output_dir or f"save/perturb_{self.args.data_name}")
@@ -203,6 +208,8 @@ class PerturbationPredictor:
             If it holds other tensors than a trained model of this predictor has.
         """
         place, args = as_path("path", path), self.args
+        if not place.is_file():
+            raise FileNotFoundError(f"Expected a checkpoint at {str(place)!r}, found none.")
         given = read_contents(place).weights
         plain = perturbation_config(self.model)
         tokenizer = replace(
@@ -321,6 +328,8 @@ class PerturbationPredictor:
             if isinstance(model, CellModel):
                 raise ValueError("Expected a DeepSCModel to load `pretrained_model_path` into, found a CellModel.")
             path = as_path("pretrained_model_path", self.args.pretrained_model_path)
+            if not path.is_file():
+                raise FileNotFoundError(f"Expected weights of DeepSC at {str(path)!r}, found none.")
             report = model.load_state_dict(read_contents(path).weights, strict=False)
             taken = set(model.state_dict()) - set(report.missing_keys)
             if not any(name.startswith(_LAYERS) for name in taken):
@@ -402,7 +411,7 @@ def deepsc_perturb(
     pretrained_model: bool = False,
     pretrained_model_path: str | None = None,
     output_dir: str | None = None,
-    perts_to_plot: str = "",
+    perts_to_plot: str | None = None,
     seed: int = 42,
     devices: int = 1,
     accelerator: str = "auto",
@@ -456,7 +465,7 @@ def deepsc_perturb(
         cross_attention_architecture=cross_attention_architecture,
         generation="v1",
     )
-    perts = [name.strip() for name in perts_to_plot.split(",") if name.strip()]
+    perts = [name.strip() for name in (perts_to_plot or "").split(",") if name.strip()]
     own = {field.name: given[field.name] for field in fields(PredictorArguments)}
     predictor = PerturbationPredictor(own | {"perts_to_plot": perts}, None, model)
     predictor.train()

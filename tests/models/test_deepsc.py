@@ -414,3 +414,18 @@ def test_settings_of_experts_are_needed_and_compared(tmp_path, gene_map):
     said["moe"] = MOE | {"n_routed_experts": 4}
     with pytest.raises(ValueError, match=r"moe.n_routed_experts=3, as the tensors say, found 4"):
         CellModel.from_pretrained(tmp_path / "x.pt", vocabulary=gene_map, settings=said, device="cpu")
+
+
+def test_inputs_that_cannot_belong_together_are_refused():
+    model = model_of("dual").to_perturbation("v1")
+    given = inputs()
+    flags = torch.zeros_like(given["gene_ids"])
+    with pytest.raises(ValueError, match=r"`input_pert_flags` within 0 \.\. 3, found 0 \.\. 7"):
+        model(**given, input_pert_flags=flags.index_fill(1, torch.tensor([0]), 7))
+    with pytest.raises(ValueError, match=r"`normalized_expr` of the shape"):
+        model(**given | {"normalized_expr": given["normalized_expr"][:, 1:]}, input_pert_flags=flags)
+    cells = SimpleNamespace(x=torch.ones(6, 1), pert=["ctrl", "A+ctrl"])
+    with pytest.raises(ValueError, match="found 2 ids and 6 rows in place of 6"):
+        model.pred_perturb(cells, "all", gene_ids=[1, 2], genes=["A", "B", "C"])
+    with pytest.raises(ValueError, match="found 2 ids and 6 rows in place of 4"):
+        model.pred_perturb(cells, "all", gene_ids=[1, 2], genes=["A", "B"])

@@ -41,6 +41,10 @@ def finetune_files(learn: Callable[..., CellModel], options: dict[str, Any]) -> 
     task = options.setdefault("task", "annotate" if kind is None else "perturb")
     if kind is not None and task != "perturb":
         raise ValueError(f"Expected --model_type with --task perturb only, found it with {task!r}.")
+    if kind is None and texts is not None:
+        raise ValueError(
+            "Expected --gene_embeddings with --model_type, found it without. Name a model type of scGenePT."
+        )
     model: Any = options.pop("model", "scgpt-human")
     options["folder"] = options.get("folder") or str(Path(output) / RUN)
     goes_on = options.get("resume", False) and (Path(options["folder"]) / LAST).is_file()

@@ -82,6 +82,10 @@ def add_function(
         # A word alone, as for tables.
         parser.add_argument("--overwrite", action="store_true")
         left_out.add("overwrite")
+    if "pretrained_model" in parameters:
+        # A word alone in DeepSC's own command.
+        parser.add_argument("--pretrained_model", type=bool, nargs="?", const=True, default=False)
+        left_out.add("pretrained_model")
     parser.add_function_arguments(function, skip=left_out, as_group=False, as_positional=False)
     _, described = about(function)
     for action in parser._actions:

@@ -39,6 +39,8 @@ def read_rows(path: str | PathLike[str]) -> dict[str, int]:
         If a column is absent, or an id is no whole number of at least 0.
     """
     path = as_path("path", path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a table of genes at {str(path)!r}, found none.")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import check_choice
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import ClassifierConfig
-from scgpt_tools.models.families.deepsc import with_flags
+from scgpt_tools.models.families.deepsc import FLAGS, with_flags
 from scgpt_tools.models.formats.deepsc import from_deepsc, to_deepsc, unwrap, without_encoder
 from scgpt_tools.models.formats.deepsc_config import GENERATIONS, Arguments, config_of, generation_of, streams_of
 from scgpt_tools.models.modes import evaluating
@@ -274,6 +274,16 @@ class DeepSCModel(_Door):
             )
         if not torch.isfinite(inputs["normalized_expr"]).all():
             raise ValueError("Expected finite numbers in `normalized_expr`, found NaN or infinite ones.")
+        for name, tensor in inputs.items():
+            if tensor.shape != gene_ids.shape:
+                raise ValueError(
+                    f"Expected `{name}` of the shape {tuple(gene_ids.shape)} of `gene_ids`, found {tuple(tensor.shape)}."
+                )
+        flags = inputs.get("input_pert_flags")
+        if flags is not None and flags.numel() and not 0 <= int(flags.min()) <= int(flags.max()) < FLAGS:
+            raise ValueError(
+                f"Expected `input_pert_flags` within 0 .. {FLAGS - 1}, found {int(flags.min())} .. {int(flags.max())}."
+            )
         fields = {_FIELDS[name]: tensor for name, tensor in inputs.items()}
         mask = gene_ids != 0 if self.padding_mask else torch.ones_like(gene_ids, dtype=torch.bool)
         return TokenBatch(genes=gene_ids, mask=mask, **fields)
@@ -340,6 +350,12 @@ class DeepSCModel(_Door):
             raise ValueError("Expected `gene_ids` and `genes`, one entry for each column, found none.")
         ids = torch.as_tensor(np.asarray(gene_ids), dtype=torch.int64)
         device = self.cell_model.device
+        wanted = len(batch_data.pert) * len(genes)
+        if len(ids) != len(genes) or len(batch_data.x) != wanted:
+            raise ValueError(
+                f"Expected `gene_ids` for each of {len(genes)} `genes` and `x` of {len(batch_data.pert)} cells of so many, "
+                f"found {len(ids)} ids and {len(batch_data.x)} rows in place of {wanted}."
+            )
         values = torch.as_tensor(batch_data.x)[:, 0].reshape(len(batch_data.pert), -1).float()
         flags = perturbation_flags(batch_data.pert, genes)
         columns = selected_columns(values, include_zero_gene)

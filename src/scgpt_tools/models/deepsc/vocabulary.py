@@ -75,9 +75,11 @@ def build_gene_ids_for_dataset(genes: Sequence[str], vocab2id: Mapping[str, int]
     Raises
     ------
     ValueError
-        If no gene was found.
+        If no gene was found, or the vocabulary has no token of padding.
     """
     check_arguments(build_gene_ids_for_dataset, locals())
+    if pad_token not in vocab2id:
+        raise ValueError(f"Expected the token of padding {pad_token!r} in the vocabulary, found none of that name.")
     report = matching_report(genes, vocab2id)
     if not report["matched"]:
         raise ValueError(
