@@ -170,3 +170,8 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     to_yaml(Part(dim=8), "~/part.yaml")
     assert from_yaml(Part, "~/part.yaml") == Part(dim=8) == from_yaml(Part, tmp_path / "part.yaml")
+
+
+def test_a_file_that_is_absent_is_named():
+    with pytest.raises(FileNotFoundError, match="Expected absent.yaml to hold YAML, found no such file"):
+        from_yaml(dict, Path("absent.yaml"))

@@ -252,6 +252,8 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """Content of a YAML file, in bounded time and memory."""
     expected = f"Expected {path} to hold YAML, found"
+    if not path.is_file():
+        raise FileNotFoundError(f"{expected} no such file.")
     if (size := path.stat().st_size) > _MOST_BYTES:
         raise ValueError(f"{expected} {size:,} bytes, more than the {_MOST_BYTES:,} that a configuration may have.")
     try:

@@ -77,6 +77,8 @@ def test_reports_are_found_where_tasks_leave_them(adata, report):
 def test_no_report_says_who_makes_one(adata):
     with pytest.raises(KeyError, match="`pp.match_genes` returns one"):
         sct.pl.coverage(adata, show=False)
+    with pytest.raises(TypeError, match="Expected coverage reports by name, found int as 'a'"):
+        sct.pl.coverage({"a": 1})
     with pytest.raises(TypeError, match="found int"):
         sct.pl.coverage(1, show=False)
 

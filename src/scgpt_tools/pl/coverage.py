@@ -114,6 +114,9 @@ def _reports(data: Any, key: str | None) -> Mapping[str, Report]:
     if isinstance(data, Coverage) or (isinstance(data, Mapping) and "n_features" in data):
         return {"": data}
     if isinstance(data, Mapping):
+        for name, report in data.items():
+            if not isinstance(report, Coverage) and not (isinstance(report, Mapping) and "n_features" in report):
+                raise TypeError(f"Expected coverage reports by name, found {type(report).__name__} as {name!r}.")
         return data
     if not hasattr(data, "uns"):
         raise TypeError(f"Expected a coverage report, several by name, or an AnnData, found {type(data).__name__}.")
