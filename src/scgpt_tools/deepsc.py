@@ -7,9 +7,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from anndata import AnnData
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
@@ -303,7 +305,8 @@ class PerturbationPredictor:
         for pert in self.args.perts_to_plot if perts is None else perts:
             tl.predict_perturbation(cells, pert, self._trained, genes=self._genes)
             files.append(folder / f"{pert}.png")
-            pl.perturbation_de(cells, pert, figsize=(16.5, 4.5), show=False, save=files[-1])
+            figure = pl.perturbation_de(cells, pert, figsize=(16.5, 4.5), return_fig=True, save=files[-1])
+            plt.close(cast("Figure", figure))
         return files
 
     @property

@@ -181,7 +181,9 @@ KINDS: dict[str, str] = {
     "lora": "rank or settings",
     **dict.fromkeys(["prediction", "predictions"], "predictions"),
     **dict.fromkeys(["models", "start"], "model"),
-    **dict.fromkeys("analyses bootstrap calibrate contextual directed scgenept".split(), "flag"),
+    **dict.fromkeys(
+        "analyses bootstrap calibrate contextual directed ensemble scgenept shift_controls".split(), "flag"
+    ),
     **dict.fromkeys("cells_per_mean min_cells n_shuffles".split(), "count"),
     **dict.fromkeys("engine expression extend".split(), "choice"),
     **dict.fromkeys("n_null unfreeze_after".split(), "whole"),

@@ -61,12 +61,12 @@ def scores(
     ValueError
         If the table has no rows, or no scores.
     """
-    check_arguments(scores, locals())
-    check_colours(cmap)
     if not isinstance(table, pd.DataFrame):
         raise TypeError(
             f"Expected `table` to be a table of scores, found {type(table).__name__}. Pass what `tl.score_embedding` returns."
         )
+    check_arguments(scores, locals())
+    check_colours(cmap)
     if table.empty:
         raise ValueError(f"Expected a table with scores, found shape {table.shape}.")
     # What was not asked for, such as kBET, says nothing.
