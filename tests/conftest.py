@@ -21,6 +21,15 @@ def _every_warning_again():
 
 
 @pytest.fixture
+def without_bars():
+    """No progress bars."""
+    from scgpt_tools import settings
+
+    with settings.override(show_progress=False):
+        yield
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 

@@ -41,3 +41,8 @@ def screen(cells: int = 16, *, seed: int = 0, batches: tuple[str, ...] = ("a", "
     matrix = sp.csr_matrix(np.concatenate(blocks).astype(np.float32))
     var = pd.DataFrame(index=[f"G{i}" for i in range(N_GENES)])
     return ad.AnnData(matrix[order], obs=obs.iloc[order], var=var)
+
+
+def controls(adata: ad.AnnData) -> np.ndarray:
+    """(n,) which cells are controls."""
+    return (adata.obs["condition"] == "ctrl").to_numpy()

@@ -16,7 +16,7 @@ import torch
 
 import scgpt_tools as sct
 from scgpt_tools import cli
-from scgpt_tools.cli import files, predicting
+from scgpt_tools.cli import files, reports
 from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen
@@ -284,13 +284,13 @@ def test_labels_are_read_for_scores_as_for_training(cells, tmp_path, monkeypatch
 def test_tables_of_scores(tmp_path, ending):
     table = pd.DataFrame({"class": ["a", "b"], "f1": [0.5, np.nan]})
     place = tmp_path / f"new/scores{ending}"
-    predicting._writer(str(place), overwrite=False)(table)
+    reports.table_writer(str(place), overwrite=False)(table)
     readers = {".csv": pd.read_csv, ".tsv": lambda path: pd.read_csv(path, sep="\t"), ".json": pd.read_json}
     pd.testing.assert_frame_equal(readers[ending](place), table)
     with pytest.raises(FileExistsError, match="--overwrite"):
-        predicting._writer(str(place), overwrite=False)
+        reports.table_writer(str(place), overwrite=False)
 
 
 def test_a_table_of_scores_of_another_format_is_refused():
     with pytest.raises(ValueError, match=r"ends in \.csv or \.tsv or \.json"):
-        predicting._writer("scores.xlsx", overwrite=False)
+        reports.table_writer("scores.xlsx", overwrite=False)

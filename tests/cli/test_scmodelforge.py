@@ -136,6 +136,11 @@ def test_the_file_for_fine_tuning_is_understood(tmp_path, checkpoint):
     assert "lora" not in options
 
 
+def test_a_file_that_describes_a_model_asks_for_it(tmp_path):
+    with pytest.raises(ValueError, match="Expected --checkpoint or .* describes with '.*', found neither"):
+        read("finetune", TUNE, tmp_path, "--model.num_layers=7")
+
+
 def test_a_model_that_is_another_than_the_file_says_is_named(tmp_path, checkpoint):
     with pytest.warns(UserWarning, match=r"model\.num_layers: 7 \(the checkpoint says, 1\)"):
         read("finetune", TUNE, tmp_path, "--checkpoint", checkpoint, "--model.num_layers=7")

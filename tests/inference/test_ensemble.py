@@ -11,13 +11,9 @@ import torch
 
 import scgpt_tools as sct
 from generators import generator
-from screen_tables import screen
+from screen_tables import controls, screen
 
-
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
+pytestmark = pytest.mark.usefixtures("without_bars")
 
 
 @pytest.fixture
@@ -28,10 +24,6 @@ def cells():
 @pytest.fixture
 def models(cells):
     return [generator(cells.var_names, seed=seed) for seed in range(3)]
-
-
-def controls(adata):
-    return (adata.obs["condition"] == "ctrl").to_numpy()
 
 
 def alone(cells, models, perts="G0+G1"):

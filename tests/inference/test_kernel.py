@@ -11,24 +11,17 @@ from generators import generator
 from scgpt_tools.metrics.kernel_ridge import KernelModel
 from scgpt_tools.screens.conditions import control_mask
 from scgpt_tools.screens.effects import training_effects
-from screen_tables import screen
+from screen_tables import controls, screen
 
 FEW = "fewer than 8 training conditions"
 
 
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
+pytestmark = pytest.mark.usefixtures("without_bars")
 
 
 @pytest.fixture
 def cells():
     return screen(8)
-
-
-def controls(adata):
-    return (adata.obs["condition"] == "ctrl").to_numpy()
 
 
 def learnt(adata, trained, contexts=None):

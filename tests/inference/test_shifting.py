@@ -11,13 +11,9 @@ import scgpt_tools as sct
 from generators import generator
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.perturbation import open_predictor
-from screen_tables import screen
+from screen_tables import controls, screen
 
-
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
+pytestmark = pytest.mark.usefixtures("without_bars")
 
 
 @pytest.fixture
@@ -28,10 +24,6 @@ def cells():
 @pytest.fixture
 def model(cells):
     return generator(cells.var_names)
-
-
-def controls(adata):
-    return (adata.obs["condition"] == "ctrl").to_numpy()
 
 
 def test_every_control_is_moved_by_the_mean_change(cells, model):

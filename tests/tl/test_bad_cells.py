@@ -18,10 +18,7 @@ from scgpt_tools.models.config import (
 ADVICE = "load the model anew"
 
 
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
+pytestmark = pytest.mark.usefixtures("without_bars")
 
 
 @pytest.fixture

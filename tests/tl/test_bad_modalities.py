@@ -11,13 +11,7 @@ from mudatas import PROTEINS, contents, make_base, make_mudata
 from scgpt_tools.models import CellModel
 
 # A protein has the name of a gene on purpose.
-pytestmark = pytest.mark.filterwarnings("ignore:var_names are not unique")
-
-
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
+pytestmark = [pytest.mark.filterwarnings("ignore:var_names are not unique"), pytest.mark.usefixtures("without_bars")]
 
 
 @pytest.fixture(scope="module")

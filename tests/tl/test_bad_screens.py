@@ -18,10 +18,7 @@ from screen_tables import screen
 HELD = ("G0+ctrl", "G0+G6")
 
 
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
+pytestmark = pytest.mark.usefixtures("without_bars")
 
 
 @pytest.fixture

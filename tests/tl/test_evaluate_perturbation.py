@@ -13,7 +13,10 @@ from scgpt_tools.screens.held_out import HeldOutScreen
 from screen_tables import screen
 
 # Generators with random weights tell perturbations hardly apart, and are told off for it.
-pytestmark = pytest.mark.filterwarnings("ignore:The predictions of:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The predictions of:UserWarning"),
+    pytest.mark.usefixtures("without_bars"),
+]
 
 HELD = ("G0+ctrl", "G2+G3", "G0+G6", "G4+G5")
 BASELINES = {
@@ -27,12 +30,6 @@ BASELINES = {
     "shrunken_mean",
     "perturbed_cells",
 }
-
-
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
 
 
 @pytest.fixture

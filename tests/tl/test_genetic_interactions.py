@@ -18,10 +18,7 @@ from screen_tables import screen
 CONDITIONS = ("A+ctrl", "B", "C+ctrl", "A+B", "C+B", "A+D", "ctrl")
 
 
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
+pytestmark = pytest.mark.usefixtures("without_bars")
 
 
 @pytest.fixture

@@ -16,17 +16,11 @@ from scgpt_tools.models import CellModel
 from scgpt_tools.tokens import ModalityConfig
 
 # A protein has the name of a gene on purpose.
-pytestmark = pytest.mark.filterwarnings("ignore:var_names are not unique")
+pytestmark = [pytest.mark.filterwarnings("ignore:var_names are not unique"), pytest.mark.usefixtures("without_bars")]
 
 HOW = {
     "epochs": 30, "batch_size": 8, "lr": 1e-2, "schedule": "cosine", "warmup": 0.1, "accelerator": "cpu", "rng": 0,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
 
 
 @pytest.fixture(scope="module")

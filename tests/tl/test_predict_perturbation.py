@@ -15,13 +15,9 @@ import scgpt_tools as sct
 from generators import generator
 from scgpt_tools.models.scgpt import TransformerGenerator
 from scgpt_tools.nn.attention import BACKENDS
-from screen_tables import screen
+from screen_tables import controls, screen
 
-
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
+pytestmark = pytest.mark.usefixtures("without_bars")
 
 
 @pytest.fixture
@@ -34,10 +30,6 @@ def cells():
 @pytest.fixture
 def model(cells):
     return generator(cells.var_names)
-
-
-def controls(adata):
-    return (adata.obs["condition"] == "ctrl").to_numpy()
 
 
 def test_one_perturbation_predicts_every_control(cells, model):

@@ -17,7 +17,10 @@ from scgpt_tools.screens.predicted_cells import CellScores
 from screen_tables import screen
 
 # Generators with random weights tell perturbations hardly apart, and are told off for it.
-pytestmark = pytest.mark.filterwarnings("ignore:The predictions of:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The predictions of:UserWarning"),
+    pytest.mark.usefixtures("without_bars"),
+]
 
 HELD = ("G0+ctrl", "G2+G3", "G0+G6")
 METHODS = {
@@ -33,12 +36,6 @@ METHODS = {
     "perturbed_cells",
 }
 OWN = {"energy", "energy_to_control", "mmd"}
-
-
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
 
 
 @pytest.fixture

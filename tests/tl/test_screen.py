@@ -24,10 +24,7 @@ from screen_tables import screen as screen_cells
 PERTS = ["G0", "G1+G9", "G30", "G2+ctrl"]
 
 
-@pytest.fixture(autouse=True)
-def _without_bars():
-    with sct.settings.override(show_progress=False):
-        yield
+pytestmark = pytest.mark.usefixtures("without_bars")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from scgpt_tools.data.module import CellDataModule, CellTable
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.families.scgpt import scgpt
-from scgpt_tools.settings import settings
 from scgpt_tools.tokens.corruptions import GenerateValues
 from scgpt_tools.tokens.features import FeatureTable
 from scgpt_tools.vocabulary import Vocabulary
@@ -22,9 +21,8 @@ GENES = [f"GENE{i}" for i in range(24)]
 
 
 @pytest.fixture(autouse=True)
-def _without_bars():
-    with settings.override(show_progress=False):
-        yield
+def _without_bars(without_bars):
+    """No bars in any of these tests."""
 
 
 def _cells(n_cells: int, seed: int, prefix: str = "cell") -> ad.AnnData:

@@ -24,9 +24,8 @@ close_session = getattr(huggingface_hub, "close_session", None) or huggingface_h
 
 
 @pytest.fixture(autouse=True)
-def _without_bars():
-    with settings.override(show_progress=False):
-        yield
+def _without_bars(without_bars):
+    """No bars in any of these tests."""
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ COMMANDS: dict[str, Command] = {
     "embed-genes": TableCommand("scgpt_tools.tl:embed_genes", "look up a model's embedding of each gene"),
     "annotate": TableCommand("scgpt_tools.tl:annotate", "name cell types with a model that was fine-tuned to"),
     "gene-classifier": Command(
-        "scgpt_tools.cli.predicting:gene_classifier",
+        "scgpt_tools.cli.finetuning:gene_classifier",
         "fit logistic regression on genes, to name cell types beside a model",
     ),
     "index": IndexCommand("scgpt_tools.tl:index_store", "index annotated cells to map others to"),

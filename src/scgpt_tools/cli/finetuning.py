@@ -1,4 +1,4 @@
-"""Fine-tuning of files: cells are read, divided if they have to be, and what comes out is saved and scored."""
+"""Models that learn from files: cells are read, divided if they have to be, and what comes out is saved and scored."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tools import datasets, pp, tl
 from scgpt_tools.cli.files import free_folder
+from scgpt_tools.cli.reports import check_report
 from scgpt_tools.cli.training import RUN
 from scgpt_tools.config import from_dict
 from scgpt_tools.data.stores import open_mudata, open_table
 from scgpt_tools.models import parse_model_type, to_scgenept
+from scgpt_tools.models.gene_classifier import N_GENES
 from scgpt_tools.screens.conditions import read_direction
 from scgpt_tools.tokens.corruptions import Corruption
 from scgpt_tools.train import LoraConfig
+from scgpt_tools.train.gene_classifier import fit_gene_classifier
 from scgpt_tools.train.loggers import LoggerConfig
 from scgpt_tools.train.runs import LAST
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from scgpt_tools.models import CellModel
+    from scgpt_tools.tokens.matching import Duplicates
 
 logger = logging.getLogger("scgpt_tools.cli")
 
@@ -97,6 +101,68 @@ def _finetune_on_screen(
         scores.table.to_csv(place / "scores.csv", index=False)
         print(scores)
         logger.info("Wrote the scores to %s.", place / "scores.csv")
+
+
+def gene_classifier(
+    input: str,
+    *,
+    label_key: str,
+    output: str,
+    overwrite: bool = False,
+    layer: str | None = None,
+    genes: str | None = None,
+    duplicates: Duplicates = "most_counts",
+    modality: str | None = None,
+    n_genes: int = N_GENES,
+    n_cells: int = 20_000,
+    strength: float = 1.0,
+    rng: int = 0,
+) -> None:
+    """Fit logistic regression on genes to annotated cells, to vote beside models: annotate --model [model,genes.npz].
+
+    Parameters
+    ----------
+    input
+        Table with annotated cells: .h5ad, .h5mu or .zarr.  It is read in blocks.
+    label_key
+        Column of ``obs`` with the types; cells without one are left out.
+    output
+        File for the classifier, .npz.
+    overwrite
+        Replace the output if it exists.
+    layer
+        Key of ``layers`` with counts or log1p values; none takes ``X``.
+    genes
+        Column of ``var`` with the names of the genes; none takes ``var_names``.
+    duplicates
+        What to do with several columns of one name: ``most_counts`` or ``first`` reads one of them, ``error`` refuses.
+    modality
+        Which modality of a MuData to read.
+    n_genes
+        Genes of the largest variance to look at.
+    n_cells
+        Most cells to fit to; of more, so many are drawn, of rare types up to 50 each.
+    strength
+        Inverse of the penalty on weights.
+    rng
+        Seed of the draw.
+    """
+    path = check_report(output, overwrite=overwrite, endings=(".npz",), what="the classifier")
+    with open_table(input, modality=modality) as table:
+        classifier = fit_gene_classifier(
+            table,
+            label_key=label_key,
+            layer=layer,
+            genes=genes,
+            duplicates=duplicates,
+            n_genes=n_genes,
+            n_cells=n_cells,
+            strength=strength,
+            rng=rng,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    classifier.save(path)
+    logger.info("Wrote %r to %s.", classifier, path)
 
 
 @contextmanager

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from scgpt_tools import tl
-from scgpt_tools._files import as_path, replace_file
-from scgpt_tools._outputs import check_place
+from scgpt_tools.cli.reports import check_report, table_writer
 from scgpt_tools.data.classes import UNKNOWN, read_classes
 from scgpt_tools.data.stores import open_table
 from scgpt_tools.inference.kernel import KERNEL
 from scgpt_tools.metrics.annotation import class_scores, score_annotation
 from scgpt_tools.models import CellModel
 from scgpt_tools.models.config import ClassifierConfig, PerturbationConfig, RegressorConfig
-from scgpt_tools.models.gene_classifier import N_GENES
-from scgpt_tools.train.gene_classifier import fit_gene_classifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from scgpt_tools.models.precision import Precision
     from scgpt_tools.tl.benchmark import Baseline
@@ -108,68 +103,6 @@ def choose_evaluation(
     return task, options
 
 
-def gene_classifier(
-    input: str,
-    *,
-    label_key: str,
-    output: str,
-    overwrite: bool = False,
-    layer: str | None = None,
-    genes: str | None = None,
-    duplicates: Duplicates = "most_counts",
-    modality: str | None = None,
-    n_genes: int = N_GENES,
-    n_cells: int = 20_000,
-    strength: float = 1.0,
-    rng: int = 0,
-) -> None:
-    """Fit logistic regression on genes to annotated cells, to vote beside models: annotate --model [model,genes.npz].
-
-    Parameters
-    ----------
-    input
-        Table with annotated cells: .h5ad, .h5mu or .zarr.  It is read in blocks.
-    label_key
-        Column of ``obs`` with the types; cells without one are left out.
-    output
-        File for the classifier, .npz.
-    overwrite
-        Replace the output if it exists.
-    layer
-        Key of ``layers`` with counts or log1p values; none takes ``X``.
-    genes
-        Column of ``var`` with the names of the genes; none takes ``var_names``.
-    duplicates
-        What to do with several columns of one name: ``most_counts`` or ``first`` reads one of them, ``error`` refuses.
-    modality
-        Which modality of a MuData to read.
-    n_genes
-        Genes of the largest variance to look at.
-    n_cells
-        Most cells to fit to; of more, so many are drawn, of rare types up to 50 each.
-    strength
-        Inverse of the penalty on weights.
-    rng
-        Seed of the draw.
-    """
-    path = check_report(output, overwrite=overwrite, endings=(".npz",), what="the classifier")
-    with open_table(input, modality=modality) as table:
-        classifier = fit_gene_classifier(
-            table,
-            label_key=label_key,
-            layer=layer,
-            genes=genes,
-            duplicates=duplicates,
-            n_genes=n_genes,
-            n_cells=n_cells,
-            strength=strength,
-            rng=rng,
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    classifier.save(path)
-    logger.info("Wrote %r to %s.", classifier, path)
-
-
 def evaluate_annotation(
     input: str,
     *,
@@ -226,7 +159,7 @@ def evaluate_annotation(
     rng
         Seed of the draw of genes of long cells.
     """
-    write = _writer(output, overwrite=overwrite)
+    write = table_writer(output, overwrite=overwrite)
     with open_table(input, modality=modality) as table:
         # As training reads them: an empty label is none, and 1.0 is the class "1".
         known = read_classes(table.obs, label_key, allow_unknown=True)
@@ -326,7 +259,7 @@ def evaluate_perturbation(
     rng
         Seed of what is drawn.
     """
-    write = _writer(output, overwrite=overwrite)
+    write = table_writer(output, overwrite=overwrite)
     with open_table(input) as table:
         adata = table.to_memory()
     scores = tl.evaluate_perturbation(
@@ -396,7 +329,7 @@ def evaluate_embedding(
     n_jobs
         Threads of the neighbour search above 20,000 cells.
     """
-    write = _writer(output, overwrite=overwrite)
+    write = table_writer(output, overwrite=overwrite)
     with open_table(input, modality=modality, embeddings=True) as table:
         cells = table.to_memory()
     scores = tl.score_embedding(
@@ -492,46 +425,3 @@ def benchmark(
 
 
 # ------------------------------------------------------------------------------------------------------------ files
-
-
-def _csv(table: pd.DataFrame, path: Path) -> None:
-    table.to_csv(path, index=False)
-
-
-def _tsv(table: pd.DataFrame, path: Path) -> None:
-    table.to_csv(path, index=False, sep="\t")
-
-
-def _json(table: pd.DataFrame, path: Path) -> None:
-    rows = json.loads(table.to_json(orient="records"))
-    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-
-
-def check_report(output: str, *, overwrite: bool, endings: Sequence[str], what: str = "scores") -> Path:
-    """A file for a result, which is refused before any work where it could not be written."""
-    path = as_path("output", output)
-    if path.suffix not in endings:
-        raise ValueError(f"Expected a file for {what} that ends in {' or '.join(endings)}, found {output!r}.")
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"Expected an output that does not exist yet, found {output!r}. Pass --overwrite to replace it."
-        )
-    check_place(path)
-    return path
-
-
-def _writer(output: str | None, *, overwrite: bool) -> Callable[[pd.DataFrame], None]:
-    """What writes a table of scores, if it is to be written."""
-    if output is None:
-        return lambda table: None
-    path = check_report(output, overwrite=overwrite, endings=tuple(_WRITERS))
-
-    def write(table: pd.DataFrame) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda aside: _WRITERS[path.suffix](table, aside))
-        logger.info("Wrote the scores to %s.", path)
-
-    return write
-
-
-_WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {".csv": _csv, ".tsv": _tsv, ".json": _json}

@@ -252,6 +252,11 @@ def _compare(said: Said, model: str | None) -> None:
     asked = {key for key in said.given if key in _DESCRIBED}
     if model is None or not asked:
         return
+    if not model:
+        raise ValueError(
+            f"Expected --checkpoint or `finetune.checkpoint_path`, the model that the file describes with {min(asked)!r}, found "
+            "neither."
+        )
     from scgpt_tools.models import formats, zoo  # torch
 
     config = formats.read(zoo.fetch(model)).config
