@@ -16,7 +16,7 @@ import torch
 
 import scgpt_tools as sct
 from scgpt_tools import cli
-from scgpt_tools.cli import files, reports
+from scgpt_tools.cli import files, predicting, reports
 from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen
