@@ -267,7 +267,7 @@ KINDS: dict[str, Check] = {
     "str | PathLike[str]": as_path,
     **{
         alias: partial(check_choice, choices=get_args(getattr(_types, alias)))
-        for alias in ("Extend", "GeneSampling", "Include", "Unknown", "Unmeasured")
+        for alias in ("Extend", "GeneSampling", "Include", "PairMethod", "Unknown", "Unmeasured")
     },
 }
 """What an argument may be, by its annotation without ``None``."""

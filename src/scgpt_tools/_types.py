@@ -30,6 +30,9 @@ out with a warning."""
 Extend: TypeAlias = Literal["auto", "all", "nothing"]
 """Which genes get new tokens in fine-tuning: perturbed ones that the vocabulary lacks, all of the table, or none."""
 
+PairMethod: TypeAlias = Literal["random", "transport"]
+"""Which controls perturbed cells are paired with: drawn ones, or by optimal transport those that they are near to."""
+
 TokenValues: TypeAlias = Literal["binned", "log1p", "raw"]
 """What stands for the expression of a gene."""
 

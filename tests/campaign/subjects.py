@@ -243,8 +243,8 @@ SUBJECTS: dict[str, Subject] = {
         _subject(
             sct.pp.pair_controls,
             inputs.screen,
-            "cells",
-            good={"within": "batch", "key_added": "pairs"},
+            "X cells",
+            good={"method": "transport", "within": "batch", "key_added": "pairs"},
             columns=("condition", "batch"),
         ),
         _subject(sct.pp.parse_conditions, inputs.plain_screen, good={"key_added": "parsed"}, columns=("condition",)),

@@ -14,6 +14,7 @@ from screen_tables import CONDITIONS, screen
 STEPS = {
     "parse": lambda adata, **options: pp.parse_conditions(adata, **options),
     "pair": lambda adata, **options: pp.pair_controls(adata, within="batch", n=2, **options),
+    "transport": lambda adata, **options: pp.pair_controls(adata, method="transport", within="batch", n=2, **options),
     "de": lambda adata, **options: pp.perturbation_de(adata, within="cell_type", gears=True, **options),
     "split": lambda adata, **options: pp.perturbation_split(adata, **options),
     "cells": lambda adata, **options: pp.cell_split(adata, **options),
@@ -67,6 +68,28 @@ FAILURES = {
     ),
     "absent context": (lambda a: pp.pair_controls(a, within="donor"), KeyError, "Found no key in `obs`"),
     "context and gears": (lambda a: pp.pair_controls(a, within="batch", draw="gears"), ValueError, "no `within`"),
+    "transport and gears": (
+        lambda a: pp.pair_controls(a, method="transport", draw="gears"), ValueError, "method='random', with draw='gears'",
+    ),
+    "no way to pair": (lambda a: pp.pair_controls(a, method="nearest"), ValueError, "one of 'random', 'transport'"),
+    "absent representation": (
+        lambda a: pp.pair_controls(a, method="transport", use_rep="X_pca"), KeyError, "Found no key in `obsm`",
+    ),
+    "representation with holes": (
+        lambda a: pp.pair_controls(a, method="transport", use_rep="holes"), ValueError, r"obsm\['holes'\] to be finite",
+    ),
+    "representation of texts": (
+        lambda a: pp.pair_controls(a, method="transport", use_rep="texts"), TypeError, r"Expected numbers.*obsm\['texts'\]",
+    ),
+    "representation and layer": (
+        lambda a: pp.pair_controls(a, method="transport", use_rep="holes", layer="counts"), ValueError, "found both",
+    ),
+    "representation for nothing": (
+        lambda a: pp.pair_controls(a, use_rep="holes"), ValueError, "method='transport' only",
+    ),
+    "transport of counts": (
+        lambda a: pp.pair_controls(a, method="transport", layer="counts"), ValueError, "raw counts",
+    ),
     "no sample": (lambda a: pp.pair_controls(a, n=0), ValueError, "at least 1"),
     "counts": (lambda a: pp.perturbation_de(a, layer="counts"), ValueError, "raw counts"),
     "one cell": (lambda a: pp.perturbation_de(a[_one_cell(a)].copy()), ValueError, r"one for 1 of them \(G0\+ctrl\)"),
@@ -97,6 +120,8 @@ def test_a_call_that_fails_changes_nothing(case):
     adata.var["short"] = [name if name != "G7" else "X" for name in adata.var_names]
     adata.obs["holes"] = adata.obs["condition"].astype(object)
     adata.obs.iloc[0, adata.obs.columns.get_loc("holes")] = np.nan
+    adata.obsm["holes"] = np.where(np.arange(adata.n_obs)[:, None] == 3, np.nan, np.ones((adata.n_obs, 2)))
+    adata.obsm["texts"] = np.full((adata.n_obs, 2), "a")
     before = content(adata)
     with pytest.raises(error, match=message):
         call(adata)
@@ -121,6 +146,22 @@ def test_a_warning_names_the_line_of_the_caller():
     with pytest.warns(UserWarning) as caught:
         pp.parse_conditions(adata)
     assert caught[0].filename == __file__
+
+
+def test_distances_are_taken_where_the_user_says():
+    """With the values themselves as the representation: as far apart as in all of their principal components."""
+    adata = screen(6)
+    pp.pair_controls(adata, method="transport")
+    own = adata.obsm["ctrl_indices"].copy()
+    assert adata.uns["ctrl_indices"]["params"]["method"] == "transport"
+    adata.obsm["values"] = adata.X.toarray()
+    adata.layers["same"], adata.X = adata.X, adata.X * 0
+    pp.pair_controls(adata, method="transport", use_rep="values")
+    np.testing.assert_array_equal(adata.obsm["ctrl_indices"], own)
+    pp.pair_controls(adata, method="transport", layer="same")
+    np.testing.assert_array_equal(adata.obsm["ctrl_indices"], own)
+    pp.pair_controls(adata, rng=0)
+    assert (adata.obsm["ctrl_indices"] != own).any()
 
 
 def test_pairs_are_refused_once_the_cells_have_changed():
@@ -154,7 +195,7 @@ def test_gears_entries():
     assert adata.var["gene_name"].tolist() == adata.var_names.tolist()
 
 
-@pytest.mark.parametrize("step", ["parse", "pair", "split"])
+@pytest.mark.parametrize("step", ["parse", "pair", "transport", "split"])
 def test_backed_tables(step, tmp_path):
     adata = screen(6)
     adata.write_h5ad(tmp_path / "screen.h5ad")

@@ -152,6 +152,16 @@ def test_pairs_are_taken_or_drawn(cells):
     drawn = paired_controls(cells, conditions, within="batch", seed=4)
     expected = pair_controls(conditions == "ctrl", cells.obs_names, contexts=cells.obs["batch"], seed=4)
     np.testing.assert_array_equal(drawn, expected)
+    assert context_of_pairs(cells, None, None, "random") is None
+    np.testing.assert_array_equal(
+        paired_controls(cells, conditions, pairing="random"), pair_controls(conditions == "ctrl", cells.obs_names)
+    )
+    transported = paired_controls(cells, conditions, within="batch", pairing="transport", seed=4)
+    again = pp.pair_controls(cells, method="transport", within="batch", rng=4, copy=True).obsm["ctrl_indices"]
+    np.testing.assert_array_equal(transported, again)
+    assert (transported != drawn).any()
+    with pytest.raises(ValueError, match="Expected `pairs` or `pairing`"):
+        paired_controls(cells, conditions, pairs="ctrl_indices", pairing="random")
     cells.obsm["mine"] = np.zeros((cells.n_obs, 1), dtype=int) + int(np.flatnonzero(conditions != "ctrl")[0])
     cells.uns["mine"] = cells.uns["ctrl_indices"]
     with pytest.raises(ValueError, match="pairs with controls only"):

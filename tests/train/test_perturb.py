@@ -377,6 +377,25 @@ def test_means_of_cells_are_learnt_and_predicted_from(cells, tmp_path):
     assert np.isfinite(own).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"cells_per_mean": 4}], ids=["cells", "means"])
+def test_pairs_by_transport_are_learnt_from(cells, options):
+    """Whether they were made before or are made here; and they are others than random ones."""
+    base, made = pretrained(cells.var_names), {}
+    layered = cells.copy()
+    layered.layers["log"] = layered.X.copy()
+    made["drawn"] = finetune(cells, base, within="batch", **QUICK, **options)
+    made["here"] = finetune(layered, base, within="batch", pairing="transport", layer="log", **QUICK, **options)
+    pp.pair_controls(cells, method="transport", within="batch")
+    made["before"] = finetune(cells, base, **QUICK, **options)
+    losses = {name: model.history["train_loss"].iloc[0] for name, model in made.items()}
+    assert losses["here"] == losses["before"]
+    assert losses["drawn"] != losses["here"]
+    with pytest.raises(ValueError, match="Expected `pairs` or `pairing`, found both"):
+        finetune(cells, base, pairs="ctrl_indices", pairing="transport", **QUICK)
+    with pytest.raises(ValueError, match="`pairing` to be one of 'random', 'transport'"):
+        finetune(cells, base, pairing="nearest", **QUICK)
+
+
 @pytest.mark.parametrize("number", [0, 2.5, True])
 def test_numbers_of_cells_that_cannot_be(cells, number):
     with pytest.raises((TypeError, ValueError), match="cells_per_mean"):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np  # noqa: F401 - a part of RngLike
     from anndata import AnnData
 
-    from scgpt_tools._types import RngLike
+    from scgpt_tools._types import PairMethod, RngLike
     from scgpt_tools.screens.splits import Draw
     from scgpt_tools.tokens.perturbations import Direction, Missing
 
@@ -119,14 +119,22 @@ def pair_controls(
     adata: AnnData,
     condition_key: str = "condition",
     *,
+    method: PairMethod = "random",
     within: str | Sequence[str] | None = None,
     n: int = 1,
+    use_rep: str | None = None,
+    layer: str | None = None,
     rng: RngLike = 0,
     draw: Draw = "stable",
     key_added: str = "ctrl_indices",
+    show_progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Pair every perturbed cell with control cells of the same context.
+
+    Random pairs differ by all that cells differ by anyhow, and a network that learns from them predicts much the same cell from
+    every control.  Optimal transport pairs each cell with a control that it may have been, as far as that can be told from
+    cells at one time :cite:p:`Schiebinger2019,Bunne2023`.
 
     Parameters
     ----------
@@ -134,10 +142,21 @@ def pair_controls(
         Cells with conditions from :func:`parse_conditions`; may be backed.
     condition_key
         Column of ``obs`` with the conditions.
+    method
+        ``"random"``: controls are drawn.  ``"transport"``: of each condition (in each context), the controls are assigned to the
+        cells so that the sum of squared distances is least.  Every control is taken once, or, where there are fewer than
+        are needed, all of them equally often, and of more, as many as are needed are drawn: what the controls of a condition
+        are on average does not depend on the cells that they are assigned to.  A cell may have one control twice where there
+        are fewer than needed.  Conditions of more than 1,024 pairs are assigned in parts of that size.
     within
         Columns of ``obs``, such as cell type and batch, that a cell and its controls share.
     n
-        Controls a cell.
+        Controls a cell; with ``"transport"`` 1,024 at most.
+    use_rep
+        With ``"transport"``: key of ``obsm`` to take distances in, such as ``"X_pca"``; ``None`` takes 50 principal components
+        of the log-normalised values, which are held in memory then.
+    layer
+        With ``"transport"`` and without ``use_rep``: key of ``layers`` with these values; ``None`` takes ``X``.
     rng
         For the draws: a whole number, a generator, or ``None`` for fresh entropy.  The number that was used is in
         ``params``.
@@ -146,6 +165,7 @@ def pair_controls(
         of the cells.  ``"gears"``: the controls that GEARS draws after ``numpy.random.seed`` with it, over all cells.
     key_added
         Key to write.
+    {show_progress}
     {copy}
 
     Returns
@@ -161,14 +181,38 @@ def pair_controls(
     Raises
     ------
     KeyError
-        If a column is absent; the message lists what is there.
+        If a column, layer or representation is absent; the message lists what is there.
     ValueError
         If there is no control, or none in a context with perturbed cells; all such contexts are named.  Or if labels
-        are not parsed yet.
+        are not parsed yet, values look like counts, a representation is not finite, or arguments do not go together.
+
+    Notes
+    -----
+    Pairs by transport know the perturbed cells.  A prediction of one cell from its own pair is therefore not held out, but what
+    is predicted of a condition is, be it a mean or a distribution.  After :func:`cell_split`, ``within="split"`` pairs cells within
+    their part.
+
+    Examples
+    --------
+    >>> import scgpt_tools as sct
+    >>> sct.pp.pair_controls(adata, method="transport", within="batch", n=4)  # doctest: +SKIP
+    >>> model = sct.train.finetune(adata, "scgpt-demo", task="perturb")  # doctest: +SKIP
     """
     check_arguments(pair_controls, locals())
     adata = adata.copy() if copy else adata
-    annotate_pairs(adata, condition_key, within=within, n=n, seed=as_seed(rng, bits=32), draw=draw, key_added=key_added)
+    annotate_pairs(
+        adata,
+        condition_key,
+        method=method,
+        within=within,
+        n=n,
+        use_rep=use_rep,
+        layer=layer,
+        seed=as_seed(rng, bits=32),
+        draw=draw,
+        key_added=key_added,
+        show_progress=show_progress,
+    )
     return adata if copy else None
 
 

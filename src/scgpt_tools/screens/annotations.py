@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from scgpt_tools._keys import ConditionKeys, PairKeys, RankingKeys, SplitKeys
 from scgpt_tools._lookup import absent
+from scgpt_tools._types import PairMethod
 from scgpt_tools._validate import check_choice, check_integer, check_key, check_key_name
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.parts import PARTS
-from scgpt_tools.data.rows import RowSource
+from scgpt_tools.data.rows import RowSource, plain_vectors
 from scgpt_tools.data.writing import check_new_key, is_record
 from scgpt_tools.screens.conditions import (
     context_labels,
@@ -30,6 +31,7 @@ from scgpt_tools.screens.conditions import (
 )
 from scgpt_tools.screens.pairing import pair_controls, pair_controls_gears
 from scgpt_tools.screens.ranking import METHODS, gears_lists, gears_names, rank_genes
+from scgpt_tools.screens.transport import components, pair_by_transport
 from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import FLAGS, PERTURBED, UNTOUCHED
 
@@ -112,28 +114,80 @@ def annotate_pairs(
     n: int = 1,
     seed: int = 0,
     draw: Draw = "stable",
+    method: PairMethod = "random",
+    use_rep: str | None = None,
+    layer: str | None = None,
+    show_progress: bool | None = None,
     key_added: str = "ctrl_indices",
 ) -> None:
-    """Draw a control for every perturbed cell; see :func:`scgpt_tools.pp.pair_controls`."""
+    """Find a control for every perturbed cell; see :func:`scgpt_tools.pp.pair_controls`."""
     keys = PairKeys(key_added)
     check_new_key(adata, "obsm", keys.obsm, default=PairKeys().obsm)
     check_integer("n", n)
     check_integer("seed", seed, least=0)
     check_choice("draw", draw, ("stable", "gears"))
-    if draw == "gears" and within is not None:
-        raise ValueError("Expected no `within` with draw='gears', which draws over all cells; found it given.")
+    if draw == "gears" and (within is not None or method != "random"):
+        raise ValueError(
+            "Expected no `within`, and method='random', with draw='gears', which draws over all cells; found "
+            f"within={within!r} and method={method!r}."
+        )
     conditions = read_conditions(adata, key)
     if draw == "gears":
         pairs = pair_controls_gears(conditions, n=n, seed=seed)
     else:
-        contexts = context_labels(adata, within)
-        pairs = pair_controls(control_mask(conditions), adata.obs_names, contexts=contexts, n=n, seed=seed)
+        pairs = find_pairs(
+            adata,
+            conditions,
+            within=within,
+            n=n,
+            seed=seed,
+            method=method,
+            use_rep=use_rep,
+            layer=layer,
+            show_progress=show_progress,
+        )
     adata.obsm[keys.obsm] = pairs
     columns = [within] if isinstance(within, str) else list(within or ())
-    adata.uns[keys.uns] = {
-        "params": {"condition_key": key, "within": np.array(columns, dtype=object), "n": n, "rng": seed, "draw": draw},
-        "cells": checksum_of_cells(adata),
-    }
+    params = {"condition_key": key, "within": np.array(columns, dtype=object), "n": n, "rng": seed, "draw": draw}
+    params |= {"method": method, "use_rep": use_rep, "layer": layer}
+    adata.uns[keys.uns] = {"params": params, "cells": checksum_of_cells(adata)}
+
+
+def find_pairs(
+    adata: AnnData,
+    conditions: NDArray[Any],
+    *,
+    within: str | Sequence[str] | None = None,
+    n: int = 1,
+    seed: int = 0,
+    method: PairMethod = "random",
+    use_rep: str | None = None,
+    layer: str | None = None,
+    show_progress: bool | None = None,
+) -> NDArray[np.int64]:
+    """Controls (N, n) of every perturbed cell; controls are paired with themselves."""
+    check_choice("method", method, get_args(PairMethod))
+    is_control, contexts = control_mask(conditions), context_labels(adata, within)
+    if method == "random":
+        if use_rep is not None or layer is not None:
+            raise ValueError("Expected `use_rep` and `layer` with method='transport' only, found them with 'random'.")
+        return pair_controls(is_control, adata.obs_names, contexts=contexts, n=n, seed=seed)
+    if use_rep is not None and layer is not None:
+        raise ValueError("Expected `use_rep` or `layer`, found both. Distances are taken in one of them.")
+    if use_rep is None:
+        vectors = components(log_values(RowSource(adata, layer=layer)), seed=seed)
+    else:
+        vectors = plain_vectors(adata.obsm[check_key(adata.obsm, use_rep, "obsm")], f"obsm[{use_rep!r}]")
+    return pair_by_transport(
+        is_control,
+        adata.obs_names,
+        conditions,
+        vectors,
+        contexts=contexts,
+        n=n,
+        seed=seed,
+        show_progress=show_progress,
+    )
 
 
 def check_part_column(adata: AnnData, key: str) -> None:

@@ -15,10 +15,9 @@ from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.epochs import in_batches
 from scgpt_tools.data.module import CellDataModule, CellTable, checksum
 from scgpt_tools.data.parts import read_parts
-from scgpt_tools.screens.annotations import read_pairs
+from scgpt_tools.screens.annotations import find_pairs, read_pairs
 from scgpt_tools.screens.conditions import context_labels, control_mask, unit_names
 from scgpt_tools.screens.means import Partners, mean_rows
-from scgpt_tools.screens.pairing import pair_controls
 from scgpt_tools.screens.split_options import SplitOptions
 from scgpt_tools.screens.splits import split_conditions
 from scgpt_tools.tokens.orders import draws
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
+    from scgpt_tools._types import PairMethod
     from scgpt_tools.data.epochs import Batches, Sampling
     from scgpt_tools.data.module import Part
     from scgpt_tools.data.rows import RowSource
@@ -161,26 +161,34 @@ def paired_controls(
     *,
     pairs: str | None = None,
     within: str | Sequence[str] | None = None,
+    pairing: PairMethod | None = None,
+    layer: str | None = None,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Controls (N, n) that were paired before, or drawn now; controls are paired with themselves.
+    """Controls (N, n) that were paired before, or are now; controls are paired with themselves.
 
-    ``pairs`` is a key of ``obsm``; ``None`` takes ``"ctrl_indices"`` if it is there, and else draws one control a cell, which
-    shares the columns ``within`` of ``obs`` with it.
+    ``pairs`` is a key of ``obsm``; ``None`` takes ``"ctrl_indices"`` if it is there and neither ``within`` nor ``pairing`` is given,
+    and else pairs each cell with one control, which shares the columns ``within`` of ``obs`` with it.
     """
-    if pairs is not None or (PairKeys().obsm in adata.obsm and within is None):
+    if pairs is not None and pairing is not None:
+        raise ValueError(f"Expected `pairs` or `pairing`, found both ({pairs!r} and {pairing!r}). Leave one out.")
+    if pairs is not None or (PairKeys().obsm in adata.obsm and within is None and pairing is None):
         found = read_pairs(adata, PairKeys().obsm if pairs is None else pairs)
         if not np.isin(found, np.flatnonzero(control_mask(conditions))).all():
             raise ValueError("Expected pairs with controls only, found other cells. Run pp.pair_controls again.")
         return found
     logger.info("Pairing every cell with one control%s.", "" if within is None else f" of the same {within}")
-    contexts = context_labels(adata, within)
-    return pair_controls(control_mask(conditions), adata.obs_names, contexts=contexts, seed=seed)
+    method: PairMethod = "random" if pairing is None else pairing
+    return find_pairs(
+        adata, conditions, method=method, within=within, layer=layer if method == "transport" else None, seed=seed
+    )
 
 
-def context_of_pairs(adata: AnnData, pairs: str | None, within: str | Sequence[str] | None) -> NDArray[Any] | None:
+def context_of_pairs(
+    adata: AnnData, pairs: str | None, within: str | Sequence[str] | None, pairing: PairMethod | None = None
+) -> NDArray[Any] | None:
     """What a cell and its controls share (N,), as given or as recorded with the pairs; ``None`` for nothing."""
-    if pairs is None and within is not None:
+    if pairs is None and (within is not None or pairing is not None):
         return context_labels(adata, within)
     record = adata.uns.get(PairKeys().uns if pairs is None else PairKeys(pairs).uns)
     columns = record["params"].get("within", ()) if isinstance(record, Mapping) and "params" in record else ()

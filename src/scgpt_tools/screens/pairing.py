@@ -37,18 +37,16 @@ def pair_controls(
     ValueError
         If a context has perturbed cells and no control; all such contexts are named.
     """
-    keys = row_keys(names)
-    if np.unique(keys).size < keys.size:
-        raise ValueError("Expected unique names of cells, found repeated ones; see `obs_names_make_unique`.")
+    keys = unique_keys(names)
     pairs = np.repeat(np.arange(keys.size)[:, None], n, axis=1)
     groups = np.zeros(keys.size, dtype=int) if contexts is None else pd.factorize(np.asarray(contexts, dtype=str))[0]
-    _check_controls(is_control, contexts)
+    check_controls(is_control, contexts)
     for group in np.unique(groups):
         cells = np.flatnonzero((groups == group) & ~is_control)
         controls = np.flatnonzero((groups == group) & is_control)
         if cells.size:
-            controls = controls[np.argsort(_mix(keys[controls], seed, 0), kind="stable")]
-            start = (_mix(keys[cells], seed, 1) % np.uint64(controls.size)).astype(np.int64)
+            controls = controls[np.argsort(mix(keys[controls], seed, 0), kind="stable")]
+            start = (mix(keys[cells], seed, 1) % np.uint64(controls.size)).astype(np.int64)
             pairs[cells] = controls[(start[:, None] + np.arange(n)) % controls.size]
     return pairs
 
@@ -60,7 +58,7 @@ def pair_controls_gears(conditions: Labels, *, n: int = 1, seed: int = 0) -> NDA
     """
     codes, labels = pd.factorize(np.asarray(conditions, dtype=str))
     is_control = (labels == "ctrl")[codes]
-    _check_controls(is_control, None)
+    check_controls(is_control, None)
     pairs = np.repeat(np.arange(codes.size)[:, None], n, axis=1)
     # One draw a cell there and one draw in all here: the legacy generator gives the same numbers.
     order = np.argsort(codes, kind="stable")
@@ -83,7 +81,16 @@ def pool_of_controls(
     return controls if n is None else controls[sample(seed, 0, keys, n)]
 
 
-def _check_controls(is_control: NDArray[np.bool_], contexts: Labels | None) -> None:
+def unique_keys(names: Labels) -> NDArray[np.uint64]:
+    """(N,) hash of the name of each cell, which its draws start from."""
+    keys = row_keys(names)
+    if np.unique(keys).size < keys.size:
+        raise ValueError("Expected unique names of cells, found repeated ones; see `obs_names_make_unique`.")
+    return keys
+
+
+def check_controls(is_control: NDArray[np.bool_], contexts: Labels | None) -> None:
+    """Refuse a screen without controls, and contexts with perturbed cells only; all of these are named."""
     if not is_control.any():
         raise ValueError("Expected control cells to pair with, found none; see the control label of the conditions.")
     if contexts is None:
@@ -97,7 +104,7 @@ def _check_controls(is_control: NDArray[np.bool_], contexts: Labels | None) -> N
         )
 
 
-def _mix(keys: NDArray[np.uint64], seed: int, purpose: int) -> NDArray[np.uint64]:
+def mix(keys: NDArray[np.uint64], seed: int, purpose: int | str) -> NDArray[np.uint64]:
     """Finaliser of splitmix64: every bit of key, seed and purpose reaches every bit of the result."""
     for part in np.frombuffer(sha256(f"{seed}\n{purpose}".encode()).digest(), dtype="<u8"):
         keys = (keys ^ part) + _GOLDEN

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import ArrayLike
 
-    from scgpt_tools._types import Extend, GeneSampling, Include, Layers, RngLike, Unknown, Unmeasured
+    from scgpt_tools._types import Extend, GeneSampling, Include, Layers, PairMethod, RngLike, Unknown, Unmeasured
     from scgpt_tools.data.epochs import Sampling
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.objectives.base import Objective
@@ -118,6 +118,7 @@ def finetune(
     validation: float | str | None = None,
     within: str | Sequence[str] | None = None,
     pairs: str | None = None,
+    pairing: PairMethod | None = None,
     controls: bool = True,
     direction: Direction | None = None,
     include: Include = "all",
@@ -236,8 +237,12 @@ def finetune(
     within
         Columns of ``obs`` that a cell and its control share; only if controls are to be drawn here.  For ``"perturb"``.
     pairs
-        Key of ``obsm`` with paired controls; ``None`` takes ``"ctrl_indices"`` if it is there and ``within`` is not
-        given, and else draws one control a cell.  For ``"perturb"``.
+        Key of ``obsm`` with paired controls; ``None`` takes ``"ctrl_indices"`` if it is there and neither ``within`` nor
+        ``pairing`` is given, and else pairs each cell with one control.  For ``"perturb"``.
+    pairing
+        Pair cells here, and how: with ``"random"`` controls, or by optimal ``"transport"``, as
+        :func:`scgpt_tools.pp.pair_controls` does with that ``method``.  ``None`` draws controls where there are no pairs.  For
+        ``"perturb"``.
     controls
         Train on controls too, each paired with itself, as GEARS and scGPT do.  For ``"perturb"``.
     direction

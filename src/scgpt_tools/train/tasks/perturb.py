@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
-    from scgpt_tools._types import Extend, GeneSampling, Include, Unknown, Unmeasured
+    from scgpt_tools._types import Extend, GeneSampling, Include, PairMethod, Unknown, Unmeasured
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.tokens.perturbations import Direction
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
@@ -71,6 +71,7 @@ class Perturb(Task[OpenedScreen]):
     condition_key: str
     within: str | Sequence[str] | None
     pairs: str | None
+    pairing: PairMethod | None
     controls: bool
     include: Include
     unknown: Unknown
@@ -129,7 +130,15 @@ class Perturb(Task[OpenedScreen]):
             pad=flags.pad,
             training=True,
         )
-        pairs = paired_controls(source.adata, conditions, pairs=self.pairs, within=self.within, seed=seed)
+        pairs = paired_controls(
+            source.adata,
+            conditions,
+            pairs=self.pairs,
+            within=self.within,
+            pairing=self.pairing,
+            layer=self.layer,
+            seed=seed,
+        )
         assert self.validation is not None  # noqa: S101 - by default it is the column "split"
         train, validation = screen_parts(source.adata, conditions, self.validation, controls=self.controls, seed=seed)
         vocabulary = model.vocabulary
@@ -150,7 +159,7 @@ class Perturb(Task[OpenedScreen]):
             tokens=tokens,
             conditions=conditions,
             pairs=pairs,
-            contexts=context_of_pairs(source.adata, self.pairs, self.within),
+            contexts=context_of_pairs(source.adata, self.pairs, self.within, self.pairing),
             vocabulary=tokens.tokenizer.vocabulary,
         )
 
