@@ -21,6 +21,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from types import ModuleType, SimpleNamespace
@@ -161,9 +162,14 @@ def steps(side: str, arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     sizes = SEED if arguments.seed_configuration else SMALL
     model, loader, terms, vocabulary = ours(arguments.what[0], sizes, arguments.batch_size)
+    from scgpt_tools._threads import patient_products, training_threads
     from scgpt_tools.train.module import run_views
     from scgpt_tools.train.optim import OptimizerConfig, make_optimizer
 
+    arranged = ExitStack()
+    if side == "ours" and arguments.as_fit:
+        arranged.enter_context(patient_products())
+        arranged.enter_context(training_threads())
     if side == "ours":
         optimizer = make_optimizer(model, OptimizerConfig(lr=1e-4, weight_decay=0.01))
 
@@ -196,6 +202,7 @@ def steps(side: str, arguments: argparse.Namespace) -> None:
         losses.append(float(value))
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
+    arranged.close()
     print(
         json.dumps(
             {
@@ -218,6 +225,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--as-fit", action="store_true", help="ours in the threads that `train.fit` arranges")
     parser.add_argument(
         "--seed-configuration", action="store_true", help="512 x 12, 64 cells, bf16, two steps of ours alone"
     )
@@ -243,6 +251,7 @@ def main() -> None:
                         for name in ("batch-size", "steps", "threads")
                     ]
                     words += ["--seed-configuration"] if arguments.seed_configuration else []
+                    words += ["--as-fit"] if arguments.as_fit else []
                     words += [] if arguments.peer is None else ["--peer", str(arguments.peer)]
                     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
                     if done.returncode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scgpt_tools.nn.dropout import Dropout, drop
+from scgpt_tools.nn.dropout import Dropout, draw_kept, drawing_from, drop
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.2, 0.5, 0.9])
@@ -48,6 +48,19 @@ def test_the_module_scales_what_it_keeps(dtype):
     assert set(Dropout(0.5)(torch.ones(8)).tolist()) <= {0.0, 2.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.0003, 0.1, 0.7])
+def test_the_probability_is_right_over_many_draws(dtype, probability):
+    shares = []
+    with drawing_from(0):
+        for _ in range(4000):
+            kept = draw_kept((64,), probability, dtype)
+            assert kept.dtype == dtype
+            shares.append(1 - kept.float().mean())
+    found = torch.stack(shares)
+    assert float(found.mean()) == pytest.approx(probability, abs=4 * float(found.std()) / 4000**0.5 + 1e-4)
+
+
 def test_nearly_all_may_be_dropped():
     torch.manual_seed(0)
     assert (Dropout(0.999999)(torch.ones(2**17)) == 0).float().mean() > 0.9999
@@ -65,3 +78,20 @@ def test_seeds_decide():
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5])
 def test_any_size(size):
     assert drop(torch.ones(size, 1), 0.5).shape == (size, 1)
+
+
+def test_draws_of_a_thread():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    with drawing_from(3):
+        first = [draw_kept((5, 3), 0.5, torch.float32), drop(torch.ones(50), 0.5), Dropout(0.5)(torch.ones(8))]
+        with drawing_from(4):
+            other = draw_kept((5, 3), 0.5, torch.float32)
+        rest = draw_kept((5,), 0.5, torch.float32)
+    with drawing_from(3):
+        again = [draw_kept((5, 3), 0.5, torch.float32), drop(torch.ones(50), 0.5), Dropout(0.5)(torch.ones(8))]
+        assert torch.equal(draw_kept((5,), 0.5, torch.float32), rest)
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[0], other)
+    # Torch's own numbers are left alone.
+    assert torch.equal(torch.get_rng_state(), state)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scgpt_tools.nn import products
+from scgpt_tools.nn import learning_products, products
 from scgpt_tools.nn.attention import PackedLayout, varlen
-from scgpt_tools.nn.dropout import draw_bits, kept_of
+from scgpt_tools.nn.dropout import draw_kept, draw_seed, drawing_from
 from scgpt_tools.nn.learning_products import attend_and_learn, learning_pays
 
 HEADS, WIDTH = 2, 8
@@ -37,47 +37,78 @@ def with_gradients(function, inputs) -> list[torch.Tensor]:
     return [result, *torch.autograd.grad(result, inputs, given.to(result.dtype))]
 
 
-@pytest.mark.parametrize("cache", [products._CACHE, 4 * 40 * 7], ids=["one block a head", "several blocks"])
+LENGTHS = (40, 7, 25)
+
+
+def formula_by_cell(q, k, v, kept=None):
+    cells = zip(*(x.split(LENGTHS) for x in (q, k, v)), kept or [None] * len(LENGTHS), strict=True)
+    return torch.cat([formula(*cell) for cell in cells])
+
+
+def drawn(seed: int, dropout: float) -> list[torch.Tensor]:
+    """What is kept of the weights of each cell, (H, n, n), divided by how likely that is."""
+    kept = [torch.empty(HEADS, n, n, dtype=torch.float64) for n in LENGTHS]
+    with drawing_from(seed):
+        for own, n in zip(kept, LENGTHS, strict=True):
+            for heads, rows, _ in learning_products._blocks((n,), HEADS):
+                own[heads, rows] = draw_kept(own[heads, rows].shape, dropout, torch.float32).double()
+    return [own / (1 - dropout) for own in kept]
+
+
+@pytest.mark.parametrize("way", ["all heads of a cell", "one head", "some rows"])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-def test_numbers_and_gradients(monkeypatch, cache, dropout):
-    monkeypatch.setattr(products, "_CACHE", cache // torch.get_num_threads())
-    exact = cell()
+def test_numbers_and_gradients(monkeypatch, way, dropout):
+    if way != "all heads of a cell":
+        monkeypatch.setattr(learning_products, "_TOGETHER", 0)
+    if way == "some rows":
+        monkeypatch.setattr(products, "_CACHE", 4 * 40 * 7 // torch.get_num_threads())
+    blocks = list(learning_products._blocks(LENGTHS, HEADS))
+    assert (len(blocks) > len(LENGTHS) * HEADS) == (way == "some rows")
+    exact = cell(sum(LENGTHS))
     kept = None
-    torch.manual_seed(2)
     if dropout:
-        _, rows = products.block_of(HEADS, 40, 40, torch.float32)
-        starts = [range(0, 40, rows)] * HEADS
-        drawn = [torch.cat([draw_bits((min(rows, 40 - start), 40)) for start in own]) for own in starts]
-        kept = kept_of(torch.stack(drawn), dropout, torch.float64) / (1 - dropout)
-        assert 0.1 < float((kept == 0).double().mean()) < 0.4
-    expected = with_gradients(lambda *x: formula(*x, kept), exact)
+        torch.manual_seed(2)
+        kept = drawn(draw_seed(), dropout)
+        assert 0.1 < float(torch.cat([(own == 0).flatten() for own in kept]).double().mean()) < 0.4
+    expected = with_gradients(lambda *x: formula_by_cell(*x, kept), exact)
     torch.manual_seed(2)
     single = [x.detach().float().requires_grad_() for x in exact]
-    found = with_gradients(lambda *x: attend_and_learn(*x, HEADS, dropout), single)
+    found = with_gradients(lambda *x: attend_and_learn(*x, LENGTHS, HEADS, dropout), single)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("together", [0, 2**19], ids=["one head", "all heads"])
+def test_half_precision(monkeypatch, together):
+    monkeypatch.setattr(learning_products, "_TOGETHER", together)
+    exact = cell(sum(LENGTHS))
+    half = [x.detach().bfloat16().requires_grad_() for x in exact]
+    found = with_gradients(lambda *x: attend_and_learn(*x, LENGTHS, HEADS, 0.0), half)
+    expected = with_gradients(formula_by_cell, exact)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), theirs, atol=0.05, rtol=0.05)
 
 
 def test_scores_far_apart():
     exact = cell(scale=40.0)
     single = [x.detach().float().requires_grad_() for x in exact]
-    found = with_gradients(lambda *x: attend_and_learn(*x, HEADS, 0.0), single)
+    found = with_gradients(lambda *x: attend_and_learn(*x, (40,), HEADS, 0.0), single)
     expected = with_gradients(lambda *x: formula(*x, None), exact)
     torch.testing.assert_close(found[0].double(), expected[0], atol=1e-2, rtol=1e-3)
     assert all(x.isfinite().all() for x in found)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_long_cells_in_training_take_it(dropout):
-    n = 512
-    q, k, v = (x.detach().float().requires_grad_() for x in cell(n))
-    assert learning_pays(q, k, dropout=dropout)
-    assert not learning_pays(q[:200], k[:200], dropout=dropout)
-    assert not learning_pays(q.bfloat16(), k.bfloat16(), dropout=dropout)
-    layout = PackedLayout.from_lengths((n,), "cpu")
+@pytest.mark.parametrize(("dropout", "least"), [(0.0, 512), (0.1, 64)])
+def test_long_cells_in_training_take_it(dropout, least):
+    lengths = (least, 30)
+    q, k, v = (x.detach().float().requires_grad_() for x in cell(sum(lengths)))
+    assert learning_pays(q, least, dropout=dropout)
+    assert not learning_pays(q, least - 1, dropout=dropout)
+    layout = PackedLayout.from_lengths(lengths, "cpu")
     torch.manual_seed(0)
     context = varlen(q, k, v, layout, HEADS, dropout).context
     torch.manual_seed(0)
-    torch.testing.assert_close(context, attend_and_learn(q, k, v, HEADS, dropout))
+    assert torch.equal(context, attend_and_learn(q, k, v, lengths, HEADS, dropout))
     context.sum().backward()
     assert all(x.grad.isfinite().all() for x in (q, k, v))

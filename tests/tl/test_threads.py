@@ -13,7 +13,7 @@ import torch
 import scgpt_tools as sct
 from generators import generator
 from mudatas import make_base, make_mudata, without_pulling
-from scgpt_tools.data import threads
+from scgpt_tools import _threads as threads
 from scgpt_tools.models import CellModel, executor
 from scgpt_tools.models.config import (
     ClassifierConfig,

@@ -52,7 +52,7 @@ def info() -> None:
     from session_info2 import session_info  # for this command only
 
     import scgpt_tools.tl  # noqa: F401 - brings in what the report is about
-    from scgpt_tools.data.threads import usable_threads  # imports torch
+    from scgpt_tools._threads import usable_threads  # imports torch
 
     lines = repr(session_info(cpu=True, dependencies=True)).splitlines()
     versions = sorted(

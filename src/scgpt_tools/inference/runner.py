@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from scgpt_tools._threads import in_threads
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.prefetch import prefetched
 from scgpt_tools.data.samplers import length_buckets
-from scgpt_tools.data.threads import in_threads
 from scgpt_tools.models.executor import divided, divisible
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast

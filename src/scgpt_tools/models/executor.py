@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from scgpt_tools.data.threads import in_threads
+from scgpt_tools._threads import in_threads
 from scgpt_tools.nn.attention import PACKED, PackedLayout, PaddedLayout, has_packed_kernel, packing_pays, unpack
 
 if TYPE_CHECKING:

@@ -229,8 +229,6 @@ def _one_cell(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Te
         context = attend_by_products(q, k, v, heads)
         if context is not None:
             return context
-    if (dropout or _needs_gradients(q, k, v)) and learning_pays(q, k, dropout=dropout):
-        return attend_and_learn(q, k, v, heads, dropout)
     if q.device.type == "cpu" and (dropout or q.dtype == torch.bfloat16):
         return _by_products(q, k, v, heads, dropout)
     q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
@@ -284,6 +282,8 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dr
     longest = max(layout.lengths)
     if not dropout and not _needs_gradients(q, k, v) and _torch_pays(q[:longest], k[:longest]):
         return Attended(_fused_cells(q, k, v, layout.lengths, heads))
+    if (dropout or _needs_gradients(q, k, v)) and len(q) == len(k) and learning_pays(q, longest, dropout=dropout):
+        return Attended(attend_and_learn(q, k, v, layout.lengths, heads, dropout))
     queries = q.split(layout.lengths) if len(q) == len(k) else q.split(1)
     cells = zip(queries, k.split(layout.lengths), v.split(layout.lengths), strict=True)
     return Attended(torch.cat([_one_cell(*cell, heads, dropout) for cell in cells]))

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
+from threading import local
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-# Probabilities are multiples of 2 to the minus this.
-_BITS = 16
 # Numbers from which on this is sooner than torch's.
 _MANY = 2**14
 # Numbers at a time.
 _PART = 2**18
 
+# As many as eight bits have, each of which bf16 tells from the next.
+_DRAWS = 256
+
+_here = local()
+
 
 class Dropout(nn.Dropout):
-    """:class:`torch.nn.Dropout`, whose draws take a quarter of the time for large tensors on a CPU."""
+    """:class:`torch.nn.Dropout`, whose draws take a sixth of the time for large tensors on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Set numbers to zero at random and scale the others, in training."""
-        few = x.numel() < _MANY or x.device.type != "cpu" or torch.compiler.is_compiling()
+        few = (x.numel() < _MANY and _source() is None) or x.device.type != "cpu" or torch.compiler.is_compiling()
         if few or not self.training or not 0 < self.p < 1:
             return super().forward(x)
         dropped: Tensor = _Drop.apply(x, self.p, 1 / (1 - self.p))
@@ -36,58 +43,69 @@ class Dropout(nn.Dropout):
 def drop(x: Tensor, probability: float) -> Tensor:
     """Set numbers to zero at random, without scaling the others.
 
-    Takes a quarter of the time of :func:`torch.nn.functional.dropout`, because four numbers share one draw from torch's
-    generator.
-
-    ``probability``: of becoming zero; rounded to 16 bits.
+    Takes a sixth of the time of :func:`torch.nn.functional.dropout`.  ``probability``: of becoming zero.
     """
     dropped: Tensor = _Drop.apply(x, probability, 1.0)
     return dropped
 
 
-def draw_bits(shape: Sequence[int]) -> Tensor:
-    """Whole numbers of 16 bits from torch's generator, each as likely as any other."""
-    size = math.prod(shape)
-    draws = torch.empty(-(-size * _BITS // 64), dtype=torch.int64).random_(-(2**63), None)
-    return draws.view(torch.int16)[:size].view(*shape)
+def draw_kept(shape: Sequence[int], probability: float, dtype: torch.dtype) -> Tensor:
+    """1 with a probability of being kept and 0 else, of the kind that it is to be multiplied with, because products of unlike kinds are slow.
+
+    ``probability``: of being 0.  NumPy's generator SFC64, seeded by torch's, makes eight draws at once in a sixth of the time
+    that torch's takes.  Draws are whole numbers below 256, and what they are compared with is rounded up as often as makes the
+    probability right.
+    """
+    source, size = _source() or _seeded(draw_seed()), math.prod(shape)
+    least = math.floor(_DRAWS * probability + source.random())
+    draws = source.integers(2**64, size=-(-size // 8), dtype=np.uint64).view(np.uint8)
+    kept = torch.from_numpy(draws)[:size].view(*shape).to(dtype)
+    return torch.ge(kept, float(least), out=kept)
 
 
-def _threshold_of(probability: float) -> int:
-    """Number of 16 bits from which on a draw is kept; the largest is kept even where hardly any should be."""
-    return min(round((probability - 0.5) * 2**_BITS), 2 ** (_BITS - 1) - 1)
+def draw_seed() -> int:
+    """A seed for :func:`drawing_from`."""
+    source = _source()
+    return int(torch.randint(2**63 - 1, ()) if source is None else source.integers(2**63 - 1))
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Draw in this thread from a seed, whatever other threads draw; from the same seed the same again."""
+    before, _here.source = _source(), _seeded(seed)
+    try:
+        yield
+    finally:
+        _here.source = before
+
+
+def _source() -> np.random.Generator | None:
+    return getattr(_here, "source", None)
+
+
+def _seeded(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64(seed))
 
 
 class _Drop(torch.autograd.Function):
-    """Keeps what was drawn for the gradient, two bytes a number."""
+    """Draws again for the gradient, so that nothing is kept but a seed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float, scale: float) -> Tensor:
-        bits = draw_bits(x.shape)
-        ctx.save_for_backward(bits)
-        ctx.probability, ctx.scale = probability, scale
-        return _kept(bits, x, probability, scale)
+        ctx.seed, ctx.probability, ctx.scale = draw_seed(), probability, scale
+        return _kept(ctx.seed, x, probability, scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (bits,) = ctx.saved_tensors
-        return _kept(bits, gradients[0], ctx.probability, ctx.scale), None, None
+        return _kept(ctx.seed, gradients[0], ctx.probability, ctx.scale), None, None
 
 
-def _kept(bits: Tensor, x: Tensor, probability: float, scale: float) -> Tensor:
+def _kept(seed: int, x: Tensor, probability: float, scale: float) -> Tensor:
     """What is kept of numbers, some at a time, so that what is multiplied with stays in the caches."""
     result = torch.empty(x.shape, dtype=x.dtype)
-    for drawn, given, out in zip(
-        *(t.reshape(-1).split(_PART) for t in (bits, x)), result.view(-1).split(_PART), strict=True
-    ):
-        kept = kept_of(drawn, probability, x.dtype)
-        torch.mul(kept if scale == 1 else kept.mul_(scale), given, out=out)
+    with drawing_from(seed):
+        for given, out in zip(*(t.reshape(-1).split(_PART) for t in (x, result)), strict=True):
+            kept = draw_kept(given.shape, probability, x.dtype)
+            torch.mul(kept if scale == 1 else kept.mul_(scale), given, out=out)
     return result
-
-
-def kept_of(bits: Tensor, probability: float, dtype: torch.dtype) -> Tensor:
-    """1 where a draw is kept and 0 where not, of the kind that it is to be multiplied with, because products of unlike kinds are slow."""
-    if dtype == torch.float32:
-        # Which has room for 16 bits, and compares in place with vectors of its own.
-        draws = bits.to(dtype)
-        return torch.ge(draws, float(_threshold_of(probability)), out=draws)
-    return torch.ge(bits, _threshold_of(probability), out=torch.empty(bits.shape, dtype=dtype))

@@ -14,6 +14,7 @@ from torch import nn
 
 from scgpt_tools._lookup import lookup
 from scgpt_tools.config import Named, settle_fields
+from scgpt_tools.nn.dropout import Dropout
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.norms import DomainNorm, SharedNorm
 from scgpt_tools.nn.sockets import Embedded, PartConfig, Sizes, check_least, check_row
@@ -85,7 +86,7 @@ class ContinuousValue(nn.Module):
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(1, dim), Linear(dim, dim)
-        self.norm, self.dropout = nn.LayerNorm(dim), nn.Dropout(dropout)
+        self.norm, self.dropout = nn.LayerNorm(dim), Dropout(dropout)
 
     def forward(self, values: Tensor) -> Tensor:
         """Embed (...) values."""
@@ -341,7 +342,7 @@ class Embedder(nn.Module):
         self.norm = None if config.norm == "none" else NORMS[config.norm](sizes)
         if isinstance(self.norm, nn.LayerNorm):
             self.norm.eps = config.eps
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
+        self.dropout = Dropout(config.dropout) if config.dropout else None
         self._reads = [(name, part.reads, part) for name, part in config.parts.items()]
         read = {field for _, fields, _ in self._reads for field in fields}
         self._unread = {field: what for field, what in _SPECIAL.items() if field not in read}

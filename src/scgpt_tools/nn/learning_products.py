@@ -1,9 +1,10 @@
-"""Attention within one cell on a CPU with gradients and dropout, head by head, so that scores stay in the caches.
+"""Attention within cells on a CPU with gradients and dropout, a few heads at a time, so that scores stay in the caches.
 
-Nothing of the size of the scores is kept for the gradient but what was drawn for dropout: weights are computed again from
-the logarithm of their sums, as FlashAttention does.  Products are those of :mod:`scgpt_tools.nn.products`.
+Nothing of the size of the scores is kept for the gradient: weights are computed again from the logarithm of their sums, as
+FlashAttention does, and what dropout drew is drawn again from its seed.  Products are those of
+:mod:`scgpt_tools.nn.products`.
 
-Shape letters: n tokens, H heads, D width, E = D / H, r rows of queries at a time.
+Shape letters: N tokens of all cells, n of one, H heads, D width, E = D / H, h heads and r rows of queries at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from scgpt_tools.nn.dropout import draw_bits, kept_of
+from scgpt_tools.nn.dropout import draw_kept, draw_seed, drawing_from
 from scgpt_tools.nn.products import block_of, has_products, product
 
 if TYPE_CHECKING:
@@ -22,19 +23,20 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+# Scores of all heads of a cell up to which they are computed together.
+_TOGETHER = 2**19
 # Tokens from which on this is sooner than all heads at once with dropout, and than torch's kernel without.
-_DROPPED, _PLAIN = 256, 512
+_DROPPED, _PLAIN = 64, 512
 
 
-def learning_pays(q: Tensor, k: Tensor, *, dropout: float) -> bool:
-    """Whether this way is possible and faster: in fp32 on a CPU, for long cells."""
-    least = _DROPPED if dropout else _PLAIN
-    return has_products(q) and q.dtype == torch.float32 and min(len(q), len(k)) >= least
+def learning_pays(q: Tensor, longest: int, *, dropout: float) -> bool:
+    """Whether this way is possible and faster, on a CPU."""
+    return has_products(q) and longest >= (_DROPPED if dropout else _PLAIN)
 
 
-def attend_and_learn(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
-    """Attend within one cell: ``q``, ``k``, ``v`` (n, D) each, fp32, to (n, D)."""
-    context: Tensor = _Attend.apply(q, k, v, heads, dropout)
+def attend_and_learn(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: int, dropout: float) -> Tensor:
+    """Attend within each cell: ``q``, ``k``, ``v`` (N, D) each, computed in fp32, to (N, D)."""
+    context: Tensor = _Attend.apply(q, k, v, lengths, heads, dropout)
     return context
 
 
@@ -42,82 +44,103 @@ class _Attend(torch.autograd.Function):
     """Softmax of products, dropout of weights, and products with the values."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
-        queries, keys, values = _scaled(q, heads), _heads(k, heads), _heads(v, heads)
-        columns = values.mT.contiguous()
-        context, logs = torch.empty_like(queries), q.new_empty(heads, len(q), 1)
-        bits = []
-        for head, rows in _blocks(heads, len(q), len(k), q.dtype):
-            scores = product(queries[head, rows], keys[head])
-            largest = scores.amax(dim=-1, keepdim=True)
-            weights = scores.sub_(largest).exp2_()
-            sums = weights.sum(dim=-1, keepdim=True)
-            torch.add(largest, sums.log2(), out=logs[head, rows])
-            if dropout:
-                bits.append(draw_bits(weights.shape))
-                weights.mul_(kept_of(bits[-1], dropout, weights.dtype))
-            torch.div(product(weights, columns[head]), sums.mul_(1 - dropout), out=context[head, rows])
-        result = _merged(context)
-        ctx.save_for_backward(q, k, v, result, logs, *bits)
-        ctx.heads, ctx.dropout = heads, dropout
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: int, dropout: float
+    ) -> Tensor:
+        queries, keys, values = _heads(_scaled(q, heads), heads), _heads(k, heads), _heads(v, heads)
+        result, logs = torch.empty_like(q), torch.empty(heads, len(q), 1)
+        context = _heads(result, heads)
+        seed = draw_seed() if dropout else 0
+        with drawing_from(seed):
+            for part, rows, cell in _blocks(lengths, heads):
+                weights = _product(queries[part, rows], keys[part, cell]).float()
+                largest = weights.amax(dim=-1, keepdim=True)
+                weights.sub_(largest).exp2_()
+                sums = weights.sum(dim=-1, keepdim=True)
+                torch.add(largest, sums.log2(), out=logs[part, rows])
+                if dropout:
+                    weights.mul_(draw_kept(weights.shape, dropout, weights.dtype))
+                seen = _product(weights.to(q.dtype), values[part, cell].mT)
+                context[part, rows] = seen / sums.mul_(1 - dropout)
+        ctx.save_for_backward(q, k, v, result, logs)
+        ctx.lengths, ctx.heads, ctx.dropout, ctx.seed = lengths, heads, dropout, seed
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, result, logs, *bits = ctx.saved_tensors
+        q, k, v, result, logs = ctx.saved_tensors
         heads, dropout = ctx.heads, ctx.dropout
-        queries, keys, values = _scaled(q, heads), _heads(k, heads), _heads(v, heads)
-        asked = _heads(gradients[0], heads)
+        queries, keys, values = _heads(_scaled(q, heads), heads), _heads(k, heads), _heads(v, heads)
         # What the weights of a query lose together, because their sum is one.
-        shared = (asked * _heads(result, heads)).sum(dim=-1, keepdim=True)
+        shared = _heads(gradients[0] * result, heads).sum(dim=-1, keepdim=True, dtype=torch.float32)
         # Gradients of weights before dropout, which divides those that it keeps.
-        through = asked / (1 - dropout)
-        key_columns = keys.mT.contiguous()
-        for_q, for_k, for_v = (torch.zeros_like(part) for part in (queries, key_columns, key_columns))
-        drawn = iter(bits)
-        kept: Tensor | None = None
-        for head, rows in _blocks(heads, len(q), len(k), q.dtype):
-            query, given = queries[head, rows], through[head, rows]
-            weights = product(query, keys[head]).sub_(logs[head, rows]).exp2_()
-            change = product(given, values[head])
-            seen = weights
-            if dropout:
-                kept = kept_of(next(drawn), dropout, weights.dtype)
-                change.mul_(kept)
-                seen = kept.mul_(weights)
-            for_v[head] += product(given.mT.contiguous(), seen.mT)
-            change.sub_(shared[head, rows]).mul_(weights)
-            for_q[head, rows] = product(change, key_columns[head])
-            for_k[head] += product(query.mT.contiguous(), change.mT)
+        asked = _heads(gradients[0] / (1 - dropout), heads)
+        found = [torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v)]
+        for_q, for_k, for_v = (_heads(x, heads) for x in found)
+        with drawing_from(ctx.seed):
+            for part, rows, cell in _blocks(ctx.lengths, heads):
+                query, given = queries[part, rows], asked[part, rows]
+                weights = _product(query, keys[part, cell]).float().sub_(logs[part, rows]).exp2_()
+                change = _product(given, values[part, cell]).float()
+                seen = weights
+                if dropout:
+                    kept = draw_kept(weights.shape, dropout, weights.dtype)
+                    change.mul_(kept)
+                    seen = kept.mul_(weights)
+                for_v[part, cell] += _outer(seen.to(q.dtype), given)
+                change = change.sub_(shared[part, rows]).mul_(weights).to(q.dtype)
+                for_q[part, rows] = _product(change, keys[part, cell].mT)
+                for_k[part, cell] += _outer(change, query)
         # The queries carry the factor of the scores and that of powers of two, whose gradient brings the latter back.
-        return (
-            _merged(for_q).mul_((q.shape[-1] // heads) ** -0.5),
-            _merged(for_k.mT).mul_(math.log(2)),
-            _merged(for_v.mT),
-            None,
-            None,
-        )
+        found[0].mul_((q.shape[-1] // heads) ** -0.5)
+        found[1].mul_(math.log(2))
+        return (*(x.to(q.dtype) for x in found), None, None, None)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """(h, n, i) times (h, m, i) transposed."""
+    if len(x) > 1:
+        return x @ y.mT
+    if x.dtype != torch.float32:
+        return (x[0] @ y[0].T).unsqueeze(0)
+    return product(_in_rows(x[0]), _in_rows(y[0])).unsqueeze(0)
+
+
+def _outer(x: Tensor, y: Tensor) -> Tensor:
+    """(h, n, m) transposed times (h, n, i)."""
+    if len(x) > 1:
+        return x.mT @ y
+    if x.dtype != torch.float32:
+        return (x[0].T @ y[0]).unsqueeze(0)
+    return product(y[0].T.contiguous(), x[0].T).T.unsqueeze(0)
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """Rows or columns without gaps: with gaps oneDNN takes a thousand times as long."""
+    return x if x.is_contiguous() or x.T.is_contiguous() else x.contiguous()
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    """(n, D) to (H, n, E), each head in a row."""
-    return x.unflatten(-1, (heads, -1)).transpose(0, 1).contiguous()
-
-
-def _merged(x: Tensor) -> Tensor:
-    """(H, n, E) to (n, D)."""
-    return x.transpose(0, 1).flatten(1)
+    """(N, D) to (H, N, E), a view."""
+    return x.unflatten(-1, (heads, -1)).transpose(0, 1)
 
 
 def _scaled(q: Tensor, heads: int) -> Tensor:
     """Queries whose products are scores as powers of two, which are cheaper than powers of e."""
-    return _heads(q * (math.log2(math.e) * (q.shape[-1] // heads) ** -0.5), heads)
+    return q * (math.log2(math.e) * (q.shape[-1] // heads) ** -0.5)
 
 
-def _blocks(heads: int, queries: int, keys: int, dtype: torch.dtype) -> Iterator[tuple[int, slice]]:
-    """Head and rows of each part of the scores."""
-    _, rows = block_of(heads, queries, keys, dtype)
-    for head in range(heads):
-        for start in range(0, queries, rows):
-            yield head, slice(start, start + rows)
+def _blocks(lengths: tuple[int, ...], heads: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Heads, queries and cell of each part of the scores."""
+    end = 0
+    for n in lengths:
+        start, end = end, end + n
+        cell = slice(start, end)
+        if heads * n * n <= _TOGETHER:
+            yield slice(None), cell, cell
+            continue
+        _, rows = block_of(heads, n, n, torch.float32)
+        for head in range(heads):
+            for first in range(start, end, rows):
+                yield slice(head, head + 1), slice(first, min(first + rows, end)), cell

@@ -11,6 +11,7 @@ from torch import nn
 from scgpt_tools.nn.attention import Attention, Layout, PackedLayout, PaddedLayout, query_key_products
 from scgpt_tools.nn.dropout import Dropout
 from scgpt_tools.nn.linear import Linear
+from scgpt_tools.nn.parts import in_parts
 from scgpt_tools.nn.sockets import Embedded, Encoded, Encoder, EncoderConfig, Sizes, check_least
 
 if TYPE_CHECKING:
@@ -166,14 +167,18 @@ class Transformer(Encoder):
         self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout, *, first_only: bool = False
     ) -> Encoded:
         """Encode tokens in either layout; ``first_only`` spares the last block all but the first token of each cell."""
-        x, layout = embedded.tokens, self._visible(layout, batch)
+        layout = self._visible(layout, batch)
         weights: list[Tensor] = []
-        last = len(self.blocks) - 1
-        for number, block in enumerate(self.blocks):
-            x, layer_weights = self.run(block, x, layout, first_only=first_only and number == last)
-            if layer_weights is not None:
-                weights.append(layer_weights)
-        return Encoded(self.norm(x), weights=weights or None)
+
+        def layers(x: Tensor, layout: Layout) -> Tensor:
+            for block in self.blocks:
+                x, own = self.run(block, x, layout, first_only=first_only and block is self.blocks[-1])
+                weights.extend([] if own is None else [own])
+            return cast("Tensor", self.norm(x))
+
+        if isinstance(layout, PackedLayout):
+            return Encoded(in_parts(layers, embedded.tokens, layout, self))
+        return Encoded(layers(embedded.tokens, layout), weights=weights or None)
 
     def products(self, embedded: Embedded, batch: TokenBatch, layout: PaddedLayout, layer: int) -> Tensor:
         """Products of queries and keys (B, H, L, L) in one layer, unscaled."""

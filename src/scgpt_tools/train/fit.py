@@ -20,9 +20,9 @@ from scgpt_tools._docs import described_fields
 from scgpt_tools._files import as_folder
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
+from scgpt_tools._threads import patient_products, training_threads
 from scgpt_tools._validate import as_seed, check_choice, check_integer, check_number, check_text, check_type
 from scgpt_tools.data.processes import launched
-from scgpt_tools.data.threads import patient_products
 from scgpt_tools.models.formats.native import describe_checkpoints
 from scgpt_tools.models.precision import Precision, resolve_precision
 from scgpt_tools.nn.heads import AdversaryHead
@@ -290,7 +290,7 @@ def fit(
         part: data.loader(part, batch_size=config.batch_size, rng=config.seed, workers=config.workers)
         for part in ("train", "validation")
     }
-    with _folder(config) as folder, _quiet(), own_random_numbers(config.seed), patient_products():
+    with _folder(config) as folder, _quiet(), own_random_numbers(config.seed), patient_products(), training_threads():
         checkpoint = run = None
         if config.resume and (folder / LAST).is_file():
             began_here = _TRAINED_IN.get(model) == folder.resolve()

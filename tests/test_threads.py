@@ -10,8 +10,15 @@ import time
 import pytest
 import torch
 
-from scgpt_tools.data import threads
-from scgpt_tools.data.threads import in_threads, patient_products, set_threads_here, usable_threads
+from scgpt_tools import _threads as threads
+from scgpt_tools._threads import (
+    in_threads,
+    in_training,
+    patient_products,
+    set_threads_here,
+    training_threads,
+    usable_threads,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +120,44 @@ def test_modes_are_those_of_the_caller(dtype, guard):
         assert set(run(modes, range(8))) == {modes(None)}
     with guard(), in_threads() as run:
         assert {found[2] for found in run(modes, range(8))} == {False}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_parts_of_a_step_of_training(fails):
+    def compute(number: int) -> tuple[object, ...]:
+        if fails and number == 3:
+            raise KeyError(number)
+        return (
+            number,
+            *here(number),
+            torch.is_autocast_enabled("cpu"),
+            (torch.ones(1, requires_grad=True) * 2).requires_grad,
+        )
+
+    assert in_training() is None
+    try:
+        with training_threads():
+            run = in_training()
+            with torch.autocast("cpu", torch.bfloat16):
+                found = list(run(compute, range(12)))
+            outside = list(run(compute, range(12)))
+            assert torch.get_num_threads() == 2
+    except KeyError as error:
+        assert fails, error
+    else:
+        assert not fails
+        numbers, names, inside, lowered, gradients = (set(each) for each in zip(*found, strict=True))
+        assert [each[0] for each in found] == list(range(12)) == sorted(numbers)
+        assert (len(names), inside, lowered, gradients) == (2, {1}, {True}, {True})
+        assert {each[3] for each in outside} == {False}
+    assert in_training() is None
+    assert torch.get_num_threads() == 2
+
+
+def test_one_thread_trains_where_it_is():
+    torch.set_num_threads(1)
+    with training_threads():
+        assert list(in_training()(here, range(2))) == [here(0)] * 2
 
 
 @pytest.mark.parametrize("reason", ["one thread", "gradients", "not divisible"])

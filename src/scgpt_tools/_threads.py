@@ -2,7 +2,8 @@
 
 Torch shares every product among its threads, which wait for each other at its end, and while they wait they spin.  Where
 products are small and something else wants the processors, most of the time goes there: a second program makes the first
-one ten times slower.  Threads with cells of their own wait for nobody.
+one ten times slower.  Threads with cells of their own wait for nobody.  In training they meet at the ends of
+the layers (:func:`training_threads`), and what has to be shared sleeps while it waits (:func:`patient_products`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -45,6 +47,9 @@ class Run(Protocol):
     def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
         """Apply the function."""
         ...
+
+
+_trains_by: ContextVar[Run | None] = ContextVar("trains_by", default=None)
 
 
 def usable_threads() -> int:
@@ -99,9 +104,51 @@ def _run(
 def _begin(device: str, autocast: bool, dtype: torch.dtype) -> None:  # noqa: FBT001 - a mode of torch's
     """Prepare a new thread."""
     set_threads_here(1)
+    _set_autocast(device, autocast, dtype)
+
+
+def _set_autocast(device: str, enabled: bool, dtype: torch.dtype) -> None:  # noqa: FBT001 - a mode of torch's
     # Not by a context, at the end of which all weights in another precision would be dropped, for every thread.
-    torch.set_autocast_enabled(device, autocast)
+    torch.set_autocast_enabled(device, enabled)
     torch.set_autocast_dtype(device, dtype)
+
+
+@contextmanager
+def training_threads() -> Iterator[None]:
+    """Let steps of training compute parts of a minibatch beside each other, by what :func:`in_training` returns."""
+    threads = usable_threads()
+    if threads == 1:
+        with _training_by(map):
+            yield
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="cells", initializer=set_threads_here, initargs=(1,)) as pool:
+
+        def run(function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
+            modes = partial(_autocast_here, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+            return _run(pool, threads, modes, function, items)
+
+        with _training_by(run):
+            yield
+
+
+def in_training() -> Run | None:
+    """What applies a function that records gradients to parts of a minibatch; ``None`` outside of :func:`training_threads`."""
+    return _trains_by.get()
+
+
+@contextmanager
+def _training_by(run: Run) -> Iterator[None]:
+    before = _trains_by.set(run)
+    try:
+        yield
+    finally:
+        _trains_by.reset(before)
+
+
+@contextmanager
+def _autocast_here(enabled: bool, dtype: torch.dtype) -> Iterator[None]:  # noqa: FBT001 - a mode of torch's
+    _set_autocast("cpu", enabled, dtype)
+    yield
 
 
 @contextmanager
