@@ -18,6 +18,7 @@ LAYERS = (
         "_keys",
         "_docs",
         "_cpus",
+        "_threads",
         "_files",
         "_labels",
         "_lookup",
