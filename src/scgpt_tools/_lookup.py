@@ -26,10 +26,13 @@ def lookup(table: Mapping[str, Value], name: str, kind: str, *, error: type[Exce
     return table[name]
 
 
-def absent(name: object, choices: Iterable[object], kind: str) -> str:
-    """Message for a name that is not among the choices."""
+def absent(name: object, choices: Iterable[object], kind: str, *, near: Iterable[str] | None = None) -> str:
+    """Message for a name that is not among the choices.
+
+    ``near``: names of which the nearest is told, where they are more than those that are listed.
+    """
     names = [str(choice) for choice in choices if choice is not None]
-    close = get_close_matches(str(name), names, n=1)
+    close = get_close_matches(str(name), names if near is None else near, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"Found no {kind} {name!r}.{hint} {_listing(names)}"
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scgpt_tools import CellModel, cli
-from scgpt_tools.cli import configs, scmodelforge
+from scgpt_tools.cli import configs, scmodelforge, scmodelforge_kinds
 from scgpt_tools.cli.scmodelforge_keys import KEYS
 from scgpt_tools.models.families.scmodelforge import SPECIALS, scmodelforge_tokens
 from scgpt_tools.models.families.scmodelforge import scmodelforge as encoder
@@ -201,6 +201,7 @@ OTHER = {
     "data.gene_vocab": "genes.json",
     "data.preprocessing.normalize": None,
     "data.census.filters": {"assay": "10x 3' v3"},
+    "data.census.obs_columns": ["assay"],
     "data.multi_species.organisms": ["human", "rat"],
     "data.multi_species.canonical_organism": "mouse",
     "data.gene_selection.strategy": "most_expressed",
@@ -263,7 +264,8 @@ def other_value(key):
         return value * 2 if value else 3
     return (
         3
-        if value is None and key.endswith(("_dim", "_heads", "n_genes", "_lr", "_gpus", "hvg_selection"))
+        if value is None
+        and key.endswith(("_dim", "_heads", "n_genes", "_lr", "_gpus", "hvg_selection", "_classes", "_size"))
         else "another"
     )
 
@@ -290,7 +292,7 @@ def test_every_key_has_an_effect_or_is_named(key):
     if key == "eval.batch_size":
         command = "benchmark"
     beside = next((values for start, values in WITH.items() if key.startswith(start)), {})
-    beside = {name: value for name, value in beside.items() if name != key}
+    beside = {name: value for name, value in beside.items() if name != key or value != other_value(key)}
     before, after = outcome(command, beside), outcome(command, {**beside, key: other_value(key)})
     assert not isinstance(before, str), before
     assert after != before
@@ -315,6 +317,67 @@ def test_keys_and_values_that_cannot_be_are_refused(tmp_path, words, message):
     with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
         warnings.simplefilter("ignore")
         read("pretrain", TRAIN, tmp_path, *words)
+
+
+def wrong_values(key):
+    """Values of other kinds than a key's, those of no kind at all included."""
+    value = KEYS[key]
+    kind = scmodelforge_kinds._NULL[key] if value is None else type(value)
+    if value is not None and key not in scmodelforge_kinds._OR_NULL:
+        yield None
+    if kind is not list:
+        yield [3]
+    if kind is not bool:
+        yield True
+    if kind in (int, float, list, dict, bool):
+        yield "some"
+    if kind in (int, list, dict, bool):
+        yield 1.5
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_value_of_another_kind_is_refused_by_the_name_of_its_key(key):
+    for command in ("pretrain", "finetune"):
+        for value in wrong_values(key):
+            settings = configs.changed({"data": {"paths": ["a.h5ad"]}}, tuple(key.split(".")), value)
+            with pytest.raises(TypeError, match=rf"Expected `{key}` to be .*, found .*\."):
+                scmodelforge.translated(command, settings, configs.Given())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--training.optimizer", "adamw"),
+            "`training.optimizer` to be a section, with settings such as `training.opt",
+        ),
+        (("--training.scheduler", "3"), "`training.scheduler` to be a section or null, .*, found 3"),
+        (("--data.preprocessing", "3"), "`data.preprocessing` to be a section"),
+        (("--training.optimizer", "null"), "`training.optimizer` to be a section"),
+        (("--eval.benchmarks", "linear_probe"), "`eval.benchmarks` to be a list"),
+        (("--eval.benchmarks", "[3]"), "every entry of `eval.benchmarks` to be a name, or a mapping"),
+        (("--eval.benchmarks", "[{name: linear_probe, params: 3}]"), "`params` of the benchmark 'linear_probe'"),
+        (("--data.streaming_chunk_size", "0"), "`data.streaming_chunk_size` to be at least 1"),
+        (("--training.strategy", "dpp"), "`training.strategy` to be one of 'ddp'"),
+        (("--model.architecture", "masked_autoencoder", "--model.pretraining_task", "foo"), "`model.pretraining_task`"),
+        (("--data.shards.enabled", "true"), "`data.shards.shard_dir`, the folder of shards"),
+        (("--training.num_gpus", "-2"), "-1 for all, found -2"),
+        (("--data.layr", "counts"), "Did you mean 'data.layer'"),
+    ],
+)
+def test_sections_and_lists_that_cannot_be_are_refused(tmp_path, words, message):
+    with warnings.catch_warnings(), pytest.raises((ValueError, TypeError), match=message):
+        warnings.simplefilter("ignore")
+        read("pretrain", TRAIN, tmp_path, *words)
+
+
+def test_numbers_and_dates_are_texts_where_texts_are_meant(tmp_path):
+    words = ["--training.run_name", "7", "--training.precision", "32", "--data.source", "cellxgene_census"]
+    words += ["--data.census.census_version", "2024-07-01", "--data.census.filters.assay", "10x 3' v3"]
+    with pytest.warns(UserWarning, match="num_gpus"):
+        config = read("pretrain", TRAIN, tmp_path, *words)["config"]
+    assert (config.loggers[0].name, config.train.precision) == ("7", "fp32")
+    assert (config.data.census.version, config.data.census.filters) == ("2024-07-01", {"assay": "10x 3' v3"})
 
 
 def test_a_wrong_key_of_a_file_is_refused_with_the_nearest(tmp_path):

@@ -11,11 +11,11 @@ import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from scgpt_tools._lookup import absent, lookup
+from scgpt_tools._lookup import lookup
 from scgpt_tools.cli import dialects
 from scgpt_tools.cli.configs import changed
-from scgpt_tools.cli.scmodelforge_keys import KEYS, REFUSED_FLAGS, SECTIONS, SWITCHED
-from scgpt_tools.cli.scmodelforge_said import Said, flat_settings
+from scgpt_tools.cli.scmodelforge_keys import KEYS, REFUSED_FLAGS, SECTIONS
+from scgpt_tools.cli.scmodelforge_said import Said, flat_settings, is_setting, no_key
 from scgpt_tools.cli.scmodelforge_sections import (
     ARCHITECTURES,
     balanced_of,
@@ -70,7 +70,7 @@ def in_our_words(command: str, given: Given, *, known: Collection[str], foreign:
         if word.startswith("--") and name in REFUSED_FLAGS and name not in known:
             raise ValueError(f"Expected no --{name.replace('_', '-')}, found it. {REFUSED_FLAGS[name]}.")
     given.words = dialects.in_our_words(command, given.words, known)
-    theirs = [change for change in given.changes if ".".join(change[0]) in {*KEYS, *SWITCHED}]
+    theirs = [change for change in given.changes if is_setting(".".join(change[0]))]
     settings = given.settings
     for key, value in theirs:
         settings = changed(settings, key, value)
@@ -78,7 +78,7 @@ def in_our_words(command: str, given: Given, *, known: Collection[str], foreign:
         given.changes = [change for change in given.changes if change not in theirs]
         for key, _ in given.changes:
             if key[0] in SECTIONS and not _is_ours(command, key):
-                raise ValueError(absent(".".join(key), KEYS, "setting of scModelForge named"))
+                raise ValueError(no_key(".".join(key), _ours(command)))
         given.settings = translated(command, settings, given)
     for key, value in given.changes:
         given.settings = changed(given.settings, key, value)
@@ -327,10 +327,16 @@ def _is_foreign(settings: Mapping[str, Any], known: Collection[str], *, foreign:
 
 def _is_ours(command: str, key: tuple[str, ...]) -> bool:
     """Whether a setting of a section of its files exists here, too."""
-    if command != "pretrain" or len(key) < 2:
-        return False
-    from scgpt_tools.train.collection import DataConfig  # imports torch
+    return ".".join(key[:2]) in _ours(command)
+
+
+def _ours(command: str) -> set[str]:
+    """Settings of this package in sections that its files have, too."""
+    if command != "pretrain":
+        return set()
+    from scgpt_tools.tokens.tokenizer import TokenizerConfig  # imports torch
+    from scgpt_tools.train.collection import DataConfig  # torch
     from scgpt_tools.train.pretrain import FamilyConfig  # torch
 
-    kinds = {"model": FamilyConfig, "data": DataConfig}
-    return key[0] == "tokenizer" or (key[0] in kinds and key[1] in {field.name for field in fields(kinds[key[0]])})
+    kinds: dict[str, Any] = {"model": FamilyConfig, "data": DataConfig, "tokenizer": TokenizerConfig}
+    return {f"{section}.{field.name}" for section, kind in kinds.items() for field in fields(kind)}

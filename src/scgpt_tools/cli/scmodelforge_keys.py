@@ -131,7 +131,7 @@ KEYS: dict[str, Any] = {
 SECTIONS = frozenset(key.partition(".")[0] for key in KEYS)
 # Whose values are mappings of anything, and sections that may be switched off as a whole.
 OPEN = ("data.census.filters", "data.cloud.storage_options")
-SWITCHED = ("training.scheduler", "training.fsdp", "finetune")
+SWITCHED = frozenset({"training.scheduler", "training.fsdp", "finetune"})
 WITHOUT_EFFECT = {
     "data.max_genes": "tokenizer.max_genes counts",
     "data.source": "cells are those of data.paths",

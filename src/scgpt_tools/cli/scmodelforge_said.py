@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._lookup import absent
 from scgpt_tools.cli.configs import flat
-from scgpt_tools.cli.scmodelforge_keys import KEYS, OPEN, OTHER_COMMANDS, SECTIONS, SWITCHED, WITHOUT_EFFECT
+from scgpt_tools.cli.scmodelforge_keys import (
+    KEYS,
+    OPEN,
+    OTHER_COMMANDS,
+    SECTIONS,
+    SWITCHED,
+    WITHOUT_EFFECT,
+)
+from scgpt_tools.cli.scmodelforge_kinds import settled
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scgpt_tools.cli.configs import Tree
 
 
@@ -19,10 +29,17 @@ class Said:
     def __init__(self, command: str, settings: Mapping[str, Any]) -> None:
         self.command = command
         self.off = {name for name in SWITCHED if _at(settings, name) is None and _has(settings, name)}
-        self.given = {key: value for key, value in flat_settings(settings).items() if key not in SECTIONS | {*SWITCHED}}
-        for key in self.given:
-            if key not in KEYS:
-                raise ValueError(absent(key, KEYS, "setting of scModelForge named"))
+        self.given = {key: value for key, value in flat_settings(settings).items() if not _is_empty(key, value)}
+        for key, value in self.given.items():
+            if key in KEYS:
+                self.given[key] = settled(key, value)
+            elif (inner := within(key)) and not isinstance(value, Mapping):
+                off = " or null" if key in SWITCHED else ""
+                raise TypeError(
+                    f"Expected `{key}` to be a section{off}, with settings such as `{inner[0]}`, found {value!r}."
+                )
+            else:
+                raise ValueError(no_key(key))
         self.read: set[str] = set()
         self.notes: list[str] = []
 
@@ -56,6 +73,36 @@ class Said:
                 self.note(key, WITHOUT_EFFECT.get(key, "nothing reads it beside the other settings"))
         if self.notes:
             warn_user(f"Settings of scModelForge without effect, or with another, here: {'; '.join(self.notes)}.")
+
+
+def no_key(key: str, others: Iterable[str] = ()) -> str:
+    """Message for a key that its files do not have: the nearest, or those of its section.
+
+    ``others``: settings of this package that may stand beside them.
+    """
+    section = next((part for part in _parents(key) if within(part)), "")
+    return absent(key, [*within(section), *others], "setting of scModelForge named", near=[*KEYS, *others])
+
+
+def is_setting(key: str) -> bool:
+    """Whether a dotted name is a key, a section, or an entry of a mapping of anything."""
+    return key in KEYS or bool(within(key)) or key.startswith(tuple(f"{name}." for name in OPEN))
+
+
+def within(section: str) -> list[str]:
+    """Keys of a section; of none, all."""
+    return [key for key in KEYS if not section or key.startswith(f"{section}.")]
+
+
+def _parents(key: str) -> list[str]:
+    """Sections that a key would lie in, the innermost first."""
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+
+
+def _is_empty(key: str, value: Any) -> bool:
+    """Whether a section has nothing in it, or is switched off."""
+    return (key in SECTIONS or bool(within(key))) and (value == {} or (value is None and key in SWITCHED | SECTIONS))
 
 
 def flat_settings(settings: Mapping[str, Any]) -> Tree:

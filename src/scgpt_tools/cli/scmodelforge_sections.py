@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._lookup import lookup
@@ -41,6 +42,10 @@ def data_of(said: Said) -> Tree:
         settings["census"] = _census(said)
     if said["data.shards.enabled"]:
         paths = [said["data.shards.shard_dir"]]
+        if not paths[0]:
+            raise ValueError(
+                "Expected `data.shards.shard_dir`, the folder of shards, where they are enabled, found none."
+            )
     settings["paths"] = paths
     if said["data.cloud.storage_options"]:
         settings["storage"] = said["data.cloud.storage_options"]
@@ -67,8 +72,8 @@ def data_of(said: Said) -> Tree:
 
 def _census(said: Said) -> Tree:
     found = {
-        "organism": str(said["data.census.organism"]).lower().replace(" ", "_"),
-        "version": str(said["data.census.census_version"]),
+        "organism": said["data.census.organism"].lower().replace(" ", "_"),
+        "version": said["data.census.census_version"],
         "filters": said["data.census.filters"],
         "obs_filter": said["data.census.obs_value_filter"],
         "var_filter": said["data.census.var_value_filter"],
@@ -212,7 +217,7 @@ def training_of(said: Said) -> Tree:
         "lr": said["training.optimizer.lr"],
         "weight_decay": said["training.optimizer.weight_decay"],
         "decoupled": name,
-        "precision": lookup(PRECISIONS, str(said["training.precision"]), "precision"),
+        "precision": lookup(PRECISIONS, said["training.precision"], "precision"),
         "workers": said["training.num_workers"],
         "rng": said["training.seed"],
         **_schedule(said),
@@ -247,12 +252,12 @@ def _devices(said: Said) -> Tree:
     import torch  # slow to import
 
     wanted, there = said["training.num_gpus"], torch.cuda.device_count()
-    n = there if wanted is None else min(wanted, there)
+    n = there if wanted in (None, -1) else min(wanted, there)
     if wanted is not None and wanted > there:
         said.note("training.num_gpus", f"there are {there}")
     settings: Tree = {"devices": max(n, 1)}
-    if n == 0 and wanted is not None:
-        settings["accelerator"] = "cpu" if wanted == 0 else "auto"
+    if wanted == 0:
+        settings["accelerator"] = "cpu"
     strategy = said["training.strategy"]
     sharded = strategy == "fsdp" or (said.has("training.fsdp") and "training.fsdp" not in said.off and n > 1)
     if sharded:
@@ -367,13 +372,17 @@ _DEFAULTS: dict[str, Tree] = {
 
 def benchmark_of(entry: Any) -> Tree:
     """One entry of ``eval.benchmarks`` in this package's words."""
-    given: Tree = {"name": entry} if isinstance(entry, str) else dict(entry)
+    given: Tree = {"name": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
     if "name" not in given:
-        raise ValueError(f"Expected a `name` in every entry of `eval.benchmarks`, found {entry!r}.")
+        raise ValueError(
+            f"Expected every entry of `eval.benchmarks` to be a name, or a mapping with a `name`, found {entry!r}."
+        )
     name = given.pop("name")
     renamed = lookup(_RENAMED, name, "benchmark")
-    params: Tree = given.pop("params", None) or {}
-    values = given | params
+    params: Any = given.pop("params", None) or {}
+    if not isinstance(params, Mapping):
+        raise TypeError(f"Expected `params` of the benchmark {name!r} to be a mapping, found {params!r}.")
+    values = {**given, **params}
     found: Tree = {"name": name, **_DEFAULTS.get(str(name), {})}
     for key, value in values.items():
         ours = renamed.get(key, key)

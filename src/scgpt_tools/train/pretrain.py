@@ -6,13 +6,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scgpt_tools._files import as_path, placed
-from scgpt_tools._lookup import lookup
+from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._optional import optional
 from scgpt_tools._outputs import check_place, check_room
 from scgpt_tools._validate import check_flag, check_fraction, check_integer, check_number
@@ -92,6 +93,10 @@ class FamilyConfig:
         if not family_named(self.name).pretraining:
             raise ValueError(f"Expected a family with loss terms for pre-training, found {self.name!r}.")
         self.task  # noqa: B018 - an unknown one is refused here
+        taken = signature(family_named(self.name).config).parameters
+        for name in self.options:
+            if name not in taken:
+                raise ValueError(absent(name, taken, f"option of the family {self.name!r} named"))
 
     @property
     def task(self) -> Pretraining:
@@ -145,6 +150,9 @@ class PretrainConfig:
             raise ValueError("Expected `data.validation` above 0 for `evaluate`, which probes cells held out, found 0.")
         if self.evaluate is not None and self.train.strategy == "fsdp":
             raise ValueError("Expected no `evaluate` with strategy='fsdp', which keeps no model in one piece.")
+        # Sizes that do not fit each other are refused here, before cells are counted.
+        family = family_named(self.family.name)
+        describe(self, Vocabulary.from_genes(["A gene"], family.specials).extended(family.last))
 
     @property
     def terms(self) -> tuple[Objective, ...]:
