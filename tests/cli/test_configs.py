@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scgpt_tools import cli
-from scgpt_tools.cli import configs, dialects
+from scgpt_tools.cli import COMMANDS, configs, dialects
 
 
 def test_settings_are_taken_out_of_a_command_line(tmp_path):
@@ -169,3 +169,16 @@ def test_only_the_last_checkpoint_is_gone_on_from(run_file, tmp_path):
     (tmp_path / "best.ckpt").touch()
     with pytest.raises(ValueError, match=r"Expected last\.ckpt"):
         read("--config", run_file, "--resume", str(tmp_path / "best.ckpt"))
+
+
+@pytest.mark.parametrize("words", [("--model", "a", "--model=b"), ("--model", "[a]", "--model", "b")])
+def test_models_that_are_named_one_by_one_are_a_list(words):
+    read = COMMANDS["annotate"].read("annotate", ["cells.h5ad", *words, "-o", "out.h5ad"])
+    assert read["model"] == ["a", "b"]
+    read = COMMANDS["benchmark"].read("benchmark", [*words, "--data", "x.h5ad", "--data", "y.h5ad"])
+    assert (read["model"], read["data"]) == (["a", "b"], ["x.h5ad", "y.h5ad"])
+
+
+def test_two_models_are_refused_where_one_is_asked():
+    with pytest.raises(ValueError, match="Expected --model once, found it 2 times: 'a', 'b'"):
+        COMMANDS["embed"].read("embed", ["cells.h5ad", "--model", "a", "--model", "b", "-o", "out.h5ad"])

@@ -146,6 +146,12 @@ def test_a_model_that_is_another_than_the_file_says_is_named(tmp_path, checkpoin
         read("finetune", TUNE, tmp_path, "--checkpoint", checkpoint, "--model.num_layers=7")
 
 
+def test_each_of_several_models_is_compared_with_the_file(tmp_path, checkpoint):
+    words = ["--model", checkpoint, "--model", checkpoint, "--data", "cells.h5ad", "--model.num_layers=7"]
+    with pytest.warns(UserWarning, match=r"model\.num_layers: 7 \(the checkpoint says, 1\)\."):
+        assert read("benchmark", EVALUATE, tmp_path, *words)["model"] == [checkpoint, checkpoint]
+
+
 def test_values_and_genes_of_the_checkpoint_count(tmp_path, checkpoint):
     said = (
         r"normalize: None \(the checkpoint says, 'library_size'\); data\.source: .*; "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from scgpt_tools._lookup import absent, lookup
-from scgpt_tools.cli import configs, scmodelforge
+from scgpt_tools.cli import configs, dialects, scmodelforge
 from scgpt_tools.cli.options import Formatter, about, add_function, read_tables_of_names
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class Command:
         ``name``: of the command; ``words``: what follows it; ``program``: name of the program, for messages.
         """
         parser = self.parser(name, program=program)
-        given = scmodelforge.in_our_words(
-            name, configs.divide(words), known=names_of(parser), foreign=program != PROGRAM
-        )
+        divided = configs.divide(words)
+        divided.words = _gathered(dialects.in_our_words(name, divided.words, names_of(parser)), parser)
+        given = scmodelforge.in_our_words(name, divided, known=names_of(parser), foreign=program != PROGRAM)
         check_words(name, given.words, names_of(parser))
         for key in given.settings:
             if key not in names_of(parser):
@@ -357,6 +357,32 @@ def check_words(command: str, words: Sequence[str], known: Collection[str]) -> N
         if word.startswith("--") and name not in {*known, "help", ""}:
             message = absent(f"--{name}", [f"--{other}" for other in sorted(known)], f"option of `{command}` named")
             raise ValueError(message)
+
+
+def _gathered(words: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Words of a command line with the models and data of options that come more than once in one list each."""
+    from scgpt_tools.config import yaml_value  # imports NumPy
+
+    rest, found = list(words), []
+    given: dict[str, list[str]] = {"model": [], "data": []}
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("--model", "--data") and (equals or rest):
+            given[name[2:]].append(value if equals else rest.pop(0))
+        else:
+            found.append(word)
+    for name, values in given.items():
+        if len(values) > 1:
+            kinds = {action.dest: str(getattr(action, "_typehint", "")) for action in parser._actions}
+            if "list" not in kinds[name] and "Any" not in kinds[name]:
+                raise ValueError(
+                    f"Expected --{name} once, found it {len(values)} times: {', '.join(map(repr, values))}."
+                )
+            lists = [yaml_value(value) if value.startswith("[") else [value] for value in values]
+            values = [json.dumps([one for several in lists for one in several])]
+        found += [f"--{name}={value}" for value in values]
+    return found
 
 
 def _embed_by_chunks(function: Callable[..., Any], options: dict[str, Any], chunk: dict[str, int]) -> None:

@@ -8,11 +8,11 @@ the family says so.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tools._lookup import lookup
-from scgpt_tools.cli import dialects
 from scgpt_tools.cli.configs import changed
 from scgpt_tools.cli.scmodelforge_keys import KEYS, REFUSED_FLAGS, SECTIONS
 from scgpt_tools.cli.scmodelforge_said import Said, flat_settings, is_setting, no_key
@@ -34,7 +34,7 @@ from scgpt_tools.cli.scmodelforge_sections import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
     from scgpt_tools.cli.configs import Given, Tree
 
@@ -69,7 +69,6 @@ def in_our_words(command: str, given: Given, *, known: Collection[str], foreign:
         name = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and name in REFUSED_FLAGS and name not in known:
             raise ValueError(f"Expected no --{name.replace('_', '-')}, found it. {REFUSED_FLAGS[name]}.")
-    given.words = dialects.in_our_words(command, given.words, known)
     theirs = [change for change in given.changes if is_setting(".".join(change[0]))]
     settings = given.settings
     for key, value in theirs:
@@ -257,14 +256,17 @@ def _compare(said: Said, model: str | None) -> None:
             f"Expected --checkpoint or `finetune.checkpoint_path`, the model that the file describes with {min(asked)!r}, found "
             "neither."
         )
+    from scgpt_tools.config import yaml_value  # imports NumPy
     from scgpt_tools.models import formats, zoo  # torch
 
-    config = formats.read(zoo.fetch(model)).config
-    for key in sorted(asked):
-        found = _DESCRIBED[key](config)
-        said.read.add(key)
-        if ("none" if said.given[key] is None else said.given[key]) != found:
-            said.note(key, f"the checkpoint says, {found!r}")
+    models = yaml_value(model) if model[:1] in "[{" else model
+    several = models.values() if isinstance(models, Mapping) else [models] if isinstance(models, str) else models
+    for config in [formats.read(zoo.fetch(one)).config for one in several]:
+        for key in sorted(asked - {*said.noted}):
+            found = _DESCRIBED[key](config)
+            said.read.add(key)
+            if ("none" if said.given[key] is None else said.given[key]) != found:
+                said.note(key, f"the checkpoint says, {found!r}")
 
 
 _DESCRIBED: dict[str, Callable[[Any], Any]] = {

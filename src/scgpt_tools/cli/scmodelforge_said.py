@@ -42,6 +42,7 @@ class Said:
                 raise ValueError(no_key(key))
         self.read: set[str] = set()
         self.notes: list[str] = []
+        self.noted: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
         """What the file says, or the original's default."""
@@ -59,6 +60,7 @@ class Said:
     def note(self, key: str, why: str) -> None:
         """Warn that a key has no effect, or another than it says."""
         self.read.add(key)
+        self.noted.add(key)
         self.notes.append(f"{key}: {self.given.get(key, KEYS[key])!r} ({why})")
 
     def report(self) -> None:
