@@ -578,6 +578,31 @@ def test_finetune_scores_with_the_matching_and_the_contexts_of_training(tmp_path
     assert {name[:2] for name in conditions} == {"a_", "b_"}
 
 
+@pytest.mark.filterwarnings("ignore:The predictions of")
+@pytest.mark.filterwarnings("ignore:Expected perturbed cells of the part")
+@pytest.mark.filterwarnings("ignore:Expected a column for each of the")
+@pytest.mark.filterwarnings("always:.* are left out of the scores")
+@pytest.mark.parametrize("some", [True, False])
+def test_held_out_genes_that_a_model_cannot_be_asked_for_are_named_and_not_scored(tmp_path, capsys, some):
+    table = screen(6)
+    vocabulary = Vocabulary.from_genes(list(table.var_names))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sct.CellModel(scgpt(vocabulary, dim=8, layers=1, heads=2, hidden=8), vocabulary).save(tmp_path / "base")
+    labels = table.obs["condition"].astype(str)
+    first, other = sorted(set(labels) - {"ctrl"})[:2]
+    table.obs["condition"] = labels.replace({first: "NOTAGENE+ctrl"})
+    tested = ["NOTAGENE+ctrl", other] if some else ["NOTAGENE+ctrl"]
+    table.obs["split"] = np.where(table.obs["condition"].isin(tested), "test", "train")
+    table.write_h5ad(tmp_path / "screen.h5ad")
+    words = ["finetune", tmp_path / "screen.h5ad", "--task", "perturb", "--model", tmp_path / "base", "--epochs", 1]
+    assert run(*words, "--output", tmp_path / "tuned", "--accelerator", "cpu") == 0
+    assert re.search(r"1 conditions of the test are left out .*NOTAGENE\+ctrl", capsys.readouterr().err)
+    assert (tmp_path / "tuned" / "scores.csv").exists() == some
+    if some:
+        assert set(pd.read_csv(tmp_path / "tuned" / "scores.csv")["condition"]) == {other}
+
+
 def test_gene_embeddings_without_a_model_type_are_refused(tmp_path, capsys):
     words = ["finetune", tmp_path / "cells.h5ad", "--task", "perturb", "--output", tmp_path / "model"]
     assert run(*words, "--gene-embeddings", "texts.parquet") == 2

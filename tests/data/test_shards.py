@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.data.shards import open_shards, write_shards
+from scgpt_tools.data.shards import open_shards, shard_rows, write_shards
 from scgpt_tools.tokens import FeatureTable
 from scgpt_tools.vocabulary import Vocabulary
 
@@ -52,3 +52,26 @@ def test_columns_that_are_not_there(cells, tmp_path):
         written(cells, tmp_path, obs_keys=["kind"])
     shard = open_shards(written(cells, tmp_path, obs_keys=["kind"], absent="unknown"), VOCABULARY)[0]
     assert shard.obs["kind"].tolist() == ["unknown"] * 3
+
+
+def test_cells_keep_their_names(cells, tmp_path):
+    cells.obs_names = [f"zell-{name}\u00fc" for name in cells.obs_names]
+    place = written(cells, tmp_path / "shards")
+    assert shard_rows(place).names.tolist() == cells.obs_names.tolist()
+    # Those of the original, which writes none.
+    for path in place.glob("*/obs_names.npy"):
+        path.unlink()
+    assert shard_rows(place).names.tolist() == [f"shards-{n}" for n in range(7)]
+
+
+def test_genes_are_those_of_the_table_in_its_order(cells, tmp_path):
+    place = written(cells, tmp_path / "shards")
+    rows = shard_rows(place)
+    assert rows.adata.var_names.tolist() == ["C", "A", "B"]
+    np.testing.assert_array_equal(rows.take(np.arange(7)).toarray(), cells.X[:, [0, 2, 3]])
+    (place / "measured_genes.json").write_text('["Z"]')
+    with pytest.raises(ValueError, match=r"Expected .*measured_genes\.json' to list genes of gene_vocab\.json"):
+        shard_rows(place)
+    # Those of the original, which says nothing of it.
+    (place / "measured_genes.json").unlink()
+    assert shard_rows(place).adata.var_names.tolist() == ["A", "B", "C"]

@@ -7,23 +7,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scgpt_tools import datasets, pp, tl
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.cli.files import free_folder
 from scgpt_tools.cli.reports import check_report
 from scgpt_tools.cli.training import RUN
 from scgpt_tools.config import from_dict
 from scgpt_tools.data.stores import open_mudata, open_table
+from scgpt_tools.inference.cells import Request
+from scgpt_tools.inference.perturbation import open_predictor
 from scgpt_tools.models import parse_model_type, to_scgenept
 from scgpt_tools.models.gene_classifier import N_GENES
-from scgpt_tools.screens.conditions import read_direction
+from scgpt_tools.screens.conditions import control_mask, read_direction, read_labels
 from scgpt_tools.tokens.corruptions import Corruption
+from scgpt_tools.tokens.perturbations import condition_genes, perturbed_genes
 from scgpt_tools.train import LoraConfig
 from scgpt_tools.train.gene_classifier import fit_gene_classifier
 from scgpt_tools.train.loggers import LoggerConfig
 from scgpt_tools.train.runs import LAST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from scgpt_tools.models import CellModel
     from scgpt_tools.tokens.matching import Duplicates
@@ -64,7 +70,7 @@ def finetune_files(learn: Callable[..., CellModel], options: dict[str, Any]) -> 
             _finetune_on_screen(learn, cells, model, place, options, kind=kind, texts=texts)
             return
         tuned = learn(cells, model, **options)
-    _save(tuned, place)
+    _save(tuned, place, options["folder"])
 
 
 def _finetune_on_screen(
@@ -92,15 +98,38 @@ def _finetune_on_screen(
             wanted = {name: datasets.gene_embeddings(source) for name, source in sources.items()}
         model = to_scgenept(model, kind, wanted, rng=rng)
     tuned = learn(cells, model, **options)
-    _save(tuned, place)
-    if isinstance(split, str):
-        read = {name: options[name] for name in _READ if name in options}
+    _save(tuned, place, options["folder"])
+    read = {name: options[name] for name in _READ if name in options}
+    if isinstance(split, str) and _leave_out(cells, tuned, condition_key, split, read):
         scores = tl.evaluate_perturbation(
             cells, {"model": tuned}, condition_key=condition_key, split=split, rng=rng, **read
         )
         scores.table.to_csv(place / "scores.csv", index=False)
         print(scores)
         logger.info("Wrote the scores to %s.", place / "scores.csv")
+
+
+def _leave_out(cells: Any, tuned: CellModel, condition_key: str, split: str, read: Mapping[str, Any]) -> bool:
+    """Take conditions that a model cannot be asked for out of the test of a screen; whether any are left.
+
+    ``read``: how cells are read, as in training.
+    """
+    request = Request(**{name: value for name, value in read.items() if name != "within"})
+    tokens = open_predictor(cells, tuned, request, key=condition_key).tokens
+    labels, parts = read_labels(cells, condition_key), cells.obs[split].astype(str).to_numpy()
+    tested = parts == "test"
+    lost = set(tokens.unmapped(perturbed_genes(set(labels[tested]))).genes)
+    unknown = [label for label in sorted(set(labels[tested])) if lost & {*condition_genes(label)}]
+    if unknown:
+        warn_user(
+            f"{len(unknown)} conditions of the test are left out of the scores, because genes that they perturb have no column "
+            f"or no token of {tuned.name!r}: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}."
+        )
+        parts[tested & np.isin(labels, unknown)] = "left out"
+        cells.obs[split] = parts
+    if not (found := bool(np.any((parts == "test") & ~control_mask(labels)))):
+        logger.info("No condition is left to score.")
+    return found
 
 
 def gene_classifier(
@@ -181,9 +210,9 @@ def _opened(source: str, options: dict[str, Any]) -> Iterator[Any]:
             yield table if options.get("sampling") == "blocks" else table.to_memory()
 
 
-def _save(tuned: CellModel, place: Path) -> None:
+def _save(tuned: CellModel, place: Path, run: str) -> None:
     """Write the model and its history, and say so."""
     tuned.save(place)
     if tuned.history is not None:
         tuned.history.to_csv(place / "history.csv")
-    logger.info("Wrote the model to %s, with its history (history.csv) and checkpoints (%s).", place, RUN)
+    logger.info("Wrote the model to %s, with its history (history.csv), and its checkpoints to %s.", place, run)

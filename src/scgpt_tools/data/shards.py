@@ -2,7 +2,9 @@
 
 Each shard is a folder with ``X.npy`` (float32) and ``gene_indices.npy`` (int64), whose rows are the values above zero of a
 cell and their token ids, with zeros behind; ``n_genes.npy``, ``obs.parquet`` and ``metadata.json``.  Unlike the original's,
-the reader compares the vocabulary, which lies beside the manifest as ``gene_vocab.json``.
+the reader compares the vocabulary, which lies beside the manifest as ``gene_vocab.json``, and cells keep their names, in
+``obs_names.npy`` (bytes of UTF-8): draws and divisions depend on these.  ``measured_genes.json`` lists the genes that the
+table had, in its order, which ties of ranks are broken by; a gene that it lacked is no gene without molecules.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from scgpt_tools.tokens.features import FeatureTable
     from scgpt_tools.vocabulary import Vocabulary
 
-MANIFEST, OBS, GENES = "manifest.json", "obs.parquet", "gene_vocab.json"
+MANIFEST, OBS, GENES, NAMES = "manifest.json", "obs.parquet", "gene_vocab.json", "obs_names.npy"
+MEASURED = "measured_genes.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +133,7 @@ def write_shards(
                 for key in keys
             }
         )
+        obs.index = source.names[cells].astype(str)
         _write(place / f"shard_{number:03d}", source.take(cells), features, obs)
         sizes.append(len(cells))
     manifest = {
@@ -138,8 +142,10 @@ def write_shards(
         "shard_sizes": sizes,
         "vocab_hash": vocabulary_hash(vocabulary),
     }
+    measured = [vocabulary.tokens[number] for number in features.ids]
     with written_together(place) as aside:
-        (aside / GENES).write_text(json.dumps(_genes(vocabulary), ensure_ascii=False) + "\n", encoding="utf-8")
+        for name, genes in ((GENES, _genes(vocabulary)), (MEASURED, measured)):
+            (aside / name).write_text(json.dumps(genes, ensure_ascii=False) + "\n", encoding="utf-8")
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return place
 
@@ -204,10 +210,16 @@ def shard_rows(folder: str | PathLike[str]) -> RowSource:
     ids = read_json(place / GENES, what="one object, gene to id")
     shards = _open_all(place, _hash_of(ids))
     starts = np.cumsum([0, *(len(shard.n_genes) for shard in shards)])
+    names = [_names(place / f"shard_{number:03d}") for number in range(len(shards))]
     obs = pd.concat([shard.obs for shard in shards], ignore_index=True)
-    obs.index = pd.Index([f"{place.name}-{number}" for number in range(len(obs))])
+    known = [own for own in names if own is not None]
+    obs.index = pd.Index(
+        np.concatenate(known).tolist() if len(known) == len(shards) else [f"{place.name}-{n}" for n in range(len(obs))]
+    )
+    n_tokens = max(ids.values(), default=-1) + 1
+    if (place / MEASURED).is_file():
+        ids = {gene: ids[gene] for gene in _measured(place / MEASURED, ids)}
     columns = np.array(list(ids.values()), dtype=np.int64)
-    n_tokens = int(columns.max(initial=-1)) + 1
 
     def read(start: int, stop: int) -> sp.csr_matrix:
         first, last = np.searchsorted(starts, [start, max(stop - 1, start)], side="right") - 1
@@ -246,8 +258,9 @@ def _write(folder: Path, X: sp.csr_matrix, features: FeatureTable, obs: pd.DataF
     with written_together(folder) as aside:
         for name, array in (("X", values), ("gene_indices", genes), ("n_genes", counts)):
             np.save(aside / f"{name}.npy", array)
+        np.save(aside / NAMES, np.char.encode(obs.index.to_numpy(dtype=str), "utf-8"))
         if len(obs.columns):
-            obs.to_parquet(aside / OBS)
+            obs.reset_index(drop=True).to_parquet(aside / OBS)
         said = {"n_cells": len(counts), "max_genes": most}
         (aside / "metadata.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
@@ -261,3 +274,18 @@ def _open(folder: Path) -> Shard:
         optional("pyarrow", extra="text")
         obs = pd.read_parquet(folder / OBS)
     return Shard(values, genes, n_genes, obs)
+
+
+def _measured(path: Path, ids: Mapping[str, int]) -> list[str]:
+    """Genes that the table of some shards had."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, list) or not all(isinstance(gene, str) and gene in ids for gene in found):
+        raise ValueError(f"Expected {str(path)!r} to list genes of {GENES}, found others. Write the shards again.")
+    return found
+
+
+def _names(folder: Path) -> NDArray[np.str_] | None:
+    """Names of the cells of a shard; ``None`` if it has none, as the original's."""
+    if not (folder / NAMES).is_file():
+        return None
+    return np.char.decode(np.load(folder / NAMES, allow_pickle=False), "utf-8")
