@@ -197,6 +197,22 @@ def test_shards_are_trained_on(folder, cells):
         trained(folder, data={"paths": ["shards"]})
 
 
+@pytest.mark.parametrize("sampling", ["random", "blocks"])
+def test_shards_give_the_losses_of_their_table(folder, cells, sampling):
+    """The same cells are held out, and the same is drawn in each, whatever order the vocabulary has."""
+    vocabulary = Vocabulary.from_genes(cells.var_names[::-1], ("<pad>", "<unk>", "<mask>", "<cls>"))
+    table = ad.read_h5ad(folder / "cells.h5ad")
+    features = FeatureTable.from_var(table.var, vocabulary)
+    write_shards(RowSource(table), features, vocabulary, folder / "shards", shard_size=25)
+    vocabulary.save(folder / "vocab.json")
+    losses = []
+    for path in ("cells.h5ad", "shards"):
+        data = {"paths": [path], "validation": 0.2, "sampling": sampling, "block": 4, "blocks": 2}
+        history = trained(folder, data=data, vocabulary={"path": "vocab.json"}).history
+        losses.append(history[["train_loss", "validation_loss"]].to_numpy())
+    np.testing.assert_array_equal(*losses)
+
+
 def test_values_in_another_unit_are_noticed(folder):
     cells = ad.read_h5ad(folder / "cells.h5ad")
     cells.X = cells.X.log1p()

@@ -2,9 +2,9 @@
 
 Each shard is a folder with ``X.npy`` (float32) and ``gene_indices.npy`` (int64), whose rows are the values above zero of a
 cell and their token ids, with zeros behind; ``n_genes.npy``, ``obs.parquet`` and ``metadata.json``.  Unlike the original's,
-the reader compares the vocabulary, which lies beside the manifest as ``gene_vocab.json``, and cells keep their names, in
-``obs_names.npy`` (bytes of UTF-8): draws and divisions depend on these.  ``measured_genes.json`` lists the genes that the
-table had, in its order, which ties of ranks are broken by; a gene that it lacked is no gene without molecules.
+the reader compares the vocabulary, which lies beside the manifest as ``gene_vocab.json``.  There too are the names of the
+cells, ``obs_names.npy`` (bytes of UTF-8), which draws and divisions depend on, and ``measured_genes.json``, the genes that
+the table had, in its order, which ties of ranks are broken by; a gene that it lacked is no gene without molecules.
 """
 
 from __future__ import annotations
@@ -133,7 +133,6 @@ def write_shards(
                 for key in keys
             }
         )
-        obs.index = source.names[cells].astype(str)
         _write(place / f"shard_{number:03d}", source.take(cells), features, obs)
         sizes.append(len(cells))
     manifest = {
@@ -146,6 +145,7 @@ def write_shards(
     with written_together(place) as aside:
         for name, genes in ((GENES, _genes(vocabulary)), (MEASURED, measured)):
             (aside / name).write_text(json.dumps(genes, ensure_ascii=False) + "\n", encoding="utf-8")
+        np.save(aside / NAMES, np.char.encode(source.names.to_numpy(dtype=str), "utf-8"))
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return place
 
@@ -210,12 +210,8 @@ def shard_rows(folder: str | PathLike[str]) -> RowSource:
     ids = read_json(place / GENES, what="one object, gene to id")
     shards = _open_all(place, _hash_of(ids))
     starts = np.cumsum([0, *(len(shard.n_genes) for shard in shards)])
-    names = [_names(place / f"shard_{number:03d}") for number in range(len(shards))]
     obs = pd.concat([shard.obs for shard in shards], ignore_index=True)
-    known = [own for own in names if own is not None]
-    obs.index = pd.Index(
-        np.concatenate(known).tolist() if len(known) == len(shards) else [f"{place.name}-{n}" for n in range(len(obs))]
-    )
+    obs.index = pd.Index(_names(place) or [f"{place.name}-{number}" for number in range(len(obs))])
     n_tokens = max(ids.values(), default=-1) + 1
     if (place / MEASURED).is_file():
         ids = {gene: ids[gene] for gene in _measured(place / MEASURED, ids)}
@@ -258,9 +254,8 @@ def _write(folder: Path, X: sp.csr_matrix, features: FeatureTable, obs: pd.DataF
     with written_together(folder) as aside:
         for name, array in (("X", values), ("gene_indices", genes), ("n_genes", counts)):
             np.save(aside / f"{name}.npy", array)
-        np.save(aside / NAMES, np.char.encode(obs.index.to_numpy(dtype=str), "utf-8"))
         if len(obs.columns):
-            obs.reset_index(drop=True).to_parquet(aside / OBS)
+            obs.to_parquet(aside / OBS)
         said = {"n_cells": len(counts), "max_genes": most}
         (aside / "metadata.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
@@ -284,8 +279,9 @@ def _measured(path: Path, ids: Mapping[str, int]) -> list[str]:
     return found
 
 
-def _names(folder: Path) -> NDArray[np.str_] | None:
-    """Names of the cells of a shard; ``None`` if it has none, as the original's."""
+def _names(folder: Path) -> list[str] | None:
+    """Names of the cells of some shards; ``None`` where there are none, as in the original's."""
     if not (folder / NAMES).is_file():
         return None
-    return np.char.decode(np.load(folder / NAMES, allow_pickle=False), "utf-8")
+    found: list[str] = np.char.decode(np.load(folder / NAMES, allow_pickle=False), "utf-8").tolist()
+    return found
