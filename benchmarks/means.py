@@ -5,8 +5,8 @@
 
 ``run`` fine-tunes ``scgpt-demo`` once and scores it beside all baselines, ``show`` makes tables of what is in RESULTS.  Tasks are
 a screen and what is held out: cells of conditions that were seen, a cell line in which none was, or conditions.  The arms
-``single`` and ``means`` have the settings of ``finetune``, ``single-long`` and ``means-long`` those of the tutorial on gene
-texts; within a pair nothing differs but the number of cells whose mean is taken.  A seed draws the division, weights, minibatches
+``default`` is what ``finetune`` does unless told otherwise, ``single-15`` and ``means-15`` have the settings of scGPT's authors,
+``single-long`` and ``means-long`` those of the tutorial on gene texts; within a pair nothing differs but the number of cells whose mean is taken.  A seed draws the division, weights, minibatches
 and the halves of the controls.
 """
 
@@ -28,8 +28,9 @@ import scgpt_tools as sct
 NORMAN = "norman2019_mcfaline2024_cells"
 LONG = {"epochs": 30, "lr": 1e-3, "schedule": "cosine", "controls": False, "patience": None}
 ARMS = {
-    "single": {"cells_per_mean": 1},
-    "means": {"cells_per_mean": 16},
+    "default": {},
+    "single-15": {"cells_per_mean": 1, "epochs": 15, "lr": 1e-4},
+    "means-15": {"cells_per_mean": 16, "epochs": 15, "lr": 1e-4},
     "single-long": {"cells_per_mean": 1, **LONG},
     "means-long": {"cells_per_mean": 16, **LONG},
 }

@@ -47,6 +47,12 @@ def test_who_says_how_long_is_taken_at_his_word(said):
     assert (found.epochs, found.patience, found.step_epochs) == (10, None, 1)
 
 
+def test_a_task_has_its_own_patience_at_least():
+    own = replace(USUAL, patience=10)
+    assert pace(n_train=1_000_000, settings=own).patience == 10
+    assert pace(n_train=90, settings=own).patience * 3 == pytest.approx(PATIENCE, abs=3)
+
+
 def test_steps_count_accumulated_minibatches():
     assert pace(settings=replace(USUAL, accumulate=3)).epochs == MOST
 

@@ -377,6 +377,21 @@ def test_means_of_cells_are_learnt_and_predicted_from(cells, tmp_path):
     assert np.isfinite(own).all()
 
 
+def test_what_is_learnt_where_nobody_says(cells, monkeypatch):
+    """Means of 16 cells, for as many steps as it takes, at a rate for the width; by other families as their authors do."""
+    monkeypatch.setattr("scgpt_tools.train.pacing.MOST", 40)
+    model = finetune(cells, pretrained(cells.var_names), task="perturb", accelerator="cpu")
+    assert model.config.tokenizer.cells_per_mean == 16
+    per_epoch = model.history["step"].iloc[0]
+    assert len(model.history) == max(15, -(-40 // per_epoch))
+    assert model.history["lr"].iloc[0] == pytest.approx(1e-4 * 512 / 16)
+    single = finetune(cells, pretrained(cells.var_names), **QUICK, cells_per_mean=1)
+    assert single.config.tokenizer.cells_per_mean == 1
+    for name in ("scgenept", "deepsc"):
+        usual = FAMILIES[name].finetuning["perturb"]
+        assert (usual["cells_per_mean"], usual["lr"]) == (1, 1e-4)
+
+
 @pytest.mark.parametrize("options", [{}, {"cells_per_mean": 4}], ids=["cells", "means"])
 def test_pairs_by_transport_are_learnt_from(cells, options):
     """Whether they were made before or are made here; and they are others than random ones."""

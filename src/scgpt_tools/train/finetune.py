@@ -127,7 +127,7 @@ def finetune(
     extend: Extend = "auto",
     length: int | None = 1536,
     gene_sampling: GeneSampling = "keep_perturbed",
-    cells_per_mean: int = 1,
+    cells_per_mean: int | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     sampling: Sampling | None = None,
     corruption: Corruption | None = None,
@@ -268,8 +268,9 @@ def finetune(
         lose what was perturbed.  For ``"perturb"``.
     cells_per_mean
         Learn from means of so many cells of a condition, drawn anew every epoch, and of their controls, in place of single
-        cells, most of whose differences no control tells; 1 as the originals do.  Cells of a mean share what pairs share.
-        Predictions then start from means of as many controls.  For ``"perturb"``.
+        cells, most of whose differences no control tells; 1 takes single cells, as the originals do.  Cells of a mean share
+        what pairs share.  Predictions then start from means of as many controls.  ``None`` takes 16, and 1 for scGenePT and
+        DeepSC.  For ``"perturb"``.
     tokenizer
         Fields of the model's tokenizer to change, such as ``{"length": 600}``; the new model keeps them.  Not for
         ``"perturb"``.
@@ -311,12 +312,12 @@ def finetune(
 schedule, warmup, end, step_factor, step_epochs, clip, gradient_checkpointing, precision, monitor, mode, patience, folder, resume, \
 checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
         Fields of :class:`~scgpt_tools.train.FitConfig` to change, for example ``epochs=5``, ``head_lr=1e-3``,
-        ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.  To annotate, minibatches of 32 cells until
-        ``validation_loss`` has not got better for 100 steps (two epochs at least), through 10 epochs or, where these are
-        fewer, 2000 steps at most (without validation cells 300), with the rate of scGPT's authors for models of their
-        width, 512, and more in inverse proportion for narrower ones; ``epochs``, ``max_steps``, ``lr`` or ``config`` take
-        the place of that.  To regress 10 epochs of 32 cells, to integrate 15 of 64, for several modalities 20 of 32, and to perturb 15 of 64
-        (scGenePT: 20) with ``patience=10``.
+        ``monitor="validation_accuracy", mode="max"`` or ``accelerator="cpu"``.  To annotate and to
+        perturb, minibatches of 32 and 64 cells until the ``monitor`` has not got better for 100 steps (two and ten epochs
+        at least), through 10 and 15 epochs or, where these are fewer, 2000 steps at most (without validation cells 300), with
+        the rate of scGPT's authors, 1e-4, for models of their width, 512, and more in inverse proportion for narrower ones; ``epochs``,
+        ``max_steps``, ``lr`` or ``config`` take the place of that.  To regress 10 epochs of 32 cells, to integrate 15 of
+        64, for several modalities 20 of 32; scGenePT and DeepSC learn perturbations for the 20 and 10 epochs of their authors.
     callbacks
         Callbacks of Lightning.
     loggers

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from scgpt_tools.train.fit import FitConfig
 
 PATIENCE = 100
-"""Steps without a better validation metric after which a model has converged; it makes as many at least."""
+"""Steps without a better validation metric after which a model has converged; it makes as many at least, and the epochs that
+the task has for it."""
 MOST = 2_000
 """Steps after which to stop anyway, where the usual epochs have fewer."""
 WITHOUT_VALIDATION = 300
@@ -49,7 +50,7 @@ def paced(settings: FitConfig, said: Collection[str], *, width: int, n_train: in
         least = MOST if n_validation else WITHOUT_VALIDATION
         changes["epochs"] = max(settings.epochs, ceil(least / per_epoch))
         if n_validation and "patience" not in said:
-            changes["patience"] = max(2, ceil(PATIENCE / per_epoch))
+            changes["patience"] = max(settings.patience or 2, ceil(PATIENCE / per_epoch))
         if not {"step_epochs", "schedule"} & set(said):
             # A tenth less each epoch would end the learning of few cells before it has begun.
             changes["step_epochs"] = max(settings.step_epochs, ceil(PATIENCE / per_epoch))

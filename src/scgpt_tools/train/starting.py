@@ -54,7 +54,10 @@ def of_family(model: CellModel, task: str) -> Mapping[str, Any]:
     """What the family of a model has for a task where the task has something else."""
     family = find_family(model.config)
     usual = {} if family is None else family.finetuning.get(task, {})
-    known = [*(field.name for field in fields(FitConfig)), *(["dropout"] if task == "perturb" else [])]
+    known = [
+        *(field.name for field in fields(FitConfig)),
+        *(["dropout", "cells_per_mean"] if task == "perturb" else []),
+    ]
     for name in usual:
         if name not in known:
             raise TypeError(absent(name, known, f"default of the family {model.config.family!r} for {task!r} named"))

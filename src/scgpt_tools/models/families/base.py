@@ -63,7 +63,7 @@ class Family:
     """Format of the original's checkpoints, which :meth:`~scgpt_tools.models.CellModel.export` writes."""
     finetuning: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Defaults by task that differ from the task's own: fields of :class:`~scgpt_tools.train.FitConfig`, and
-    ``dropout`` for ``"perturb"``."""
+    ``dropout`` and ``cells_per_mean`` for ``"perturb"``."""
     objectives: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Loss terms by task of fine-tuning where they are not the usual ones (:data:`~scgpt_tools.objectives.RECIPES`), each a
     ``name`` and its options, as a configuration file holds them."""

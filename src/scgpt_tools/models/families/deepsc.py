@@ -267,7 +267,7 @@ DEEPSC = Family(
     annotation=as_classifier,
     original="deepsc",
     # Of the authors' own fine-tuning; others are the task's.
-    finetuning={"perturb": {"dropout": 0.1, "epochs": 10}, "annotate": {"lr": 3e-4}},
+    finetuning={"perturb": {"dropout": 0.1, "cells_per_mean": 1, "epochs": 10, "lr": 1e-4}, "annotate": {"lr": 3e-4}},
     pretraining={
         "masked_bins_and_expression": Pretraining(
             objectives=(

@@ -128,6 +128,14 @@ SCGENEPT = Family(
     perturbation=as_perturbation,
     original="scgenept",
     finetuning={
-        "perturb": {"dropout": 0.2, "epochs": 20, "schedule": "step", "step_factor": 0.9, "step_epochs": 1, "lr": 1e-4}
+        "perturb": {
+            "dropout": 0.2,
+            "cells_per_mean": 1,
+            "epochs": 20,
+            "schedule": "step",
+            "step_factor": 0.9,
+            "step_epochs": 1,
+            "lr": 1e-4,
+        }
     },
 )

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from scgpt_tools.vocabulary import Vocabulary
 
 
+CELLS_PER_MEAN = 16
+"""Of which means a model learns where neither the user nor the family says."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedScreen(Opened):
     """A screen with a control for each cell, and how genes take part."""
@@ -67,6 +71,7 @@ class Perturb(Task[OpenedScreen]):
     fit = {"epochs": 15, "batch_size": 64, "lr": 1e-4, "patience": 10, "monitor": "validation_profile_error"}
     defaults = {"validation": "split", "sampling": "random"}
     validates_on = "perturbed cells"
+    until_converged = True
 
     condition_key: str
     within: str | Sequence[str] | None
@@ -79,7 +84,7 @@ class Perturb(Task[OpenedScreen]):
     extend: Extend
     length: int | None
     gene_sampling: GeneSampling
-    cells_per_mean: int
+    cells_per_mean: int | None
     direction: Direction | None
     adaptive_offset: bool
     activation: str | None
@@ -100,15 +105,17 @@ class Perturb(Task[OpenedScreen]):
         """Probability that was asked for, else the family's, else none, as in scGPT's own fine-tuning."""
         return of_family(model, self.name).get("dropout", 0.0) if self.dropout is None else self.dropout
 
-    def _reading(self, tokenizer: TokenizerConfig) -> TokenizerConfig:
+    def _reading(self, model: CellModel) -> TokenizerConfig:
+        """How cells are read."""
+        usual = of_family(model, self.name).get("cells_per_mean", CELLS_PER_MEAN)
         return replace(
-            tokenizer,
+            perturbation_config(model).tokenizer,
             genes=self.include,
             unknown=self.unknown,
             unmeasured=self.unmeasured,
             length=self.length,
             overflow="shared" if self.gene_sampling == "original" else "sample",
-            cells_per_mean=self.cells_per_mean,
+            cells_per_mean=usual if self.cells_per_mean is None else self.cells_per_mean,
         )
 
     def open(self, adata: AnnData | MuData, model: CellModel, *, seed: int) -> OpenedScreen:
@@ -144,11 +151,12 @@ class Perturb(Task[OpenedScreen]):
         vocabulary = model.vocabulary
         if self.extend == "all":
             vocabulary = with_all_genes(source, vocabulary, plain.tokenizer, self.matching)
-        tokens = self._tokens(source, vocabulary, plain.tokenizer, flag)
+        reading = self._reading(model)
+        tokens = self._tokens(source, vocabulary, reading, flag)
         used = perturbed_genes(np.unique(conditions[np.union1d(train, validation)]))
         grown = self._with_perturbed(tokens, column_names(source.var, self.genes), used)
         if grown is not vocabulary:
-            tokens = self._tokens(source, grown, plain.tokenizer, flag)
+            tokens = self._tokens(source, grown, reading, flag)
         if self.unmeasured == "drop":
             train, validation = self._known(tokens, conditions, train, validation)
         return OpenedScreen(
@@ -165,8 +173,8 @@ class Perturb(Task[OpenedScreen]):
 
     def _tokens(self, source: RowSource, vocabulary: Vocabulary, config: TokenizerConfig, flag: int) -> ScreenTokens:
         features = match_rows(source, vocabulary, config, self.matching)
-        tokenizer = Tokenizer(self._reading(config), vocabulary)
-        return ScreenTokens.match(features, column_names(source.var, self.genes), tokenizer, flag=flag)
+        names = column_names(source.var, self.genes)
+        return ScreenTokens.match(features, names, Tokenizer(config, vocabulary), flag=flag)
 
     def _with_perturbed(
         self, tokens: ScreenTokens, names: Sequence[str | None], perturbed: Sequence[str]
