@@ -15,6 +15,7 @@ from scgpt_tools.cli.files import free_folder
 from scgpt_tools.cli.reports import check_report
 from scgpt_tools.cli.training import RUN
 from scgpt_tools.config import from_dict
+from scgpt_tools.data.epochs import this_process
 from scgpt_tools.data.stores import open_mudata, open_table
 from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.perturbation import open_predictor
@@ -70,7 +71,8 @@ def finetune_files(learn: Callable[..., CellModel], options: dict[str, Any]) -> 
             _finetune_on_screen(learn, cells, model, place, options, kind=kind, texts=texts)
             return
         tuned = learn(cells, model, **options)
-    _save(tuned, place, options["folder"])
+    if _writes():
+        _save(tuned, place, options["folder"])
 
 
 def _finetune_on_screen(
@@ -98,6 +100,8 @@ def _finetune_on_screen(
             wanted = {name: datasets.gene_embeddings(source) for name, source in sources.items()}
         model = to_scgenept(model, kind, wanted, rng=rng)
     tuned = learn(cells, model, **options)
+    if not _writes():
+        return
     _save(tuned, place, options["folder"])
     read = {name: options[name] for name in _READ if name in options}
     if isinstance(split, str) and _leave_out(cells, tuned, condition_key, split, read):
@@ -208,6 +212,11 @@ def _opened(source: str, options: dict[str, Any]) -> Iterator[Any]:
         with open_table(path, modality=modality, embeddings=True) as table:
             # Single cells out of compressed blocks of a file take long; runs of neighbours do not.
             yield table if options.get("sampling") == "blocks" else table.to_memory()
+
+
+def _writes() -> bool:
+    """Whether this is the one of all processes that writes: others would write the same files at the same time."""
+    return this_process()[0] == 0
 
 
 def _save(tuned: CellModel, place: Path, run: str) -> None:
