@@ -25,7 +25,7 @@ from scgpt_tools.objectives import (
 from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.train.callbacks import History
 from scgpt_tools.train.diagnosis import LossNotFiniteError
-from scgpt_tools.train.fit import FitConfig, fit
+from scgpt_tools.train.fit import FitConfig, _check_places, fit
 from scgpt_tools.train.module import EpochMeans
 from scgpt_tools.train.unfreezing import GradualUnfreezing
 
@@ -578,3 +578,16 @@ def test_the_reversed_gradient_can_be_scaled(factor, make_model, make_data):
     own_head, own_encoder = gradients(factor)
     torch.testing.assert_close(own_head, head)
     torch.testing.assert_close(own_encoder, factor * encoder)
+
+
+def test_processes_that_would_not_train_together_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ValueError, match="2 processes that torchrun has started, found devices=1.* devices=2, strategy='ddp'"
+    ):
+        _check_places(FitConfig(folder=tmp_path))
+    _check_places(FitConfig(folder=tmp_path, devices=2, strategy="ddp", accelerator="cpu"))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    _check_places(FitConfig(folder=tmp_path, accelerator="cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -501,7 +502,14 @@ def check_watchers(callbacks: Any, loggers: Any) -> None:
 
 
 def _check_places(config: FitConfig) -> None:
-    """Refuse devices that are not there, before Lightning does in its words."""
+    """Refuse devices that are not there, before Lightning does in its words, and processes that would not train together."""
+    processes = launched({name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ})[1]
+    if processes > 1 and str(config.devices) == "1" and config.nodes == 1:
+        raise ValueError(
+            f"Expected `devices` and `strategy` for the {processes} processes that torchrun has started, found devices=1, with which "
+            f"each would train all by itself and write the same files. Pass devices={processes}, strategy='ddp' (with several "
+            "machines `nodes`, and as many devices as each has)."
+        )
     there = {
         "gpu": torch.cuda.is_available() or torch.backends.mps.is_available(),
         "cuda": torch.cuda.is_available(),
