@@ -105,6 +105,8 @@ def test_long_cells_in_training_take_it(dropout, least):
     q, k, v = (x.detach().float().requires_grad_() for x in cell(sum(lengths)))
     assert learning_pays(q, least, dropout=dropout)
     assert not learning_pays(q, least - 1, dropout=dropout)
+    assert learning_pays(q.bfloat16(), least, dropout=dropout)
+    assert not learning_pays(q.double(), least, dropout=dropout)
     layout = PackedLayout.from_lengths(lengths, "cpu")
     torch.manual_seed(0)
     context = varlen(q, k, v, layout, HEADS, dropout).context
@@ -112,3 +114,11 @@ def test_long_cells_in_training_take_it(dropout, least):
     assert torch.equal(context, attend_and_learn(q, k, v, lengths, HEADS, dropout))
     context.sum().backward()
     assert all(x.grad.isfinite().all() for x in (q, k, v))
+
+
+def test_double_precision_stays_double():
+    exact = cell(512)
+    layout = PackedLayout.from_lengths((512,), "cpu")
+    found = with_gradients(lambda *x: varlen(*x, layout, HEADS, 0.0).context, exact)
+    for ours, theirs in zip(found, with_gradients(lambda *x: formula(*x, None), exact), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)

@@ -30,8 +30,10 @@ _DROPPED, _PLAIN = 64, 512
 
 
 def learning_pays(q: Tensor, longest: int, *, dropout: float) -> bool:
-    """Whether this way is possible and faster, on a CPU."""
-    return has_products(q) and longest >= (_DROPPED if dropout else _PLAIN)
+    """Whether this way is possible and faster, on a CPU and in a precision that it does not lower."""
+    return (
+        has_products(q) and q.dtype in (torch.float32, torch.bfloat16) and longest >= (_DROPPED if dropout else _PLAIN)
+    )
 
 
 def attend_and_learn(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: int, dropout: float) -> Tensor:
