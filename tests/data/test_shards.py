@@ -54,6 +54,35 @@ def test_columns_that_are_not_there(cells, tmp_path):
     assert shard.obs["kind"].tolist() == ["unknown"] * 3
 
 
+def test_columns_keep_their_kind_and_missing_values(cells, tmp_path):
+    """Also where a shard of three cells has missing values only."""
+    pytest.importorskip("pyarrow", reason="columns are kept as parquet (extra text)")
+    columns = {
+        "category": pd.Categorical(["a", "b", None, "a", "a", "b", "b"], categories=["b", "a", "unseen"], ordered=True),
+        "text": np.array([None, np.nan, None, "", "x", "nan", "\u00fc"], dtype=object),
+        "truth": np.array([None, None, None, True, False, True, True], dtype=object),
+        "flag": [True, False] * 3 + [True],
+        "whole": pd.array([None, None, None, 1, 2, 2**60 + 1, 3], dtype="Int64"),
+        "number": [np.nan, 1.5, 2, 3, 4, 5, 6],
+        "codes": pd.Categorical([1, 2, 1, 2, 1, 2, None]),
+        "mixed": np.array([1, "a", None, 2.5, "b", "c", "d"], dtype=object),
+    }
+    cells.obs = pd.DataFrame(columns, index=cells.obs_names)
+    found = shard_rows(written(cells, tmp_path / "shards", obs_keys=list(columns))).obs
+    assert found.index.equals(cells.obs_names)
+    pd.testing.assert_series_equal(found["category"], cells.obs["category"])
+    for name in ("text", "truth", "whole", "number", "codes", "mixed"):
+        assert found[name].isna().tolist() == cells.obs[name].isna().tolist(), name
+    assert found["text"].dropna().tolist() == ["", "x", "nan", "\u00fc"]
+    assert found["truth"].dropna().tolist() == [True, False, True, True]
+    assert found["whole"].dropna().tolist() == [1, 2, 2**60 + 1, 3]
+    assert found["codes"].dropna().tolist() == [1, 2, 1, 2, 1, 2]
+    assert found["mixed"].dropna().tolist() == ["1", "a", "2.5", "b", "c", "d"]
+    assert found["number"].equals(cells.obs["number"])
+    assert found["flag"].dtype == bool
+    assert found["flag"].tolist() == cells.obs["flag"].tolist()
+
+
 def test_cells_keep_their_names(cells, tmp_path):
     cells.obs_names = [f"zell-{name}\u00fc" for name in cells.obs_names]
     place = written(cells, tmp_path / "shards")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -96,7 +96,8 @@ def write_shards(
     shard_size
         Cells of a shard.
     obs_keys
-        Columns of ``obs`` to keep, as texts (extra ``text``, for pyarrow); without any no ``obs.parquet`` is written.
+        Columns of ``obs`` to keep (extra ``text``, for pyarrow), of the kind that they are: categories, numbers, truth values
+        and texts, with missing values missing; without any no ``obs.parquet`` is written.
     absent
         What stands for a column that is not there; ``None`` refuses it.
 
@@ -122,18 +123,15 @@ def write_shards(
         raise KeyError(f"Expected the columns {missing} in obs, found {list(map(str, source.obs.columns))[:8]}.")
     if (place / MANIFEST).exists():
         raise FileExistsError(f"Expected a folder without shards, found {MANIFEST} in {str(place)!r}. Choose another.")
+    # As a whole: of which kind a column is must not depend on the cells of a shard.
+    obs = pd.DataFrame(
+        {key: np.full(len(source), absent) if key in missing else _kept(source.obs[key]) for key in keys},
+        index=range(len(source)),
+    )
     sizes = []
     for number, start in enumerate(range(0, len(source), shard_size)):
         cells = np.arange(start, min(start + shard_size, len(source)))
-        obs = pd.DataFrame(
-            {
-                key: np.full(len(cells), absent)
-                if key in missing
-                else source.obs[key].iloc[cells].astype(str).to_numpy()
-                for key in keys
-            }
-        )
-        _write(place / f"shard_{number:03d}", source.take(cells), features, obs)
+        _write(place / f"shard_{number:03d}", source.take(cells), features, obs.iloc[cells].reset_index(drop=True))
         sizes.append(len(cells))
     manifest = {
         "n_shards": len(sizes),
@@ -258,6 +256,20 @@ def _write(folder: Path, X: sp.csr_matrix, features: FeatureTable, obs: pd.DataF
             obs.to_parquet(aside / OBS)
         said = {"n_cells": len(counts), "max_genes": most}
         (aside / "metadata.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def _kept(column: pd.Series[Any]) -> Any:
+    """A column of ``obs`` as one that parquet keeps: of mixed kinds as texts."""
+    kind: Any = column.dtype
+    if isinstance(kind, pd.CategoricalDtype) and not pd.api.types.is_string_dtype(kind.categories):
+        # Parquet has categories of texts only.
+        column = pd.Series(pd.array(kind.categories.to_numpy()).take(column.cat.codes, allow_fill=True))
+    if column.dtype != object:
+        return column.array
+    known = column.notna()
+    if known.any() and all(isinstance(value, bool | np.bool_) for value in column[known]):
+        return column.astype("boolean").array
+    return column.astype(str).astype("string").where(known).array
 
 
 def _open(folder: Path) -> Shard:
