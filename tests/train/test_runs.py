@@ -57,6 +57,38 @@ def annotate(base, cells):
     return run
 
 
+class Cut(lightning.Callback):
+    """Ends a run before its first minibatch."""
+
+    def on_train_start(self, trainer, pl_module):
+        raise RuntimeError("cut off")
+
+
+def test_no_run_begins_in_the_folder_of_a_model(annotate, base, tmp_path):
+    base.save(tmp_path / "model")
+    before = files(tmp_path / "model")
+    with pytest.raises(FileExistsError, match=r"found model\.safetensors alone"):
+        annotate(tmp_path / "model")
+    assert files(tmp_path / "model") == before
+
+
+def test_weights_of_a_finished_run_never_lie_beside_settings_of_another(annotate, tmp_path, caplog):
+    annotate(tmp_path).save(tmp_path)
+    with pytest.raises(RuntimeError, match="cut off"):
+        annotate(tmp_path, callbacks=[Cut()])
+    assert "model.safetensors, last.ckpt, best.ckpt, history.csv of an earlier one are removed" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"Expected the folder .* to hold config\.json"):
+        sct.CellModel.from_pretrained(tmp_path, device="cpu")
+
+
+def test_a_run_that_goes_on_keeps_the_weights_that_it_has_written(annotate, tmp_path):
+    tuned = annotate(tmp_path, epochs=1)
+    tuned.save(tmp_path)
+    with pytest.raises(RuntimeError, match="cut off"):
+        annotate(tmp_path, epochs=2, resume=True, callbacks=[Cut()])
+    assert sct.CellModel.from_pretrained(tmp_path, device="cpu").checksum == tuned.checksum
+
+
 def renamed(table):
     table.obs["kind"] = table.obs["kind"].cat.rename_categories({"even": "straight", "odd": "crooked"})
 

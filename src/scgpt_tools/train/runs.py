@@ -20,6 +20,7 @@ import torch
 from scgpt_tools._files import replace_file
 from scgpt_tools.config import Dataclass, from_dict, to_dict
 from scgpt_tools.models.config import ClassifierConfig
+from scgpt_tools.models.formats.native import WEIGHTS
 from scgpt_tools.models.formats.version_1 import in_todays_words
 from scgpt_tools.objectives import OBJECTIVES
 from scgpt_tools.tokens.tokenizer import TokenizerConfig
@@ -89,7 +90,8 @@ def begin(folder: Path, description: Mapping[str, Any]) -> str:
     ``folder``: of the run; must exist.
     """
     check_free(folder)
-    earlier = [name for name in (LAST, BEST, HISTORY) if (folder / name).is_file()]
+    # Weights first: none may lie beside the settings of another model, whenever the run is cut off.
+    earlier = [name for name in (WEIGHTS, LAST, BEST, HISTORY) if (folder / name).is_file()]
     if earlier:
         logger.warning("A new run begins in %s; %s of an earlier one are removed.", folder, ", ".join(earlier))
         for name in earlier:
@@ -101,12 +103,12 @@ def begin(folder: Path, description: Mapping[str, Any]) -> str:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder with checkpoints that this package did not write there, or not with a description."""
-    there = [name for name in (LAST, BEST) if (folder / name).is_file()]
+    """Refuse a folder with checkpoints or a model that no run has written there, or not with a description."""
+    there = [name for name in (LAST, BEST, WEIGHTS) if (folder / name).is_file()]
     if there and not (folder / RUN).is_file():
         raise FileExistsError(
-            f"Expected a folder without checkpoints, or with the {RUN} of an earlier run, found {' and '.join(there)} alone "
-            f"in {folder}. Choose another folder, or remove them."
+            f"Expected a folder without checkpoints and models, or with the {RUN} of an earlier run, found "
+            f"{' and '.join(there)} alone in {folder}. Choose another folder, or remove them."
         )
     if (folder / RUN).is_file():
         _read(folder)
