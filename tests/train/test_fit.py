@@ -25,7 +25,7 @@ from scgpt_tools.objectives import (
 from scgpt_tools.tokens.corruptions import MaskValues
 from scgpt_tools.train.callbacks import History
 from scgpt_tools.train.diagnosis import LossNotFiniteError
-from scgpt_tools.train.fit import FitConfig, _check_places, fit
+from scgpt_tools.train.fit import FitConfig, _check_places, _check_shares, fit
 from scgpt_tools.train.module import EpochMeans
 from scgpt_tools.train.unfreezing import GradualUnfreezing
 
@@ -591,3 +591,20 @@ def test_processes_that_would_not_train_together_are_refused(monkeypatch, tmp_pa
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     _check_places(FitConfig(folder=tmp_path, accelerator="cpu"))
+
+
+def test_what_processes_leave_out_is_said(make_data, caplog):
+    """50 cells to train on, the last minibatch of which has 2, and 10 to validate on."""
+    config = FitConfig(batch_size=8)
+    data = make_data()
+    _check_shares(data, config, 1, says=True)
+    _check_shares(data, config, 2, says=True)
+    _check_shares(data, config, 3, says=False)
+    assert not caplog.text
+    _check_shares(data, config, 3, says=True)
+    assert "3 processes share each minibatch evenly: 2 of 50 cells are left out" in caplog.text
+    assert "and 1 of 10, the same always, of its validation" in caplog.text
+    with pytest.raises(ValueError, match="Expected at least 11 cells to validate on, one for each process, found 10"):
+        _check_shares(data, config, 11, says=True)
+    with pytest.raises(ValueError, match="Expected at least 61 cells to train on"):
+        _check_shares(make_data(validation=[]), config, 61, says=True)

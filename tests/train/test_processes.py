@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from scgpt_tools import cli
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.train import finetune
 from scgpt_tools.train.pretrain import pretrain
@@ -312,6 +313,54 @@ for name, options in todo["finetune"].items():
     if os.environ.get("RANK", "0") == "0":
         model.to("cpu").save(folder / f"{name}-two")
 """
+
+
+TUNED = """
+import os, pathlib, sys
+from scgpt_tools import cli
+from scgpt_tools.models import CellModel
+
+folder, save = pathlib.Path(sys.argv[1]), CellModel.save
+
+def noted(self, place):
+    with open(folder / "writers", "a") as file:
+        file.write(os.environ["RANK"])
+    return save(self, place)
+
+CellModel.save = noted
+raise SystemExit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_writes_what_one_alone_would(folder, make_model):
+    """By command line, and both end well."""
+    make_model(dropout=0.0).save(folder / "base")
+    words = [
+        "finetune",
+        str(folder / "cells.h5ad"),
+        "--model",
+        str(folder / "base"),
+        "--label-key",
+        "kind",
+        "--epochs",
+        "1",
+    ]
+    words += ["--accelerator", "cpu", "--validation", "0.2", "--lr", "1e-3"]
+    assert cli.main([*words, "--batch-size", "16", "-o", str(folder / "one")]) == 0
+    finish(
+        start(
+            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python",
+            sys.executable, "-c", TUNED, str(folder), *words, "--batch-size", "8", "-o", str(folder / "two"),
+            "--devices", "2", "--strategy", "ddp",
+        )
+    )  # fmt: skip
+    assert (folder / "writers").read_text() == "0"
+    one, two = (CellModel.from_pretrained(folder / name, device="cpu").state_dict() for name in ("one", "two"))
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, atol=5e-4, rtol=2e-3, msg=key)
+    histories = [pd.read_csv(folder / name / "history.csv") for name in ("one", "two")]
+    np.testing.assert_allclose(*(table[["train_loss", "validation_loss"]] for table in histories), rtol=2e-4)
 
 
 @pytest.mark.slow

@@ -52,7 +52,9 @@ from scgpt_tools.train.runs import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from scgpt_tools.data.module import CellDataModule
+    from numpy.typing import NDArray
+
+    from scgpt_tools.data.module import CellDataModule, Part
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.objectives.base import Objective
 
@@ -140,7 +142,8 @@ class FitConfig(OptimizerConfig):
     accelerator: str = "auto"
     """``auto``, ``cpu``, ``gpu`` or ``mps``."""
     devices: int | str = 1
-    """How many devices of a node, ``auto`` for all, or which ones, as ``"0,2"``."""
+    """How many devices of a node, ``auto`` for all, or which ones, as ``"0,2"``; on a CPU how many processes.  They share
+    each minibatch evenly: where that does not divide, up to ``devices - 1`` cells are left out of it, which is said."""
     nodes: int = 1
     """How many machines take part."""
     strategy: str = "auto"
@@ -312,6 +315,7 @@ def fit(
             callbacks=watchers,
             logger=built(loggers, config.folder) or False,
         )
+        _check_shares(data, config, trainer.num_devices * trainer.num_nodes, says=trainer.is_global_zero)
         if described is not None and run is None and trainer.is_global_zero:
             run = begin(folder, described)
             describe_checkpoints(folder, model.config, model.vocabulary)
@@ -328,6 +332,33 @@ def fit(
         best_path = folder / BEST if written else None
         _take_weights(model, best_path, run, last_state, trainer)
     return model.eval()
+
+
+def _check_shares(data: CellDataModule, config: FitConfig, processes: int, *, says: bool) -> None:
+    """Say which cells processes leave out that share minibatches evenly, and refuse parts with too few for all."""
+    if processes == 1:
+        return
+    left_out = {}
+    parts: tuple[tuple[Part, NDArray[np.int64]], ...] = (("train", data.train), ("validation", data.validation))
+    for part, cells in parts:
+        batches = data.epoch(part, 0, batch_size=config.batch_size * processes, seed=config.seed)
+        sizes = [len(batch) for batch in batches]
+        if sizes and max(sizes) < processes:
+            raise ValueError(
+                f"Expected at least {processes} cells to {part.replace('validation', 'validate')} on, one for each process, "
+                f"found {cells.size}{' in every minibatch' if cells.size >= processes else ''}."
+            )
+        left_out[part] = sum(size % processes for size in sizes)
+    if says and any(left_out.values()):
+        logger.warning(
+            "%d processes share each minibatch evenly: %d of %d cells are left out of an epoch of training, others in each, and "
+            "%d of %d, the same always, of its validation.",
+            processes,
+            left_out["train"],
+            data.train.size,
+            left_out["validation"],
+            data.validation.size,
+        )
 
 
 def _trainer_options(config: FitConfig, n_batches: int) -> dict[str, Any]:
