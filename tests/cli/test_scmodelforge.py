@@ -99,7 +99,9 @@ def no_devices(monkeypatch):
 def test_the_file_for_training_is_understood(tmp_path, program):
     (tmp_path / "train.yaml").write_text(TRAIN)
     words = ["--config", str(tmp_path / "train.yaml"), "--model.num_layers", "2"]
-    with pytest.warns(UserWarning, match=r"warmup_steps: 2000 .*2\.0% of the run.*num_gpus: 4 \(there are 0\)"):
+    with pytest.warns(
+        UserWarning, match=r"warmup_steps: 2000 .*2\.0% of the run.*num_gpus: 4 \(there are 0: one process on the CPU"
+    ):
         config = cli.COMMANDS["pretrain"].read("train", words, program=program)["config"]
     assert config.data.paths == ("./data/pbmc_10k.h5ad",)
     assert (config.data.validation, config.data.rng) == (0.05, 42)
@@ -114,6 +116,27 @@ def test_the_file_for_training_is_understood(tmp_path, program):
     assert (fit.precision, fit.schedule, fit.warmup) == ("bf16", "cosine", 0.02)
     assert [logger.kind for logger in config.loggers] == ["csv"]
     assert str(config.output) == str(fit.folder) == "checkpoints"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_gpus_that_are_not_there_become_one_process_or_those_of_torchrun(tmp_path, checkpoint, command, monkeypatch):
+    def devices(text, *words):
+        given = read(command, text, tmp_path, *words, *(("--checkpoint", checkpoint) if command == "finetune" else ()))
+        return given["config"].train.devices if command == "pretrain" else given["devices"]
+
+    text = FILES[command]
+    option = "--train.devices" if command == "pretrain" else "--devices"
+    with pytest.warns(
+        UserWarning, match=f"num_gpus: 2 .there are 0: one process on the CPU, or as many as {option} says"
+    ):
+        assert devices(text, "--training.num_gpus", "2") == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert devices(text, "--training.num_gpus", "2") == 2
+    assert not any("num_gpus" in str(warning.message) for warning in caught)
+    with pytest.warns(UserWarning, match="num_gpus: 4 .torchrun has started 2 processes here"):
+        assert devices(text, "--training.num_gpus", "4") == 2
 
 
 def test_the_file_for_benchmarks_is_understood(tmp_path, checkpoint):
@@ -139,6 +162,23 @@ def test_the_file_for_fine_tuning_is_understood(tmp_path, checkpoint):
 def test_a_file_that_describes_a_model_asks_for_it(tmp_path):
     with pytest.raises(ValueError, match="Expected --checkpoint or .* describes with '.*', found neither"):
         read("finetune", TUNE, tmp_path, "--model.num_layers=7")
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "benchmark"])
+def test_an_option_that_does_not_exist_is_told_before_what_a_file_lacks(tmp_path, command):
+    word, near = {"pretrain": ("--resum", "--resume"), "benchmark": ("--modle", "--model")}.get(
+        command, ("--checkpont", None)
+    )
+    with pytest.raises(ValueError, match=f"Found no option of `{command}` named '{word}'.") as caught:
+        read(command, FILES[command], tmp_path, word, "x")
+    assert near is None or f"Did you mean '{near}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["training", "training.optimizer"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_a_section_is_no_value(tmp_path, command, section):
+    with pytest.raises(TypeError, match=f"Expected `{section}` to be a section, with settings such as `{section}"):
+        read(command, FILES[command], tmp_path, f"--{section}", "adamw")
 
 
 def test_a_model_that_is_another_than_the_file_says_is_named(tmp_path, checkpoint):

@@ -46,10 +46,12 @@ class Command:
         ``name``: of the command; ``words``: what follows it; ``program``: name of the program, for messages.
         """
         parser = self.parser(name, program=program)
-        divided = configs.divide(words)
+        sections = scmodelforge.SECTIONS if name in scmodelforge.TRANSLATIONS else frozenset()
+        divided = configs.divide(words, sections - names_of(parser))
         divided.words = _gathered(dialects.in_our_words(name, divided.words, names_of(parser)), parser)
+        scmodelforge.check_flags(divided, names_of(parser))
+        check_words(name, divided.words, names_of(parser))
         given = scmodelforge.in_our_words(name, divided, known=names_of(parser), foreign=program != PROGRAM)
-        check_words(name, given.words, names_of(parser))
         for key in given.settings:
             if key not in names_of(parser):
                 raise ValueError(absent(key, sorted(names_of(parser)), f"option of `{name}` named"))

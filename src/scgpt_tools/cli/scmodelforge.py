@@ -59,16 +59,23 @@ def check_command(name: str) -> None:
         )
 
 
+def check_flags(given: Given, known: Collection[str]) -> None:
+    """Refuse its options that this package has nothing for.
+
+    ``known``: the command's options.
+    """
+    for word in given.words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name in REFUSED_FLAGS and name not in known:
+            raise ValueError(f"Expected no --{name.replace('_', '-')}, found it. {REFUSED_FLAGS[name]}.")
+
+
 def in_our_words(command: str, given: Given, *, known: Collection[str], foreign: bool) -> Given:
     """A command line in this package's words.
 
     ``command``: its name here; ``known``: the command's options, or the sections of its file; ``foreign``: whether settings
     are scModelForge's unless they show otherwise.
     """
-    for word in given.words:
-        name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and name in REFUSED_FLAGS and name not in known:
-            raise ValueError(f"Expected no --{name.replace('_', '-')}, found it. {REFUSED_FLAGS[name]}.")
     theirs = [change for change in given.changes if is_setting(".".join(change[0]))]
     settings = given.settings
     for key, value in theirs:
@@ -332,13 +339,13 @@ def _is_ours(command: str, key: tuple[str, ...]) -> bool:
     return ".".join(key[:2]) in _ours(command)
 
 
-def _ours(command: str) -> set[str]:
+def _ours(command: str) -> list[str]:
     """Settings of this package in sections that its files have, too."""
     if command != "pretrain":
-        return set()
+        return []
     from scgpt_tools.tokens.tokenizer import TokenizerConfig  # imports torch
     from scgpt_tools.train.collection import DataConfig  # torch
     from scgpt_tools.train.pretrain import FamilyConfig  # torch
 
     kinds: dict[str, Any] = {"model": FamilyConfig, "data": DataConfig, "tokenizer": TokenizerConfig}
-    return {f"{section}.{field.name}" for section, kind in kinds.items() for field in fields(kind)}
+    return [f"{section}.{field.name}" for section, kind in kinds.items() for field in fields(kind)]

@@ -251,10 +251,18 @@ def _schedule(said: Said) -> Tree:
 def _devices(said: Said) -> Tree:
     import torch  # slow to import
 
+    from scgpt_tools.data.processes import launched_here  # torch, too
+
     wanted, there = said["training.num_gpus"], torch.cuda.device_count()
-    n = there if wanted in (None, -1) else min(wanted, there)
-    if wanted is not None and wanted > there:
-        said.note("training.num_gpus", f"there are {there}")
+    # Without GPUs it is the number of processes, where torchrun has started several.
+    processes = launched_here() if not there or wanted == 0 else 1
+    n = processes if processes > 1 else there if wanted in (None, -1) else min(wanted, there)
+    if processes > 1 and wanted not in (None, -1, 0, processes):
+        said.note("training.num_gpus", f"torchrun has started {processes} processes here")
+    elif processes == 1 and wanted is not None and wanted > there:
+        option = "--train.devices" if said.command == "pretrain" else "--devices"
+        note = f"there are {there}" if there else f"there are 0: one process on the CPU, or as many as {option} says"
+        said.note("training.num_gpus", note)
     settings: Tree = {"devices": max(n, 1)}
     if wanted == 0:
         settings["accelerator"] = "cpu"

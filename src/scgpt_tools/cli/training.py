@@ -57,11 +57,11 @@ class PretrainCommand(Command):
         sections = {field.name for field in fields(kind)}
         # The parser would show its own options.
         shows = {"--print_config", "--print-config"} & {*words}
-        given = configs.divide(
-            [word for word in words if word not in shows], {*sections, *_OTHER_SECTIONS} - names_of(parser)
-        )
-        given = scmodelforge.in_our_words("pretrain", given, known=sections, foreign=program != PROGRAM)
+        dotless = {*sections, *_OTHER_SECTIONS, *scmodelforge.SECTIONS} - names_of(parser)
+        given = configs.divide([word for word in words if word not in shows], dotless)
+        scmodelforge.check_flags(given, names_of(parser))
         check_words(name, given.words, names_of(parser) | sections)
+        given = scmodelforge.in_our_words("pretrain", given, known=sections, foreign=program != PROGRAM)
         for other, section in _OTHER_SECTIONS.items():
             if isinstance(given.settings.get(other), dict):
                 own = {other: given.settings.pop(other)}

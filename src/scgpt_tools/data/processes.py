@@ -40,6 +40,11 @@ def launched(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
     return 0, 1
 
 
+def launched_here() -> int:
+    """How many processes ``torchrun`` has started on this machine; 1 where it has not."""
+    return _number(os.environ, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else 1
+
+
 def check_process(rank: int | None, processes: int | None) -> tuple[int, int]:
     """Number of a process and how many there are; ``None`` for both asks the launcher."""
     if rank is None and processes is None:
