@@ -226,6 +226,15 @@ def test_own_files_are_own_under_either_name(tmp_path):
     assert cli.COMMANDS["pretrain"].read("train", words, program="scmodelforge")["config"].family.layers == 2
 
 
+def test_what_stands_back_for_other_settings_is_named(tmp_path):
+    words = ["--data.source", "cellxgene_census", "--training.num_gpus", "0", "--data.streaming", "true"]
+    words += ["--training.sampling.strategy", "weighted"]
+    said = r"data\.paths: .*\(cells are those of data\.census\); data\.streaming: True \(training\.sampling draws"
+    with pytest.warns(UserWarning, match=said):
+        data = read("pretrain", TRAIN, tmp_path, *words)["config"].data
+    assert (data.paths, data.sampling, data.block) == ((), "balanced", 256)
+
+
 def test_own_cells_of_a_census_are_no_file_of_theirs(tmp_path):
     text = "data: {census: {organism: homo_sapiens, filters: {tissue: blood}, version: '2025-01-30'}}\noutput: model"
     census = read("pretrain", text, tmp_path)["config"].data.census

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scgpt_tools.data.census import CensusConfig, open_census
+from scgpt_tools.data.census import CensusConfig, _warn_of_unmatched, open_census
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,21 @@ def test_cells_that_pass_the_filters(census):
         np.testing.assert_array_equal(rows.take(some).toarray(), kept.X[some].toarray())
         assert not rows.in_memory
         assert rows.totals([2]) == pytest.approx(kept.X[:, 2].sum())
+
+
+def test_values_of_filters_that_no_cell_has_are_named(census):
+    table, uri = census
+    said = r"Expected cells for each value of `filters\['assay'\]`, found none with '10x 3 v3' among the \d+ that pass"
+    config = CensusConfig(uri=uri, filters={"assay": ["10x 5' v1", "10x 3 v3"], "cell_type": ["B", "T"]})
+    with pytest.warns(UserWarning, match=said), open_census(config) as rows:
+        assert len(rows) == (table.obs["assay"] == "10x 5' v1").sum()
+
+
+def test_values_that_are_not_there_are_found_in_any_column():
+    obs = pd.DataFrame({"assay": pd.Categorical(["a", "b"]), "n": [1, 2], "good": [True, False]})
+    _warn_of_unmatched({"assay": ["a", "b"], "n": [1, 2], "good": [True, False]}, obs)
+    with pytest.warns(UserWarning, match=r"filters\['n'\]`, found none with 3 among the 2"):
+        _warn_of_unmatched({"assay": "a", "n": (1, 3)}, obs)
 
 
 def test_what_is_not_there_is_said(census):

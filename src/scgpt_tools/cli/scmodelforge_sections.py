@@ -40,6 +40,9 @@ def data_of(said: Said) -> Tree:
     sources = {"local": False, "cellxgene_census": True}
     if lookup(sources, said["data.source"], "source of data"):
         settings["census"] = _census(said)
+        if paths:
+            said.note("data.paths", "cells are those of data.census")
+            paths = []
     if said["data.shards.enabled"]:
         paths = [said["data.shards.shard_dir"]]
         if not paths[0]:
@@ -61,7 +64,10 @@ def data_of(said: Said) -> Tree:
     how = said["data.gene_selection.strategy"]
     if how != "all":
         settings["minibatch_genes"] = {"how": how, "n_genes": said["data.gene_selection.n_genes"]}
-    if said["data.streaming"]:
+    if said["data.streaming"] and said["training.sampling.strategy"] != "random":
+        said.note("data.streaming", "training.sampling draws from all cells")
+        said.read |= {"data.streaming_chunk_size", "data.streaming_shuffle_buffer"}
+    elif said["data.streaming"]:
         block = min(_RUN, said["data.streaming_chunk_size"])
         if said["data.streaming_chunk_size"] != KEYS["data.streaming_chunk_size"]:
             said.note("data.streaming_chunk_size", f"runs of {block} neighbouring cells are read")

@@ -19,6 +19,7 @@ from anndata import AnnData
 from scgpt_tools._lookup import lookup
 from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_text
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.config import settle_fields
 from scgpt_tools.data.rows import RowSource
 
@@ -99,6 +100,7 @@ def open_census(config: CensusConfig, *, columns: tuple[str, ...] = ()) -> Itera
         for name, table in (("cells", obs), ("genes", var)):
             if not len(table):
                 raise ValueError(f"Expected {name} that pass the filters of the Census, found none.")
+        _warn_of_unmatched(config.filters, obs)
         if GENE not in var.columns:
             raise ValueError(f"Expected a column {GENE!r} of the genes of the Census, found {list(var.columns)}.")
         cells, genes = (table.pop(JOIN).to_numpy(np.int64) for table in (obs, var))
@@ -106,6 +108,17 @@ def open_census(config: CensusConfig, *, columns: tuple[str, ...] = ()) -> Itera
         var = var.set_index(var[GENE].astype(str).rename(None))
         matrix = measurement.X[config.layer]
         yield RowSource.from_reader(AnnData(obs=obs, var=var), partial(_read, matrix, cells, genes))
+
+
+def _warn_of_unmatched(filters: Mapping[str, Any], obs: pd.DataFrame) -> None:
+    """Name values in lists of filters that no cell has, misspelt ones say."""
+    for column, value in filters.items():
+        values = list(value) if isinstance(value, list | tuple) else []
+        if absent := [entry for entry in values if not (obs[column] == entry).any()]:
+            warn_user(
+                f"Expected cells for each value of `filters[{column!r}]`, found none with {', '.join(map(repr, absent))} among "
+                f"the {len(obs):,} that pass all filters. Check the spelling."
+            )
 
 
 def _opened(soma: Any, config: CensusConfig) -> Any:
