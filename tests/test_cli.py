@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -418,6 +419,25 @@ def test_tables_have_aligned_columns(capsys):
 
 
 # ----------------------------------------------------------------------------------------------------- other commands
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="this system does not tell closed pipes")
+def test_nobody_reading_on_is_no_error():
+    """`scgpt-tools models | head`, where head is done before the first line."""
+    command = [sys.executable, "-m", "scgpt_tools.cli", "models"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_another_broken_pipe_is_told(monkeypatch, capfd):
+    def broken():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("scgpt_tools.cli.about.models", broken)
+    assert cli.main(["models"]) == 2
+    assert "Broken pipe" in capfd.readouterr().err
 
 
 def test_models_lists_what_can_be_loaded(capsys):

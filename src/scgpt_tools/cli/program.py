@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import sys
 import traceback
 from argparse import ArgumentError
@@ -38,8 +39,22 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
 
     Returns
     -------
-    Exit status: 0, 2 after an error of the user, 130 after an interrupt.
+    Exit status: 0, 2 after an error of the user, 130 after an interrupt, 141 where nobody reads on what is printed.
     """
+    try:
+        try:
+            status = _run(arguments, program)
+        finally:
+            # Nobody could say what goes wrong with it after this.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # As programs end by the signal of a closed pipe, `| head` say; what is left is not tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
+
+
+def _run(arguments: Sequence[str] | None, program: str) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview(program), file=sys.stdout if words else sys.stderr)
@@ -60,11 +75,22 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
     except _USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _is_cut_off():
+            raise
         if "--traceback" in words or os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         print(f"{program} {words[0]}: error: {_in_our_words(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _is_cut_off() -> bool:
+    """Whether nobody reads what is printed; a broken connection to elsewhere is another matter."""
+    if not hasattr(select, "poll"):
+        return False
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in pipe.poll(0))
 
 
 def main_scmodelforge() -> int:
