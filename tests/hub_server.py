@@ -278,6 +278,8 @@ class _HubHandler(_Handler):
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.uploaded[value["oid"]]
                 repo.large.add(value["path"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         commit = self.hub.add(name, files, branch=branch)
         self._json({"commitUrl": f"{self.hub.endpoint}/{name}/commit/{commit}", "commitOid": commit})
 

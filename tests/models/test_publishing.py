@@ -11,6 +11,7 @@ from huggingface_hub import constants
 
 import scgpt_tools as sct
 from hub_server import HubServer
+from scgpt_tools import cli
 from scgpt_tools.models import cell_model, zoo
 from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.models.publishing import push_folder
@@ -102,6 +103,32 @@ def test_the_original_format_is_uploaded_as_well(model, hub, tmp_path):
     push(model.export(tmp_path / "original"), hub)
     loaded = load(hub, tmp_path)
     assert loaded.checksum == model.checksum
+
+
+def test_no_file_of_an_earlier_checkpoint_is_read_in_the_place_of_a_new_one(model, folder, hub, tmp_path, caplog):
+    """The vocabulary is the same, so nothing else would tell that the weights are old."""
+    push(folder, hub)
+    changed = sct.CellModel(model.config, model.vocabulary).eval()
+    push(changed.export(tmp_path / "original"), hub)
+    repo = hub.repos[NAME]
+    files = set(repo.commits[repo.branches["main"]])
+    assert files == {"args.json", "vocab.json", "best_model.pt", "README.md"}
+    assert "Deleting config.json, model.safetensors of another checkpoint from lab/blood" in caplog.text
+    assert load(hub, tmp_path).checksum == changed.checksum != model.checksum
+
+
+def test_pushed_by_command_line_and_loaded_by_name(model, folder, hub, tmp_path, capsys):
+    words = ["push", "--model-dir", str(folder), "--repo-id", NAME, "--commit-message", "By hand", "--token", TOKEN]
+    assert cli.main([*words, "--endpoint", hub.endpoint], program="scmodelforge") == 0
+    repo = hub.repos[NAME]
+    assert capsys.readouterr().out == f"{hub.endpoint}/{NAME}/commit/{repo.branches['main']}\n"
+    assert (repo.messages, repo.private) == (["By hand"], False)
+    assert load(hub, tmp_path).checksum == model.checksum
+    (folder / "model.safetensors").unlink()
+    n_requests = len(hub.requests)
+    assert cli.main([*words, "--endpoint", hub.endpoint], program="scmodelforge") == 2
+    assert "Expected the folder" in capsys.readouterr().err
+    assert len(hub.requests) == n_requests
 
 
 def test_a_loaded_model_is_pushed(model, hub, tmp_path, monkeypatch):

@@ -224,6 +224,8 @@ def push(
 ) -> None:
     """Upload the folder of a model to a repository of the Hugging Face Hub, and print the address of the commit.
 
+    Files of another model there that would be read in its place are deleted in the same commit.
+
     Parameters
     ----------
     model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 from scgpt_tools._files import as_path, placed
 from scgpt_tools._validate import check_flag, check_text
 from scgpt_tools.models import formats
-from scgpt_tools.models.folders import check_folder
+from scgpt_tools.models.folders import FolderLayout, check_folder
 from scgpt_tools.models.hub import TRANSPORT_ERROR, progress_bars
 from scgpt_tools.models.zoo import REPOSITORY
 from scgpt_tools.settings import settings
@@ -44,7 +44,7 @@ def push_folder(
     """Upload the folder of a checkpoint, of any format, to a repository, which is made if there is none.
 
     The checkpoint's files go there, and its ``README.md``; one is written if neither the folder nor the repository has
-    any.  Other files stay where they are.
+    any.  Files of another checkpoint, which would be read in their place, are deleted in the same commit; all others stay.
 
     ``repository``: ``"organisation/name"``; ``private``: of a new repository, whether others see it; ``revision``:
     branch, which must exist unless it is ``main``; ``token``: access token with the right to write; ``None`` takes the one
@@ -62,11 +62,20 @@ def push_folder(
     api = HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(name, private=private, exist_ok=True)
-        additions = [CommitOperationAdd(path.name, str(path)) for path in _files(place)]
-        if not (place / CARD).is_file() and not api.file_exists(name, CARD, revision=revision):
-            additions.append(CommitOperationAdd(CARD, _card(place, name).encode()))
+        files, there = _files(place), _names(api, name, revision)
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path.name, str(path)) for path in files
+        ]
+        if not (place / CARD).is_file() and CARD not in there:
+            changes.append(CommitOperationAdd(CARD, _card(place, name).encode()))
+        stale = sorted(there & _read_first(place) - {path.name for path in files})
+        if stale:
+            logger.warning(
+                "Deleting %s of another checkpoint from %s; earlier commits keep them.", ", ".join(stale), name
+            )
+        changes += [CommitOperationDelete(other) for other in stale]
         with progress_bars():
-            commit = api.create_commit(name, additions, commit_message=message, revision=revision)
+            commit = api.create_commit(name, changes, commit_message=message, revision=revision)
     except LocalTokenNotFoundError:
         raise
     except (RepositoryNotFoundError, GatedRepoError) as error:
@@ -94,10 +103,30 @@ def push_folder(
     return str(commit.commit_url)
 
 
+def _names(api: HfApi, repository: str, revision: str | None) -> set[str]:
+    """Names of the files of a repository; none where it is new."""
+    try:
+        return {*api.list_repo_files(repository, revision=revision)}
+    except RevisionNotFoundError:
+        return set()
+
+
+def _layout(folder: Path) -> FolderLayout:
+    """Names of the files of the checkpoint that is read of a folder."""
+    get = lambda name: placed(folder, name)
+    return next(layout for layout in formats.layouts() if layout.weights_in(get, vocabulary=True) is not None)
+
+
+def _read_first(folder: Path) -> set[str]:
+    """Names of files that would be read rather than those of a checkpoint, or with them."""
+    layouts = formats.layouts()
+    return {name for layout in layouts[: layouts.index(_layout(folder)) + 1] for name in layout.names}
+
+
 def _files(folder: Path) -> list[Path]:
     """The files of a checkpoint, the preferred file of weights alone, and its page."""
     get = lambda name: placed(folder, name)
-    layout = next(layout for layout in formats.layouts() if layout.weights_in(get, vocabulary=True) is not None)
+    layout = _layout(folder)
     names = [layout.settings, layout.vocabulary, CARD]
     found = [path for name in names if name is not None and (path := get(name)) is not None]
     weights = layout.weights_in(get)
