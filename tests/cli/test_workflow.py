@@ -9,8 +9,10 @@ import sys
 import time
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import scgpt_tools as sct
 from scgpt_tools import cli
@@ -54,17 +56,19 @@ def run(*words, program="scgpt-tools"):
     assert cli.main(words, program=program) == 0, words
 
 
-def killed(folder, *words):
+def killed(folder, *words, output="model"):
     """Run a command until its first checkpoint is written, and kill it."""
-    last = folder / "model" / "run" / "last.ckpt"
+    last = folder / output / "run" / "last.ckpt"
     command = [sys.executable, "-m", "scgpt_tools.cli", *words]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as running:
         deadline = time.monotonic() + 300
         while not last.exists() and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         running.send_signal(signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL
     assert last.exists()
-    return len(pd.read_csv(folder / "model" / "run" / "history.csv"))
+    history = last.with_name("history.csv")
+    return len(pd.read_csv(history)) if history.exists() else 0
 
 
 @pytest.mark.slow
@@ -99,6 +103,25 @@ def test_from_cells_to_a_model_that_others_load(folder, capsys):
     run("export", "--model", "model", "--output", "exported")
     loaded = sct.CellModel.from_pretrained("exported", device="cpu")
     assert loaded.checksum == sct.CellModel.from_pretrained("model", device="cpu").checksum
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_that_was_killed_ends_as_one_that_was_not(folder, capsys):
+    run("pretrain", "--config", "run.yaml", "--output", "model", "--train.epochs", "1", "--family.layers", "1")
+    words = ["finetune", "cells.h5ad", "--label-key", "cell_type", "--model", "model", "--batch-size", "4"]
+    words += ["--checkpoint-steps", "2", "--epochs", "12", "--accelerator", "cpu"]
+    run(*words, "-o", "whole")
+    killed(folder, *words, "-o", "tuned", output="tuned")
+    assert cli.main(["predict", "cells.h5ad", "--model", "tuned", "-o", "predicted.h5ad"]) == 2
+    assert "Expected the folder 'tuned' to hold config.json" in capsys.readouterr().err
+    run(*words, "-o", "tuned", "--resume")
+    assert "Going on from tuned/run/last.ckpt" in capsys.readouterr().err
+    whole, tuned = (sct.CellModel.from_pretrained(name, device="cpu").state_dict() for name in ("whole", "tuned"))
+    for name, tensor in whole.items():
+        # What other tests have loaded can change how this process rounds.
+        torch.testing.assert_close(tuned[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    losses = [pd.read_csv(folder / name / "history.csv")["train_loss"] for name in ("whole", "tuned")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 @pytest.mark.slow

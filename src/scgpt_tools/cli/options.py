@@ -82,6 +82,10 @@ def add_function(
         # A word alone, as for tables.
         parser.add_argument("--overwrite", action="store_true")
         left_out.add("overwrite")
+    if "resume" in parameters and "resume" not in left_out:
+        # As of `train`, a word alone or with a value.
+        parser.add_argument("--resume", type=bool, nargs="?", const=True, default=False)
+        left_out.add("resume")
     if "pretrained_model" in parameters:
         # A word alone in DeepSC's own command.
         parser.add_argument("--pretrained_model", type=bool, nargs="?", const=True, default=False)
