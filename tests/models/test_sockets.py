@@ -69,15 +69,14 @@ class TwoStreams(Encoder):
     def stages(self):
         return list(self.layers)
 
-    def forward(self, embedded, batch, layout, *, first_only=False):
+    def forward(self, embedded, batch, layout):
         genes, values = (embedded.parts[name] for name in self.parts)
         layout = layout.unmasked()
         for layer in self.layers:
             genes = genes + layer["own"](genes, layout).context
             values = values + layer["cross"](values, layout, keys=genes).context
-        fused = self.fused(torch.cat((genes, values), dim=-1))
-        tokens = layout.first(values) if first_only else values
-        return Encoded(tokens, {"genes": genes, "fused": fused})
+        genes, values = layout.keep(genes), layout.keep(values)
+        return Encoded(values, {"genes": genes, "fused": self.fused(torch.cat((genes, values), dim=-1))})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def test_packed_formula(attention, x):
 def test_first_token_alone_padded(attention, x, backend, mask):
     layout = PaddedLayout.from_mask(mask)
     every = attention(x, layout, backend)
-    first = attention(x, layout, backend, first_only=True)
+    first = attention(x, layout.keeping_first(), backend, last=True)
     torch.testing.assert_close(first.context, every.context[:, :1])
     if backend == "eager":
         torch.testing.assert_close(first.weights, every.weights[:, :, :1])
@@ -74,8 +74,11 @@ def test_first_token_alone_padded(attention, x, backend, mask):
 @pytest.mark.parametrize("mask", [MASK, torch.ones_like(MASK), MASK[2:]], ids=["padded", "full", "one token"])
 def test_first_token_alone_packed(attention, x, mask):
     tokens, layout = packed(x[: len(mask)], mask)
-    every, first = attention(tokens, layout, "varlen"), attention(tokens, layout, "varlen", first_only=True)
-    torch.testing.assert_close(first.context, layout.first(every.context))
+    every = attention(tokens, layout, "varlen")
+    layout = layout.keeping_first()
+    first = attention(tokens, layout, "varlen", last=True)
+    assert len(first.context) == len(mask)
+    torch.testing.assert_close(first.context, layout.keep(every.context))
 
 
 def test_weights_are_shares_of_the_real_tokens(attention, x):
@@ -237,7 +240,8 @@ def test_bf16_on_a_cpu_is_fp32_to_its_precision(scores, first_only, x, monkeypat
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         tokens, layout = packed(x.to(dtype), MASK)
-        results.append(attention.to(dtype)(tokens, layout, "varlen", first_only=first_only).context.float())
+        context = attention.to(dtype)(tokens, layout.keeping_first(), "varlen", last=first_only).context
+        results.append(context.float())
     assert results[0].shape == results[1].shape
     torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.02)
 
@@ -261,4 +265,24 @@ def test_layouts():
     layout = PackedLayout.from_lengths((3, 1, 2), "cpu")
     assert layout.offsets.tolist() == [0, 3, 4, 6]
     assert layout.offsets.dtype == torch.int32
-    assert layout.first(torch.arange(6)[:, None]).flatten().tolist() == [0, 3, 4]
+    assert layout.keeps_all
+    assert layout.keep(torch.arange(6)).tolist() == [0, 1, 2, 3, 4, 5]
+    first = layout.keeping_first()
+    assert not first.keeps_all
+    assert first.keep(torch.arange(6)).tolist() == [0, 3, 4]
+    parts = [part.kept for part in first.divided([1, 2])]
+    assert [(part.places.tolist(), part.lengths) for part in parts] == [([0], (1,)), ([0, 1], (1, 1))]
+
+
+def test_what_is_kept_of_a_padded_batch():
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    layout = PackedLayout.from_lengths((3, 2), "cpu", mask=mask)
+    kept = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    layout = layout.keeping(kept)
+    x = torch.arange(8.0).view(2, 4, 1)
+    packed = layout.keep(layout.pack(x))
+    assert packed.flatten().tolist() == [0, 2, 5]
+    assert layout.kept.lengths == (2, 1)
+    torch.testing.assert_close(layout.unpack(packed), x * kept.unsqueeze(-1))
+    first = layout.keeping_first()
+    torch.testing.assert_close(first.unpack(first.keep(layout.pack(x)))[:, 0], x[:, 0])

@@ -38,42 +38,45 @@ def with_gradients(function, inputs) -> list[torch.Tensor]:
 
 
 LENGTHS = (40, 7, 25)
+FEWER = (12, 0, 25)
 
 
-def formula_by_cell(q, k, v, kept=None):
-    cells = zip(*(x.split(LENGTHS) for x in (q, k, v)), kept or [None] * len(LENGTHS), strict=True)
+def formula_by_cell(q, k, v, kept=None, queries=LENGTHS):
+    cells = zip(q.split(queries), k.split(LENGTHS), v.split(LENGTHS), kept or [None] * len(LENGTHS), strict=True)
     return torch.cat([formula(*cell) for cell in cells])
 
 
-def drawn(seed: int, dropout: float) -> list[torch.Tensor]:
-    """What is kept of the weights of each cell, (H, n, n), divided by how likely that is."""
-    kept = [torch.empty(HEADS, n, n, dtype=torch.float64) for n in LENGTHS]
+def drawn(seed: int, dropout: float, queries: tuple[int, ...]) -> list[torch.Tensor]:
+    """What is kept of the weights of each cell, (H, m, n), divided by how likely that is."""
+    kept = [torch.empty(HEADS, m, n, dtype=torch.float64) for m, n in zip(queries, LENGTHS, strict=True)]
     with drawing_from(seed):
-        for own, n in zip(kept, LENGTHS, strict=True):
-            for heads, rows, _ in learning_products._blocks((n,), HEADS):
+        for own, m, n in zip(kept, queries, LENGTHS, strict=True):
+            for heads, rows, _ in learning_products._blocks((m,), (n,), HEADS):
                 own[heads, rows] = draw_kept(own[heads, rows].shape, dropout, torch.float32).double()
     return [own / (1 - dropout) for own in kept]
 
 
 @pytest.mark.parametrize("way", ["all heads of a cell", "one head", "some rows"])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-def test_numbers_and_gradients(monkeypatch, way, dropout):
+@pytest.mark.parametrize("queries", [LENGTHS, FEWER])
+def test_numbers_and_gradients(monkeypatch, way, dropout, queries):
     if way != "all heads of a cell":
         monkeypatch.setattr(learning_products, "_TOGETHER", 0)
     if way == "some rows":
         monkeypatch.setattr(products, "_CACHE", 4 * 40 * 7 // torch.get_num_threads())
-    blocks = list(learning_products._blocks(LENGTHS, HEADS))
+    blocks = list(learning_products._blocks(queries, LENGTHS, HEADS))
     assert (len(blocks) > len(LENGTHS) * HEADS) == (way == "some rows")
     exact = cell(sum(LENGTHS))
+    exact[0] = exact[0].detach()[: sum(queries)].requires_grad_()
     kept = None
     if dropout:
         torch.manual_seed(2)
-        kept = drawn(draw_seed(), dropout)
+        kept = drawn(draw_seed(), dropout, queries)
         assert 0.1 < float(torch.cat([(own == 0).flatten() for own in kept]).double().mean()) < 0.4
-    expected = with_gradients(lambda *x: formula_by_cell(*x, kept), exact)
+    expected = with_gradients(lambda *x: formula_by_cell(*x, kept, queries), exact)
     torch.manual_seed(2)
     single = [x.detach().float().requires_grad_() for x in exact]
-    found = with_gradients(lambda *x: attend_and_learn(*x, LENGTHS, HEADS, dropout), single)
+    found = with_gradients(lambda *x: attend_and_learn(*x, queries, LENGTHS, HEADS, dropout), single)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-4)
 
@@ -83,7 +86,7 @@ def test_half_precision(monkeypatch, together):
     monkeypatch.setattr(learning_products, "_TOGETHER", together)
     exact = cell(sum(LENGTHS))
     half = [x.detach().bfloat16().requires_grad_() for x in exact]
-    found = with_gradients(lambda *x: attend_and_learn(*x, LENGTHS, HEADS, 0.0), half)
+    found = with_gradients(lambda *x: attend_and_learn(*x, LENGTHS, LENGTHS, HEADS, 0.0), half)
     expected = with_gradients(formula_by_cell, exact)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == torch.bfloat16
@@ -93,7 +96,7 @@ def test_half_precision(monkeypatch, together):
 def test_scores_far_apart():
     exact = cell(scale=40.0)
     single = [x.detach().float().requires_grad_() for x in exact]
-    found = with_gradients(lambda *x: attend_and_learn(*x, (40,), HEADS, 0.0), single)
+    found = with_gradients(lambda *x: attend_and_learn(*x, (40,), (40,), HEADS, 0.0), single)
     expected = with_gradients(lambda *x: formula(*x, None), exact)
     torch.testing.assert_close(found[0].double(), expected[0], atol=1e-2, rtol=1e-3)
     assert all(x.isfinite().all() for x in found)
@@ -111,7 +114,7 @@ def test_long_cells_in_training_take_it(dropout, least):
     torch.manual_seed(0)
     context = varlen(q, k, v, layout, HEADS, dropout).context
     torch.manual_seed(0)
-    assert torch.equal(context, attend_and_learn(q, k, v, lengths, HEADS, dropout))
+    assert torch.equal(context, attend_and_learn(q, k, v, lengths, lengths, HEADS, dropout))
     context.sum().backward()
     assert all(x.grad.isfinite().all() for x in (q, k, v))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from scgpt_tools import _threads
 from scgpt_tools._threads import in_training, training_threads
 from scgpt_tools.nn import parts
-from scgpt_tools.nn.attention import PackedLayout
+from scgpt_tools.nn.attention import Kept, PackedLayout
 from scgpt_tools.nn.sockets import Embedded, Sizes
 from scgpt_tools.nn.transformer import TransformerConfig
 
@@ -48,11 +49,20 @@ def tokens() -> torch.Tensor:
     return torch.randn(sum(LENGTHS), DIM, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
-def learnt(module: nn.Module, x: torch.Tensor, *, first_only: bool = False) -> list[torch.Tensor | None]:
-    torch.manual_seed(5)
+def kept(which: str) -> PackedLayout:
     layout = PackedLayout.from_lengths(LENGTHS, "cpu")
+    if which == "some":
+        drawn = torch.rand(sum(LENGTHS), generator=torch.Generator().manual_seed(3)) < 0.3
+        drawn[30:35] = False  # nothing of the second cell
+        places, counts = drawn.nonzero().squeeze(1), tuple(int(own.sum()) for own in drawn.split(LENGTHS))
+        return replace(layout, kept=Kept(places, counts))
+    return layout.keeping_first() if which == "first" else layout
+
+
+def learnt(module: nn.Module, x: torch.Tensor, which: str = "all") -> list[torch.Tensor | None]:
+    torch.manual_seed(5)
     module.zero_grad()
-    result = module(Embedded(x, {}), None, layout, first_only=first_only).tokens
+    result = module(Embedded(x, {}), None, kept(which)).tokens
     x.grad = None
     (result * torch.arange(result.numel()).view_as(result).sin()).sum().backward()
     return [result.detach(), x.grad, *(p.grad for p in module.parameters())]
@@ -67,18 +77,18 @@ def in_threads_of_cells(module: nn.Module, x: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("which", ["all", "some", "first"])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_same_as_all_cells_at_once(monkeypatch, number, first_only, frozen):
+def test_the_same_as_all_cells_at_once(monkeypatch, number, which, frozen):
     module, x = encoder(), tokens()
     if frozen:
         module.blocks[0].requires_grad_(requires_grad=False)
         module.blocks[2].attention.key.weight.requires_grad_(requires_grad=False)
         x.requires_grad_(requires_grad=False)
-    whole = learnt(module, x, first_only=first_only)
+    whole = learnt(module, x, which)
     with threads(monkeypatch, number):
-        found = learnt(module, x, first_only=first_only)
-    assert len(found[0]) == (len(LENGTHS) if first_only else sum(LENGTHS))
+        found = learnt(module, x, which)
+    assert len(found[0]) == len(kept(which).keep(x))
     for ours, theirs in zip(found, whole, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:

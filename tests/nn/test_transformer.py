@@ -27,8 +27,11 @@ def build(norm: str = "post", dropout: float = 0.0, **options) -> Transformer:
     return stack.eval()
 
 
-def run(stack: Transformer, x: torch.Tensor, layout: PaddedLayout | PackedLayout | None = None, **options):
-    return stack(Embedded(x, {}), BATCH, PaddedLayout.from_mask(MASK) if layout is None else layout, **options)
+FIRST = PaddedLayout.from_mask(MASK).keeping_first()
+
+
+def run(stack: Transformer, x: torch.Tensor, layout: PaddedLayout | PackedLayout | None = None):
+    return stack(Embedded(x, {}), BATCH, PaddedLayout.from_mask(MASK) if layout is None else layout)
 
 
 @pytest.fixture
@@ -76,16 +79,18 @@ def test_final_norm(x):
     stack = build("pre", final_norm=True)
     expected = layer_norm(by_formula(stack, x, "pre"), stack.norm)
     torch.testing.assert_close(run(stack, x).tokens[MASK], expected[MASK])
-    torch.testing.assert_close(run(stack, x, first_only=True).tokens, expected[:, :1])
+    torch.testing.assert_close(run(stack, x, FIRST).tokens, expected[:, :1])
 
 
 @pytest.mark.parametrize("norm", ["post", "pre", "replace"])
 def test_the_first_tokens_alone(x, norm):
     stack = build(norm)
     every = run(stack, x).tokens
-    torch.testing.assert_close(run(stack, x, first_only=True).tokens, every[:, :1])
-    packed = run(stack, x[MASK], PackedLayout.from_lengths(LENGTHS, "cpu"), first_only=True).tokens
-    torch.testing.assert_close(packed, every[:, 0])
+    torch.testing.assert_close(run(stack, x, FIRST).tokens, every[:, :1])
+    layout = PackedLayout.from_lengths(LENGTHS, "cpu", mask=MASK)
+    torch.testing.assert_close(run(stack, x[MASK], layout.keeping_first()).tokens, every[:, 0])
+    some = MASK & torch.tensor([True, False, True, True, False])
+    torch.testing.assert_close(run(stack, x[MASK], layout.keeping(some)).tokens, every[some])
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -107,7 +112,7 @@ def test_a_causal_encoder_sees_nothing_that_comes_later(x, backend):
     assert not torch.allclose(before[0, 2:], after[0, 2:])
     short = run(stack, x[:, :2], PaddedLayout.from_mask(MASK[:, :2], backend=backend)).tokens
     torch.testing.assert_close(before[:, :2], short)
-    torch.testing.assert_close(run(stack, x, layout, first_only=True).tokens, before[:, :1])
+    torch.testing.assert_close(run(stack, x, layout.keeping_first()).tokens, before[:, :1])
 
 
 def test_without_a_mask_padding_is_seen(x):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from scgpt_tools.nn.heads import ExpressionConfig
 from scgpt_tools.objectives import (
     OBJECTIVES,
     BatchAdversary,
@@ -267,3 +269,60 @@ def test_huber_by_modality(model, masked):
 def test_fields_are_checked(kind, options):
     with pytest.raises((TypeError, ValueError), match=f"^Expected `({'|'.join(options)})"):
         kind(**options)
+
+
+# ---------------------------------------------------------------------------------------------------- what is read
+
+
+def learnt(objective, model, batch):
+    """Loss and gradients, and the tokens of the first pass."""
+    model.zero_grad()
+    views = run_views(model.eval(), batch, [objective])
+    loss = objective(views, batch)
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters())], views["first"].tokens.detach()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_that_nothing_reads_are_spared_and_nothing_else_changes(
+    name, pooling, packed, model, masked, generated, monkeypatch
+):
+    monkeypatch.setattr("scgpt_tools.nn.attention._LONG", 0 if packed else 128)
+    model.config = replace(model.config, pooling=pooling)
+    objective, batch = OBJECTIVES[name](), batch_for(name, masked, generated)
+    batch = batch.replace(target=batch.values) if objective.tokens == "all" else batch
+    found, tokens = learnt(objective, model, batch)
+    monkeypatch.setattr("scgpt_tools.train.module._read", lambda *_: "all")
+    expected, every = learnt(objective, model, batch)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+    assert (every[batch.mask] != 0).any(dim=-1).all()
+    kept = batch.mask.clone()
+    if batch.generated is None and (pooling == "cls" or not objective.cells):
+        first = torch.arange(batch.mask.shape[1]) == 0
+        if objective.tokens == "hidden" and packed:
+            kept &= batch.hidden | first
+        if objective.tokens == "none":
+            kept &= first
+    if tokens.shape[1] == 1:
+        tokens = torch.cat((tokens, torch.zeros_like(every[:, 1:])), dim=1)
+    torch.testing.assert_close(tokens, every * kept.unsqueeze(-1), atol=1e-6, rtol=1e-4)
+
+
+def test_a_head_that_looks_at_other_tokens_is_given_them_all(model, masked, monkeypatch):
+    monkeypatch.setattr("scgpt_tools.nn.attention._LONG", 0)
+    monkeypatch.setattr(ExpressionConfig, "of_its_own", False)
+    tokens = learnt(MaskedExpression(), model, masked)[1]
+    assert (tokens[masked.mask] != 0).any(dim=-1).all()
+
+
+def test_cells_that_nothing_reads_are_not_numbers(model, masked, monkeypatch):
+    monkeypatch.setattr("scgpt_tools.nn.attention._LONG", 0)
+    model.config = replace(model.config, pooling="mean")
+    assert run_views(model, masked, [MaskedExpression()])["first"].cell.isnan().all()
+    both = run_views(model, masked, [MaskedExpression(), CellType()])["first"]
+    assert both.cell.isfinite().all()

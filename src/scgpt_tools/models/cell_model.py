@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.config import ModelConfig
+    from scgpt_tools.models.executor import Read
     from scgpt_tools.models.zoo import VocabularySource
     from scgpt_tools.nn.attention import Layout
     from scgpt_tools.nn.sockets import Embedded, Encoded
@@ -153,6 +154,7 @@ class CellModel(nn.Module):
         *,
         attention: str | None = None,
         cell: Tensor | None = None,
+        read: Read = "all",
     ) -> CellOutput:
         """Embed, encode, pool and predict.
 
@@ -167,6 +169,10 @@ class CellModel(nn.Module):
             ``"varlen"`` where it pays, on a CPU for cells of several lengths or with dropout, else ``"sdpa"``.
         cell
             (B, D) vectors to put at position 0 in place of its embedding.
+        read
+            Tokens of which something is read after the encoder: ``"all"``, ``"hidden"`` for those of ``batch.hidden`` and the
+            first of each cell, or ``"first"``.  Others may be 0, what is predicted of them has no meaning, and cells that are
+            pooled from them are NaN.
 
         Returns
         -------
@@ -174,7 +180,7 @@ class CellModel(nn.Module):
         """
         kinds = self.config.heads
         for_cells = bool(heads) and all(name in kinds and kinds[name].of_cells for name in heads or ())
-        return self._run(batch, heads, layout_of(self, batch, attention, for_cells=for_cells), cell=cell)
+        return self._run(batch, heads, layout_of(self, batch, attention, for_cells=for_cells, read=read), cell=cell)
 
     def generate(self, cell: Tensor, batch: TokenBatch, *, values: bool = False) -> Tensor:
         """Predict expression (B, L) from cell embeddings (B, D) placed at position 0.
@@ -219,7 +225,10 @@ class CellModel(nn.Module):
     ) -> CellOutput:
         """Embed, encode, pool, predict."""
         embedded, encoded = self.encode(batch, layout, cell=cell, without=without)
-        pooled = self.pool(encoded.tokens, batch)
+        whole = layout.keeps_all or self.config.pooling == "cls"
+        pooled = (
+            self.pool(encoded.tokens, batch) if whole else encoded.tokens.new_full((len(batch), self.dim), torch.nan)
+        )
         predictions = self._predict(batch, embedded, encoded, pooled, self.heads if heads is None else heads)
         return CellOutput(
             encoded.tokens, pooled, embedded.parts, predictions, attention=encoded.weights, streams=encoded.streams
@@ -232,7 +241,6 @@ class CellModel(nn.Module):
         *,
         cell: Tensor | None = None,
         without: Set[str] = frozenset(),
-        first_only: bool = False,
     ) -> tuple[Embedded, Encoded]:
         """From tokens to what the embedder and the encoder make of them; see the sockets of both."""
         if cell is not None and self.encoder.parts:
@@ -243,7 +251,7 @@ class CellModel(nn.Module):
         if cell is not None:
             embedded = embedded.with_first(cell)
         packed = embedded.packed(layout.pack, self.encoder.parts)
-        return embedded, self.encoder(packed, batch, layout, first_only=first_only).unpacked(layout.unpack)
+        return embedded, self.encoder(packed, batch, layout).unpacked(layout.unpack)
 
     def pool(self, tokens: Tensor, batch: TokenBatch, pooling: str | None = None) -> Tensor:
         """Cells (B, D) from tokens (B, L, D), 0 at padding, or (B, 1, D) with ``cls`` pooling."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import torch
 
@@ -28,6 +28,10 @@ _TOKENS = 2048
 _NUMBERS = 2**18
 
 
+Read: TypeAlias = Literal["all", "hidden", "first"]
+"""Tokens of which something is read after the encoder: all, the hidden ones and the first, or the first of each cell."""
+
+
 class Network(Protocol):
     """What of a model is needed here."""
 
@@ -43,19 +47,19 @@ class Network(Protocol):
     def dim(self) -> int:
         """Width of the embeddings."""
 
-    def encode(
-        self, batch: TokenBatch | PackedTokens, layout: Layout, *, first_only: bool = False
-    ) -> tuple[Embedded, Encoded]:
+    def encode(self, batch: TokenBatch | PackedTokens, layout: Layout) -> tuple[Embedded, Encoded]:
         """From tokens to what the embedder and the encoder make of them."""
 
     def pool(self, tokens: Tensor, batch: TokenBatch, pooling: str | None = None) -> Tensor:
         """Cells (B, D) from tokens."""
 
 
-def layout_of(model: Network, batch: TokenBatch, attention: str | None, *, for_cells: bool = False) -> Layout:
+def layout_of(
+    model: Network, batch: TokenBatch, attention: str | None, *, for_cells: bool = False, read: Read = "all"
+) -> Layout:
     """Where the tokens of a padded batch are for the encoder; ``attention=None`` takes the backend that pays.
 
-    ``for_cells``: no token predicts anything.
+    ``for_cells``: no token predicts anything.  ``read``: what the last layer has to keep; it may keep more.
     """
     encoder = model.encoder
     needs_padding = "generated tokens" if batch.generated is not None else None if encoder.packs else "this encoder"
@@ -64,11 +68,16 @@ def layout_of(model: Network, batch: TokenBatch, attention: str | None, *, for_c
         dropout = model.training and model.config.encoder.dropout > 0
         attention = "varlen" if needs_padding is None and packing_pays(mask, dropout=dropout) else "sdpa"
     if attention not in PACKED:
-        return replace(PaddedLayout.from_mask(mask, batch.generated, backend=attention), for_cells=for_cells)
+        padded = PaddedLayout.from_mask(mask, batch.generated, backend=attention)
+        spared = read == "first" and attention != "eager" and batch.generated is None
+        return replace(padded, for_cells=for_cells, first_only=spared)
     if needs_padding is not None:
         raise ValueError(f"Expected 'sdpa' or 'eager' attention for {needs_padding}, found {attention!r}.")
     lengths = tuple(mask.sum(dim=1).tolist())
-    return PackedLayout.from_lengths(lengths, mask.device, backend=attention, mask=mask)
+    packed = PackedLayout.from_lengths(lengths, mask.device, backend=attention, mask=mask)
+    if read == "hidden" and batch.hidden is not None:
+        return packed.keeping(mask & (batch.hidden | (mask.cumsum(dim=1) == 1)))
+    return packed.keeping_first() if read == "first" else packed
 
 
 def visible_to(encoder: Encoder, batch: TokenBatch) -> Tensor:
@@ -114,7 +123,7 @@ def embed_tokens(model: Network, batch: TokenBatch, *, attention: str | None = N
 
 
 def _embed(model: Network, batch: TokenBatch, *, attention: str, pooling: str) -> Tensor:
-    first_only = pooling == "cls"
+    shorter = pooling == "cls"
     if batch.generated is not None:
         # Nothing but themselves looks at generated tokens, so a cell is the same without them.
         batch = batch.replace(mask=batch.mask & ~batch.generated, generated=None)
@@ -125,12 +134,13 @@ def _embed(model: Network, batch: TokenBatch, *, attention: str, pooling: str) -
     if attention not in PACKED:
         # Asked before the batch moves, so that no GPU has to be waited for.
         full, batch = bool(batch.mask.all()), batch.to(model.device)
-        layout: Layout = replace(PaddedLayout.from_mask(batch.mask, full=full, backend=attention), for_cells=True)
-        return model.pool(model.encode(batch, layout, first_only=first_only)[1].tokens, batch, pooling)
+        padded = PaddedLayout.from_mask(batch.mask, full=full, backend=attention)
+        padded = replace(padded, for_cells=True, first_only=shorter)
+        return model.pool(model.encode(batch, padded)[1].tokens, batch, pooling)
     packed = batch.packed().to(model.device, non_blocking=True)
     layout = PackedLayout.from_lengths(packed.lengths, model.device, backend=attention)
-    tokens = model.encode(packed, layout, first_only=first_only)[1].tokens
-    if first_only:
+    tokens = model.encode(packed, layout.keeping_first() if shorter else layout)[1].tokens
+    if shorter:
         return tokens
     batch = batch.to(model.device)
     return model.pool(unpack(tokens, batch.mask), batch, pooling)

@@ -1,9 +1,10 @@
 """Attention among the tokens of each cell, with exchangeable backends that share one set of weights.
 
 A *layout* says where the real tokens are and which backend computes.  Padded backends (``sdpa``, ``eager``) work on (B, L, D) with a mask; packed
-backends (``varlen``, ``flash``) on (N, D), the real tokens of all cells in a row, and never touch padding.
+backends (``varlen``, ``flash``) on (N, D), the real tokens of all cells in a row, and never touch padding.  It also says which
+tokens the last layer has to keep: those that something reads.
 
-Shape letters: B cells, L tokens (padded), N real tokens of all cells, H heads, D width, E = D / H.
+Shape letters: B cells, L tokens (padded), N real tokens of all cells, M those that are kept, H heads, D width, E = D / H.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class PaddedLayout:
     """Whether cells alone are asked for: no token predicts anything."""
     bias: Tensor | None = None
     """(B, L) what is added to the scores of each key."""
+    first_only: bool = False
+    """Whether the last layer keeps the first token of each cell alone."""
 
     @classmethod
     def from_mask(
@@ -99,9 +102,29 @@ class PaddedLayout:
         """Set (B, L or 1, D) to zero at padding."""
         return x * self.mask[:, : x.shape[1], None]
 
-    def first(self, x: Tensor) -> Tensor:
-        """Keep the first token of each cell: (B, L, D) to (B, 1, D)."""
-        return x[:, :1]
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the last layer keeps all tokens."""
+        return not self.first_only
+
+    def keeping_first(self) -> PaddedLayout:
+        """Let the last layer keep the first token of each cell."""
+        return replace(self, first_only=True)
+
+    def keep(self, x: Tensor) -> Tensor:
+        """What the last layer keeps: (B, L, D) to (B, 1 or L, D)."""
+        return x[:, :1] if self.first_only else x
+
+
+class Kept(NamedTuple):
+    """Tokens of a packed layout that are kept by the last layer."""
+
+    places: Tensor
+    """(M,) ascending, among the N tokens."""
+    lengths: tuple[int, ...]
+    """How many of each cell."""
+    mask: Tensor | None = None
+    """(B, L) True on them, for a batch that is padded around the encoder."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +139,8 @@ class PackedLayout:
     backend: str = "varlen"
     mask: Tensor | None = None
     """(B, L) True on real tokens, for a batch that is padded around the encoder."""
+    kept: Kept | None = None
+    """What the last layer keeps; ``None`` for all tokens."""
 
     @classmethod
     def from_lengths(
@@ -135,12 +160,49 @@ class PackedLayout:
         return x if self.mask is None else x[self.mask]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Undo :meth:`pack`, with zeros at padding."""
-        return x if self.mask is None else unpack(x, self.mask)
+        """Undo :meth:`pack`, with zeros at padding and at what is not kept."""
+        mask = self.mask if self.kept is None else self.kept.mask
+        return x if mask is None else unpack(x, mask)
 
-    def first(self, x: Tensor) -> Tensor:
-        """Keep the first token of each cell: (N, D) to (B, D)."""
-        return x[self.offsets[:-1]]
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the last layer keeps all tokens."""
+        return self.kept is None
+
+    def keeping(self, mask: Tensor) -> PackedLayout:
+        """Let the last layer keep the tokens that are True in (B, L) of a batch that is padded around the encoder."""
+        places = mask[self.mask].nonzero().squeeze(1)
+        return replace(self, kept=Kept(places, tuple(mask.sum(dim=1).tolist()), mask))
+
+    def keeping_first(self) -> PackedLayout:
+        """Let the last layer keep the first token of each cell."""
+        mask = None
+        if self.mask is not None:
+            mask = self.mask & (self.mask.cumsum(dim=1) == 1)
+        return replace(self, kept=Kept(self.offsets[:-1], (1,) * len(self.lengths), mask))
+
+    def keep(self, x: Tensor) -> Tensor:
+        """What the last layer keeps: (N, D) to (M, D)."""
+        return x if self.kept is None else x[self.kept.places]
+
+    def queries(self, q: Tensor) -> tuple[int, ...]:
+        """How many queries each cell has: all of its tokens, or those that are kept."""
+        return self.lengths if self.kept is None or len(q) == sum(self.lengths) else self.kept.lengths
+
+    def divided(self, cells: list[int]) -> list[PackedLayout]:
+        """Cut into layouts of so many cells each, which know nothing of padding."""
+        parts: list[PackedLayout] = []
+        first = offset = place = 0
+        for count in cells:
+            own = slice(first, first + count)
+            part = PackedLayout.from_lengths(self.lengths[own], self.offsets.device, backend=self.backend)
+            if self.kept is not None:
+                lengths = self.kept.lengths[own]
+                part = replace(part, kept=Kept(self.kept.places[place : place + sum(lengths)] - offset, lengths))
+                place += sum(lengths)
+            parts.append(part)
+            first, offset = first + count, offset + sum(part.lengths)
+        return parts
 
 
 Layout = PaddedLayout | PackedLayout
@@ -215,11 +277,11 @@ def eager(q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, heads: int, dro
     return Attended(_merge_heads(F.dropout(weights, dropout) @ v), weights)
 
 
-def _fused_cells(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: int) -> Tensor:
+def _fused_cells(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int) -> Tensor:
     """Torch's fused attention, one call a cell, with as little as possible around each: what is short waits for Python."""
+    queries, lengths = layout.queries(q), layout.lengths
     q, k, v = (_heads_first(x.unsqueeze(0), heads) for x in (q, k, v))
-    queries = q.split(lengths, dim=2) if q.shape[2] == k.shape[2] else q.split(1, dim=2)
-    cells = zip(queries, k.split(lengths, dim=2), v.split(lengths, dim=2), strict=True)
+    cells = zip(q.split(queries, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2), strict=True)
     return _merge_heads(torch.cat([F.scaled_dot_product_attention(*cell) for cell in cells], dim=2)).squeeze(0)
 
 
@@ -281,11 +343,11 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dr
         return Attended(_call_packed(varlen_attn, q, k, v, layout, heads))
     longest = max(layout.lengths)
     if not dropout and not _needs_gradients(q, k, v) and _torch_pays(q[:longest], k[:longest]):
-        return Attended(_fused_cells(q, k, v, layout.lengths, heads))
-    if (dropout or _needs_gradients(q, k, v)) and len(q) == len(k) and learning_pays(q, longest, dropout=dropout):
-        return Attended(attend_and_learn(q, k, v, layout.lengths, heads, dropout))
-    queries = q.split(layout.lengths) if len(q) == len(k) else q.split(1)
-    cells = zip(queries, k.split(layout.lengths), v.split(layout.lengths), strict=True)
+        return Attended(_fused_cells(q, k, v, layout, heads))
+    queries = layout.queries(q)
+    if (dropout or _needs_gradients(q, k, v)) and learning_pays(q, longest, dropout=dropout):
+        return Attended(attend_and_learn(q, k, v, queries, layout.lengths, heads, dropout))
+    cells = zip(q.split(queries), k.split(layout.lengths), v.split(layout.lengths), strict=True)
     return Attended(torch.cat([_one_cell(*cell, heads, dropout) for cell in cells]))
 
 
@@ -298,11 +360,11 @@ def flash(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, dro
 def _call_packed(
     kernel: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, heads: int, **options: float
 ) -> Tensor:
-    """Call a packed kernel with as many queries as keys, or with one query a cell."""
-    longest, one_query = max(layout.lengths), len(q) != len(k)
-    offsets_q = torch.arange(len(layout.offsets), dtype=torch.int32, device=q.device) if one_query else layout.offsets
+    """Call a packed kernel, with a query of each token or of those that are kept."""
+    queries, offsets = layout.queries(q), layout.offsets
+    asked = offsets if queries == layout.lengths else PackedLayout.from_lengths(queries, q.device).offsets
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
-    context: Tensor = kernel(q, k, v, offsets_q, layout.offsets, 1 if one_query else longest, longest, **options)
+    context: Tensor = kernel(q, k, v, asked, offsets, max(queries), max(layout.lengths), **options)
     return context.flatten(1)
 
 
@@ -331,18 +393,18 @@ class Attention(nn.Module):
         *,
         keys: Tensor | None = None,
         values: Tensor | None = None,
-        first_only: bool = False,
+        last: bool = False,
     ) -> Attended:
         """Attend.
 
         ``backend``: ``None`` takes the layout's; ``keys``: tokens to attend to, as many, ``None`` for ``x``; ``values``: what is
-        read of them, ``None`` for ``keys``.
+        read of them, ``None`` for ``keys``; ``last``: compute the tokens that the layout keeps.
         """
         attend = lookup(BACKENDS, backend or layout.backend, "attention backend")
         dropout = self.dropout if self.training else 0.0
         x = _lowered(x)
         keys = x if keys is None else _lowered(keys)
-        q, k, v = self.project(layout.first(x) if first_only else x, keys, keys if values is None else _lowered(values))
+        q, k, v = self.project(layout.keep(x) if last else x, keys, keys if values is None else _lowered(values))
         context, weights = attend(q, k, v, layout, self.heads, dropout)
         projected = self.out(context)
         if layout.generated is not None:

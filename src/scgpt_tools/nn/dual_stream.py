@@ -120,10 +120,10 @@ class SelfBlock(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, layout: Layout, *, first_only: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The new stream, and attention weights if the backend has any."""
-        attended, weights = self.attention(self.norm(x), layout, first_only=first_only)
-        x = (layout.first(x) if first_only else x) + self.dropout(attended)
+    def forward(self, x: Tensor, layout: Layout, *, last: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The new stream, of the ``last`` layer the tokens that the layout keeps, and attention weights if the backend has any."""
+        attended, weights = self.attention(self.norm(x), layout, last=last)
+        x = (layout.keep(x) if last else x) + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.feed_norm(x))), weights
 
 
@@ -187,24 +187,24 @@ class DualStreams(Encoder):
         """All layers."""
         return [*self.gene_blocks, *self.cross_blocks, *self.value_blocks]
 
-    def forward(
-        self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout, *, first_only: bool = False
-    ) -> Encoded:
-        """Encode both streams; ``first_only`` spares the last layer all but the first token of each cell."""
+    def forward(self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout) -> Encoded:
+        """Encode both streams; the last layer computes what it keeps."""
         genes, values = embedded.total(_GENES), embedded.total(_VALUES)
         if self.packs:
-            return self.encode(genes, values, layout, first_only=first_only)
+            return self.encode(genes, values, layout)
         layout = cast("PaddedLayout", layout).unmasked()
         dropout = self.training and _attention_dropout(self.config) > 0
         # Where padding is seen all cells are as long as each other, and can lie in a row without being packed.
         if layout.backend != "sdpa" or not packing_pays(torch.ones_like(layout.mask), dropout=dropout):
-            return self.encode(genes, values, layout, first_only=first_only)
+            return self.encode(genes, values, layout)
         cells, length = layout.mask.shape
         in_a_row = PackedLayout.from_lengths((length,) * cells, layout.mask.device)
-        encoded = self.encode(genes.flatten(0, 1), values.flatten(0, 1), in_a_row, first_only=first_only)
+        if layout.first_only:
+            in_a_row = in_a_row.keeping_first()
+        encoded = self.encode(genes.flatten(0, 1), values.flatten(0, 1), in_a_row)
         return encoded.unpacked(lambda stream: stream.unflatten(0, (cells, -1)))
 
-    def encode(self, genes: Tensor, values: Tensor, layout: Layout, *, first_only: bool = False) -> Encoded:
+    def encode(self, genes: Tensor, values: Tensor, layout: Layout) -> Encoded:
         """From the two streams at the start to those at the end."""
         found: list[Tensor | None] = []
         for block in self.gene_blocks:
@@ -212,14 +212,11 @@ class DualStreams(Encoder):
         for block in self.cross_blocks:
             genes, values, weights = self.run(block, genes, values, layout)
             found.append(weights)
-        shorter = first_only and len(self.value_blocks) > 0
         for block in self.value_blocks:
-            values, weights = self.run(block, values, layout, first_only=shorter and block is self.value_blocks[-1])
+            values, weights = self.run(block, values, layout, last=block is self.value_blocks[-1])
             found.append(weights)
-        if first_only:
-            values = values if shorter else layout.first(values)
-            genes = layout.first(genes)
-        return self._encoded(genes, values, found)
+        values = values if self.value_blocks else layout.keep(values)
+        return self._encoded(layout.keep(genes), values, found)
 
     def _encoded(self, genes: Tensor, values: Tensor, found: list[Tensor | None]) -> Encoded:
         fused = self.fuse(torch.cat((genes, values), dim=-1))

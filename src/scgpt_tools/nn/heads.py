@@ -71,6 +71,8 @@ class ExpressionHead(nn.Module):
 class ExpressionConfig(HeadConfig):
     """Predict a token's expression from its contextual embedding (MLM, GEP)."""
 
+    of_its_own: ClassVar[bool] = True
+
     nonzero: bool = False
     """Also predict the probability that the value is not zero."""
 
@@ -215,6 +217,8 @@ class FromCellInContextHead(FromCellHead):
 class FromCellConfig(HeadConfig):
     """Predict expression from the cell embedding and a gene's embedding (MVC, GEPC)."""
 
+    of_its_own: ClassVar[bool] = True
+
     style: FromCellStyle = "inner"
     nonzero: bool = False
     """Also predict the probability that the value is not zero; inner styles only."""
@@ -284,6 +288,7 @@ class ClassifierConfig(HeadConfig):
     """Predict a class from the cell embedding (CLS)."""
 
     of_cells: ClassVar[bool] = True
+    of_its_own: ClassVar[bool] = True
     classes: int = 1
     layers: int = 3
     names: tuple[str, ...] | None = None
@@ -341,6 +346,7 @@ class RegressorConfig(HeadConfig):
     """
 
     of_cells: ClassVar[bool] = True
+    of_its_own: ClassVar[bool] = True
     names: tuple[str, ...]
     """What the numbers are."""
     centre: tuple[float, ...]
@@ -404,6 +410,7 @@ class AdversaryConfig(HeadConfig):
     """Predict the batch label from the cell embedding behind a gradient reversal (DAB)."""
 
     of_cells: ClassVar[bool] = True
+    of_its_own: ClassVar[bool] = True
     classes: int
     layers: int = 3
 

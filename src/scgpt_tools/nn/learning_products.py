@@ -4,7 +4,7 @@ Nothing of the size of the scores is kept for the gradient: weights are computed
 FlashAttention does, and what dropout drew is drawn again from its seed.  Products are those of
 :mod:`scgpt_tools.nn.products`.
 
-Shape letters: N tokens of all cells, n of one, H heads, D width, E = D / H, h heads and r rows of queries at a time.
+Shape letters: N tokens of all cells, n of one, M and m those that are asked for, H heads, D width, E = D / H, h heads and r rows of queries at a time.
 """
 
 from __future__ import annotations
@@ -36,9 +36,14 @@ def learning_pays(q: Tensor, longest: int, *, dropout: float) -> bool:
     )
 
 
-def attend_and_learn(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: int, dropout: float) -> Tensor:
-    """Attend within each cell: ``q``, ``k``, ``v`` (N, D) each, computed in fp32, to (N, D)."""
-    context: Tensor = _Attend.apply(q, k, v, lengths, heads, dropout)
+def attend_and_learn(
+    q: Tensor, k: Tensor, v: Tensor, queries: tuple[int, ...], lengths: tuple[int, ...], heads: int, dropout: float
+) -> Tensor:
+    """Attend within each cell, computed in fp32: ``q`` (M, D) and ``k``, ``v`` (N, D) to (M, D).
+
+    ``queries`` and ``lengths``: how many of each cell.
+    """
+    context: Tensor = _Attend.apply(q, k, v, queries, lengths, heads, dropout)
     return context
 
 
@@ -47,14 +52,21 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: int, dropout: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        counts: tuple[int, ...],
+        lengths: tuple[int, ...],
+        heads: int,
+        dropout: float,
     ) -> Tensor:
         queries, keys, values = _heads(_scaled(q, heads), heads), _heads(k, heads), _heads(v, heads)
         result, logs = torch.empty_like(q), torch.empty(heads, len(q), 1)
         context = _heads(result, heads)
         seed = draw_seed() if dropout else 0
         with drawing_from(seed):
-            for part, rows, cell in _blocks(lengths, heads):
+            for part, rows, cell in _blocks(counts, lengths, heads):
                 weights = _product(queries[part, rows], keys[part, cell]).float()
                 largest = weights.amax(dim=-1, keepdim=True)
                 weights.sub_(largest).exp2_()
@@ -65,7 +77,7 @@ class _Attend(torch.autograd.Function):
                 seen = _product(weights.to(q.dtype), values[part, cell].mT)
                 context[part, rows] = seen / sums.mul_(1 - dropout)
         ctx.save_for_backward(q, k, v, result, logs)
-        ctx.lengths, ctx.heads, ctx.dropout, ctx.seed = lengths, heads, dropout, seed
+        ctx.counts, ctx.lengths, ctx.heads, ctx.dropout, ctx.seed = counts, lengths, heads, dropout, seed
         return result
 
     @staticmethod
@@ -81,7 +93,7 @@ class _Attend(torch.autograd.Function):
         found = [torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v)]
         for_q, for_k, for_v = (_heads(x, heads) for x in found)
         with drawing_from(ctx.seed):
-            for part, rows, cell in _blocks(ctx.lengths, heads):
+            for part, rows, cell in _blocks(ctx.counts, ctx.lengths, heads):
                 query, given = queries[part, rows], asked[part, rows]
                 weights = _product(query, keys[part, cell]).float().sub_(logs[part, rows]).exp2_()
                 change = _product(given, values[part, cell]).float()
@@ -97,7 +109,7 @@ class _Attend(torch.autograd.Function):
         # The queries carry the factor of the scores and that of powers of two, whose gradient brings the latter back.
         found[0].mul_((q.shape[-1] // heads) ** -0.5)
         found[1].mul_(math.log(2))
-        return (*(x.to(q.dtype) for x in found), None, None, None)
+        return (*(x.to(q.dtype) for x in found), None, None, None, None)
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
@@ -133,16 +145,18 @@ def _scaled(q: Tensor, heads: int) -> Tensor:
     return q * (math.log2(math.e) * (q.shape[-1] // heads) ** -0.5)
 
 
-def _blocks(lengths: tuple[int, ...], heads: int) -> Iterator[tuple[slice, slice, slice]]:
+def _blocks(queries: tuple[int, ...], lengths: tuple[int, ...], heads: int) -> Iterator[tuple[slice, slice, slice]]:
     """Heads, queries and cell of each part of the scores."""
-    end = 0
-    for n in lengths:
+    last = end = 0
+    for m, n in zip(queries, lengths, strict=True):
+        first, last = last, last + m
         start, end = end, end + n
         cell = slice(start, end)
-        if heads * n * n <= _TOGETHER:
-            yield slice(None), cell, cell
+        if heads * m * n <= _TOGETHER:
+            if m:
+                yield slice(None), slice(first, last), cell
             continue
-        _, rows = block_of(heads, n, n, torch.float32)
+        _, rows = block_of(heads, m, n, torch.float32)
         for head in range(heads):
-            for first in range(start, end, rows):
-                yield slice(head, head + 1), slice(first, min(first + rows, end)), cell
+            for row in range(first, last, rows):
+                yield slice(head, head + 1), slice(row, min(row + rows, last)), cell

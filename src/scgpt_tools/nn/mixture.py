@@ -6,7 +6,7 @@ Shape letters: D width, Q routed experts, E experts of a regressor.  ``...`` is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -238,6 +238,8 @@ def stream_of(inputs: HeadInput, name: str | None) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class MixtureRegressorConfig(HeadConfig):
     """Predict a token's expression by several experts, weighed by a gate."""
+
+    of_its_own: ClassVar[bool] = True
 
     experts: int = 3
     temperature: float = 1.0

@@ -14,9 +14,9 @@ class CellOutput:
     """Outputs for B cells of L tokens at width D."""
 
     tokens: Tensor
-    """(B, L, D) contextual token embeddings, exactly 0 at padding."""
+    """(B, L, D) contextual token embeddings, exactly 0 at padding; (B, 1, D) if nothing else is read."""
     cell: Tensor
-    """(B, D) cell embedding, not normalised."""
+    """(B, D) cell embedding, not normalised; NaN if tokens that it is pooled from were not asked for."""
     parts: dict[str, Tensor] = field(default_factory=dict)
     """(B, L, D) parts of the embedder by name, such as ``genes``."""
     predictions: dict[str, Tensor] = field(default_factory=dict)

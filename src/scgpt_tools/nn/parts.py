@@ -15,7 +15,6 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from scgpt_tools._threads import in_training
-from scgpt_tools.nn.attention import PackedLayout
 from scgpt_tools.nn.dropout import Dropout, draw_seed, drawing_from
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools._threads import Run
+    from scgpt_tools.nn.attention import PackedLayout
 
     Layers = Callable[[Tensor, PackedLayout], Tensor]
 
@@ -55,15 +55,15 @@ def _divisible(module: nn.Module) -> bool:
 
 def _parts(layout: PackedLayout, dim: int) -> list[PackedLayout]:
     most = max(_TOKENS, _NUMBERS // dim)
-    groups: list[list[int]] = []
+    cells: list[int] = []
     tokens = most
     for length in layout.lengths:
         if tokens + length > most:
-            groups.append([])
+            cells.append(0)
             tokens = 0
-        groups[-1].append(length)
+        cells[-1] += 1
         tokens += length
-    return [PackedLayout.from_lengths(tuple(group), "cpu", backend=layout.backend) for group in groups]
+    return layout.divided(cells)
 
 
 class _Parts(torch.autograd.Function):

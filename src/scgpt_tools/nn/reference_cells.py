@@ -60,6 +60,7 @@ class ReferenceCellsConfig(HeadConfig):
     """Tell how far a cell lies from the cells that a classifier was trained on."""
 
     of_cells: ClassVar[bool] = True
+    of_its_own: ClassVar[bool] = True
     cells: int
     """Cells that are kept."""
     held_out: int

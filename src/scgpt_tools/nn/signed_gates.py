@@ -173,9 +173,7 @@ class EarlierStreams(DualStreams):
         )
         self.gates = None if config.gates_from is None else Gates(dim)
 
-    def forward(
-        self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout, *, first_only: bool = False
-    ) -> Encoded:
+    def forward(self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout) -> Encoded:
         """Encode both streams."""
         genes, values = embedded.parts["genes"], embedded.parts["values"]
         layout = cast("PaddedLayout", layout).unmasked()
@@ -187,6 +185,4 @@ class EarlierStreams(DualStreams):
             genes, values = self.run(block, genes, values, layout, signs)
         for block in self.value_blocks:
             values = self.run(block, values, layout, signs)
-        if first_only:
-            genes, values = layout.first(genes), layout.first(values)
-        return self._encoded(genes, values, [])
+        return self._encoded(layout.keep(genes), layout.keep(values), [])

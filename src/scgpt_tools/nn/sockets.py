@@ -154,7 +154,7 @@ class Encoded(NamedTuple):
     """What an encoder returns."""
 
     tokens: Tensor
-    """(..., D), what cells are pooled from; the first token of each cell alone if that was asked for."""
+    """(..., D), what cells are pooled from; of the tokens that the layout keeps."""
     streams: dict[str, Tensor] = {}
     """Further tensors (..., D) by name, for heads that read them."""
     weights: list[Tensor] | None = None
@@ -190,10 +190,8 @@ class Encoder(nn.Module):
         """Layers in the order of the computation, each a piece to freeze, to shard and to set a learning rate for."""
         raise NotImplementedError
 
-    def forward(
-        self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout, *, first_only: bool = False
-    ) -> Encoded:
-        """Encode tokens; ``first_only`` asks for the first token of each cell and spares the others where it can.
+    def forward(self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout) -> Encoded:
+        """Encode tokens and return those that ``layout.keep`` keeps, of all streams: the last layer can spare the others.
 
         ``embedded`` is as the layout has it; fields of ``batch`` become so by ``layout.pack``.
         """
@@ -231,6 +229,8 @@ class HeadConfig(OneOf):
 
     of_cells: ClassVar[bool] = False
     """Whether it reads the embedding of the cell and no token."""
+    of_its_own: ClassVar[bool] = False
+    """Whether what it predicts of a token comes from the embedding of that token or the cell alone, not from other tokens'."""
 
     def check(self, sizes: Sizes) -> None:
         """Refuse sizes that the head does not fit."""

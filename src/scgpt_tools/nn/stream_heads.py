@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -35,6 +35,8 @@ class BinsHead(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class BinsConfig(HeadConfig):
     """Predict the bin of a token's value from its contextual embedding."""
+
+    of_its_own: ClassVar[bool] = True
 
     bins: int = 5
     """Number of bins, counted from 1; a logit more stands for the bin of padding."""
@@ -75,6 +77,8 @@ class DeepRegressorHead(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class DeepRegressorConfig(HeadConfig):
     """Predict a token's expression by a network of four maps with norms, DeepSC's regressor without experts."""
+
+    of_its_own: ClassVar[bool] = True
 
     stream: str | None = "fused"
     """Which stream of the encoder is read; ``None`` for its tokens."""

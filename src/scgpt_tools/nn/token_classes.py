@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
 from torch import nn
@@ -43,6 +43,8 @@ class TokenClassesConfig(HeadConfig):
     The classes are bins, or the tokens of the vocabulary; these are many, and logits are made for hidden tokens only
     where a batch has any.
     """
+
+    of_its_own: ClassVar[bool] = True
 
     classes: int | None = None
     """Number of classes; ``None`` for one for each token of the vocabulary."""

@@ -110,13 +110,13 @@ class Block(nn.Module):
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, layout: Layout, *, first_only: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return the new tokens and the attention weights, if the backend has any."""
+    def forward(self, x: Tensor, layout: Layout, *, last: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return the new tokens, of the ``last`` layer those that the layout keeps, and attention weights if the backend has any."""
         seen = self.attended(x)
         if self.norm == "replace":
             x = seen
-        attended, weights = self.attention(seen, layout, first_only=first_only)
-        x = (layout.first(x) if first_only else x) + self.dropout(attended)
+        attended, weights = self.attention(seen, layout, last=last)
+        x = (layout.keep(x) if last else x) + self.dropout(attended)
         if self.norm == "pre":
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights
         if self.norm == "replace":
@@ -163,16 +163,14 @@ class Transformer(Encoder):
         """The blocks."""
         return list(self.blocks)
 
-    def forward(
-        self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout, *, first_only: bool = False
-    ) -> Encoded:
-        """Encode tokens in either layout; ``first_only`` spares the last block all but the first token of each cell."""
+    def forward(self, embedded: Embedded, batch: TokenBatch | PackedTokens, layout: Layout) -> Encoded:
+        """Encode tokens in either layout; the last block computes what it keeps."""
         layout = self._visible(layout, batch)
         weights: list[Tensor] = []
 
         def layers(x: Tensor, layout: Layout) -> Tensor:
             for block in self.blocks:
-                x, own = self.run(block, x, layout, first_only=first_only and block is self.blocks[-1])
+                x, own = self.run(block, x, layout, last=block is self.blocks[-1])
                 weights.extend([] if own is None else [own])
             return cast("Tensor", self.norm(x))
 

@@ -27,6 +27,8 @@ position 0 is the detached cell embedding of the first."""
 
 Views: TypeAlias = Mapping[View, CellOutput]
 
+TokensRead: TypeAlias = Literal["all", "hidden", "none"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(OneOf, ABC):
@@ -47,6 +49,10 @@ class Objective(OneOf, ABC):
     """Heads of the model that it reads, in the last of its views."""
     views: ClassVar[tuple[View, ...]] = ("first",)
     """Forward passes that it needs."""
+    tokens: ClassVar[TokensRead] = "all"
+    """Tokens of which it reads something in the last of its views, predictions included: the encoder may leave out others."""
+    cells: ClassVar[bool] = True
+    """Whether it reads cells in its views, or what is predicted from them."""
     reports: ClassVar[tuple[str, ...]] = ()
     """Names of its measures."""
 

@@ -12,7 +12,7 @@ from scgpt_tools.nn.bin_losses import (
     focal_cross_entropy,
     margin_cross_entropy,
 )
-from scgpt_tools.objectives.base import Objective, Views
+from scgpt_tools.objectives.base import Objective, TokensRead, Views
 from scgpt_tools.objectives.ranks import balanced_mean, part_of_mean
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class MaskedBins(Objective):
 
     name: ClassVar[str] = "masked_bins"
     heads: ClassVar[tuple[str, ...]] = ("bins",)
+    tokens: ClassVar[TokensRead] = "hidden"
+    cells: ClassVar[bool] = False
     reports: ClassVar[tuple[str, ...]] = ("bin_accuracy",)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scgpt_tools._validate import check_fraction, check_number
 from scgpt_tools.nn.bin_losses import IGNORED
 from scgpt_tools.nn.losses import contrastive, elastic_similarity
-from scgpt_tools.objectives.base import Objective, View, Views
+from scgpt_tools.objectives.base import Objective, TokensRead, View, Views
 from scgpt_tools.objectives.ranks import balanced_mean, from_everyone, share_of_mean
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class CellType(Objective):
 
     name: ClassVar[str] = "cell_type"
     heads: ClassVar[tuple[str, ...]] = ("cell_type",)
+    tokens: ClassVar[TokensRead] = "none"
     reports: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
@@ -60,6 +61,7 @@ class CellTargets(Objective):
 
     name: ClassVar[str] = "cell_targets"
     heads: ClassVar[tuple[str, ...]] = ("targets",)
+    tokens: ClassVar[TokensRead] = "none"
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Squared error of all numbers."""
@@ -83,6 +85,7 @@ class ContrastiveCells(Objective):
 
     name: ClassVar[str] = "contrastive_cells"
     views: ClassVar[tuple[View, ...]] = ("first", "again")
+    tokens: ClassVar[TokensRead] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +109,7 @@ class ElasticSimilarity(Objective):
     r""":math:`\beta`, the similarity from which on cells attract each other; 0.8 where scGPT integrates batches."""
 
     name: ClassVar[str] = "elastic_similarity"
+    tokens: ClassVar[TokensRead] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,6 +133,7 @@ class BatchAdversary(Objective):
 
     name: ClassVar[str] = "batch_adversary"
     heads: ClassVar[tuple[str, ...]] = ("batch",)
+    tokens: ClassVar[TokensRead] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()

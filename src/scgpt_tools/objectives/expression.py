@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from scgpt_tools._validate import check_number
 from scgpt_tools.nn.losses import masked_huber, masked_mse, negative_log_bernoulli
-from scgpt_tools.objectives.base import Objective, View, Views
+from scgpt_tools.objectives.base import Objective, TokensRead, View, Views
 from scgpt_tools.objectives.profiles import MEASURES, ProfileSums
 from scgpt_tools.objectives.ranks import part_of_mean, share_of_mean
 
@@ -103,6 +103,8 @@ class MaskedExpression(ExpressionErrorByModality):
 
     name: ClassVar[str] = "masked_expression"
     heads: ClassVar[tuple[str, ...]] = ("expression",)
+    tokens: ClassVar[TokensRead] = "hidden"
+    cells: ClassVar[bool] = False
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean error over hidden values."""
@@ -119,6 +121,7 @@ class MaskedExpressionFromCell(ExpressionErrorByModality):
 
     name: ClassVar[str] = "masked_expression_from_cell"
     heads: ClassVar[tuple[str, ...]] = ("expression_from_cell",)
+    tokens: ClassVar[TokensRead] = "none"
     visible: bool = False
     """Ask for the values that the network saw as well, so that the cell embedding has to hold all of them."""
 
@@ -142,6 +145,7 @@ class RegeneratedExpression(ExpressionError):
     name: ClassVar[str] = "regenerated_expression"
     heads: ClassVar[tuple[str, ...]] = ("expression",)
     views: ClassVar[tuple[View, ...]] = ("first", "from_cell")
+    tokens: ClassVar[TokensRead] = "hidden"
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean squared error over hidden values in the second pass."""
@@ -159,6 +163,8 @@ class ZeroLikelihood(Objective):
 
     name: ClassVar[str] = "zero_likelihood"
     heads: ClassVar[tuple[str, ...]] = ("expression",)
+    tokens: ClassVar[TokensRead] = "hidden"
+    cells: ClassVar[bool] = False
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Negative log likelihood, averaged over hidden values."""
@@ -171,6 +177,7 @@ class ZeroLikelihoodFromCell(Objective):
 
     name: ClassVar[str] = "zero_likelihood_from_cell"
     heads: ClassVar[tuple[str, ...]] = ("expression_from_cell",)
+    tokens: ClassVar[TokensRead] = "none"
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Negative log likelihood, averaged over hidden values."""
@@ -189,6 +196,7 @@ class PerturbedExpression(ExpressionError):
 
     name: ClassVar[str] = "perturbed_expression"
     heads: ClassVar[tuple[str, ...]] = ("expression",)
+    cells: ClassVar[bool] = False
     reports: ClassVar[tuple[str, ...]] = MEASURES
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from scgpt_tools.objectives.base import Objective, Views
+from scgpt_tools.objectives.base import Objective, TokensRead, Views
 from scgpt_tools.objectives.ranks import part_of_mean
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class MaskedGenes(_HiddenGenes):
 
     name: ClassVar[str] = "masked_genes"
     heads: ClassVar[tuple[str, ...]] = ("genes",)
+    tokens: ClassVar[TokensRead] = "hidden"
+    cells: ClassVar[bool] = False
     reports: ClassVar[tuple[str, ...]] = ("gene_accuracy",)
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
@@ -75,6 +77,7 @@ class MaskedGenesFromCell(_HiddenGenes):
 
     name: ClassVar[str] = "masked_genes_from_cell"
     heads: ClassVar[tuple[str, ...]] = ("genes_from_cell",)
+    tokens: ClassVar[TokensRead] = "none"
 
     def __call__(self, views: Views, batch: TokenBatch) -> Tensor:
         """Mean cross-entropy."""

@@ -88,7 +88,9 @@ def likely_cause(
 
 
 def _outputs(output: CellOutput) -> dict[str, Tensor]:
-    return {"tokens": output.tokens, "cell": output.cell, **output.predictions}
+    # Cells are NaN where nothing was read of them.
+    cell = {} if bool(output.cell.isnan().all()) else {"cell": output.cell}
+    return {"tokens": output.tokens, **cell, **output.predictions}
 
 
 def _finite(tensor: Tensor) -> bool:

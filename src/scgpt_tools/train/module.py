@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgpt_tools.models.cell_model import CellModel
+    from scgpt_tools.models.executor import Read
     from scgpt_tools.nn.output import CellOutput
     from scgpt_tools.objectives.base import Objective, View
     from scgpt_tools.objectives.profiles import ProfileSums
@@ -205,17 +206,35 @@ class EpochMeans:
 
 
 def run_views(model: CellModel, batch: TokenBatch, objectives: Sequence[Objective]) -> dict[View, CellOutput]:
-    """Run the forward passes that some objectives need, each with the heads that are read from it."""
-    first = model(batch, _heads(objectives, "first"))
-    views: dict[View, CellOutput] = {"first": first}
+    """Run the forward passes that some objectives need, each with the heads and the tokens that are read from it."""
+
+    def run(view: View, **options: Any) -> CellOutput:
+        readers = [objective for objective in objectives if objective.views[-1] == view]
+        heads = tuple(dict.fromkeys(head for objective in readers for head in objective.heads))
+        return model(batch, heads, read=_read(model, objectives, view), **options)
+
+    views: dict[View, CellOutput] = {"first": run("first")}
     wanted = {view for objective in objectives for view in objective.views}
     if "again" in wanted:
         with _frozen_statistics(model):
-            views["again"] = model(batch, _heads(objectives, "again"))
+            views["again"] = run("again")
     if "from_cell" in wanted:
         with _frozen_statistics(model):
-            views["from_cell"] = model(batch, _heads(objectives, "from_cell"), cell=first.cell.detach())
+            views["from_cell"] = run("from_cell", cell=views["first"].cell.detach())
     return views
+
+
+def _read(model: CellModel, objectives: Sequence[Objective], view: View) -> Read:
+    """Which tokens of a view some objectives read after the encoder, by what they say and what their heads read."""
+    readers = [objective for objective in objectives if objective.views[-1] == view]
+    if model.config.pooling != "cls" and any(objective.cells and view in objective.views for objective in objectives):
+        return "all"
+    heads = model.config.heads
+    from_others = any(not heads[name].of_its_own for objective in readers for name in objective.heads if name in heads)
+    tokens = {objective.tokens for objective in readers}
+    if from_others or "all" in tokens:
+        return "all"
+    return "hidden" if "hidden" in tokens else "first"
 
 
 def _named(part: str, loss: Tensor, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -224,11 +243,6 @@ def _named(part: str, loss: Tensor, numbers: Mapping[str, Tensor]) -> dict[str, 
 
 def _weighted_sum(objectives: Sequence[Objective], terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([objective.weight * terms[objective.name] for objective in objectives]).sum()
-
-
-def _heads(objectives: Sequence[Objective], view: View) -> tuple[str, ...]:
-    """Heads whose predictions are read from a view, which is the last that an objective names."""
-    return tuple(dict.fromkeys(head for term in objectives if term.views[-1] == view for head in term.heads))
 
 
 @contextmanager

@@ -127,9 +127,9 @@ class SelfAttention(Renamed, Attention):
             weights = weights.mean(dim=1)
         return context, weights
 
-    def attend(self, x: Tensor, layout: Layout, backend: str | None = None, *, first_only: bool = False) -> Attended:
+    def attend(self, x: Tensor, layout: Layout, backend: str | None = None, *, last: bool = False) -> Attended:
         """Attend as our network does, see :class:`~scgpt_tools.nn.attention.Attention`."""
-        return super().forward(x, layout, backend, first_only=first_only)
+        return super().forward(x, layout, backend, last=last)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -266,10 +266,10 @@ class SharedAttention(Attention):
         self.register_load_state_dict_pre_hook(_stack_names)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, layout: Layout, backend: str | None = None, *, first_only: bool = False
+        self, x: Tensor, layout: Layout, backend: str | None = None, *, last: bool = False
     ) -> Attended:
         """Attend."""
-        return self.theirs.attend(x, layout, backend, first_only=first_only)
+        return self.theirs.attend(x, layout, backend, last=last)
 
     def project(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map tokens to queries, keys and values."""
