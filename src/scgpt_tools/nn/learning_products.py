@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Scores of all heads of a cell up to which they are computed together.
 _TOGETHER = 2**19
+# Sums of powers of two within which nothing is infinite, and what is 0 would not count.
+_LEAST, _MOST = 2.0**-40, 2.0**100
 # Tokens from which on this is sooner than all heads at once with dropout, and than torch's kernel without.
 _DROPPED, _PLAIN = 64, 512
 
@@ -67,11 +69,8 @@ class _Attend(torch.autograd.Function):
         seed = draw_seed() if dropout else 0
         with drawing_from(seed):
             for part, rows, cell in _blocks(counts, lengths, heads):
-                weights = _product(queries[part, rows], keys[part, cell]).float()
-                largest = weights.amax(dim=-1, keepdim=True)
-                weights.sub_(largest).exp2_()
-                sums = weights.sum(dim=-1, keepdim=True)
-                torch.add(largest, sums.log2(), out=logs[part, rows])
+                weights, sums, log = _powers(queries[part, rows], keys[part, cell])
+                logs[part, rows] = log
                 if dropout:
                     weights.mul_(draw_kept(weights.shape, dropout, weights.dtype))
                 seen = _product(weights.to(q.dtype), values[part, cell].mT)
@@ -110,6 +109,23 @@ class _Attend(torch.autograd.Function):
         found[0].mul_((q.shape[-1] // heads) ** -0.5)
         found[1].mul_(math.log(2))
         return (*(x.to(q.dtype) for x in found), None, None, None, None)
+
+
+def _powers(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two to the power of the scores (h, r, n) in fp32, their sums (h, r, 1), and the logarithms of the sums.
+
+    All may be divided by a number for each query, where the sums would be too large or too small.
+    """
+    weights = _product(query, key).float().exp2_()
+    sums = weights.sum(dim=-1, keepdim=True)
+    least, most = sums.aminmax()
+    if bool((least > _LEAST) & (most < _MOST)):
+        return weights, sums, sums.log2()
+    scores = _product(query, key).float()
+    largest = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(largest).exp2_()
+    sums = weights.sum(dim=-1, keepdim=True)
+    return weights, sums, largest + sums.log2()
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

@@ -54,16 +54,15 @@ def _divisible(module: nn.Module) -> bool:
 
 
 def _parts(layout: PackedLayout, dim: int) -> list[PackedLayout]:
-    most = max(_TOKENS, _NUMBERS // dim)
-    cells: list[int] = []
-    tokens = most
-    for length in layout.lengths:
-        if tokens + length > most:
-            cells.append(0)
-            tokens = 0
-        cells[-1] += 1
-        tokens += length
-    return layout.divided(cells)
+    """Cut into parts of like size: powers of two of them, which as many threads share evenly."""
+    total = sum(layout.lengths)
+    number = 1 << (max(1, total // max(_TOKENS, _NUMBERS // dim)).bit_length() - 1)
+    ends = torch.tensor(layout.lengths).cumsum(0)
+    # Where a cell ends nearest to each share of the tokens.
+    shares = torch.arange(1, number) * total / number
+    cuts = (ends[:, None] - shares).abs().argmin(dim=0) + 1
+    bounds = [0, *cuts.unique().tolist(), len(ends)]
+    return layout.divided([b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a])
 
 
 class _Parts(torch.autograd.Function):
