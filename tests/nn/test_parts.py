@@ -119,7 +119,7 @@ def test_half_precision(monkeypatch):
 
 def test_where_parts_are_cut():
     layout = PackedLayout.from_lengths((50, 20, 20, 9, 1, 60), "cpu")
-    assert [part.lengths for part in parts._parts(layout, DIM)] == [(50,), (20, 20), (9, 1), (60,)]
+    assert [part.lengths for part in parts._parts(layout, DIM)] == [(50, 20), (20, 9, 1, 60)]
 
 
 @pytest.mark.parametrize("reason", ["outside", "recomputed", "other dropout", "several processes", "no gradients"])

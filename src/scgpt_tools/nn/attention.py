@@ -418,8 +418,8 @@ class Attention(nn.Module):
 
 
 def _lowered(x: Tensor) -> Tensor:
-    """Tokens in the precision of autocast, once for all maps that read them; with gradients each map lowers its own."""
-    if torch.is_grad_enabled() or not torch.is_autocast_enabled(x.device.type):
+    """Tokens in the precision of autocast, once for all maps that read them."""
+    if not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
 

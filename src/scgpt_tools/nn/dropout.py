@@ -107,5 +107,5 @@ def _kept(seed: int, x: Tensor, probability: float, scale: float) -> Tensor:
     with drawing_from(seed):
         for given, out in zip(*(t.reshape(-1).split(_PART) for t in (x, result)), strict=True):
             kept = draw_kept(given.shape, probability, x.dtype)
-            torch.mul(kept if scale == 1 else kept.mul_(scale), given, out=out)
+            torch.addcmul(kept.new_zeros(()), kept, given, value=scale, out=out)
     return result

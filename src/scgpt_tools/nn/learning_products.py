@@ -13,6 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from scgpt_tools.nn.dropout import draw_kept, draw_seed, drawing_from
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 # Scores of all heads of a cell up to which they are computed together.
 _TOGETHER = 2**19
-# Sums of powers of two within which nothing is infinite, and what is 0 would not count.
-_LEAST, _MOST = 2.0**-40, 2.0**100
+# What numbers of tokens are rounded up to in half precision, where oneDNN compiles a product for each number that it meets.
+_STEP = 16
+# Logarithms of sums of powers of two, within which none of them is infinite, and what is 0 would not count.
+_LEAST, _MOST = -40, 100
 # Tokens from which on this is sooner than all heads at once with dropout, and than torch's kernel without.
 _DROPPED, _PLAIN = 64, 512
 
@@ -63,18 +66,11 @@ class _Attend(torch.autograd.Function):
         heads: int,
         dropout: float,
     ) -> Tensor:
-        queries, keys, values = _heads(_scaled(q, heads), heads), _heads(k, heads), _heads(v, heads)
-        result, logs = torch.empty_like(q), torch.empty(heads, len(q), 1)
-        context = _heads(result, heads)
         seed = draw_seed() if dropout else 0
-        with drawing_from(seed):
-            for part, rows, cell in _blocks(counts, lengths, heads):
-                weights, sums, log = _powers(queries[part, rows], keys[part, cell])
-                logs[part, rows] = log
-                if dropout:
-                    weights.mul_(draw_kept(weights.shape, dropout, weights.dtype))
-                seen = _product(weights.to(q.dtype), values[part, cell].mT)
-                context[part, rows] = seen / sums.mul_(1 - dropout)
+        result, logs = _attended(q, k, v, counts, lengths, heads, dropout, seed)
+        least, most = logs.aminmax()
+        if not bool((least > _LEAST) & (most < _MOST)):
+            result, logs = _attended(q, k, v, counts, lengths, heads, dropout, seed, shifted=True)
         ctx.save_for_backward(q, k, v, result, logs)
         ctx.counts, ctx.lengths, ctx.heads, ctx.dropout, ctx.seed = counts, lengths, heads, dropout, seed
         return result
@@ -84,48 +80,85 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, result, logs = ctx.saved_tensors
         heads, dropout = ctx.heads, ctx.dropout
-        queries, keys, values = _heads(_scaled(q, heads), heads), _heads(k, heads), _heads(v, heads)
+        queries, keys, values = (_heads(_longer(x, q), heads) for x in (_scaled(q, heads), k, v))
         # What the weights of a query lose together, because their sum is one.
-        shared = _heads(gradients[0] * result, heads).sum(dim=-1, keepdim=True, dtype=torch.float32)
+        shared = _heads(_longer(gradients[0] * result, q), heads).sum(dim=-1, keepdim=True, dtype=torch.float32)
         # Gradients of weights before dropout, which divides those that it keeps.
-        asked = _heads(gradients[0] / (1 - dropout), heads)
+        asked = _heads(_longer(gradients[0] / (1 - dropout), q), heads)
+        logs = _longer(logs, q)
         found = [torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v)]
         for_q, for_k, for_v = (_heads(x, heads) for x in found)
         with drawing_from(ctx.seed):
             for part, rows, cell in _blocks(ctx.counts, ctx.lengths, heads):
-                query, given = queries[part, rows], asked[part, rows]
-                weights = _product(query, keys[part, cell]).float().sub_(logs[part, rows]).exp2_()
-                change = _product(given, values[part, cell]).float()
+                (wide, m), (long, n) = _rounded(rows, q), _rounded(cell, q)
+                query, given = queries[part, wide], asked[part, wide]
+                weights = _product(query, keys[part, long]).float().sub_(logs[part, wide]).exp2_()
+                weights[:, m:] = 0
+                weights[:, :, n:] = 0
+                change = _product(given, values[part, long]).float()
                 seen = weights
                 if dropout:
                     kept = draw_kept(weights.shape, dropout, weights.dtype)
                     change.mul_(kept)
                     seen = kept.mul_(weights)
-                for_v[part, cell] += _outer(seen.to(q.dtype), given)
-                change = change.sub_(shared[part, rows]).mul_(weights).to(q.dtype)
-                for_q[part, rows] = _product(change, keys[part, cell].mT)
-                for_k[part, cell] += _outer(change, query)
+                for_v[part, cell] += _outer(seen.to(q.dtype), given)[:, :n]
+                change = change.sub_(shared[part, wide]).mul_(weights).to(q.dtype)
+                for_q[part, rows] = _product(change, keys[part, long].mT)[:, :m]
+                for_k[part, cell] += _outer(change, query)[:, :n]
         # The queries carry the factor of the scores and that of powers of two, whose gradient brings the latter back.
         found[0].mul_((q.shape[-1] // heads) ** -0.5)
         found[1].mul_(math.log(2))
         return (*(x.to(q.dtype) for x in found), None, None, None, None)
 
 
-def _powers(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Two to the power of the scores (h, r, n) in fp32, their sums (h, r, 1), and the logarithms of the sums.
+def _attended(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    counts: tuple[int, ...],
+    lengths: tuple[int, ...],
+    heads: int,
+    dropout: float,
+    seed: int,
+    *,
+    shifted: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """What queries see (M, D), and the logarithms of the sums of their powers of two (H, M, 1).
 
-    All may be divided by a number for each query, where the sums would be too large or too small.
+    ``shifted``: take the largest score of each query from its others first, which scores that lie far apart need.
     """
-    weights = _product(query, key).float().exp2_()
-    sums = weights.sum(dim=-1, keepdim=True)
-    least, most = sums.aminmax()
-    if bool((least > _LEAST) & (most < _MOST)):
-        return weights, sums, sums.log2()
-    scores = _product(query, key).float()
-    largest = scores.amax(dim=-1, keepdim=True)
-    weights = scores.sub_(largest).exp2_()
-    sums = weights.sum(dim=-1, keepdim=True)
-    return weights, sums, largest + sums.log2()
+    queries, keys, values = (_heads(_longer(x, q), heads) for x in (_scaled(q, heads), k, v))
+    result, logs = torch.empty_like(q), torch.empty(heads, len(q), 1)
+    context = _heads(result, heads)
+    with drawing_from(seed):
+        for part, rows, cell in _blocks(counts, lengths, heads):
+            (wide, m), (long, n) = _rounded(rows, q), _rounded(cell, q)
+            weights = _product(queries[part, wide], keys[part, long]).float()
+            if shifted:
+                largest = weights[:, :, :n].amax(dim=-1, keepdim=True)
+                weights.sub_(largest)
+            weights.exp2_()[:, :, n:] = 0
+            sums = weights.sum(dim=-1, keepdim=True)
+            log = sums.log2()
+            logs[part, rows] = (log.add_(largest) if shifted else log)[:, :m]
+            if dropout:
+                weights.mul_(draw_kept(weights.shape, dropout, weights.dtype))
+            seen = _product(weights.to(q.dtype), values[part, long].mT)
+            context[part, rows] = (seen / sums.mul_(1 - dropout))[:, :m]
+    return result, logs
+
+
+def _longer(x: Tensor, like: Tensor) -> Tensor:
+    """Rows of zeros after the last, in half precision, which the last block may reach into: (..., N, E) to (..., N', E)."""
+    return x if like.dtype == torch.float32 else F.pad(x, (0, 0, 0, _STEP - 1))
+
+
+def _rounded(rows: slice, like: Tensor) -> tuple[slice, int]:
+    """Rows and others after them, as many as in :data:`_STEP`, and how many are meant."""
+    count = rows.stop - rows.start
+    if like.dtype == torch.float32:
+        return rows, count
+    return slice(rows.start, rows.start + -(-count // _STEP) * _STEP), count
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

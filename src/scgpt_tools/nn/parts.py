@@ -56,7 +56,7 @@ def _divisible(module: nn.Module) -> bool:
 def _parts(layout: PackedLayout, dim: int) -> list[PackedLayout]:
     """Cut into parts of like size: powers of two of them, which as many threads share evenly."""
     total = sum(layout.lengths)
-    number = 1 << (max(1, total // max(_TOKENS, _NUMBERS // dim)).bit_length() - 1)
+    number = 1 << max(1, round(total / max(_TOKENS, _NUMBERS // dim))).bit_length() - 1
     ends = torch.tensor(layout.lengths).cumsum(0)
     # Where a cell ends nearest to each share of the tokens.
     shares = torch.arange(1, number) * total / number
