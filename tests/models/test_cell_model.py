@@ -245,7 +245,7 @@ def test_padding_is_left_out_where_there_is_some(lengths, expected, model, monke
     assert executor.layout_of(model, batch, None).backend == expected
 
 
-@pytest.mark.parametrize(("long", "expected"), [(6, [6, 6]), (7, [])])
+@pytest.mark.parametrize(("long", "expected"), [(6, [6, 6, 52]), (7, [])])  # 52 of nothing: 64 together
 def test_long_cells_go_one_by_one_in_training_with_dropout(long, expected, monkeypatch):
     monkeypatch.setattr("scgpt_tools.nn.attention._LONG", long)
     model = build(replace(SCGPT, encoder=replace(SCGPT.encoder, dropout=0.1)))

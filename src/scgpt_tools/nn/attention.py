@@ -23,7 +23,7 @@ from scgpt_tools.nn.dropout import drop
 from scgpt_tools.nn.learning_products import attend_and_learn, learning_pays
 from scgpt_tools.nn.linear import Linear
 from scgpt_tools.nn.processor import blas_is_at_home
-from scgpt_tools.nn.products import attend_by_products, products_pay
+from scgpt_tools.nn.products import attend_by_products, has_products, products_pay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 # Scores that may stand in memory at once where attention is written out: 64 MiB in bf16.
 _SCORES = 2**25
+
+# What numbers of tokens are rounded up to.
+_STEP = 64
 
 # Tokens of a cell below which a call of attention for each costs more than padding.
 _LONG = 128
@@ -188,6 +191,33 @@ class PackedLayout:
     def queries(self, q: Tensor) -> tuple[int, ...]:
         """How many queries each cell has: all of its tokens, or those that are kept."""
         return self.lengths if self.kept is None or len(q) == sum(self.lengths) else self.kept.lengths
+
+    def rounded(self, like: Tensor) -> PackedLayout:
+        """Add a cell of nothing, so that numbers of tokens and of those that are kept are often met.
+
+        For each number that it meets, oneDNN compiles products, and keeps the last thousand of them.  Where tokens ``like`` are
+        computed by others, the layout stays as it is.
+        """
+        tokens, kept = sum(self.lengths), self.n_kept
+        more, room = -kept % _STEP, -tokens % _STEP
+        if self.kept is not None and more > room:
+            room += _STEP
+        if not room or not has_products(like):
+            return self
+        longer = PackedLayout.from_lengths((*self.lengths, room), self.offsets.device, backend=self.backend)
+        if self.kept is None:
+            return longer
+        places = torch.arange(tokens, tokens + more, device=self.offsets.device)
+        return replace(longer, kept=Kept(torch.cat((self.kept.places, places)), (*self.kept.lengths, more)))
+
+    def lengthen(self, x: Tensor) -> Tensor:
+        """Add tokens of zeros to (fewer, D), as many as there are here."""
+        return F.pad(x, (0, 0, 0, sum(self.lengths) - len(x)))
+
+    @property
+    def n_kept(self) -> int:
+        """How many tokens the last layer keeps."""
+        return sum(self.lengths if self.kept is None else self.kept.lengths)
 
     def divided(self, cells: list[int]) -> list[PackedLayout]:
         """Cut into layouts of so many cells each, which know nothing of padding."""

@@ -206,6 +206,9 @@ class DualStreams(Encoder):
 
     def encode(self, genes: Tensor, values: Tensor, layout: Layout) -> Encoded:
         """From the two streams at the start to those at the end."""
+        if isinstance(layout, PackedLayout) and (longer := layout.rounded(genes)) is not layout:
+            encoded = self.encode(longer.lengthen(genes), longer.lengthen(values), longer)
+            return encoded.unpacked(lambda stream: stream[: layout.n_kept])
         found: list[Tensor | None] = []
         for block in self.gene_blocks:
             genes, _ = self.run(block, genes, layout)

@@ -174,8 +174,12 @@ class Transformer(Encoder):
                 weights.extend([] if own is None else [own])
             return cast("Tensor", self.norm(x))
 
+        def rounded(x: Tensor, layout: PackedLayout) -> Tensor:
+            longer = layout.rounded(x)
+            return layers(longer.lengthen(x), longer)[: layout.n_kept]
+
         if isinstance(layout, PackedLayout):
-            return Encoded(in_parts(layers, embedded.tokens, layout, self))
+            return Encoded(in_parts(rounded, embedded.tokens, layout, self))
         return Encoded(layers(embedded.tokens, layout), weights=weights or None)
 
     def products(self, embedded: Embedded, batch: TokenBatch, layout: PaddedLayout, layer: int) -> Tensor:
