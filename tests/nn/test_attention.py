@@ -288,24 +288,23 @@ def test_what_is_kept_of_a_padded_batch():
     torch.testing.assert_close(first.unpack(first.keep(layout.pack(x)))[:, 0], x[:, 0])
 
 
-@pytest.mark.parametrize("which", ["all", "some", "first"])
-def test_a_cell_of_nothing_rounds_numbers_of_tokens(which):
-    mask = torch.arange(40) < torch.tensor([[40], [33], [12]])
-    layout = PackedLayout.from_lengths((40, 33, 12), "cpu", mask=mask)
-    if which == "some":
-        layout = layout.keeping(mask & (torch.arange(40) % 3 == 1))
-    if which == "first":
-        layout = layout.keeping_first()
+@pytest.mark.parametrize(
+    ("kept", "room", "queries"), [(None, 43, 43), (3, 107, 61), (25, 43, 39), (64, 107, 64)], ids=str
+)
+def test_a_cell_of_nothing_rounds_numbers_of_tokens(kept, room, queries):
+    layout = PackedLayout.from_lengths((40, 33, 12), "cpu", mask=torch.arange(40) < torch.tensor([[40], [33], [12]]))
+    if kept is not None:
+        chosen = layout.mask.flatten().cumsum(0).view(3, 40) <= kept
+        layout = layout.keeping(layout.mask & chosen)
     x = torch.randn(85, 4)
     longer = layout.rounded(x)
-    assert longer.lengths == (40, 33, 12, 43 if which == "all" else 43 + 64 * (longer.kept.lengths[-1] > 43))
-    assert sum(longer.lengths) % 64 == 0
-    assert longer.n_kept % 64 == 0
-    kept = longer.keep(longer.lengthen(x))
-    assert len(kept) == longer.n_kept
-    torch.testing.assert_close(kept[: layout.n_kept], layout.keep(x))
-    assert (kept[layout.n_kept :] == 0).all()
-    assert longer.rounded(kept) is longer
+    assert longer.lengths == (40, 33, 12, room)
+    assert longer.queries(longer.keep(longer.lengthen(x)))[-1] == queries
+    assert sum(longer.lengths) % 64 == longer.n_kept % 64 == 0
+    found = longer.keep(longer.lengthen(x))
+    torch.testing.assert_close(found[: layout.n_kept], layout.keep(x))
+    assert (found[layout.n_kept :] == 0).all()
+    assert longer.rounded(x) is longer
 
 
 def test_numbers_are_not_rounded_where_others_compute(monkeypatch):

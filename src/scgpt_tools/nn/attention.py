@@ -198,15 +198,16 @@ class PackedLayout:
         For each number that it meets, oneDNN compiles products, and keeps the last thousand of them.  Where tokens ``like`` are
         computed by others, the layout stays as it is.
         """
-        tokens, kept = sum(self.lengths), self.n_kept
-        more, room = -kept % _STEP, -tokens % _STEP
-        if self.kept is not None and more > room:
-            room += _STEP
-        if not room or not has_products(like):
+        tokens = sum(self.lengths)
+        room, more = -tokens % _STEP, -self.n_kept % _STEP
+        if not (room or more) or not has_products(like):
             return self
-        longer = PackedLayout.from_lengths((*self.lengths, room), self.offsets.device, backend=self.backend)
         if self.kept is None:
-            return longer
+            return PackedLayout.from_lengths((*self.lengths, room), self.offsets.device, backend=self.backend)
+        # No cell is without a query.
+        more = more or _STEP
+        room = room if room >= more else room + _STEP
+        longer = PackedLayout.from_lengths((*self.lengths, room), self.offsets.device, backend=self.backend)
         places = torch.arange(tokens, tokens + more, device=self.offsets.device)
         return replace(longer, kept=Kept(torch.cat((self.kept.places, places)), (*self.kept.lengths, more)))
 
