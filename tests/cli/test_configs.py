@@ -63,6 +63,11 @@ def test_options_of_others_become_ours():
     known = {"input", "epochs", "rng"}
     assert dialects.in_our_words("finetune", words, known) == ["norman", "--epochs=3", "--rng", "1"]
     assert dialects.in_our_words("embed", ["--dataset", "x"], {"dataset"}) == ["--dataset", "x"]
+    assert dialects.in_our_words("finetune", ["--device=cuda:0"], known) == ["--accelerator=cuda", "--devices=[0]"]
+    assert dialects.in_our_words("finetune", ["--device", "cpu", "x"], known) == ["--accelerator=cpu", "x"]
+    assert dialects.in_our_words("embed", ["--device", "cpu"], {"device"}) == ["--device", "cpu"]
+    with pytest.warns(UserWarning, match="--eval-batch-size 64 is left out: validation takes"):
+        assert dialects.in_our_words("finetune", ["--eval_batch_size", "64", "--rng", "1"], known) == ["--rng", "1"]
 
 
 def test_a_file_gives_options_and_the_command_line_counts_more(tmp_path):

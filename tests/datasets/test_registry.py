@@ -66,7 +66,7 @@ def test_mudata_too(adata, folder):
 def test_without_a_folder_there_is_only_what_is_public(monkeypatch):
     monkeypatch.delenv("SCGPT_TOOLS_DATA", raising=False)
     table = datasets.available()
-    assert list(table.index) == ["pbmc3k", "pbmc3k_processed"]
+    assert list(table.index) == ["pbmc3k", "pbmc3k_processed", "norman", "adamson"]
     assert (table["file"] == "").all()
     assert table["source"].str.startswith("https://").all()
     assert (table["licence"] != "").all()

@@ -105,3 +105,41 @@ def test_top_k_counts_states():
     np.testing.assert_allclose(found["relevant_by_chance"], [(2 / 3 + 1 / 3) / 2, (1 + 2 / 3) / 2, 1])
     with pytest.raises(ValueError, match="at least 1"):
         top_k_accuracy(ranking, k=(0,))
+
+
+@pytest.fixture
+def in_contexts() -> PerturbationScores:
+    """Perturbation K in three contexts, L in one; M in one, which a baseline has no score of."""
+    values = {
+        "model": [1.0, 1.0, 1.0, 5.0, 9.0],
+        "no_change": [2.0, 2.0, 2.0, 4.0, np.nan],
+        "perturbed_mean": [2.0, 2.0, 2.0, 4.0, 2.0],
+        "ceiling": [0.0, 0.0, 0.0, 2.0, 0.0],
+    }
+    roles = {"model": "model", "ceiling": "ceiling"}
+    rows = [
+        (condition, "seen_single", condition[0], method, roles.get(method, "baseline"), "mse", value)
+        for method, own in values.items()
+        for condition, value in zip(["K1", "K2", "K3", "L1", "M1"], own, strict=True)
+    ]
+    columns = ["condition", "group", "perturbation", "method", "role", "metric", "value"]
+    table = pd.DataFrame(rows, columns=columns)
+    return PerturbationScores(table, table.iloc[:0], pd.Series({"model": 1.0}), "abc")
+
+
+def test_a_perturbation_counts_once_however_many_contexts_it_has(in_contexts):
+    assert in_contexts.means()["mse"].to_dict() == {
+        "model": 3.0,
+        "no_change": 3.0,
+        "perturbed_mean": 3.0,
+        "ceiling": 1.0,
+    }
+    summary = in_contexts.summary().set_index("method")
+    assert summary["mean"].to_dict() == in_contexts.means()["mse"].to_dict()
+    assert summary["n"].tolist() == [2, 2, 2, 2]
+    assert str(in_contexts).startswith("5 held-out conditions of 3 perturbations (5 seen_single)")
+    assert in_contexts.headline().startswith("Scored 5 held-out conditions of 3 perturbations; a baseline")
+
+
+def test_ranges_are_of_the_conditions_of_the_means(in_contexts):
+    assert in_contexts.ranges()["mse"] == pytest.approx(1 - 1.0 / 3.0)

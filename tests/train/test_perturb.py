@@ -96,6 +96,13 @@ def test_early_stopping_on_held_out_conditions(cells):
     assert 1 < len(model.history) < 40
 
 
+def test_a_budget_of_steps_may_end_before_there_is_anything_to_stop_by(cells):
+    settings = QUICK | {"max_steps": 1, "batch_size": 4}
+    del settings["epochs"]
+    model = finetune(cells, pretrained(cells.var_names), **settings, validation=0.3)
+    assert len(model.history) == 1
+
+
 def test_no_condition_to_validate_on_is_said(cells):
     """The recipe of this task stops early, which it cannot then."""
     cells.obs["split"] = cells.obs["split"].astype(str).replace("val", "test")

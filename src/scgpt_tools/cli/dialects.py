@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scgpt_tools._warnings import warn_user
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -28,15 +30,40 @@ _SPELLINGS: dict[str, dict[str, str]] = {
 }
 
 
+# Options of theirs that nothing here depends on, and why.
+_SETTLED: dict[str, dict[str, str]] = {
+    "finetune": {
+        "eval_batch_size": "validation takes minibatches of --batch_size",
+        "log_interval": "the loss of every step is shown while training goes on",
+    },
+}
+
+
 def in_our_words(command: str, words: list[str], known: Collection[str]) -> list[str]:
     """Options of a command line in this package's words; what is an option of its own stays."""
     spellings = {name: ours for name, ours in _SPELLINGS.get(command, {}).items() if name not in known}
+    settled = {name: why for name, why in _SETTLED.get(command, {}).items() if name not in known}
+    devices = command == "finetune" and "device" not in known
     found = []
-    for word in words:
+    rest = iter(words)
+    for word in rest:
         name, equals, value = word.removeprefix("--").partition("=")
-        ours = spellings.get(name) if word.startswith("--") else None
-        found.append(word if ours is None else f"--{ours}{equals}{value}")
+        if not word.startswith("--"):
+            found.append(word)
+        elif name in settled:
+            value = value if equals else next(rest, "")
+            warn_user(f"--{name.replace('_', '-')} {value} is left out: {settled[name]}.")
+        elif name == "device" and devices:
+            found += _device(value if equals else next(rest, ""))
+        else:
+            found.append(f"--{spellings.get(name, name)}{equals}{value}")
     return _positional(found) if "input" in known else found
+
+
+def _device(name: str) -> list[str]:
+    """Torch's name of a device, ``cuda:0``, as options of training."""
+    kind, _, number = name.partition(":")
+    return [f"--accelerator={kind}", *([f"--devices=[{number}]"] if number else [])]
 
 
 def _positional(words: list[str]) -> list[str]:

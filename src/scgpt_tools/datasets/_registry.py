@@ -1,13 +1,13 @@
 """Public data by name, from a folder of one's own or from where it is published.
 
-Downloads are scanpy's, into ``scanpy.settings.datasetdir``.  No publisher of an entry states a checksum, so none is
-checked.
+Downloads go into ``scanpy.settings.datasetdir``.  Those of scanpy come without a checksum; archives have their own.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import pandas as pd
 import scanpy as sc
 
 from scgpt_tools._lookup import absent
+from scgpt_tools.datasets._gears import file_of, gears_screen
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
@@ -60,6 +61,20 @@ REGISTRY: dict[str, PublicData] = {
         file="pbmc3k_processed.h5ad",
         download=sc.datasets.pbmc3k_processed,
     ),
+    "norman": PublicData(
+        description="91,205 K562 cells with single and double CRISPR activations (Norman et al., 2019), 5,045 genes; log1p, as GEARS has them",
+        source="https://doi.org/10.7910/DVN/Q2ZV3E",
+        licence="CC0 1.0",
+        file=file_of("norman"),
+        download=partial(gears_screen, "norman", 6154020),
+    ),
+    "adamson": PublicData(
+        description="K562 cells with single CRISPR interferences (Adamson et al., 2016); log1p, as GEARS has them",
+        source="https://dataverse.harvard.edu/api/access/datafile/6154417",
+        licence="CC0 1.0",
+        file=file_of("adamson"),
+        download=partial(gears_screen, "adamson", 6154417),
+    ),
 }
 
 
@@ -96,7 +111,7 @@ def load(name: str, *, folder: str | PathLike[str] | None = None) -> ad.AnnData 
     ----------
     name
         A file ``name.h5ad`` or ``name.h5mu`` of the folder, or a public set in :func:`available`, which is downloaded
-        by scanpy.
+        once.
     folder
         Folder to look into first; ``None`` takes the one that the environment variable ``SCGPT_TOOLS_DATA`` names.
 
@@ -108,6 +123,8 @@ def load(name: str, *, folder: str | PathLike[str] | None = None) -> ad.AnnData 
     ------
     ValueError
         If there is no such data set; the message lists what is there.
+    ConnectionError
+        If a download fails.
     FileNotFoundError
         If it would have to be downloaded and ``settings.offline`` is set, or the folder does not exist.
     """

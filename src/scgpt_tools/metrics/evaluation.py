@@ -224,7 +224,7 @@ def dynamic_ranges(table: pd.DataFrame, *, ceiling: str, baseline: str) -> pd.Se
     """
     check_arguments(dynamic_ranges, locals())
     check_frame("table", table, _COLUMNS)
-    means = table.groupby(["metric", "method"], sort=False)["value"].mean()
+    means = by_perturbation(table).mean()
     for name in (ceiling, baseline):
         if name not in means.index.get_level_values("method"):
             raise ValueError(absent(name, table["method"].unique(), "method"))

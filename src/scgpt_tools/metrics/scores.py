@@ -68,29 +68,24 @@ class PerturbationScores:
     def summary(self, *, by_group: bool = False, level: float = 0.95) -> pd.DataFrame:
         """Mean, median and Student's interval over the conditions that every method has a score for.
 
-        See :func:`scgpt_tools.metrics.summarise_scores`.
+        A perturbation in several contexts counts once; see :func:`scgpt_tools.metrics.summarise_scores`.
         """
         return summarise_scores(common_conditions(self.table), by_group=by_group, level=level)
 
     def means(self) -> pd.DataFrame:
-        """Mean over the conditions that every method has a score for, one row a method and one column a metric."""
+        """The means of :meth:`summary`, one row a method and one column a metric."""
         return (
-            common_conditions(self.table)
-            .pivot_table(
-                index="method",
-                columns="metric",
-                values="value",
-                aggfunc="mean",
-                sort=False,
-                observed=True,
-                dropna=False,
-            )
+            self.summary()
+            .pivot(index="method", columns="metric", values="mean")
             .reindex(index=self.table["method"].unique(), columns=self.table["metric"].unique())
             .rename_axis(index="method", columns="metric")
         )
 
     def seeds(self) -> pd.DataFrame:
-        """Spread over models of one recipe: ``n``, ``mean``, ``sd``, ``min`` and ``max`` by method and metric."""
+        """Spread over models of one recipe: ``n``, ``mean``, ``sd``, ``min`` and ``max`` by method and metric.
+
+        Of the conditions of :meth:`means`.
+        """
         if self.by_seed.empty:
             return pd.DataFrame(columns=["method", "metric", "n", "mean", "sd", "min", "max"])
         found = self.by_seed.groupby(["method", "metric"], sort=False)["value"]
@@ -121,10 +116,10 @@ class PerturbationScores:
 
     def ranges(self) -> pd.Series:
         """How much of its range each metric has here; see :func:`scgpt_tools.metrics.dynamic_ranges`."""
-        ceiling = self._of_role("ceiling")[0]
-        ranges = dynamic_ranges(self.table, ceiling=ceiling, baseline="perturbed_mean")
+        ceiling, table = self._of_role("ceiling")[0], common_conditions(self.table)
+        ranges = dynamic_ranges(table, ceiling=ceiling, baseline="perturbed_mean")
         # The perturbed mean is the reference of these itself, so nothing can be measured from it.
-        other = dynamic_ranges(self.table, ceiling=ceiling, baseline="no_change")
+        other = dynamic_ranges(table, ceiling=ceiling, baseline="no_change")
         return ranges.where(ranges.notna(), other)
 
     def winners(self) -> pd.Series:
@@ -155,14 +150,20 @@ class PerturbationScores:
         """Whether baselines win, in a line."""
         lost = {model: self._winners(model) != model for model in self.models}
         each = ", ".join(f"of {model} in {own.sum()} of {own.size} metrics" for model, own in lost.items())
-        n = self.table["condition"].nunique()
         better = f"; a baseline has the better mean than that {each}" if each else ""
-        return f"Scored {n} held-out conditions{better}. Print the scores to see which."
+        return f"Scored {self._counted()}{better}. Print the scores to see which."
+
+    def _counted(self) -> str:
+        """How many conditions, and perturbations where these are fewer."""
+        conditions = self.table["condition"].nunique()
+        found = self.table["perturbation"].nunique() if "perturbation" in self.table else conditions
+        each = "" if found == conditions else f" of {found} perturbation{'' if found == 1 else 's'}"
+        return f"{conditions} held-out conditions{each}"
 
     def _header(self) -> str:
         groups = self.table.drop_duplicates("condition")["group"].value_counts()
         sizes = ", ".join(f"{n} {group}" for group, n in groups.items())
-        return f"{int(groups.sum())} held-out conditions ({sizes}), hash {self.test_hash[:16]}; means:"
+        return f"{self._counted()} ({sizes}), hash {self.test_hash[:16]}; means:"
 
     def _numbers(self) -> str:
         shown = self.means()

@@ -20,6 +20,7 @@ from scgpt_tools.inference.cells import Request
 from scgpt_tools.inference.kernel import KERNEL
 from scgpt_tools.inference.perturbation import held_out_means, open_predictor
 from scgpt_tools.metrics.baselines import BASELINES
+from scgpt_tools.metrics.evaluation import common_conditions
 from scgpt_tools.metrics.panel import METRICS
 from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, collapsed, overall_spread
 from scgpt_tools.models.cell_model import CellModel
@@ -284,7 +285,8 @@ def evaluate_perturbation(
         compared = Samples.read(screen, samples, n_controls=n_controls, seed=seed)
         table = pd.concat([table, _with_groups(score_cells(compared, wanted), screen)], ignore_index=True)
     table = _with_roles(table, profiles)
-    by_seed = table[table["method"].isin(list(recipes))]
+    by_seed = common_conditions(table)
+    by_seed = by_seed[by_seed["method"].isin(list(recipes))]
     scores = PerturbationScores(
         table=_as_recipes(table, recipes),
         originals=_as_recipes(original_scores(screen, profiles, analyses=analyses), recipes),
@@ -386,10 +388,14 @@ def _as_recipes(table: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame
 
 
 def _means_by_seed(table: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
-    """Mean over conditions by recipe, number of the model and metric."""
+    """Mean over perturbations by recipe, number of the model and metric."""
     numbers = table["method"].str.rpartition(_SEED)[2].astype(int) if len(table) else pd.Series(dtype=int)
     named = table.assign(method=table["method"].map(recipes), seed=numbers)
-    return named.groupby(["method", "seed", "metric"], sort=False)["value"].mean().reset_index()
+    keys = ["method", "seed", "metric"]
+    once = named.groupby([*keys, "perturbation" if "perturbation" in table else "condition"], sort=False)[
+        "value"
+    ].mean()
+    return once.groupby(keys, sort=False).mean().reset_index()
 
 
 def _name_of(prediction: Prediction) -> str:

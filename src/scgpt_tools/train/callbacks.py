@@ -246,4 +246,5 @@ def best_and_last(
 
 def stop_early(monitor: str, *, mode: str, patience: int) -> EarlyStopping:
     """Stop when a metric has not got better for some epochs."""
-    return EarlyStopping(monitor=monitor, mode=mode, patience=patience, check_finite=False)
+    # Not strict: a budget of steps may end within the first epoch, before there is a metric.
+    return EarlyStopping(monitor=monitor, mode=mode, patience=patience, check_finite=False, strict=False)
