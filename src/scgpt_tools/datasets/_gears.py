@@ -56,7 +56,7 @@ def _download(url: str, place: Path) -> None:
     # They take a moment to import, and few need them.
     from aiohttp import ClientError, ClientTimeout
     from fsspec import filesystem  # this too
-    from fsspec.callbacks import Callback
+    from fsspec.callbacks import Callback  # this too
 
     logger.info("Downloading %s.", url)
     timeout = ClientTimeout(total=None, sock_connect=_SECONDS, sock_read=_SECONDS)
