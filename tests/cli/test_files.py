@@ -17,6 +17,7 @@ import torch
 import scgpt_tools as sct
 from scgpt_tools import cli
 from scgpt_tools.cli import files, predicting, reports
+from scgpt_tools.data.shards import shard_rows
 from scgpt_tools.models.families.scgpt import scgpt
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen
@@ -97,6 +98,23 @@ def test_shards_and_their_vocabulary(cells, model, tmp_path, capsys):
     words = ["shard", "--config", "theirs.yaml", "--output-dir", "other", "--gene-vocab", f"{model}/vocab.json"]
     assert cli.main(words, program="scmodelforge") == 0
     assert json.loads((tmp_path / "other" / "manifest.json").read_text())["shard_sizes"] == [6, 6]
+
+
+@pytest.mark.parametrize(("listed", "least"), [(True, 19_000), (False, 3)])
+def test_shards_of_a_listed_vocabulary_or_of_the_genes_of_the_table(listed, least, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = ad.AnnData(np.arange(1.0, 13.0, dtype=np.float32).reshape(4, 3))
+    table.var_names = ["STAT1", "ENSG00000141510", "CD8A"]  # the second is TP53
+    table.write_h5ad("cells.h5ad")
+    vocabulary = "gene_vocab: human_protein_coding, " if listed else ""
+    (tmp_path / "theirs.yaml").write_text(f"data: {{{vocabulary}paths: [cells.h5ad], shards: {{shard_size: 4}}}}")
+    assert cli.main(["shard", "--config", "theirs.yaml", "--output-dir", "out"], program="scmodelforge") == 0
+    genes = json.loads((tmp_path / "out" / "gene_vocab.json").read_text())
+    assert len(genes) >= least
+    assert {"STAT1", "TP53" if listed else "ENSG00000141510", "CD8A"} <= set(genes)
+    rows = shard_rows(tmp_path / "out")
+    assert list(rows.var.index) == ["STAT1", "TP53" if listed else "ENSG00000141510", "CD8A"]
+    np.testing.assert_array_equal(rows.take(np.arange(4)).toarray(), table.X)
 
 
 @pytest.mark.filterwarnings("default:Settings of scModelForge")

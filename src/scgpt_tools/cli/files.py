@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from anndata.io import write_elem
 
@@ -16,11 +16,14 @@ from scgpt_tools._outputs import check_place, claimed, put_in_place
 from scgpt_tools.data.rows import RowSource
 from scgpt_tools.data.shards import MANIFEST, write_shards
 from scgpt_tools.data.stores import check_target, open_table, read_table
-from scgpt_tools.models import CellModel, formats
+from scgpt_tools.models import FAMILIES, CellModel, formats
 from scgpt_tools.models.families import original_format
 from scgpt_tools.models.publishing import push_folder
 from scgpt_tools.models.zoo import vocabulary_of
 from scgpt_tools.tokens.features import FeatureTable
+from scgpt_tools.tokens.gene_lists import GeneList, listed_genes, symbols_of_ids
+from scgpt_tools.tokens.names import column_names
+from scgpt_tools.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,7 +131,7 @@ def shard(
     input: str,
     *,
     output: str,
-    model: str,
+    model: str | None = None,
     layer: str | None = None,
     genes: str | None = None,
     modality: str | None = None,
@@ -144,7 +147,8 @@ def shard(
     output
         Folder for the shards; it must hold none yet.
     model
-        Whose vocabulary the genes get their numbers from: a model, or a file with a vocabulary.
+        Whose vocabulary the genes get their numbers from: a model, a file with a vocabulary, or ``human_protein_coding``, a
+        bundled list whose genes are matched by symbol or Ensembl id.  None takes the genes of the table.
     layer
         Key of ``layers`` to read; none takes ``X``.
     genes
@@ -156,10 +160,17 @@ def shard(
     obs_keys
         Columns of ``obs`` to keep, as ``[cell_type, batch]`` (extra ``text``).
     """
-    vocabulary = vocabulary_of(model)
     with open_table(input, modality=modality) as table:
         source = RowSource(table, layer=layer)
-        features = FeatureTable.from_var(source.var, vocabulary, column=genes, totals=source.totals)
+        listed = model in get_args(GeneList)
+        if model is None or listed:
+            own = [name for name in column_names(source.var, genes) if name is not None]
+            names = listed_genes(cast("GeneList", model)) if listed else own
+            vocabulary = Vocabulary.from_genes(list(dict.fromkeys(names)), FAMILIES["scmodelforge"].specials)
+        else:
+            vocabulary = vocabulary_of(model)
+        symbols = symbols_of_ids(cast("GeneList", model)) if listed else None
+        features = FeatureTable.from_var(source.var, vocabulary, column=genes, symbols=symbols, totals=source.totals)
         place = write_shards(source, features, vocabulary, output, shard_size=shard_size, obs_keys=obs_keys)
         logger.info("Wrote %d cells and %d genes to %s.", len(source), len(features.ids), place / MANIFEST)
 

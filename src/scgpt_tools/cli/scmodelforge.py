@@ -214,10 +214,10 @@ def _exporting(said: Said, given: Given) -> Tree:
 def _sharding(said: Said, given: Given) -> Tree:
     options: Tree = {"input": _one_local_path(said), "shard_size": said["data.shards.shard_size"]}
     genes = said["data.gene_vocab"] if said.asks("data.gene_vocab") else None
-    if genes is not None and _value_of(given, "model") is None and str(genes).endswith(".json"):
-        options["model"] = genes
-    elif genes is not None:
+    if genes is not None and _value_of(given, "model") is not None:
         said.note("data.gene_vocab", "genes have the numbers of --model")
+    elif genes not in (None, "from_data"):
+        options["model"] = genes
     section = "data.preprocessing"
     asked = [key for key in KEYS if key.startswith(f"{section}.") and said.asks(key)]
     if any(said[key] not in (None, "none", False) for key in asked):
