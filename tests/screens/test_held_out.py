@@ -159,7 +159,7 @@ def test_the_truth_holds_no_training_cell(within):
     after = HeldOutScreen.read(changed, within=within)
     np.testing.assert_array_equal(after.truth.scores[row], before.truth.scores[row])
     np.testing.assert_array_equal(after.truth.true, before.truth.true)
-    np.testing.assert_array_equal(after.ceiling.of_conditions, before.ceiling.of_conditions)
+    np.testing.assert_array_equal(after.ceiling.noise, before.ceiling.noise)
 
 
 @pytest.mark.parametrize("within", [None, "batch"])

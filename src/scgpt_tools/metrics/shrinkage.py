@@ -16,7 +16,7 @@ large effects stay nearly as they are.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +67,11 @@ def shrink_effects(effects: NDArray[np.float64], errors: NDArray[np.float64]) ->
         raise ValueError(f"Expected `errors` of shape {effects.shape}, as `effects`, found {errors.shape}.")
     if (errors < 0).any():
         raise ValueError(f"Expected `errors` that are not negative, found {errors.min():g}.")
-    return np.reshape([_shrunken(*row) for row in zip(effects, errors, strict=True)], effects.shape)
+    shrunken = np.empty_like(effects)
+    for row, (measured, error) in enumerate(zip(effects, errors, strict=True)):
+        noisy = error > 0
+        shrunken[row] = NormalMixture.fit(measured[noisy], error[noisy]).mean(measured, error)
+    return shrunken
 
 
 def shrunken_mean(train: TrainingEffects, targets: Sequence[GeneSet]) -> Prediction:
@@ -106,26 +110,68 @@ def shrunken_mean(train: TrainingEffects, targets: Sequence[GeneSet]) -> Predict
     return Prediction(effects, informed | seen)
 
 
-def _shrunken(effects: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(G,) posterior means of one condition."""
-    found, noisy = effects.copy(), errors > 0
-    measured, noise = effects[noisy, None], errors[noisy, None] ** 2
-    if not noise.size:
+@dataclass(frozen=True)
+class NormalMixture:
+    """What true effects of a condition are taken to be drawn from: normal distributions around zero."""
+
+    variances: NDArray[np.float64]
+    """(K,) of the components, the first of which is none."""
+    weights: NDArray[np.float64]
+    """(K,) sum to 1."""
+
+    @classmethod
+    def fit(cls, effects: NDArray[np.float64], errors: NDArray[np.float64]) -> NormalMixture:
+        """The mixture that explains measured effects (G,) with their standard errors (G,), all above 0, best."""
+        measured, noise = effects[:, None], errors[:, None] ** 2
+        if not noise.size:
+            return cls(np.zeros(1), np.ones(1))
+        least, largest = np.sqrt(noise.min()) / 10, 2 * np.sqrt(max(float(np.max(measured**2 - noise)), 0.0))
+        # From none to scales that no effect is beyond.
+        n = 0 if largest <= least else int(np.ceil(np.log(largest / least) / np.log(_STEP))) + 1
+        variances = np.concatenate([[0.0], (least * _STEP ** np.arange(n)) ** 2])
+        likelihood = _likelihood(measured, noise + variances)
+        weights = np.full(variances.size, 1 / variances.size)
+        for _ in range(_ROUNDS):
+            before, weights = weights, _given(likelihood, weights).mean(axis=0)
+            if np.abs(weights - before).max() < _CLOSE:
+                break
+        return cls(variances, weights)
+
+    def mean(self, effects: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(G,) expected true effects, given the measured ones; where an error is 0, the effect stays."""
+        found, noisy = effects.copy(), errors > 0
+        of_components, shares = self._posterior(effects[noisy], errors[noisy])
+        found[noisy] *= np.sum(of_components * shares, axis=1)
         return found
-    least, largest = np.sqrt(noise.min()) / 10, 2 * np.sqrt(max(float(np.max(measured**2 - noise)), 0.0))
-    # From none to scales that no effect is beyond.
-    n = 0 if largest <= least else int(np.ceil(np.log(largest / least) / np.log(_STEP))) + 1
-    scales = np.concatenate([[0.0], (least * _STEP ** np.arange(n)) ** 2])
-    total = noise + scales
-    log = -0.5 * (measured**2 / total + np.log(total))
-    likelihood = np.exp(log - log.max(axis=1, keepdims=True))
-    weights = np.full(scales.size, 1 / scales.size)
-    for _ in range(_ROUNDS):
-        before, weights = weights, _given(likelihood, weights).mean(axis=0)
-        if np.abs(weights - before).max() < _CLOSE:
-            break
-    found[noisy] = effects[noisy] * np.sum(_given(likelihood, weights) * scales / total, axis=1)
-    return found
+
+    def draw(
+        self, effects: NDArray[np.float64], errors: NDArray[np.float64], rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """(G,) true effects drawn from what is probable, given the measured ones; where an error is 0, the effect stays.
+
+        Expected effects vary less than true ones, for what is unsure of them is averaged away; drawn ones vary as much.
+        """
+        found, noisy = effects.copy(), errors > 0
+        of_components, shares = self._posterior(effects[noisy], errors[noisy])
+        u = rng.random((len(of_components), 1))
+        chosen = np.minimum((of_components.cumsum(axis=1) < u).sum(axis=1), self.variances.size - 1)
+        share = np.take_along_axis(shares, chosen[:, None], axis=1)[:, 0]
+        found[noisy] = share * found[noisy] + np.sqrt(share) * errors[noisy] * rng.normal(size=share.size)
+        return found
+
+    def _posterior(
+        self, effects: NDArray[np.float64], errors: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(G, K) probability of each component, and share of the measured effect that is expected under it."""
+        noise = errors[:, None] ** 2
+        total = noise + self.variances
+        return _given(_likelihood(effects[:, None], total), self.weights), self.variances / total
+
+
+def _likelihood(measured: NDArray[np.float64], variances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(G, K) of each effect under each variance, up to a factor of the effect."""
+    log = -0.5 * (measured**2 / variances + np.log(variances))
+    return np.exp(log - log.max(axis=1, keepdims=True))
 
 
 def _given(likelihood: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

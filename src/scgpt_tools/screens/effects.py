@@ -42,7 +42,7 @@ def training_effects(
     base = mean_profiles(cells[own], contexts[own])
     check_contexts(pairs, base)
     where = [context for context, _ in pairs]
-    variance = _variance_within([(cells[rows], units, profiles), (cells[own], contexts[own], base)])
+    variance = variance_within([(cells[rows], units, profiles), (cells[own], contexts[own], base)])
     n_controls = dict(zip(base.names, base.n_cells, strict=True))
     sizes = 1 / profiles.n_cells + 1 / np.array([n_controls[context] for context in where])
     return TrainingEffects(
@@ -55,7 +55,7 @@ def training_effects(
     )
 
 
-def _variance_within(groups: Sequence[tuple[sp.csr_matrix, NDArray[Any], Profiles]]) -> NDArray[np.float64] | None:
+def variance_within(groups: Sequence[tuple[sp.csr_matrix, NDArray[Any], Profiles]]) -> NDArray[np.float64] | None:
     """(G,) variance of single cells about the mean of their group, of cells with labels and their profiles."""
     squares, freedom = np.zeros(groups[0][0].shape[1]), 0
     for cells, labels, profiles in groups:

@@ -132,7 +132,7 @@ class HeldOutScreen:
             is_input=rows.is_input,
             input_control=rows.controls(cells, rows.is_input).of(contexts_of),
             constant=mean_profiles(cells[trained], ["all"] * trained.size).means[0],
-            ceiling=repeat(cells, units, shown, truth, rows.contexts, rows.is_reference, seed=seed, rest=rest),
+            ceiling=repeat(cells, units, truth, rows.contexts, rows.is_reference, rest=rest, seed=seed),
         )
 
     @property
