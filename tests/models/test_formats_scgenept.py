@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from scgpt_tools import tl
 from scgpt_tools.models import FAMILIES, CellModel
-from scgpt_tools.models.formats.scgenept import WEIGHTS
+from scgpt_tools.models.formats.scgenept import WEIGHTS, WITHOUT
+from scgpt_tools.tokens.batch import TokenBatch
 from scgpt_tools.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary([*"ABCD", "<pad>", "<cls>", "<eoc>"])
@@ -24,6 +27,49 @@ def made(model_type: str = "scgenept_go_f") -> CellModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return CellModel(FAMILIES["scgenept"](VOCABULARY, model_type=model_type, **TINY), VOCABULARY).eval()
+
+
+def masking(model_type: str, *, width: int = 24, shift: float = 0.1) -> CellModel:
+    """A model that has learnt, in which B and all special tokens have no text."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        config = FAMILIES["scgenept"](VOCABULARY, model_type=model_type, **{**TINY, "width": width}, masked=True)
+        model = CellModel(config, VOCABULARY).eval()
+        with torch.no_grad():
+            for name in {"text", "go"} & set(config.embedder.parts):
+                part = model.embedder.part(name)
+                part.table.weight[[1, 4, 5, 6]] = 0
+                part.norm.weight += shift * torch.randn(8)
+                part.norm.bias += shift * torch.randn(8)
+    return model
+
+
+def original(weights, ids, values, flags) -> torch.Tensor:
+    """The original's forward, on the tensors of a file."""
+
+    def linear(name, x):
+        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(name, x):
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    x = norm("encoder.enc_norm", F.embedding(ids, weights["encoder.embedding.weight"]))
+    counts = linear("value_encoder.linear1", values.clamp(max=512)[..., None]).relu()
+    x = x + norm("value_encoder.norm", linear("value_encoder.linear2", counts))
+    for name, projection in (("genept_encoder", "proj_layer"), ("gopt_encoder_c", "fc")):
+        if f"{name}.embedding.weight" in weights:
+            # It keeps the table in float64.
+            rows = F.embedding(ids, weights[f"{name}.embedding.weight"].double()).float()
+            x = x + norm(f"{name}.enc_norm", linear(f"{name}.{projection}", rows))
+    x = norm("ln", x + F.embedding(flags, weights["pert_encoder.weight"]))
+    layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True).eval()
+    start = "transformer_encoder.layers.0."
+    layer.load_state_dict({key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)})
+    x = layer(x)
+    for number in (0, 2, 4):
+        x = linear(f"decoder.fc.{number}", x)
+        x = F.leaky_relu(x) if number < 4 else x
+    return x.squeeze(-1)
 
 
 def tensors(model: CellModel, tmp_path) -> dict[str, torch.Tensor]:
@@ -148,3 +194,63 @@ def test_writing_draws_nothing_from_the_generator_of_others(tmp_path):
     torch.rand(3)
     again = tensors(model, tmp_path / "b")
     assert torch.equal(first["cls_decoder.out_layer.weight"], again["cls_decoder.out_layer.weight"])
+
+
+def expression(model: CellModel, ids, values, flags) -> torch.Tensor:
+    batch = TokenBatch(genes=ids, values=values, mask=torch.ones_like(ids, dtype=torch.bool), perturbed=flags)
+    with torch.no_grad():
+        return model(batch, ("expression",))["expression"]
+
+
+@pytest.mark.parametrize("model_type", ["scgenept_ncbi", "scgenept_go_c", "scgenept_ncbi_gpt_go_c"])
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_a_model_that_masks_genes_without_a_text_is_written_with_rows_that_add_nothing(tmp_path, model_type, shift):
+    """To the original as to ours, pairs of genes without a text and padding included."""
+    model = masking(model_type, shift=shift)
+    ids, values, flags = (
+        torch.tensor([[0, 1, 2, 4]]),
+        torch.tensor([[0.5, 1.5, 0.0, 2.0]]),
+        torch.tensor([[0, 1, 0, 0]]),
+    )
+    wanted = expression(model, ids, values, flags)
+    with torch.no_grad():
+        torch.testing.assert_close(original(tensors(model, tmp_path), ids, values, flags), wanted, rtol=0, atol=1e-5)
+    again = CellModel.from_pretrained(tmp_path / "written", device="cpu")
+    kept = again.state_dict()
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in model.state_dict().items())
+    assert torch.equal(expression(again, ids, values, flags), wanted)
+    # The test would see a stream that adds something.
+    settings = json.loads((tmp_path / "written" / "args.json").read_text())["scgpt_tools"]
+    changed = tensors(model, tmp_path)
+    for name, place in settings[WITHOUT].items():
+        assert place == 1
+        changed[{"text": "genept_encoder", "go": "gopt_encoder_c"}[name] + ".embedding.weight"][place] = 0
+    with torch.no_grad():
+        assert (original(changed, ids, values, flags) - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("change", [{"width": 7}, {"shift": 5.0}])
+def test_a_model_that_masks_is_refused_where_no_row_adds_nothing(tmp_path, change):
+    with pytest.raises(ValueError, match="missing='draw'"):
+        masking("scgenept_ncbi", **change).export(tmp_path / "written")
+    assert not (tmp_path / "written").exists() or not list((tmp_path / "written").iterdir())
+
+
+def test_low_rank_corrections_are_written_beside_rows_without_a_text(tmp_path):
+    config = FAMILIES["scgenept"](VOCABULARY, **{**TINY, "width": 24}, masked=True, frozen=True, rank=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = CellModel(config, VOCABULARY).eval()
+        with torch.no_grad():
+            model.embedder.part("text").table.weight[1:] = 0
+            model.embedder.part("text").table.change[0] = 1
+    ids, values, flags = torch.tensor([[0, 1]]), torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.int64)
+    wanted = expression(model, ids, values, flags)
+    with torch.no_grad():
+        torch.testing.assert_close(original(tensors(model, tmp_path), ids, values, flags), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        expression(CellModel.from_pretrained(tmp_path / "written", device="cpu"), ids, values, flags),
+        wanted,
+        rtol=0,
+        atol=1e-6,
+    )

@@ -3,6 +3,9 @@
 Sizes and streams are read off the tensors.  They do not tell the number of attention heads, which is 8 in all released
 files and may stand in ``args.json``, nor where a text came from: all axes of GO together are stored under the name of
 molecular functions (``gopt_encoder_f``), and NCBI's summaries under that of NCBI's and UniProt's.
+
+The original cannot leave genes without a text out of a stream.  They are written with a row of texts that its map and its
+norm turn into one number for all places of the vector, which the norm of the sum takes away again.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from scgpt_tools._files import placed, written_together
 from scgpt_tools.config import from_dict, to_dict
@@ -68,6 +72,13 @@ WEIGHTS = (
 )
 LAYOUT = FolderLayout("scGenePT's format", ARGS, WEIGHTS, VOCABULARY, settings_needed=False)
 HEADS, HEADS_AT_WIDTH = 8, 512
+WITHOUT = "row_without_text"
+"""Setting: by stream, one of the rows that are written for genes without a text."""
+
+EPSILON = 1e-5
+"""Of the original's norms, and of ours."""
+TOLERANCE = 5e-5
+"""Largest deviation of what a row for genes without a text adds; vectors of a stream have numbers of about one."""
 
 _AXES = ("c", "f", "p")
 _GO = {axis: f"gopt_encoder_{axis}." for axis in _AXES}
@@ -150,6 +161,7 @@ def read(source: Source) -> Checkpoint:
     weights, transfer = read_names(theirs, _ALL_NAMES)
     weights = as_float(weights)
     check_matrices(weights)
+    _silence(weights, Settings(args))
     rows = {key: len(tensor) for key, tensor in weights.items() if key.endswith(_TABLES)}
     vocabulary = _fit(vocabulary, rows)
     config = _config(Settings(args), weights, vocabulary, sources=_sources(axes, str(source.weights)), rows=rows)
@@ -260,14 +272,9 @@ def write(
         raise ValueError(
             f"Expected a model of scGenePT to write in its format, found {config.family!r} with {list(languages)}."
         )
-    if any(part.masked for part in languages.values()):
-        raise ValueError(
-            "Expected a model in which genes without a text have rows of their own, found one that masks them, which the "
-            "original cannot: it would predict other numbers. Train with missing='draw' to exchange models with it, or "
-            "keep this one with `save`."
-        )
     check_layers(transformer_of(config))
     tensors = _merged({key: tensor.detach().cpu() for key, tensor in weights.items()}, languages)
+    without = _fill_rows(tensors, languages)
     if "heads.cls.out.weight" not in tensors:
         # The same numbers each time, and none of the caller's.
         with torch.random.fork_rng(devices=[]):
@@ -286,6 +293,7 @@ def write(
         OWN: {
             "family": NAME,
             "languages": {name: to_dict(part) | {"rank": 0} for name, part in languages.items()},
+            WITHOUT: without,
             "tokenizer": to_dict(config.tokenizer),
         },
     }
@@ -306,6 +314,61 @@ def _merged(weights: dict[str, Tensor], languages: Mapping[str, LanguageConfig])
             change, basis = (weights.pop(f"{prefix}{key}") for key in ("change", "basis"))
             weights[f"{prefix}weight"] = weights[f"{prefix}weight"] + change @ basis
     return weights
+
+
+def _fill_rows(weights: dict[str, Tensor], languages: Mapping[str, LanguageConfig]) -> dict[str, int]:
+    """Give genes that a stream masks a row that adds nothing in the original; one such row of each stream."""
+    found = {}
+    for name, part in languages.items():
+        table = weights[f"embedder.{name}.table.weight"]
+        empty = ~table.any(dim=1)
+        if not part.masked or not empty.any():
+            continue
+        row = _silent_row(
+            *(weights[f"embedder.{name}.{key}"] for key in ("projection.weight", "projection.bias")),
+            *(weights[f"embedder.{name}.{key}"] for key in ("norm.weight", "norm.bias")),
+        )
+        if row is None:
+            raise ValueError(
+                "Expected a model in which genes without a text have rows of their own, or whose texts are wide enough for a "
+                f"row that adds nothing to them, found one that masks them, with {part.width} numbers of the stream {name!r} "
+                f"for {len(weights['embedder.norm.weight'])} of the model: the original would predict other numbers. Train "
+                "with missing='draw' to exchange models with it, or keep this one with `save`."
+            )
+        weights[f"embedder.{name}.table.weight"] = torch.where(empty[:, None], row, table)
+        found[name] = int(empty.nonzero()[0])
+    return found
+
+
+def _silent_row(weight: Tensor, bias: Tensor, scale: Tensor, offset: Tensor) -> Tensor | None:
+    """A row of texts whose vector is the same in every place after map and norm, if there is one.
+
+    ``weight`` (D, E) and ``bias`` are of the map, ``scale`` and ``offset`` of its layer norm.  The norm of the sum of all
+    streams subtracts the mean of a vector, and with it what such a row adds.
+    """
+    W, b, gamma, beta = (tensor.double() for tensor in (weight, bias, scale, offset))
+    level = (beta / gamma).sum() / (1 / gamma).sum()
+    # What the norm has to have before its scale and offset.  Its mean is zero by the choice of the level, and its mean
+    # square is below one for every input, because of epsilon.
+    normed = (level - beta) / gamma
+    share = normed.square().mean()
+    if not share < 1:
+        return None
+    wanted = normed * (EPSILON / (1 - share)).sqrt()
+    row = (torch.linalg.pinv(W) @ (wanted - b)).float()
+    added = F.layer_norm(
+        F.linear(row, weight.float(), bias.float()), scale.shape, scale.float(), offset.float(), EPSILON
+    )
+    return row if (added - level).abs().max() <= TOLERANCE else None
+
+
+def _silence(weights: dict[str, Tensor], settings: Settings) -> None:
+    """Take the rows out again that were written for genes without a text."""
+    own = settings.within(OWN).within(WITHOUT)
+    for name in ("text", "go"):
+        table, place = weights.get(f"embedder.{name}.table.weight"), own.whole(name)
+        if table is not None and place is not None and place < len(table):
+            weights[f"embedder.{name}.table.weight"] = table * (table != table[place]).any(dim=1, keepdim=True)
 
 
 SCGENEPT = Format(
