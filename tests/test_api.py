@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scgpt_tools.datasets import available_gene_embeddings
 from scgpt_tools.models.zoo import RELEASED
 
 DOCS = Path(__file__).parents[1] / "docs" / "api"
@@ -84,6 +85,15 @@ def test_user_guide_has_every_released_model():
     table = re.findall(r"^\| `([^`]+)` \| (?:`([^`]+)`|in the package) \|", page, flags=re.MULTILINE)
     assert {name: repository or None for name, repository in table} == {
         name: model.repository or model.bucket for name, model in RELEASED.items()
+    }
+
+
+def test_user_guide_has_all_embeddings_of_texts():
+    page = (DOCS.parent / "user_guide" / "checkpoints.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `([^`]+)` \| (.*?) \| (.*?) ?\| (\d+) \| `([^`]+)` \|$", page, flags=re.MULTILINE)
+    wanted = available_gene_embeddings()[["texts", "pooling", "width", "file"]].astype(str)
+    assert {name: tuple(facts) for name, *facts in table} == {
+        name: tuple(row) for name, row in zip(wanted.index, wanted.to_numpy(), strict=True)
     }
 
 

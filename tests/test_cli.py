@@ -629,6 +629,45 @@ def test_gene_embeddings_without_a_model_type_are_refused(tmp_path, capsys):
     assert "--gene_embeddings with --model_type" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--missing", "draw"], ["--frozen"], ["--rank", 2], ["--compat", "upstream"]])
+def test_how_to_start_scgenept_is_refused_without_a_model_type(tmp_path, capsys, words):
+    given = ["finetune", tmp_path / "cells.h5ad", "--task", "perturb", "--output", tmp_path / "model", *words]
+    assert run(*given) == 2
+    assert f"{words[0]} with --model_type" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("words", "of_text"),
+    [
+        ([], {"masked": True, "frozen": False, "rank": 0}),
+        (["--missing", "draw"], {"masked": False, "frozen": False, "rank": 0}),
+        (["--frozen", "--rank", 2], {"masked": True, "frozen": True, "rank": 2}),
+        (["--compat", "upstream"], {"masked": False, "frozen": False, "rank": 0}),
+    ],
+)
+def test_finetune_starts_scgenept_as_it_was_told(tmp_path, words, of_text):
+    table = screen(6)
+    vocabulary = Vocabulary.from_genes([*table.var_names, "NOT MEASURED"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sct.CellModel(scgpt(vocabulary, dim=8, layers=1, heads=2, hidden=8), vocabulary).save(tmp_path / "base")
+    table.write_h5ad(tmp_path / "screen.h5ad")
+    vectors = {gene: np.full(12, 5.0) for gene in [*table.var_names[:20], "NOT MEASURED"]}
+    np.savez(tmp_path / "texts.npz", **vectors)
+    given = ["finetune", tmp_path / "screen.h5ad", "--model-type", "scgenept_ncbi_gpt", "--max-steps", 1, "--lr", 1e-9]
+    given += ["--gene-embeddings", tmp_path / "texts.npz", "--model", tmp_path / "base", "--accelerator", "cpu", *words]
+    assert run(*given, "--output", tmp_path / "tuned") == 0
+    tuned = sct.CellModel.from_pretrained(tmp_path / "tuned", device="cpu")
+    part = tuned.config.embedder.parts["text"]
+    assert {name: getattr(part, name) for name in of_text} == of_text
+    rows = tuned.embedder.part("text").table.weight[tuned.vocabulary.ids(["NOT MEASURED", *table.var_names[[0, 25]]])]
+    # Upstream knows texts of the genes of the cells only.
+    assert bool((rows[0] > 4).all()) == ("upstream" not in words)
+    assert (rows[1] > 4).all()
+    assert bool(rows[2].any()) == bool({"draw", "upstream"} & {*words})
+
+
 def test_finetune_names_the_nearest_model_type(tmp_path, capsys):
     assert run("finetune", "--dataset", "none", "--output", tmp_path, "--model-type", "scgenept_go_d") == 2
     assert "Did you mean 'scgenept_go_" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from scgpt_tools import models, pp, tl
 from scgpt_tools.data.gene_embeddings import GeneEmbeddings
 from scgpt_tools.models import FAMILIES, CellModel, ModelType, to_scgenept
 from scgpt_tools.models.families.scmodelforge import SPECIALS
+from scgpt_tools.models.scgenept.names import MODEL_TYPES
 from scgpt_tools.train import finetune
 from scgpt_tools.vocabulary import Vocabulary
 from screen_tables import screen
@@ -162,6 +163,33 @@ def test_upstream_builds_what_it_builds(base):
     np.testing.assert_array_equal(
         model.state_dict()["embedder.text.table.weight"][base.vocabulary.pad_id], rows[base.vocabulary.pad_id]
     )
+
+
+@pytest.mark.filterwarnings("ignore:The texts of")
+@pytest.mark.parametrize("compat", [None, "upstream"])
+@pytest.mark.parametrize("name", [name for name in MODEL_TYPES if "_no_attention" not in name])
+def test_every_model_type_starts_with_texts_or_says_that_it_needs_them(base, name, compat):
+    """Under its own name, whatever the original builds under it."""
+    kind = models.parse_model_type(name)
+    texts = dict.fromkeys(kind.sources, TEXTS) or None
+    model = to_scgenept(base, name, texts, compat=compat, genes=GENES)
+    built = models.parse_model_type(name, compat=compat)
+    assert {*model.config.embedder.parts} & {"text", "go"} == set(built.sources)
+    if built.sources:
+        with pytest.raises(TypeError, match="Expected `gene_embeddings` for the texts of the model type"):
+            to_scgenept(base, name, compat=compat, genes=GENES)
+    else:
+        assert to_scgenept(base, name, compat=compat).config.embedder == model.config.embedder
+
+
+def test_texts_that_upstream_does_not_read_are_said_to_be_of_no_use(base):
+    with pytest.warns(
+        UserWarning, match="'go_c_concat_scgpt_counts|'go_c_gpt_concat_scgpt_counts' are not read with compat="
+    ):
+        model = to_scgenept(base, "go_c_scgpt_counts", TEXTS, compat="upstream")
+    assert list(model.config.embedder.parts) == ["values", "perturbation"]
+    with pytest.raises(ValueError, match="Expected `compat`"):
+        to_scgenept(base, "scgpt", compat="original")
 
 
 def test_the_settings_of_an_export_say_what_tensors_do_not(base, tmp_path):

@@ -23,6 +23,7 @@ from scgpt_tools.models import parse_model_type, to_scgenept
 from scgpt_tools.models.gene_classifier import N_GENES
 from scgpt_tools.screens.conditions import control_mask, read_direction, read_labels
 from scgpt_tools.tokens.corruptions import Corruption
+from scgpt_tools.tokens.names import column_names
 from scgpt_tools.tokens.perturbations import condition_genes, perturbed_genes
 from scgpt_tools.train import LoraConfig
 from scgpt_tools.train.gene_classifier import fit_gene_classifier
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("scgpt_tools.cli")
 
+# What a model of scGenePT is started with, beside its model type.
+_START = ("gene_embeddings", "missing", "frozen", "rank", "compat")
 # What training and evaluation of a screen read cells by.
 _READ = ("within", "layer", "genes", "symbols", "aliases", "ignore_case", "duplicates")
 
@@ -44,17 +47,18 @@ _READ = ("within", "layer", "genes", "symbols", "aliases", "ignore_case", "dupli
 def finetune_files(learn: Callable[..., CellModel], options: dict[str, Any]) -> None:
     """Fine-tune a model on a table or a data set, and write all that comes of it.
 
-    ``learn``: the function that does it; ``options``: its arguments by name, ``input``, ``output``, ``overwrite`` and
-    scGenePT's ``model_type`` and ``gene_embeddings``.
+    ``learn``: the function that does it; ``options``: its arguments by name, ``input``, ``output``, ``overwrite``,
+    scGenePT's ``model_type`` and what else :func:`scgpt_tools.models.to_scgenept` takes.
     """
     source, output, overwrite = (options.pop(name) for name in ("input", "output", "overwrite"))
-    kind, texts = options.pop("model_type"), options.pop("gene_embeddings")
+    kind, start = options.pop("model_type"), {name: options.pop(name) for name in _START}
+    start = {name: value for name, value in start.items() if value}
     task = options.setdefault("task", "annotate" if kind is None else "perturb")
     if kind is not None and task != "perturb":
         raise ValueError(f"Expected --model_type with --task perturb only, found it with {task!r}.")
-    if kind is None and texts is not None:
+    if kind is None and start:
         raise ValueError(
-            "Expected --gene_embeddings with --model_type, found it without. Name a model type of scGenePT."
+            f"Expected --{next(iter(start))} with --model_type, found it without. Name a model type of scGenePT."
         )
     model: Any = options.pop("model", "scgpt-human")
     options["folder"] = options.get("folder") or str(Path(output) / RUN)
@@ -68,7 +72,7 @@ def finetune_files(learn: Callable[..., CellModel], options: dict[str, Any]) -> 
         parse_model_type(kind)  # refuses names that cannot be, before cells are read
     with _opened(source, options) as cells:
         if task == "perturb":
-            _finetune_on_screen(learn, cells, model, place, options, kind=kind, texts=texts)
+            _finetune_on_screen(learn, cells, model, place, options, kind=kind, start=start)
             return
         tuned = learn(cells, model, **options)
     if _writes():
@@ -83,7 +87,7 @@ def _finetune_on_screen(
     options: dict[str, Any],
     *,
     kind: str | None,
-    texts: str | None,
+    start: Mapping[str, Any],
 ) -> None:
     """Divide the perturbations unless they are, fine-tune, and score what was held out beside baselines."""
     condition_key, rng = options.get("condition_key", "condition"), options.get("rng", 0)
@@ -94,11 +98,7 @@ def _finetune_on_screen(
     if isinstance(split, str) and split not in cells.obs:
         pp.perturbation_split(cells, condition_key=condition_key, rng=rng, key_added=split)
     if kind is not None:
-        wanted: Any = texts
-        sources = parse_model_type(kind).sources
-        if sources and texts is None:
-            wanted = {name: datasets.gene_embeddings(source) for name, source in sources.items()}
-        model = to_scgenept(model, kind, wanted, rng=rng)
+        model = _started(model, kind, cells, options.get("genes"), rng=rng, **start)
     tuned = learn(cells, model, **options)
     if not _writes():
         return
@@ -111,6 +111,16 @@ def _finetune_on_screen(
         scores.table.to_csv(place / "scores.csv", index=False)
         print(scores)
         logger.info("Wrote the scores to %s.", place / "scores.csv")
+
+
+def _started(model: Any, kind: str, cells: Any, column: str | None, *, rng: Any, **start: Any) -> CellModel:
+    """A model of scGenePT, with the published embeddings unless others are named."""
+    compat = start.get("compat")
+    sources = parse_model_type(kind, compat=compat).sources
+    if sources and "gene_embeddings" not in start:
+        start["gene_embeddings"] = {name: datasets.gene_embeddings(source) for name, source in sources.items()}
+    genes = [name for name in column_names(cells.var, column) if name is not None] if compat else None
+    return to_scgenept(model, kind, genes=genes, rng=rng, **start)
 
 
 def _leave_out(cells: Any, tuned: CellModel, condition_key: str, split: str, read: Mapping[str, Any]) -> bool:

@@ -112,6 +112,21 @@ class FinetuneCommand(Command):
             "--gene_embeddings",
             help="File or folder with the embeddings of the model type's texts; none fetches the published ones by name.",
         )
+        group.add_argument(
+            "--missing",
+            choices=("mask", "draw"),
+            help="Genes without a text: mask (the default) has the texts add nothing to them, draw gives them random rows, as "
+            "scGenePT.",
+        )
+        group.add_argument("--frozen", action="store_true", help="Hold the tables of texts and train their map alone.")
+        group.add_argument(
+            "--rank", type=int, default=0, help="With --frozen, train a correction of this rank to the tables."
+        )
+        group.add_argument(
+            "--compat",
+            choices=("upstream",),
+            help="upstream builds what scGenePT builds under the model type, with its tables for the genes of the cells.",
+        )
 
     def run(self, options: dict[str, Any]) -> None:
         """Train, save, score perturbations, and say what was written."""

@@ -321,7 +321,10 @@ def file_names(source: str) -> list[str]:
         _, axis, pooling = source.split("_")
         start = f"GO_{axis if axis == 'all' else axis.upper()}_gene"
         ends = (f"-gpt3.5-ada-{pooling}", f"-gpt3.5-ada_{pooling}", f"_{pooling}")
-        stems = [f"{start}_{word}{end}" for end in ends for word in ("embeddings", "embedding")]
+        words = ("embeddings", "embedding")
+        # One file is spelt unlike the others.
+        words = words[::-1] if source == "go_p_avg" else words
+        stems = [f"{start}_{word}{end}" for end in ends for word in words]
     pickles = (".pkl", ".pickle") if source == "ncbi+uniprot" else (".pickle", ".pkl")
     names = [stem + suffix for stem in stems for suffix in pickles]
     return [f"{source}.safetensors", *(f"{stem}.safetensors" for stem in stems), *names]

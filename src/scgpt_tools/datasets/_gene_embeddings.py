@@ -4,13 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scgpt_tools.data.gene_embeddings import GeneEmbeddings, file_names
+import pandas as pd
+
+from scgpt_tools.data.gene_embeddings import SOURCES, GeneEmbeddings, file_names
 from scgpt_tools.models.bucket import SCGENEPT_BUCKET, Bucket
+from scgpt_tools.models.families.scgenept import WIDTH
+from scgpt_tools.models.zoo import TEXTS
 
 if TYPE_CHECKING:
     from os import PathLike
 
 _FOLDER = "models/gene_embeddings/"
+
+
+def available_gene_embeddings() -> pd.DataFrame:
+    """Embeddings of texts about genes that :func:`gene_embeddings` reads by name.
+
+    Returns
+    -------
+    One row per name: the texts, how several texts of a gene become one vector, numbers of a vector, what embedded them,
+    licence, file of the release and where it is.
+    """
+    rows = [
+        {
+            "name": source,
+            "texts": TEXTS[f"scgenept_{source.removesuffix('_concat').removesuffix('_avg')}"],
+            "pooling": source.rpartition("_")[2] if source.startswith("go_") else "",
+            "width": WIDTH,
+            "encoder": "text-embedding-ada-002",
+            "licence": "not stated apart from the code's (MIT)",
+            "file": next(name for name in file_names(source) if not name.endswith(".safetensors")),
+            "source": f"s3://czi-scgenept-public/{_FOLDER} (see https://github.com/czi-ai/scGenePT)",
+        }
+        for source in SOURCES
+    ]
+    return pd.DataFrame(rows).set_index("name")
 
 
 def gene_embeddings(

@@ -87,7 +87,7 @@ def _scgpt(name: str, training_data: str, recommended_for: str, drive_folder: st
 
 
 _VOCABULARY = "models/pretrained/scgpt/vocab.json"
-_TEXTS = {
+TEXTS = {
     "scgpt": "no texts",
     "scgenept_ncbi": "NCBI's summaries of genes",
     "scgenept_ncbi+uniprot": "summaries of NCBI and UniProt",
@@ -96,6 +96,7 @@ _TEXTS = {
     "scgenept_go_p": "GO biological processes",
     "scgenept_go_all": "all axes of GO",
 }
+"""Which texts each variant of scGenePT reads."""
 _SCREENS = {"norman": "CRISPRa in K562 (Norman 2019)", "adamson": "CRISPRi in K562 (Adamson 2016)"}
 
 
@@ -106,7 +107,7 @@ def _scgenept(variant: str, screen: str) -> ReleasedModel:
         repository=None,
         bucket=f"models/finetuned/{variant}/{screen}",
         family="scgenept",
-        training_data=f"scgpt-human, then {_SCREENS[screen]}, with {_TEXTS[variant]}",
+        training_data=f"scgpt-human, then {_SCREENS[screen]}, with {TEXTS[variant]}",
         recommended_for="perturbations of the kind and cells that it was trained on",
         code_licence="MIT",
         weights_licence="not stated apart from the code's (MIT)",
@@ -161,7 +162,7 @@ _RELEASED = (
         citation="scgpt-tools",
         source="this package (scripts/make_demo_perturbation.py)",
     ),
-    *(_scgenept(variant, screen) for variant in _TEXTS for screen in _SCREENS),
+    *(_scgenept(variant, screen) for variant in TEXTS for screen in _SCREENS),
 )
 
 RELEASED: dict[str, ReleasedModel] = {model.name: model for model in _RELEASED}

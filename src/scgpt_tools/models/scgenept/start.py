@@ -14,6 +14,7 @@ import torch
 
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import as_seed, check_choice, check_type
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.gene_embeddings import GeneEmbeddings, Missing, warn_of_coverage
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import LanguageConfig, TransformerConfig
@@ -64,7 +65,7 @@ def to_scgenept(
     gene_embeddings
         :class:`~scgpt_tools.data.gene_embeddings.GeneEmbeddings`, a file of them, or a folder in which those of the model
         type are found by name; with two streams of texts a mapping of ``"text"`` and ``"go"`` to such, or one folder.
-        ``None`` for a model type without texts.
+        ``None`` for a model type without texts, as those are that the original builds without.
     missing
         Genes without a text: ``"mask"`` has the stream add nothing to them; ``"draw"`` gives them random rows, as the
         original.
@@ -97,7 +98,8 @@ def to_scgenept(
     Warns
     -----
     UserWarning
-        If fewer than a tenth of the genes have a text.
+        If fewer than a tenth of the genes have a text, or ``compat="upstream"`` builds a model that reads none of those
+        given.
 
     Examples
     --------
@@ -112,10 +114,20 @@ def to_scgenept(
     check_arguments(to_scgenept, locals())
     check_type("model_type", model_type, (str, ModelType))
     check_choice("missing", missing, ("mask", "draw"))
+    if compat is not None:
+        check_choice("compat", compat, ("upstream",))
     check_type("model", model, (CellModel, str, PathLike))
     seed = as_seed(rng)
-    kind = parse_model_type(model_type, compat=compat) if isinstance(model_type, str) else model_type
-    found = _embeddings(kind, gene_embeddings)
+    asked = parse_model_type(model_type) if isinstance(model_type, str) else model_type
+    kind = asked if compat is None else asked.upstream
+    if gene_embeddings is not None and asked.sources and not kind.sources:
+        # The original loads them, and its network has no stream for them.
+        warn_user(
+            f"The texts of {asked.name!r} are not read with compat='upstream': the original builds {kind.name!r} under this "
+            "name. Pass compat=None for what the name says."
+        )
+        gene_embeddings = None
+    found = _embeddings(kind, gene_embeddings, asked.name)
     base = model if isinstance(model, CellModel) else CellModel.from_pretrained(model)
     if base.config.family not in _BASES or not isinstance(base.config.encoder, TransformerConfig):
         raise ValueError(
@@ -161,18 +173,18 @@ def to_scgenept(
     return started.to(base.device).eval()
 
 
-def _embeddings(kind: ModelType, given: Given | None) -> dict[str, GeneEmbeddings]:
+def _embeddings(kind: ModelType, given: Given | None, called: str) -> dict[str, GeneEmbeddings]:
     """Embeddings of each stream of texts by its name."""
     sources = kind.sources
     if not sources:
         if given is not None:
             raise TypeError(
-                f"Expected no `gene_embeddings` for the model type {kind.name!r}, which has no texts, found some."
+                f"Expected no `gene_embeddings` for the model type {called!r}, which has no texts, found some."
             )
         return {}
     if given is None:
         raise TypeError(
-            f"Expected `gene_embeddings` for the texts of the model type {kind.name!r}, found None. Pass a file, a folder "
+            f"Expected `gene_embeddings` for the texts of the model type {called!r}, found None. Pass a file, a folder "
             "with the files of scGenePT's release, or what `sct.pp.embed_gene_texts` returns."
         )
     by_stream = isinstance(given, Mapping) and set(given) <= {"text", "go"}
@@ -184,7 +196,7 @@ def _embeddings(kind: ModelType, given: Given | None) -> dict[str, GeneEmbedding
         if not by_stream and len(sources) > 1 and not _is_folder(own):
             raise TypeError(
                 "Expected `gene_embeddings` to map 'text' and 'go' to embeddings, or to be a folder with the files of both, "
-                f"for the model type {kind.name!r}, found {type(own).__name__}."
+                f"for the model type {called!r}, found {type(own).__name__}."
             )
         found[name] = _read(own, source)
     return found
