@@ -63,7 +63,7 @@ device
     "precision": """\
 precision
     Number format of matrix products: ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``, which is bf16 on CUDA devices and fp32
-    elsewhere.""",
+    elsewhere.  bf16 on a processor without instructions for it is slow, and warned of.""",
     "attention": """\
 attention
     Backend; ``None`` takes the fastest that the device has.""",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from threading import Event, Thread
 
 import pytest
 import torch
 from torch import nn
 
+from scgpt_tools.models import precision
 from scgpt_tools.models.modes import evaluating
 from scgpt_tools.models.precision import autocast, resolve_device, resolve_precision
 from scgpt_tools.settings import settings
@@ -16,7 +18,7 @@ CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "bf16", "expected"),
+    ("asked", "device", "bf16", "expected"),
     [
         ("auto", CPU, True, "fp32"),
         ("auto", MPS, True, "fp32"),
@@ -27,23 +29,57 @@ CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
         ("fp32", CUDA, True, "fp32"),
     ],
 )
-def test_choice(monkeypatch, precision, device, bf16, expected):
+def test_choice(monkeypatch, asked, device, bf16, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
-    assert resolve_precision(precision, device) == expected
+    assert resolve_precision(asked, device) == expected
 
 
-@pytest.mark.parametrize(("precision", "message"), [("fp8", "one of 'auto', 'fp32'"), ("fp16", "needs a GPU")])
-def test_refused(precision, message):
+@pytest.mark.parametrize(("asked", "message"), [("fp8", "one of 'auto', 'fp32'"), ("fp16", "needs a GPU")])
+def test_refused(asked, message):
     with pytest.raises(ValueError, match=message):
-        resolve_precision(precision, CPU)
+        resolve_precision(asked, CPU)
 
 
 def test_autocast():
     linear = nn.Linear(2, 2)
-    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        with autocast(precision, CPU):
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with autocast(name, CPU):
             assert linear(torch.ones(1, 2)).dtype == dtype
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("machine", "bf16", "tile", "listed", "lacks"),
+    [
+        ("x86_64", False, False, {}, True),
+        ("AMD64", False, False, {"avx_ne_convert": False}, True),
+        ("x86_64", True, False, {}, False),
+        ("x86_64", False, True, {}, False),
+        ("x86_64", False, False, {"avx_ne_convert": True}, False),
+        ("aarch64", False, False, {}, False),
+    ],
+)
+def test_processors_that_compute_bf16_in_software(monkeypatch, machine, bf16, tile, listed, lacks):
+    monkeypatch.setattr(precision.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tile, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: listed, raising=False)
+    assert precision.lacks_bf16() == lacks
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert not precision.lacks_bf16()
+
+
+@pytest.mark.parametrize(("asked", "warns"), [("bf16", True), ("auto", False), ("fp32", False)])
+def test_bf16_in_software_is_warned_of(monkeypatch, asked, warns):
+    monkeypatch.setattr(precision, "lacks_bf16", lambda: True)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert resolve_precision(asked, CPU) == ("bf16" if warns else "fp32")
+    assert [str(entry.message)[:46] for entry in found] == warns * ["This processor has no instructions for bf16 an"]
+    monkeypatch.setattr(precision, "lacks_bf16", lambda: False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resolve_precision("bf16", CPU)
 
 
 @pytest.mark.parametrize("fails", [False, True])

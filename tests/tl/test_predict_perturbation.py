@@ -391,3 +391,13 @@ def test_the_demo_predicts_offline():
     rows = controls(adata)
     change = adata.layers["predicted"][rows].mean(axis=0) - np.asarray(adata.X[rows].mean(axis=0)).ravel()
     assert adata.var_names[change.argmin()] in ("SPI1", "S100A9", "S100A8", "LYZ", "TYROBP", "CST3", "FCER1G")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_bf16_that_a_processor_computes_in_software_is_warned_of_once(cells, model, monkeypatch, several):
+    monkeypatch.setattr("scgpt_tools.models.precision.lacks_bf16", lambda: True)
+    models, perturbations = (model, "G1") if not several else ([model, model], ["G1", "G2"])
+    with pytest.warns(UserWarning, match="no instructions for bf16") as found:
+        sct.tl.predict_perturbation(cells, perturbations, models, precision="bf16")
+    assert sum("no instructions for bf16" in str(entry.message) for entry in found) == 1
+    assert found[0].filename == __file__

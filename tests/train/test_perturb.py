@@ -422,3 +422,10 @@ def test_pairs_by_transport_are_learnt_from(cells, options):
 def test_numbers_of_cells_that_cannot_be(cells, number):
     with pytest.raises((TypeError, ValueError), match="cells_per_mean"):
         finetune(cells, pretrained(cells.var_names), **QUICK, cells_per_mean=number)
+
+
+def test_bf16_that_a_processor_computes_in_software_is_warned_of_once(cells, monkeypatch):
+    monkeypatch.setattr("scgpt_tools.models.precision.lacks_bf16", lambda: True)
+    with pytest.warns(UserWarning, match="no instructions for bf16") as found:
+        finetune(cells, pretrained(cells.var_names), **QUICK, max_steps=1, precision="bf16")
+    assert sum("no instructions for bf16" in str(entry.message) for entry in found) == 1

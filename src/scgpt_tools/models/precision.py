@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+import platform
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
 from scgpt_tools._validate import check_choice
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.settings import settings
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def _devices() -> list[str]:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> str:
-    """Choose the number format for a device."""
+    """Choose the number format for a device, and warn of one that a processor has no instructions for."""
     check_choice("precision", precision, get_args(Precision))
     if precision == "auto":
         # Older GPUs emulate bf16, which is slower than fp32.
@@ -61,7 +63,23 @@ def resolve_precision(precision: Precision, device: torch.device) -> str:
         return "bf16" if fast else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("Expected precision 'fp32' or 'bf16' on a CPU, found 'fp16', which needs a GPU.")
+    if precision == "bf16" and device.type == "cpu" and lacks_bf16():
+        warn_user(
+            "This processor has no instructions for bf16 and computes it in software, which is slower than fp32, ten times where "
+            "AVX-512 is missing too. Pass precision='fp32' or 'auto'.",
+            once_about=(),
+        )
     return precision
+
+
+def lacks_bf16() -> bool:
+    """Whether the processor is known to compute bf16 in software; not where torch does not tell, as for ARM."""
+    tells = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    if platform.machine().lower() not in ("x86_64", "amd64") or None in tells:
+        return False
+    # The third way to have bf16, which torch lists since it has this function.
+    others: Any = getattr(torch.cpu, "get_capabilities", dict)()
+    return not (any(tell() for tell in tells if tell is not None) or others.get("avx_ne_convert"))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
