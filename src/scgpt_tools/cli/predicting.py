@@ -198,7 +198,7 @@ def evaluate_perturbation(
     output: str | None = None,
     overwrite: bool = False,
     condition_key: str = "condition",
-    split: str = "split",
+    split: str | None = "split",
     part: str = "test",
     within: str | None = None,
     layer: str | None = None,
@@ -231,7 +231,7 @@ def evaluate_perturbation(
     condition_key
         Column of ``obs`` with the conditions.
     split
-        Column of ``obs`` with the parts.
+        Column of ``obs`` with the parts; null scores all conditions and trains no baseline.
     part
         Part to score.
     within

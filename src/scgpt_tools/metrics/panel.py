@@ -33,8 +33,9 @@ class Truth:
     """(C, G) mean profiles."""
     control: NDArray[np.float64]
     """(G,) or (C, G) mean of the controls of the same context."""
-    perturbed_mean: NDArray[np.float64]
-    """(G,) or (C, G) mean of the training conditions."""
+    perturbed_mean: NDArray[np.float64] | None
+    """(G,) or (C, G) mean of the training conditions, or of the conditions here where there are none; ``None`` leaves out
+    the metrics beyond it."""
     scores: NDArray[np.float64] | None = None
     """(C, G) test scores against the controls, which choose the top genes."""
     weights: NDArray[np.float64] | None = None
@@ -116,6 +117,8 @@ def _of_changes(score: Score, *, top: bool = False, weighted: bool = False, beyo
     def compute(predicted: NDArray[np.float64], truth: Truth) -> NDArray[np.float64] | None:
         where = truth.top if top else truth.scored
         if where is None or (weighted and truth.weights is None):
+            return None
+        if beyond is not None and getattr(truth, beyond) is None:
             return None
         options = {"weights": truth.weights} if weighted else {}
         reference = _NOTHING if beyond is None else truth.change_of(getattr(truth, beyond))

@@ -28,6 +28,8 @@ _SHOWN = ("mse", "mse_weighted", "pearson_control", "pearson_perturbed_mean", "d
 # Below this share of its range a metric hardly tells a perfect prediction from the perturbed mean on the data at hand.
 _NARROW = 0.15
 _COLLAPSED = 0.1
+_UNTRAINED = "No training conditions: baselines that learn from others are left out."
+_BEYOND_MEAN = ("pearson_perturbed_mean", "r2_weighted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,11 @@ class PerturbationScores:
     def baselines(self) -> tuple[str, ...]:
         """Methods that know nothing but the training conditions."""
         return self._of_role("baseline")
+
+    @property
+    def _trained(self) -> bool:
+        """Whether there were conditions that baselines learn from."""
+        return "perturbed_mean" in self.baselines
 
     def _of_role(self, role: str) -> tuple[str, ...]:
         return tuple(self.table.loc[self.table["role"] == role, "method"].unique())
@@ -115,11 +122,16 @@ class PerturbationScores:
         return compared[compared["verdict"] == "better"].reset_index(drop=True)
 
     def ranges(self) -> pd.Series:
-        """How much of its range each metric has here; see :func:`scgpt_tools.metrics.dynamic_ranges`."""
+        """How much of its range each metric has here, from the perturbed mean, or no change where there is none.
+
+        See :func:`scgpt_tools.metrics.dynamic_ranges`.
+        """
         ceiling, table = self._of_role("ceiling")[0], common_conditions(self.table)
-        ranges = dynamic_ranges(table, ceiling=ceiling, baseline="perturbed_mean")
-        # The perturbed mean is the reference of these itself, so nothing can be measured from it.
         other = dynamic_ranges(table, ceiling=ceiling, baseline="no_change")
+        if not self._trained:
+            return other
+        ranges = dynamic_ranges(table, ceiling=ceiling, baseline="perturbed_mean")
+        # The perturbed mean is the reference of some itself, so nothing can be measured from it.
         return ranges.where(ranges.notna(), other)
 
     def winners(self) -> pd.Series:
@@ -158,12 +170,15 @@ class PerturbationScores:
         conditions = self.table["condition"].nunique()
         found = self.table["perturbation"].nunique() if "perturbation" in self.table else conditions
         each = "" if found == conditions else f" of {found} perturbation{'' if found == 1 else 's'}"
-        return f"{conditions} held-out conditions{each}"
+        kind = "held-out condition" if self._trained else "condition"
+        return f"{conditions} {kind}{'' if conditions == 1 else 's'}{each}"
 
     def _header(self) -> str:
         groups = self.table.drop_duplicates("condition")["group"].value_counts()
-        sizes = ", ".join(f"{n} {group}" for group, n in groups.items())
-        return f"{self._counted()} ({sizes}), hash {self.test_hash[:16]}; means:"
+        sizes = (
+            f" ({', '.join(f'{n} {group}' for group, n in groups.items())})" if list(groups.index) != ["all"] else ""
+        )
+        return f"{self._counted()}{sizes}, hash {self.test_hash[:16]}; means:"
 
     def _numbers(self) -> str:
         shown = self.means()
@@ -171,7 +186,9 @@ class PerturbationScores:
         return shown[columns].rename_axis(index=None, columns=None).to_string(float_format="{:.3g}".format)
 
     def _conclusions(self) -> list[str]:
-        lines = []
+        lines = [] if self._trained else [_UNTRAINED]
+        if not self._trained and (there := [name for name in _BEYOND_MEAN if name in set(self.table["metric"])]):
+            lines.append(f"{' and '.join(there)} refer to the mean change of the scored conditions.")
         for model in self.models:
             winners = self._winners(model)
             lost = winners[winners != model]
@@ -188,7 +205,8 @@ class PerturbationScores:
         narrow = [str(name) for name in ranges.index[ranges < _NARROW]]
         if narrow:
             lines.append(
-                f"On these data even a perfect prediction would hardly beat the perturbed mean in {', '.join(narrow)}."
+                f"On these data even a perfect prediction would hardly beat {'the perturbed mean' if self._trained else 'no change'} "
+                f"in {', '.join(narrow)}."
             )
         above = self.above_ceiling()
         for method in above["method"].unique():

@@ -15,7 +15,7 @@ import pandas as pd
 from scgpt_tools._keys import SplitKeys
 from scgpt_tools.data.parts import PARTS, read_parts
 from scgpt_tools.data.rows import RowSource
-from scgpt_tools.metrics.baselines import perturbed_mean, predict_baselines
+from scgpt_tools.metrics.baselines import predict_baselines
 from scgpt_tools.metrics.combining import additive
 from scgpt_tools.metrics.evaluation import evaluation_table
 from scgpt_tools.metrics.panel import Truth
@@ -43,6 +43,8 @@ CEILING = "ceiling"
 """A perfect prediction: as good as the noise of the measured cells lets any be."""
 CONSTANT = "perturbed_cells"
 """The mean of all perturbed training cells, whatever the context: what a model that has learnt nothing else says."""
+NO_CHANGE = "no_change"
+"""The controls, the one baseline that needs no training conditions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +61,21 @@ class HeldOutScreen:
     """(N,) context of each cell; empty where all are compared together."""
     is_control: NDArray[np.bool_]
     """(N,) which cells are controls."""
-    train: TrainingEffects
+    train: TrainingEffects | None
+    """What baselines learn from; ``None`` where the table has no training conditions."""
     truth: Truth
     conditions: tuple[str, ...]
     """(C,) condition of each row of the truth; its name there may carry the context."""
     groups: dict[str, str]
-    """Name of a row to how much of its genes training saw."""
+    """Name of a row to how much of its genes training saw; ``"all"`` where nothing is known of training."""
     first_half: NDArray[np.bool_]
     """(N,) cells of the first half of their row; for scores of cells."""
     is_input: NDArray[np.bool_]
     """(N,) controls that predictions are made from; true changes refer to the other ones."""
     input_control: NDArray[np.float64]
     """(C, G) mean of those of each row's context."""
-    constant: NDArray[np.float64]
-    """(G,) mean of the perturbed training cells."""
+    constant: NDArray[np.float64] | None
+    """(G,) mean of the perturbed training cells; ``None`` where there are none."""
     ceiling: Ceiling
 
     @classmethod
@@ -81,7 +84,7 @@ class HeldOutScreen:
         adata: AnnData,
         *,
         key: str = "condition",
-        split: str = "split",
+        split: str | None = "split",
         part: str = "test",
         within: str | Sequence[str] | None = None,
         layer: str | None = None,
@@ -91,33 +94,39 @@ class HeldOutScreen:
     ) -> HeldOutScreen:
         """Average training and held-out cells, rank genes, and divide controls and held-out cells into halves.
 
+        ``split``: column of ``obs`` with parts; ``None`` takes all cells for the part, and none to train on;
         ``within``: columns of ``obs``: take effects against the controls of the same cell type, batch and so on;
         ``layer``: key of ``layers``; ``None`` takes ``X``; ``genes``: names of the genes as conditions spell them;
-        ``None`` takes ``var_names``; ``without``: conditions to leave out of the part.
+        ``None`` takes ``var_names``; ``without``: names of rows to leave out of the part.
         """
         names = list(adata.var_names if genes is None else genes)
         conditions = read_conditions(adata, key)
         contexts = context_labels(adata, within)
-        # The part that is asked for need not have a usual name.
-        parts = read_parts(adata.obs, SplitKeys(split).obs, also=() if part in PARTS else (part,), others=True)
+        if split is None:
+            parts = np.full(adata.n_obs, part, dtype=object)
+        else:
+            # The part that is asked for need not have a usual name.
+            parts = read_parts(adata.obs, SplitKeys(split).obs, also=() if part in PARTS else (part,), others=True)
         if without:
-            parts = np.where(np.isin(conditions, list(without)) & (parts == part), "", parts)
+            parts = np.where(np.isin(unit_names(contexts, conditions), list(without)) & (parts == part), "", parts)
         rows = _Rows(conditions, contexts, parts, adata.obs_names.to_numpy(), seed)
         source = RowSource(adata, layer=layer)
         cells = log_values(source)
-        train = rows.training_effects(cells, names)
+        trained = np.flatnonzero((parts == PARTS[0]) & ~rows.is_control)
+        train = rows.training_effects(cells, names) if trained.size else None
         held = rows.held_out(part)
         shown = [unit_name(*pair) for pair in held]
         # Where cells are held out, a condition has cells in other parts too.
         own = np.isin(rows.units, shown) & (parts == part)
         first_half = np.zeros(adata.n_obs, dtype=bool)
         first_half[own] = split_halves(rows.units[own], adata.obs_names.to_numpy()[own], seed=seed)
-        seen = seen_groups(sorted({condition for _, condition in held}), pd.unique(conditions[parts == PARTS[0]]))
-        group_of = {condition: group for group, members in seen.items() for condition in members}
+        seen = seen_groups(sorted({condition for _, condition in held}), pd.unique(conditions[trained]))
+        group_of = (
+            {condition: group for group, members in seen.items() for condition in members} if trained.size else {}
+        )
         units = np.where(own, rows.units, "")
         truth, rest = rows.truth(cells, own, held, train, names)
         contexts_of = [context for context, _ in held]
-        trained = np.flatnonzero((parts == PARTS[0]) & ~rows.is_control)
         return cls(
             source=source,
             units=units,
@@ -127,11 +136,11 @@ class HeldOutScreen:
             train=train,
             truth=truth,
             conditions=tuple(condition for _, condition in held),
-            groups={name: group_of[condition] for name, (_, condition) in zip(shown, held, strict=True)},
+            groups={name: group_of.get(condition, "all") for name, (_, condition) in zip(shown, held, strict=True)},
             first_half=first_half,
             is_input=rows.is_input,
             input_control=rows.controls(cells, rows.is_input).of(contexts_of),
-            constant=mean_profiles(cells[trained], ["all"] * trained.size).means[0],
+            constant=mean_profiles(cells[trained], ["all"] * trained.size).means[0] if trained.size else None,
             ceiling=repeat(cells, units, truth, rows.contexts, rows.is_reference, rest=rest, seed=seed),
         )
 
@@ -156,7 +165,9 @@ class HeldOutScreen:
         return tuple(condition_genes(condition) for condition in self.conditions)
 
     def baselines(self) -> dict[str, NDArray[np.float64]]:
-        """(C, G) mean profiles by the name of the baseline."""
+        """(C, G) mean profiles by the name of the baseline: no change alone where there is nothing to learn from."""
+        if self.train is None or self.constant is None:
+            return {NO_CHANGE: np.array(self.truth.control)}
         profiles, _ = predict_baselines(self.train, self.targets, self.truth.control)
         # Against the controls that predictions start from, as all others are.
         return {**profiles, CONSTANT: self.truth.control + self.constant - self.input_control}
@@ -226,14 +237,12 @@ class _Rows:
         """Mean control of every context."""
         chosen = np.flatnonzero(mask & self.is_control)
         if not chosen.size:
-            raise ValueError("Expected control cells to train on, found none.")
+            raise ValueError("Expected control cells to compare perturbed ones with, found none.")
         return mean_profiles(cells[chosen], self.contexts[chosen])
 
     def training_effects(self, cells: Any, names: Sequence[str]) -> TrainingEffects:
         trained = self.parts == PARTS[0]
         mask = trained & ~self.is_control
-        if not mask.any():
-            raise ValueError(f"Expected perturbed cells in the part {PARTS[0]!r}, found none.")
         return training_effects(
             cells, self.conditions, self.contexts, perturbed=mask, controls=trained & self.is_input, genes=names
         )
@@ -243,7 +252,7 @@ class _Rows:
         cells: Any,
         mask: NDArray[np.bool_],
         held: list[tuple[str, str]],
-        train: TrainingEffects,
+        train: TrainingEffects | None,
         names: Sequence[str],
     ) -> tuple[Truth, NDArray[np.float64]]:
         """What to compare predictions of the held-out cells in ``mask`` with, and scores against all other perturbed cells."""
@@ -262,21 +271,29 @@ class _Rows:
             )
         control = controls.of(contexts)
         scores, rest = self._scores(cells, shown, mask | ~own)
-        mean = perturbed_mean(train, targets).effects
-        added = additive(train, targets)
         rows = np.flatnonzero(mask)
+        true = mean_profiles(cells[rows], self.units[rows], names=shown).means
+        reference = self.controls(cells, self.is_reference).of(contexts)
+        several = train is not None or len(set(targets)) > 1
+        if train is None:
+            # The same for all, so a prediction that is the same for all has no correlation beyond it.
+            mean, combined = control + (true - reference).mean(axis=0), None
+        else:
+            mean, added = control + train.mean(), additive(train, targets)
+            combined = _combinations_only(control + added.effects, targets, added.informed)
         flags = column_flags([condition for _, condition in held], names, missing="ignore")
         truth = Truth(
             conditions=tuple(shown),
-            true=mean_profiles(cells[rows], self.units[rows], names=shown).means,
+            true=true,
             control=control,
-            perturbed_mean=control + mean,
+            # One condition is its own mean, and has no others to tell its genes from.
+            perturbed_mean=mean if several else None,
             scores=scores,
-            weights=de_weights(rest),
+            weights=de_weights(rest) if several else None,
             targets=flags.astype(bool),
-            additive=_combinations_only(control + added.effects, targets, added.informed),
+            additive=combined,
             contexts=tuple(contexts),
-            reference_control=self.controls(cells, self.is_reference).of(contexts),
+            reference_control=reference,
         )
         return truth, rest
 

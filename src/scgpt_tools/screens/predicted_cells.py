@@ -20,7 +20,7 @@ from scgpt_tools._optional import optional
 from scgpt_tools._validate import check_choice
 from scgpt_tools.metrics.distribution import energy_distance, mmd
 from scgpt_tools.metrics.panel import CELL_EVAL, PERTPY
-from scgpt_tools.screens.held_out import CEILING
+from scgpt_tools.screens.held_out import CEILING, NO_CHANGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Distance = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 _COMPONENTS = 50
-_NO_CHANGE = "no_change"
 _CONTROL = "ctrl"
 
 
@@ -137,7 +136,7 @@ def _distances(samples: Samples, wanted: CellScores) -> Iterator[tuple[str, str,
     project = _components(samples)
     for number, name in enumerate(samples.rows):
         pairs = {method: tuple(project(cells) for cells in samples.pair(method, number)) for method in samples.methods}
-        start, true = pairs[_NO_CHANGE]
+        start, true = pairs[NO_CHANGE]
         metrics: dict[str, Distance] = {"energy": energy_distance, "mmd": mmd} if wanted.own else {}
         metrics |= _pertpy(wanted.distances, _width(start, true))
         scale = energy_distance(start, true)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from scgpt_tools.data.rows import RowSource
@@ -28,12 +29,12 @@ from scgpt_tools.tokens.perturbations import condition_key
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgpt_tools.screens.held_out import HeldOutScreen
 
 _TOP = 20
+_LISTED = 10
 
 
 def layer_means(
@@ -63,13 +64,11 @@ def table_means(screen: HeldOutScreen, name: str, table: AnnData | pd.DataFrame)
                 f"Expected {axis} of the predictions of {name!r} with names of their own, found "
                 f"{str(names[names.duplicated()][0])!r} twice."
             )
-    rows_of = _by_genes(frame.index)
-    contexts = screen.row_contexts
     rows = []
-    for shown, condition in zip(screen.rows, screen.conditions, strict=True):
-        there = [shown] if shown in frame.index else [] if any(contexts) else rows_of.get(condition_key(condition), [])
+    for shown, there in _rows_of(screen, frame.index).items():
         if not there:
-            raise ValueError(f"Expected a row {shown!r} in the predictions of {name!r}, found none.")
+            other = "" if isinstance(table, pd.DataFrame) else " Tables of cells have their conditions in `obs`."
+            raise ValueError(f"Expected a row {shown!r} in the predictions of {name!r}, found none.{other}")
         if len(there) > 1:
             raise ValueError(f"Expected one row for {shown!r} in the predictions of {name!r}, found {there}.")
         rows.append(there[0])
@@ -101,23 +100,59 @@ def cell_means(
             f"Expected all {adata.n_vars} genes in the predictions of {name!r}, found {len(absent)} missing, "
             f"the first being {absent[0]!r}."
         )
-    contexts = context_labels(cells, within)
-    conditions = cells.obs[key].astype(str).map(_spelled_like(screen)).to_numpy(dtype=object)
-    blank = np.full(len(conditions), "", dtype=object)
-    units = unit_names(blank if contexts is None else contexts, conditions)
+    units = _units(screen, cells, key, within)
     chosen = np.flatnonzero(np.isin(units, screen.rows))
     if missing := sorted(set(screen.rows) - set(units[chosen])):
-        raise ValueError(f"Expected predicted cells of {missing[0]!r} from {name!r}, found none.")
+        raise ValueError(
+            f"Expected predicted cells of {missing[0]!r} from {name!r}, found none. There are cells of "
+            f"{listing(sorted(set(units)))}."
+        )
     found = cells[chosen, adata.var_names].copy()
     values = np.asarray(found.X.toarray() if sparse.issparse(found.X) else found.X, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError(f"Expected finite predictions of {name!r}, found NaN or infinite values.")
     # What a model predicts may fall below zero, which measured cells cannot.
     found.X = values.clip(min=0)
-    check_log_values(RowSource(found))
+    try:
+        check_log_values(RowSource(found))
+    except ValueError as error:
+        raise ValueError(f"Predictions of {name!r}: {error}") from error
     profiles = mean_profiles(values, units[chosen], names=screen.rows)
     own = {row: values[units[chosen] == row].astype(np.float32) for row in screen.rows} if keep else {}
     return profiles.means, own
+
+
+def predicted_rows(
+    screen: HeldOutScreen, table: AnnData | pd.DataFrame, *, key: str, within: str | Sequence[str] | None
+) -> set[str]:
+    """Rows of a screen that a table of predictions has cells or a profile of."""
+    if isinstance(table, AnnData) and key in table.obs:
+        return set(screen.rows) & set(_units(screen, table, key, within))
+    names = table.index if isinstance(table, pd.DataFrame) else table.obs_names
+    return {row for row, there in _rows_of(screen, names).items() if there}
+
+
+def _units(screen: HeldOutScreen, cells: AnnData, key: str, within: str | Sequence[str] | None) -> NDArray[Any]:
+    """Row of a screen that each predicted cell belongs to, or what else its context and condition are called."""
+    contexts = context_labels(cells, within)
+    conditions = cells.obs[key].astype(str).map(_spelled_like(screen)).to_numpy(dtype=object)
+    blank = np.full(len(conditions), "", dtype=object)
+    return unit_names(blank if contexts is None else contexts, conditions)
+
+
+def _rows_of(screen: HeldOutScreen, names: pd.Index) -> dict[str, list[str]]:
+    """Names of a table that stand for each row of a screen."""
+    by_genes = _by_genes(names)
+    contexts = any(screen.row_contexts)
+    return {
+        shown: [shown] if shown in names else [] if contexts else by_genes.get(condition_key(condition), [])
+        for shown, condition in zip(screen.rows, screen.conditions, strict=True)
+    }
+
+
+def listing(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(map(repr, names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
 
 
 def _spelled_like(screen: HeldOutScreen) -> Callable[[str], str]:

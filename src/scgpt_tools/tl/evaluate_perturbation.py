@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
-from scgpt_tools._lookup import lookup
+from scgpt_tools._lookup import absent, lookup
 from scgpt_tools._validate import as_seed, check_choice, check_text
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.inference.cells import Request
@@ -26,7 +26,15 @@ from scgpt_tools.metrics.scores import PerturbationScores, collapse_message, col
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.screens.held_out import CEILING, CONSTANT, HeldOutScreen
 from scgpt_tools.screens.predicted_cells import CellScores, Samples, score_cells
-from scgpt_tools.screens.predictions import cell_means, layer_means, original_scores, scgenept_files, table_means
+from scgpt_tools.screens.predictions import (
+    cell_means,
+    layer_means,
+    listing,
+    original_scores,
+    predicted_rows,
+    scgenept_files,
+    table_means,
+)
 from scgpt_tools.screens.splits import condition_hash
 from scgpt_tools.tokens.names import check_names, column_names
 from scgpt_tools.tokens.perturbations import FLAGS
@@ -49,6 +57,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SPLIT, _PART = "split", "test"
 _ROLES = {CEILING: "ceiling"}
 # Between the name of a recipe and the number of one of its models.
 _SEED = " #"
@@ -65,8 +74,8 @@ def evaluate_perturbation(
     reference: AnnData | None = None,
     prediction: Prediction | Mapping[str, Prediction | Sequence[Prediction]] | None = None,
     condition_key: str = "condition",
-    split: str = "split",
-    part: str = "test",
+    split: str | None = _SPLIT,
+    part: str = _PART,
     within: str | Sequence[str] | None = None,
     layer: str | None = None,
     genes: str | None = None,
@@ -103,6 +112,11 @@ def evaluate_perturbation(
     scores are limited by the noise of the measured means.  Predictions are made from one half of the controls, and true
     changes refer to the other.
 
+    Without training conditions, as in tables of true and predicted cells alone, no change is the one baseline beside the
+    ceiling, there is no ``"interaction"``, and ``"pearson_perturbed_mean"`` and ``"r2_weighted"`` refer to the mean change
+    of the scored conditions themselves: a prediction that is the same for all has nothing beyond it, as with the mean of
+    training.
+
     Parameters
     ----------
     adata
@@ -115,15 +129,18 @@ def evaluate_perturbation(
         taken: of those that there are, where a metric has none for some of the models, as a correlation has none for a
         constant prediction.
     reference, prediction
-        Other names of ``adata`` and ``predictions``, for tables of true and predicted cells.
+        Other names of ``adata`` and ``predictions``, for tables of true and predicted cells, both log-normalised.  The
+        true ones hold the controls; without a column ``"split"`` they are taken as with ``split=None``.
     condition_key
-        Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`.
+        Column of ``obs`` with conditions from :func:`scgpt_tools.pp.parse_conditions`, of predicted cells as well.
     split
-        Column of ``obs`` from :func:`scgpt_tools.pp.perturbation_split` or :func:`scgpt_tools.pp.cell_split`.
+        Column of ``obs`` from :func:`scgpt_tools.pp.perturbation_split` or :func:`scgpt_tools.pp.cell_split`.  ``None``
+        scores all conditions that every prediction has, and trains no baseline.
     part
         Which part to score.
     within
         Columns of ``obs``, such as the replicate: predict from, and compare with, the controls of the same values.
+        Predicted cells have them too.
     {layer}
     {genes}
     symbols, aliases, ignore_case, duplicates
@@ -182,7 +199,7 @@ def evaluate_perturbation(
     ImportError
         If pertpy or cell-eval is asked for and not installed.
     KeyError
-        If a column or layer is absent; the message lists what is there.
+        If a column or layer is absent; the message lists what is there, and that of ``split`` how to do without.
     ValueError
         If values look like counts, ``ensemble`` is asked for without a list of two models or more, a part has no perturbed cells, a held-out condition has a single cell or no
         prediction, a context has no controls, or cells are to be compared and no prediction has any.
@@ -190,8 +207,17 @@ def evaluate_perturbation(
     Warns
     -----
     UserWarning
-        If the predictions of a model are nearly the same for every perturbation, or some models of a recipe have no score
-        where others have one.
+        If the predictions of a model are nearly the same for every perturbation, some models of a recipe have no score
+        where others have one, a column of parts has no training conditions, or predictions lack conditions that are to be
+        scored with ``split=None``.
+
+    Examples
+    --------
+    Predicted cells of any model beside measured ones, without a split:
+
+    >>> import scgpt_tools as sct
+    >>> scores = sct.tl.evaluate_perturbation(reference=adata_true, prediction=adata_pred)  # doctest: +SKIP
+    >>> print(scores)  # doctest: +SKIP
     """
     check_arguments(evaluate_perturbation, locals() | {"distances": distances or None})
     if direction is not None:
@@ -218,6 +244,7 @@ def evaluate_perturbation(
         adata, predictions = reference, prediction
     if adata is None or predictions is None:
         raise TypeError("Expected measured cells and predictions of them, found one of both alone.")
+    split = _split(adata, split, part, pair=reference is not None)
     named, recipes = _expanded(_named(predictions))
     ensembles = _ensembles(named, recipes) if ensemble else {}
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
@@ -251,8 +278,16 @@ def evaluate_perturbation(
         if not isinstance(prediction, AnnData | pd.DataFrame)
         and not (isinstance(prediction, str) and prediction in adata.layers)
     }
-    if lost := _without(screen, predictors.values()):
+    lost = _without(screen, predictors.values())
+    if split is None:
+        lost |= _not_predicted(screen, named, condition_key, within)
+    if lost:
         screen = read(without=lost)
+    if split is not None and screen.train is None:
+        warn_user(
+            f"Expected perturbed cells of the part 'train' in obs[{split!r}], found none: baselines that learn from them "
+            "are left out. Pass split=None to score all conditions in this way."
+        )
     profiles: dict[str, NDArray[np.float64]] = {}
     samples: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, prediction in named.items():
@@ -302,10 +337,46 @@ def evaluate_perturbation(
     return scores
 
 
+def _split(adata: AnnData, split: str | None, part: str, *, pair: bool) -> str | None:
+    """Column of parts, or ``None`` where all conditions are scored, as of a pair of tables without the usual column."""
+    if split is None:
+        if part != _PART:
+            raise ValueError(f"Expected a column of parts with part={part!r}, found split=None.")
+    elif isinstance(split, str) and split not in adata.obs:
+        if pair and (split, part) == (_SPLIT, _PART):
+            logger.info("Found no obs['split'] in the reference: all conditions of the prediction are scored.")
+            return None
+        raise KeyError(
+            f"{absent(split, adata.obs.columns, 'key in `obs`:')} Run pp.perturbation_split, or pass split=None to score "
+            "all conditions without baselines that learn from others."
+        )
+    return split
+
+
 def _without(screen: HeldOutScreen, predictors: Iterable[Predictor]) -> set[str]:
-    """Held-out conditions that a model leaves out, which no other method is scored on either."""
+    """Held-out rows that a model leaves out, which no other method is scored on either."""
     known = [predictor.knows(list(screen.targets)) for predictor in predictors]
-    return {name for own in known for name, kept in zip(screen.conditions, own, strict=True) if not kept}
+    return {name for own in known for name, kept in zip(screen.rows, own, strict=True) if not kept}
+
+
+def _not_predicted(
+    screen: HeldOutScreen, named: Mapping[str, Prediction], key: str, within: str | Sequence[str] | None
+) -> set[str]:
+    """Rows that a table of predictions lacks, with a warning that lists them."""
+    found: set[str] = set()
+    for name, prediction in named.items():
+        if isinstance(prediction, AnnData | pd.DataFrame):
+            lacking = sorted(set(screen.rows) - predicted_rows(screen, prediction, key=key, within=within))
+            # A table that has none is refused where it is read.
+            if 0 < len(lacking) < len(screen.rows):
+                found |= set(lacking)
+                warn_user(
+                    f"Expected predictions of all {len(screen.rows)} conditions from {name!r}, found none of "
+                    f"{len(lacking)}: {listing(lacking)}. They are left out for all methods."
+                )
+    if found >= set(screen.rows):
+        raise ValueError(f"Expected a condition that all of {listing(list(named))} predict, found none.")
+    return found
 
 
 def _named(predictions: Prediction | Mapping[str, Prediction]) -> dict[str, Prediction]:
