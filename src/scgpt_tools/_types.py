@@ -30,6 +30,9 @@ out with a warning."""
 Extend: TypeAlias = Literal["auto", "all", "nothing"]
 """Which genes get new tokens in fine-tuning: perturbed ones that the vocabulary lacks, all of the table, or none."""
 
+Training: TypeAlias = Literal["package", "authors"]
+"""How long and on what fine-tuning trains: as this package found better, or as the authors of the model did."""
+
 PairMethod: TypeAlias = Literal["random", "transport"]
 """Which controls perturbed cells are paired with: drawn ones, or by optimal transport those that they are near to."""
 

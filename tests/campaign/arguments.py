@@ -140,7 +140,7 @@ KINDS: dict[str, str] = {
     "mask_value": "number",
     **dict.fromkeys(
         "activation attention backend by draw duplicates embedding_type freeze gene_sampling how hvg_flavor include "
-        "extend method metric missing mode pairing pooling precision sampling schedule direction normalise split_type ties unknown unmeasured".split(),
+        "extend method metric missing mode pairing pooling precision recipe sampling schedule direction normalise split_type ties unknown unmeasured".split(),
         "choice",
     ),
     **dict.fromkeys(

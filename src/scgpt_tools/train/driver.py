@@ -15,7 +15,15 @@ from scgpt_tools.train.lora import adapters
 from scgpt_tools.train.once import by_first_process
 from scgpt_tools.train.pacing import paced
 from scgpt_tools.train.randomness import own_random_numbers
-from scgpt_tools.train.starting import check_model_and_cells, fit_fields, fit_settings, low_rank, of_family, open_model
+from scgpt_tools.train.starting import (
+    authors_of,
+    check_model_and_cells,
+    fit_fields,
+    fit_settings,
+    low_rank,
+    of_family,
+    open_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from scgpt_tools._types import Training
     from scgpt_tools.models.cell_model import CellModel
     from scgpt_tools.train.fit import FitConfig
     from scgpt_tools.train.lora import LoraConfig
@@ -41,6 +50,7 @@ def learn(
     unfreeze_every: int | None,
     unfreeze_after: int | None,
     lora: LoraConfig | int | None,
+    recipe: Training,
     config: FitConfig | None,
     changes: Mapping[str, Any],
     callbacks: Sequence[Any],
@@ -60,14 +70,19 @@ def learn(
         raise ValueError(f"Expected `{late}` to be None with strategy='fsdp', which settles what is trained once.")
     loaded = open_model(model, settings)
     usual = of_family(loaded, task.name)
-    settings = fit_settings({**task.fit, **fit_fields(usual)}, config, changes, function="`finetune`")
+    defaults = {**task.fit, **fit_fields(usual)}
+    if recipe == "authors":
+        defaults |= authors_of(loaded, task)
+    if "monitor" in changes:
+        defaults.pop("mode", None)  # which is that of the task's own metric
+    settings = fit_settings(defaults, config, changes, function="`finetune`")
     opened = task.open(adata, loaded, seed=settings.seed)
     if config is None:
-        if task.until_converged:
+        if task.until_converged and recipe != "authors":
             n_train, n_validation = len(opened.train), len(opened.validation)
             said = {*changes, *fit_fields(usual)}
             settings = paced(settings, said, width=loaded.dim, n_train=n_train, n_validation=n_validation)
-        own = {name for name in ("monitor", "patience") if name in task.fit and name not in changes}
+        own = (defaults.keys() & {"monitor", "mode", "patience"}) - changes.keys()
         settings = _watching(settings, task, opened, own)
     description = {
         "task": task.name,
@@ -111,7 +126,7 @@ def _watching(settings: FitConfig, task: Task[Any], opened: Opened, own: set[str
     if "monitor" in own:
         names = {name for term in opened.terms if term.weight > 0 for name in (term.name, *term.reports)}
         if not opened.validation.size or settings.monitor not in {f"validation_{name}" for name in names}:
-            settings = replace(settings, monitor=None)
+            settings = replace(settings, monitor=None, mode="min" if "mode" in own else settings.mode)
     if "patience" in own and settings.monitor is None and not opened.validation.size:
         if isinstance(task.validation, str):
             warn_user(

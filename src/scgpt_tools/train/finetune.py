@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, get_args
 
 from scgpt_tools._arguments import check_arguments, renamed
 from scgpt_tools._docs import shared_docs
 from scgpt_tools._lookup import absent, lookup
+from scgpt_tools._types import Training
+from scgpt_tools._validate import check_choice
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.train.driver import learn
 from scgpt_tools.train.fit import FitConfig
@@ -57,6 +59,7 @@ _OF_EVERY_TASK = {
     "unfreeze_every",
     "unfreeze_after",
     "lora",
+    "recipe",
     "config",
     "callbacks",
     "loggers",
@@ -141,6 +144,7 @@ def finetune(
     unfreeze_every: int | None = None,
     unfreeze_after: int | None = None,
     lora: LoraConfig | int | None = None,
+    recipe: Training = "package",
     config: FitConfig | None = None,
     rng: RngLike = OF_TASK,
     epochs: int = OF_TASK,
@@ -178,10 +182,11 @@ def finetune(
     callbacks: Sequence[Any] = (),
     loggers: Sequence[Any] = (),
 ) -> CellModel:
-    """Fine-tune a model for a task with the recipe of its authors :cite:p:`Cui2024`.
+    """Fine-tune a model for a task :cite:p:`Cui2024`.
 
     The returned model holds all that the task needs: weights, vocabulary, tokenizer and the names of classes and
-    batches; its ``save`` keeps them together.  An argument that the task does not take is refused.
+    batches; its ``save`` keeps them together.  To annotate and to perturb, models of scGPT learn longer than their authors
+    had them learn, and to perturb from means of cells; ``recipe="authors"`` does as they did.  An argument that the task does not take is refused.
 
     Parameters
     ----------
@@ -303,6 +308,15 @@ def finetune(
     lora
         Train low-rank adapters in the encoder (extra ``peft``) instead of its weights: their settings or rank.  They
         are merged at the end.
+    recipe
+        What stands for arguments that are not given.  ``"package"`` takes what the arguments say here.  ``"authors"`` trains as
+        the authors of the model: of scGPT, to annotate 10 epochs of 32 cells, a tenth of them held out; to perturb 15 of 64
+        single cells, of which that with the best correlation of mean profiles is kept, or none after 10 without a better one; to
+        integrate what the package does, 15 of 64; for several modalities 25 of 16 with a rate of 1e-3 that falls by a
+        twentieth.  Else the rate is 1e-4, whatever the width of the model, and falls by a tenth after each epoch.  DeepSC's to
+        annotate and to perturb, and scGenePT's to perturb, are the package's too, and there is none for others.  What cells read stays: for
+        scGPT's own ways add ``gene_sampling="original"`` and ``unknown="pad"`` to perturb, and ``tokenizer={"length": 3001}``
+        to annotate.
     config
         How to train, instead of the task's defaults.
     rng
@@ -368,14 +382,20 @@ checkpoint_steps, workers, accelerator, devices, nodes, strategy, deterministic
     check_arguments(finetune, given)
     chosen = lookup(TASKS, task, "task")
     _check_of_task(task, given)
+    check_choice("recipe", recipe, get_args(Training))
+    if recipe != "package" and config is not None:
+        raise ValueError(
+            f"Expected `recipe` or `config`, found recipe={recipe!r} with a `config`, which says how to train."
+        )
     return learn(
-        chosen.of(given),
+        chosen.of(given, recipe=recipe),
         adata,
         model,
         freeze=freeze,
         unfreeze_every=unfreeze_every,
         unfreeze_after=unfreeze_after,
         lora=lora,
+        recipe=recipe,
         config=config,
         changes=changes,
         callbacks=callbacks,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from scgpt_tools.models.config import ExpressionConfig
     from scgpt_tools.tokens.tokenizer import TokenizerConfig
+    from scgpt_tools.train.tasks.base import Task
 
 
 def check_model_and_cells(model: Any, adata: Any) -> None:
@@ -62,6 +63,19 @@ def of_family(model: CellModel, task: str) -> Mapping[str, Any]:
         if name not in known:
             raise TypeError(absent(name, known, f"default of the family {model.config.family!r} for {task!r} named"))
     return usual
+
+
+def authors_of(model: CellModel, task: Task[Any]) -> Mapping[str, Any]:
+    """Fields of FitConfig with which a model's authors trained it for a task, where the package's defaults are others."""
+    if of_family(model, task.name):
+        return {}  # a family's own defaults are those of its authors
+    family = find_family(model.config)
+    if task.authors is None or family is None or family.original != "scgpt":
+        raise ValueError(
+            f"Expected a model whose authors have a recipe for task={task.name!r} with recipe='authors', found one of the family "
+            f"{model.config.family!r}. Leave `recipe` out, and pass what you want to change."
+        )
+    return task.authors
 
 
 def fit_fields(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import ArrayLike, NDArray
 
-    from scgpt_tools._types import Layers
+    from scgpt_tools._types import Layers, Training
     from scgpt_tools.data.epochs import Sampling
     from scgpt_tools.data.module import CellDataModule
     from scgpt_tools.models.cell_model import CellModel
@@ -55,6 +55,10 @@ class Task(ABC, Generic[Table]):
     """Fields of :class:`~scgpt_tools.train.FitConfig` to change."""
     defaults: ClassVar[Mapping[str, Any]]
     """What stands for arguments that are None."""
+    authors: ClassVar[Mapping[str, Any] | None] = None
+    """Fields of FitConfig with which scGPT's authors trained it, where ``fit`` has others; None if they did not."""
+    authors_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What stands for arguments that are None in their recipe, where ``defaults`` has something else."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Arguments that have to be given."""
     validates_on: ClassVar[str] = "cells"
@@ -74,10 +78,11 @@ class Task(ABC, Generic[Table]):
     dropout: float | None
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> Self:
+    def of(cls, arguments: Mapping[str, Any], *, recipe: Training = "package") -> Self:
         """The task with those of some arguments that it takes."""
         own = {field.name: arguments[field.name] for field in fields(cls) if field.name in arguments}
-        return cls(**own | {name: value for name, value in cls.defaults.items() if own[name] is None})
+        defaults = {**cls.defaults, **(cls.authors_defaults if recipe == "authors" else {})}
+        return cls(**own | {name: value for name, value in defaults.items() if own[name] is None})
 
     def __post_init__(self) -> None:
         for name in self.needs:

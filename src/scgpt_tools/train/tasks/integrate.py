@@ -18,6 +18,7 @@ class Integrate(CellTask):
     fit = {"epochs": 15, "batch_size": 64, "lr": 1e-4, "monitor": "validation_masked_expression"}
     # A minibatch of one batch keeps similarity between cells from being similarity between batches.
     defaults = {"validation": 0.1, "sampling": "one_batch", "batch_parts": True}
+    authors = {}
     needs = ("batch_key",)
     # Whether a gene is zero can be learnt only from tokens that may be.
     reads = {"genes": "all"}

@@ -39,6 +39,15 @@ class Multiomic(CellTask):
         "monitor": "validation_masked_expression",
     }  # fmt: skip
     defaults = {"validation": 0.1, "sampling": "random"}
+    authors = {
+        "epochs": 25,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "head_lr": None,
+        "schedule": "step",
+        "step_factor": 0.95,
+        "warmup": 0.0,
+    }  # fmt: skip
     batch_norm = False
 
     def open(self, adata: AnnData | MuData, model: CellModel, *, seed: int) -> OpenedCells:

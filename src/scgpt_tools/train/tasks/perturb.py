@@ -67,9 +67,11 @@ class Perturb(Task[OpenedScreen]):
 
     name = "perturb"
     recipe = PERTURB
-    # Of scGPT's tutorial, whose choice of the best epoch looks at mean profiles too, by their correlation.
+    # Of scGPT's tutorial, whose choice of the best epoch looks at mean profiles too.
     fit = {"epochs": 15, "batch_size": 64, "lr": 1e-4, "patience": 10, "monitor": "validation_profile_error"}
     defaults = {"validation": "split", "sampling": "random"}
+    authors = {"monitor": "validation_profile_correlation", "mode": "max"}
+    authors_defaults = {"cells_per_mean": 1}
     validates_on = "perturbed cells"
     until_converged = True
 
