@@ -311,7 +311,7 @@ def finetune(
     recipe
         What stands for arguments that are not given.  ``"package"`` takes what the arguments say here.  ``"authors"`` trains as
         the authors of the model: of scGPT, to annotate 10 epochs of 32 cells, a tenth of them held out; to perturb 15 of 64
-        single cells, of which that with the best correlation of mean profiles is kept, or none after 10 without a better one; to
+        single cells, until 10 bring no better correlation of mean profiles, by which the best is kept; to
         integrate what the package does, 15 of 64; for several modalities 25 of 16 with a rate of 1e-3 that falls by a
         twentieth.  Else the rate is 1e-4, whatever the width of the model, and falls by a tenth after each epoch.  DeepSC's to
         annotate and to perturb, and scGenePT's to perturb, are the package's too, and there is none for others.  What cells read stays: for
