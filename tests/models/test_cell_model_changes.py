@@ -144,3 +144,53 @@ def test_loading_draws_nothing(model, tmp_path):
 def test_a_loaded_model_is_called_by_its_folder(model, tmp_path):
     model.save(tmp_path / "my-model")
     assert CellModel.from_pretrained(tmp_path / "my-model", device="cpu").name == "my-model"
+
+
+# Averages with the start ----------------------------------------------------------------------------------------------
+
+
+def moved(model: CellModel, **changes) -> CellModel:
+    """As after fine-tuning: other numbers, and what the task brought along."""
+    tuned = model.adapt(**changes)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(1.0)
+    return tuned.eval()
+
+
+def test_an_average_lies_between_the_start_and_the_tuned_model(model, batch):
+    heads = SCGPT.heads.replace(cell_type=ClassifierConfig(classes=3, names=("B", "T", "NK")))
+    tuned = moved(model, heads=heads)
+    before = tuned.checksum
+    mean = tuned.average_with(model, share=0.25)
+    start, own, found = (each.state_dict() for each in (model, tuned, mean))
+    for name, tensor in start.items():
+        torch.testing.assert_close(found[name], 0.25 * tensor + 0.75 * own[name])
+    new = [name for name in own if name.startswith("heads.cell_type.")]
+    assert len(new) == 10
+    assert all(torch.equal(found[name], own[name]) for name in new)
+    torch.testing.assert_close(tuned.average_with(model, share=1)(batch).cell, model(batch).cell)
+    torch.testing.assert_close(tuned.average_with(model, share=0)(batch).cell, tuned(batch).cell)
+    assert tuned.checksum == before
+
+
+def test_an_average_keeps_the_rows_of_new_genes(model):
+    tuned = moved(model, vocabulary=VOCABULARY.extended(["NEW1", "NEW2"]))
+    mean, n = tuned.average_with(model), len(VOCABULARY)
+    rows, own, start = (each.embedder.genes.table.weight for each in (mean, tuned, model))
+    torch.testing.assert_close(rows[:n], (own[:n] + start) / 2)
+    assert torch.equal(rows[n:], own[n:])
+
+
+def test_an_average_of_models_of_other_parts_is_refused(model):
+    wider = build(FAMILIES["scgpt"](VOCABULARY, dim=32, layers=2, heads=2, hidden=24))
+    with pytest.raises(ValueError, match=r"was fine-tuned from, found 'tiny', in which 'embedder.*' has the shape"):
+        moved(model).average_with(wider)
+    first = next(token for token in VOCABULARY.tokens if not token.startswith("<"))
+    other = Vocabulary("OTHER" if token == first else token for token in VOCABULARY.tokens)
+    with pytest.raises(ValueError, match="whose vocabulary is another"):
+        moved(model).average_with(build(vocabulary=other))
+    with pytest.raises(ValueError, match="`share` to lie in"):
+        moved(model).average_with(model, share=2)
+    with pytest.raises(TypeError, match="`start` to be CellModel"):
+        moved(model).average_with("scgpt-demo")

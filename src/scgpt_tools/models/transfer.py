@@ -48,11 +48,13 @@ class Transfer:
         )
 
 
-def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], *, rows: tuple[int, int]) -> Transfer:
+def copy_weights(
+    source: Mapping[str, Tensor], target: Mapping[str, Tensor], *, rows: tuple[int, int], share: float = 1.0
+) -> Transfer:
     """Copy the tensors of one network to those of another, where name and shape agree.
 
     ``source``, ``target``: tensors by name; those of the target are changed; ``rows``: tokens of the vocabularies of
-    both: tables with so many rows are copied as far as they go.
+    both: tables with so many rows are copied as far as they go; ``share``: of the source in a weighted mean of both.
     """
     used, reshaped = {}, []
     with torch.no_grad():
@@ -61,10 +63,10 @@ def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], *, 
             if own is None:
                 continue
             if known.shape == own.shape:
-                own.copy_(known)
+                _mix(own, known, share)
                 used[key] = (key,)
             elif known.shape[:1] + own.shape[:1] == rows and known.shape[1:] == own.shape[1:]:
-                own[: min(rows)].copy_(known[: min(rows)])
+                _mix(own[: min(rows)], known[: min(rows)], share)
                 reshaped.append(key)
     return Transfer(
         used=used,
@@ -72,6 +74,14 @@ def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], *, 
         missing=tuple(key for key in target if key not in used and key not in reshaped),
         dropped=left_behind((key for key in source if key not in used and key not in reshaped), source, target),
     )
+
+
+def _mix(own: Tensor, known: Tensor, share: float) -> None:
+    """Move numbers towards others, all the way with a share of 1; whole ones, such as counts of steps, stay unless all are copied."""
+    if share == 1:
+        own.copy_(known)
+    elif own.is_floating_point():
+        own.lerp_(known.to(own), share)
 
 
 def left_behind(names: Iterable[str], source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, str]:
