@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,6 +64,74 @@ def test_a_metric_that_a_model_has_no_value_of_is_not_lost(scores):
     table.loc[(table["method"] == "model") & (table["metric"] == "pearson_control"), "value"] = np.nan
     assert "a baseline has the better mean than that of model in 1 of 1 metrics" in scores.headline()
     assert "A baseline has the better mean: no_change in mse." in str(scores).splitlines()
+
+
+def test_metrics_of_the_originals_stand_in_the_same_table(in_contexts):
+    originals = in_contexts.table.query("method == 'model'").drop(columns=["role", "perturbation"])
+    originals = originals.assign(metric="gears_mse", value=[1.0, 2.0, 3.0, 6.0, np.nan])
+    originals["group"] = originals["condition"].str[0]
+    scores = replace(in_contexts, originals=originals)
+    assert list(scores.means().columns) == ["mse"]
+    means = scores.means(originals=True)
+    assert list(means.columns) == ["mse", "gears_mse"]
+    # The mean over perturbations of means over contexts.
+    assert means.loc["model", "gears_mse"] == 4
+    assert means.drop(index="model")["gears_mse"].isna().all()
+    pd.testing.assert_series_equal(means["mse"], scores.means()["mse"])
+    groups = scores.summary(originals=True, by_group=True).query("metric == 'gears_mse'").set_index("group")
+    assert groups.loc["K", ["mean", "n", "n_rows"]].tolist() == [2, 1, 3]
+    assert groups.loc["L", ["mean", "n", "n_rows"]].tolist() == [6, 1, 1]
+
+
+def test_whatever_is_above_the_ceiling_is_flagged(scores):
+    """Models and baselines, surely or within the noise; a lower error and a higher correlation."""
+    assert scores.above_ceiling().empty
+    for method, metric, values in [
+        ("model", "mse", [0.05, 0.06, 0.05]),
+        ("model", "pearson_control", [1.1, 0.95, 1.05]),
+        ("no_change", "mse", [0.1, 0.1, 0.05]),
+    ]:
+        scores.table.loc[(scores.table["method"] == method) & (scores.table["metric"] == metric), "value"] = values
+    found = scores.above_ceiling().set_index(["method", "metric"])["verdict"]
+    assert found.to_dict() == {
+        ("model", "mse"): "significant",
+        ("model", "pearson_control"): "within the noise",
+        ("no_change", "mse"): "within the noise",
+    }
+    lines = str(scores).splitlines()
+    assert any(line.startswith("model is above the ceiling in mse: what it predicts shares") for line in lines)
+    assert "Above the ceiling within the noise: model in pearson_control; no_change in mse." in lines
+
+
+def test_numbers_of_perturbations_and_of_scores_are_printed(scores, in_contexts):
+    assert "Perturbations and their scores: n = 3, n_rows = 3." in str(scores).splitlines()
+    assert "Perturbations and their scores: n = 2, n_rows = 4." in str(in_contexts).splitlines()
+    lacking = (scores.table["metric"] == "pearson_control") & (scores.table["condition"] == "A")
+    scores.table.loc[lacking, "value"] = np.nan
+    expected = "n = 3, n_rows = 3 in mse; n = 2, n_rows = 2 in pearson_control."
+    assert f"Perturbations and their scores: {expected}" in str(scores).splitlines()
+
+
+def test_the_spread_of_models_of_a_recipe_is_printed(scores):
+    values = {("mse", 0): 2.0, ("mse", 1): 1.5, ("pearson_control", 0): 0.81, ("pearson_control", 1): 0.9}
+    rows = [("model", seed, metric, value) for (metric, seed), value in values.items()]
+    by_seed = pd.DataFrame(rows, columns=["method", "seed", "metric", "value"])
+    lines = str(replace(scores, by_seed=by_seed)).splitlines()
+    assert "model, 2 models: mse 1.5 to 2, pearson_control 0.81 to 0.9." in lines
+    assert not any(
+        " models: " in line for line in str(replace(scores, by_seed=by_seed[by_seed["seed"] == 0])).splitlines()
+    )
+
+
+@pytest.mark.parametrize(("values", "said"), [([0.5, 0.6, 0.45], True), ([0.8, 0.9, 0.85], False)])
+def test_directions_are_held_against_chance(scores, values, said):
+    """No change has 0 by definition, so that everything is better."""
+    rows = scores.table["metric"] == "pearson_control"
+    scores.table.loc[rows, "metric"] = "direction_de"
+    scores.table.loc[rows & (scores.table["method"] == "no_change"), "value"] = 0.0
+    scores.table.loc[rows & (scores.table["method"] == "model"), "value"] = values
+    line = "In direction_de, chance is 0.5 and no change has 0: model has 0.52, not surely above chance."
+    assert (line in str(scores).splitlines()) == said
 
 
 def test_winners_leave_the_ceiling_out(scores):

@@ -180,7 +180,15 @@ def test_the_originals_metrics_stand_beside(cells, truth):
 @pytest.mark.parametrize("within", [None, "batch"])
 def test_analyses_of_gears_on_request(cells, model, within):
     short = sct.tl.evaluate_perturbation(cells, {"m": model}, within=within).originals
-    scores = sct.tl.evaluate_perturbation(cells, {"m": model}, within=within, analyses=True).originals
+    whole = sct.tl.evaluate_perturbation(cells, {"m": model}, within=within, analyses=True)
+    scores = whole.originals
+    means, name = whole.means(originals=True), "gears_frac_correct_direction_20"
+    assert {*whole.table["metric"], *scores["metric"]} == set(means.columns)
+    genes = scores.query("metric == @name")["condition"].str.removeprefix("a_").str.removeprefix("b_")
+    by_perturbation = scores.query("metric == @name")["value"].groupby(genes).mean()
+    assert means.loc["m", name] == pytest.approx(by_perturbation.mean())
+    groups = whole.summary(originals=True, by_group=True).query("metric == @name").set_index("group")
+    assert groups["n"].to_dict() == {"seen_single": 1, "combo_seen2": 3}
     assert not scores.duplicated(["condition", "method", "metric"]).any()
     pd.testing.assert_frame_equal(
         scores[scores["metric"].isin(short["metric"])].reset_index(drop=True), short.reset_index(drop=True)

@@ -28,6 +28,8 @@ _SHOWN = ("mse", "mse_weighted", "pearson_control", "pearson_perturbed_mean", "d
 # Below this share of its range a metric hardly tells a perfect prediction from the perturbed mean on the data at hand.
 _NARROW = 0.15
 _COLLAPSED = 0.1
+# Of directions that are drawn.
+_CHANCE = 0.5
 _UNTRAINED = "No training conditions: baselines that learn from others are left out."
 _BEYOND_MEAN = ("pearson_perturbed_mean", "r2_weighted")
 
@@ -72,21 +74,36 @@ class PerturbationScores:
     def _of_role(self, role: str) -> tuple[str, ...]:
         return tuple(self.table.loc[self.table["role"] == role, "method"].unique())
 
-    def summary(self, *, by_group: bool = False, level: float = 0.95) -> pd.DataFrame:
+    def summary(self, *, by_group: bool = False, originals: bool = False, level: float = 0.95) -> pd.DataFrame:
         """Mean, median and Student's interval over the conditions that every method has a score for.
 
-        A perturbation in several contexts counts once; see :func:`scgpt_tools.metrics.summarise_scores`.
+        A perturbation in several contexts counts once; see :func:`scgpt_tools.metrics.summarise_scores`.  ``originals`` also
+        takes the metrics of GEARS and scGPT in :attr:`originals`, which models alone have; ``by_group`` of these is
+        GEARS' subgroup analysis.
         """
-        return summarise_scores(common_conditions(self.table), by_group=by_group, level=level)
+        table = common_conditions(self._all(originals=originals))
+        return summarise_scores(table, by_group=by_group, level=level)
 
-    def means(self) -> pd.DataFrame:
+    def means(self, *, originals: bool = False) -> pd.DataFrame:
         """The means of :meth:`summary`, one row a method and one column a metric."""
+        table = self._all(originals=originals)
         return (
-            self.summary()
+            self.summary(originals=originals)
             .pivot(index="method", columns="metric", values="mean")
-            .reindex(index=self.table["method"].unique(), columns=self.table["metric"].unique())
+            .reindex(index=table["method"].unique(), columns=table["metric"].unique())
             .rename_axis(index="method", columns="metric")
         )
+
+    def _all(self, *, originals: bool) -> pd.DataFrame:
+        """The table, with the rows of ``originals`` below it if they are asked for."""
+        if not originals:
+            return self.table
+        role = self.table.drop_duplicates("method").set_index("method")["role"]
+        others = self.originals.assign(role=self.originals["method"].map(role))
+        if "perturbation" in self.table:
+            done = self.table.drop_duplicates("condition").set_index("condition")["perturbation"]
+            others = others.assign(perturbation=others["condition"].map(done))
+        return pd.concat([self.table, others[list(self.table.columns)]], ignore_index=True)
 
     def seeds(self) -> pd.DataFrame:
         """Spread over models of one recipe: ``n``, ``mean``, ``sd``, ``min`` and ``max`` by method and metric.
@@ -109,9 +126,11 @@ class PerturbationScores:
         return compare_methods(self.table, chosen, self.baselines if others is None else others, level=level)
 
     def above_ceiling(self, *, level: float = 0.95) -> pd.DataFrame:
-        """Scores that are better than those of a perfect prediction, which no prediction can honestly have.
+        """Means that are better than that of a perfect prediction, which no prediction can honestly have.
 
-        Rows of :meth:`compare` of every model and baseline with the ceiling, with ``method``.
+        Rows of :meth:`compare` of every model and baseline with the ceiling, with ``method``; the ``verdict`` is
+        ``"significant"``, or ``"within the noise"`` where the difference is undecided.  Metrics of cells are left out: their
+        ceiling is of half of the cells, and predictions are compared with all.
         """
         ceiling, table = self._of_role("ceiling"), self.table[self.table["metric"].isin(list(METRICS))]
         found = [
@@ -119,7 +138,10 @@ class PerturbationScores:
             for method in (*self.models, *self.baselines)
         ]
         compared = pd.concat(found, ignore_index=True)
-        return compared[compared["verdict"] == "better"].reset_index(drop=True)
+        higher = compared["metric"].map(lambda name: SCALES[name].higher_is_better)
+        above = compared[np.where(higher, compared["difference"] > 0, compared["difference"] < 0)]
+        sure = np.where(above["verdict"] == "better", "significant", "within the noise")
+        return above.assign(verdict=sure).reset_index(drop=True)
 
     def ranges(self) -> pd.Series:
         """How much of its range each metric has here, from the perturbed mean, or no change where there is none.
@@ -156,7 +178,7 @@ class PerturbationScores:
         return found[found.index.isin(self.means().loc[model].dropna().index)]
 
     def __str__(self) -> str:
-        return "\n".join([self._header(), "", self._numbers(), "", *self._conclusions()])
+        return "\n".join([self._header(), "", self._numbers(), *self._sizes(), "", *self._conclusions()])
 
     def headline(self) -> str:
         """Whether baselines win, in a line."""
@@ -182,8 +204,27 @@ class PerturbationScores:
 
     def _numbers(self) -> str:
         shown = self.means()
-        columns = [name for name in _SHOWN if name in shown.columns] or list(shown.columns)
-        return shown[columns].rename_axis(index=None, columns=None).to_string(float_format="{:.3g}".format)
+        return shown[self._shown()].rename_axis(index=None, columns=None).to_string(float_format="{:.3g}".format)
+
+    def _shown(self) -> list[str]:
+        """Metrics that are printed."""
+        there = self.table["metric"].unique()
+        return [name for name in _SHOWN if name in there] or list(there)
+
+    def _sizes(self) -> list[str]:
+        """Of how many perturbations and scores the printed means are, and how far models of a recipe spread."""
+        sizes = self.summary().groupby("metric", sort=False)[["n", "n_rows"]].max().loc[self._shown()]
+        each = [
+            (f"n = {n}, n_rows = {rows}", own.index) for (n, rows), own in sizes.groupby(["n", "n_rows"], sort=False)
+        ]
+        listing = "; ".join(text if len(each) == 1 else f"{text} in {', '.join(own)}" for text, own in each)
+        lines = [f"Perturbations and their scores: {listing}."]
+        spread = self.seeds()
+        for recipe, own in spread[spread["metric"].isin(self._shown())].groupby("method", sort=False):
+            if own["n"].max() > 1:
+                ranges = ", ".join(f"{row.metric} {row.min:.3g} to {row.max:.3g}" for row in own.itertuples())
+                lines.append(f"{recipe}, {own['n'].max()} models: {ranges}.")
+        return lines
 
     def _conclusions(self) -> list[str]:
         lines = [] if self._trained else [_UNTRAINED]
@@ -209,12 +250,16 @@ class PerturbationScores:
                 f"in {', '.join(narrow)}."
             )
         above = self.above_ceiling()
-        for method in above["method"].unique():
-            listing = ", ".join(above.loc[above["method"] == method, "metric"])
+        sure = above["verdict"] == "significant"
+        for method, own in above[sure].groupby("method", sort=False):
             lines.append(
-                f"{method} is above the ceiling in {listing}: what it predicts shares more with the measured cells than the "
-                "perturbation, such as their noise."
+                f"{method} is above the ceiling in {', '.join(own['metric'])}: what it predicts shares more with the measured "
+                "cells than the perturbation, such as their noise."
             )
+        unsure = above[~sure].groupby("method", sort=False)["metric"]
+        if listed := [f"{method} in {', '.join(own)}" for method, own in unsure]:
+            lines.append(f"Above the ceiling within the noise: {'; '.join(listed)}.")
+        lines += self._by_chance()
         means = self.means()
         if {"interaction"} <= set(means.columns) and {"no_change"} <= set(means.index):
             null = float(means["interaction"].to_numpy()[means.index.get_loc("no_change")])
@@ -223,6 +268,15 @@ class PerturbationScores:
                     f"In interaction, no change has {null:.2f}, for the same sum is subtracted from both sides."
                 )
         return lines
+
+    def _by_chance(self) -> list[str]:
+        """Models whose directions are no better than chance, which no change, without any direction, does not show."""
+        rows = self.summary().query("metric == 'direction_de'").set_index("method")
+        found = rows[rows.index.isin(self.models) & (rows["low"] <= _CHANCE)]
+        return [
+            f"In direction_de, chance is {_CHANCE} and no change has 0: {name} has {mean:.2f}, not surely above chance."
+            for name, mean in found["mean"].items()
+        ]
 
 
 def overall_spread(

@@ -35,6 +35,7 @@ from scgpt_tools.screens.predictions import (
     scgenept_files,
     table_means,
 )
+from scgpt_tools.screens.recipes import as_recipes, ensembles, expanded, mean_cells, means_by_seed
 from scgpt_tools.screens.splits import condition_hash
 from scgpt_tools.tokens.names import check_names, column_names
 from scgpt_tools.tokens.perturbations import FLAGS
@@ -59,10 +60,6 @@ logger = logging.getLogger(__name__)
 
 _SPLIT, _PART = "split", "test"
 _ROLES = {CEILING: "ceiling"}
-# Between the name of a recipe and the number of one of its models.
-_SEED = " #"
-# After the name of a recipe, for the mean prediction of its models.
-_ENSEMBLE = " ensemble"
 
 
 @renamed(key="condition_key")
@@ -154,7 +151,8 @@ def evaluate_perturbation(
         Also compute GEARS' deeper and non-dropout analyses of predictions, as it does, into ``originals``: shares of right
         directions, of predictions within the range of the true cells, gaps of fold changes, and correlations and errors of
         many subsets of genes, such as ``"gears_frac_correct_direction_20"`` or
-        ``"gears_pearson_delta_top20_de_non_dropout"``.  Their means over the rows of a ``group`` are its subgroup analysis.
+        ``"gears_pearson_delta_top20_de_non_dropout"``.  ``summary(originals=True)`` of the scores has them beside all others, and
+        with ``by_group=True`` its subgroup analysis.
     cells
         Also compare predicted with true cells, which generators and layers have: the metrics ``"energy"`` and ``"mmd"``
         in the space of 50 principal components of controls and true cells, and ``"energy_to_control"``, the former as
@@ -245,8 +243,8 @@ def evaluate_perturbation(
     if adata is None or predictions is None:
         raise TypeError("Expected measured cells and predictions of them, found one of both alone.")
     split = _split(adata, split, part, pair=reference is not None)
-    named, recipes = _expanded(_named(predictions))
-    ensembles = _ensembles(named, recipes) if ensemble else {}
+    named, recipes = expanded(_named(predictions))
+    averaged = ensembles(named, recipes) if ensemble else {}
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
     check_names(adata.var, symbols, aliases)
@@ -308,9 +306,9 @@ def evaluate_perturbation(
                 keep=bool(wanted),
                 show_progress=show_progress,
             )
-    for name, members in ensembles.items():
+    for name, members in averaged.items():
         profiles[name] = np.mean([profiles[member] for member in members], axis=0)
-        samples[name] = _mean_cells([samples.get(member, {}) for member in members])
+        samples[name] = mean_cells([samples.get(member, {}) for member in members])
     wanted.check(samples)
     spread = {name: _spread(values, screen) for name, values in profiles.items()}
     for name, share in collapsed(spread).items():
@@ -323,15 +321,15 @@ def evaluate_perturbation(
     by_seed = common_conditions(table)
     by_seed = by_seed[by_seed["method"].isin(list(recipes))]
     scores = PerturbationScores(
-        table=_as_recipes(table, recipes),
-        originals=_as_recipes(original_scores(screen, profiles, analyses=analyses), recipes),
+        table=as_recipes(table, recipes),
+        originals=as_recipes(original_scores(screen, profiles, analyses=analyses), recipes),
         spread=pd.Series(spread, name="spread", dtype=float)
         .groupby(lambda name: recipes.get(name, name), sort=False)
         .mean(),
         test_hash=condition_hash(screen.conditions),
         rng=seed,
         scgenept=scgenept_files(screen, profiles, part) if scgenept else {},
-        by_seed=_means_by_seed(by_seed, recipes),
+        by_seed=means_by_seed(by_seed, recipes),
     )
     logger.info("%s", scores.headline())
     return scores
@@ -396,77 +394,6 @@ def _named(predictions: Prediction | Mapping[str, Prediction]) -> dict[str, Pred
                 f"Expected names of their own for predictions, found {name!r}, which a baseline or the ceiling has."
             )
     return dict(predictions)
-
-
-def _expanded(named: Mapping[str, Any]) -> tuple[dict[str, Prediction], dict[str, str]]:
-    """Predictions, each of several models of a recipe under a name of its own, and the recipe of each of these names."""
-    found: dict[str, Prediction] = {}
-    recipes: dict[str, str] = {}
-    for name, prediction in named.items():
-        if not isinstance(prediction, list | tuple):
-            found[name] = prediction
-            continue
-        if not prediction:
-            raise ValueError(f"Expected at least one prediction of {name!r}, found none.")
-        for number, own in enumerate(prediction):
-            member = f"{name}{_SEED}{number}"
-            found[member], recipes[member] = own, name
-    return found, recipes
-
-
-def _ensembles(named: Mapping[str, Prediction], recipes: Mapping[str, str]) -> dict[str, list[str]]:
-    """Members of each recipe that several models belong to, by the name of their mean."""
-    found: dict[str, list[str]] = {}
-    for member, recipe in recipes.items():
-        found.setdefault(f"{recipe}{_ENSEMBLE}", []).append(member)
-    found = {name: members for name, members in found.items() if len(members) > 1}
-    if not found:
-        raise ValueError(
-            "Expected lists of two models or more with `ensemble`, found none. Pass them by name: {'mine': [first, second]}."
-        )
-    if taken := set(found) & {*named, *recipes.values()}:
-        raise ValueError(
-            f"Expected no prediction of the name {min(taken)!r}, which an ensemble has. Choose another one."
-        )
-    return found
-
-
-def _mean_cells(members: Sequence[Mapping[str, NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
-    """Mean over what several models made of the same cells; empty where these are not the same."""
-    if not all(members) or any(
-        len({cells.shape for cells in own}) > 1 for own in zip(*(each.values() for each in members), strict=True)
-    ):
-        return {}
-    return {row: np.mean([each[row] for each in members], axis=0) for row in members[0]}
-
-
-def _as_recipes(table: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
-    """Scores of recipes, the mean over their models."""
-    if not recipes:
-        return table
-    named = table.assign(method=table["method"].map(lambda name: recipes.get(name, name)))
-    keys = [name for name in named.columns if name != "value"]
-    found = named.groupby(keys, sort=False, dropna=False)["value"].agg(["mean", "count", "size"]).reset_index()
-    partial_means = found[(found["count"] > 0) & (found["count"] < found["size"])]
-    for method, own in partial_means.groupby("method", sort=False):
-        first = own.iloc[0]
-        warn_user(
-            f"Expected a score of every model of {method!r}, found none of some in {len(own):,} of "
-            f"{int((found['method'] == method).sum()):,} (first: {first['metric']!r} of {first['condition']!r}, "
-            f"{first['count']} of {first['size']} models); those means are over the others. Compare `by_seed`."
-        )
-    return found.rename(columns={"mean": "value"})[list(table.columns)]
-
-
-def _means_by_seed(table: pd.DataFrame, recipes: Mapping[str, str]) -> pd.DataFrame:
-    """Mean over perturbations by recipe, number of the model and metric."""
-    numbers = table["method"].str.rpartition(_SEED)[2].astype(int) if len(table) else pd.Series(dtype=int)
-    named = table.assign(method=table["method"].map(recipes), seed=numbers)
-    keys = ["method", "seed", "metric"]
-    once = named.groupby([*keys, "perturbation" if "perturbation" in table else "condition"], sort=False)[
-        "value"
-    ].mean()
-    return once.groupby(keys, sort=False).mean().reset_index()
 
 
 def _name_of(prediction: Prediction) -> str:
