@@ -19,6 +19,8 @@ DISTANCES = (*OWN, *(f"pertpy_{name}" for name in PERTPY))
 AGREEMENT = tuple(f"celleval_{name}" for name in CELL_EVAL)
 # Their optimal transport is regularised, so that no distance is 0.
 REGULARISED = ("pertpy_wasserstein",)
+# The mean of conditions with genes of their own moves all of these the right way, and without variance all are significant.
+FOOLED = ("celleval_de_direction_match", "celleval_de_sig_genes_recall", "celleval_de_spearman_lfc_sig")
 PACKAGES = {"own": None, "pertpy": "pertpy", "cell_eval": "cell_eval"}
 OF_PACKAGE = {"own": OWN, "pertpy": DISTANCES[len(OWN) :], "cell_eval": AGREEMENT}
 ROWS, GENES, CELLS = 4, 30, 60
@@ -106,6 +108,9 @@ def test_what_knows_nothing_of_the_condition_is_behind(scores, method):
     for metric, values in scores.items():
         sign = 1 if SCALES[metric].higher_is_better else -1
         values = values.fillna(0)  # no gene is found, so there is no share of those
+        if method == "constant" and metric in FOOLED:
+            assert values[method] > 0.8, metric
+            continue
         assert sign * (values["perfect"] - values[method]) > 0.1 * abs(values["perfect"] - values["no skill"]), metric
 
 
