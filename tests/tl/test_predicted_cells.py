@@ -13,6 +13,7 @@ import scgpt_tools as sct
 from generators import generator
 from scgpt_tools.metrics import de_agreement, differential_expression, energy_distance
 from scgpt_tools.metrics.panel import CELL_EVAL, CELL_METRICS
+from scgpt_tools.screens.held_out import HeldOutScreen
 from scgpt_tools.screens.predicted_cells import CellScores
 from screen_tables import screen
 
@@ -174,10 +175,14 @@ def test_differential_expression_by_cell_eval(cells, tmp_path, monkeypatch):
     np.testing.assert_allclose(overlap["true"], 1)
     assert (overlap["noisy"] < 0.9).all()
     np.testing.assert_allclose(wide(scores, "celleval_de_sig_genes_recall")["no_change"].fillna(0), 0)
-    held = cells.obs["condition"].isin([*HELD, "ctrl"]).to_numpy()
-    labels = cells.obs["condition"][held].tolist()
-    control = (cells.obs["condition"] == "ctrl").to_numpy()[held, None]
-    pair = [differential_expression(np.where(control, before[held], layer[held]), labels) for layer in (noisy, before)]
+    # The controls that predictions start from, not those that true changes refer to.
+    start = HeldOutScreen.read(cells).controls("", cells.n_obs, seed=0)
+    rows = np.concatenate([start, np.flatnonzero(cells.obs["condition"].isin(HELD))])
+    labels = cells.obs["condition"].iloc[rows].tolist()
+    pair = [
+        differential_expression(np.concatenate([before[start], layer[rows[start.size :]]]), labels)
+        for layer in (noisy, before)
+    ]
     expected = pd.DataFrame(de_agreement(*pair), index=list(pair[0].conditions))
     for metric in ("de_sig_genes_recall", "de_direction_match", "pr_auc"):
         own = wide(scores, f"celleval_{metric}")["noisy"]

@@ -181,6 +181,8 @@ def _pertpy(names: tuple[str, ...], width: float) -> dict[str, Distance]:
 
 def _de_scores(samples: Samples, method: str) -> Iterator[tuple[str, str, str, float]]:
     """Scores of cell-eval, context by context, for each has controls of its own."""
+    from numba import get_num_threads  # slow to import, and wanted here alone
+
     evaluator = optional("cell_eval", extra="celleval").MetricsEvaluator
     for context in dict.fromkeys(samples.contexts):
         numbers = [number for number, own in enumerate(samples.contexts) if own == context]
@@ -192,7 +194,13 @@ def _de_scores(samples: Samples, method: str) -> Iterator[tuple[str, str, str, f
         )
         with TemporaryDirectory() as folder:
             evaluation = evaluator(
-                predicted, real, control_pert=_CONTROL, pert_col="condition", outdir=str(Path(folder) / "tables")
+                predicted,
+                real,
+                control_pert=_CONTROL,
+                pert_col="condition",
+                # It takes one for each processor otherwise, which numba refuses where it may use fewer.
+                num_threads=get_num_threads(),
+                outdir=str(Path(folder) / "tables"),
             )
             scores, _ = evaluation.compute(profile="de", write_csv=False, break_on_error=True)
         table = scores.to_pandas().set_index("perturbation").reindex(names)
