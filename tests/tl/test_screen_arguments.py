@@ -81,7 +81,7 @@ BAD = {
     ("screen", "perts"): [5, [], [5], [""], "ctrl", "NO"], ("screen", "n_controls"): [0, 1, 1.5, "3", True],
     ("screen", "condition_key"): [5, ""], ("screen", "model"): [None, 5], ("screen", "direction"): ["left"],
     ("evaluate", "predictions"): [{}, {5: MODEL}, {"": MODEL}, {"additive": MODEL}, {"ceiling": MODEL}, None, 5],
-    ("evaluate", "condition_key"): TEXTS, ("evaluate", "split"): TEXTS, ("evaluate", "part"): [5, None, "", "absent"],
+    ("evaluate", "condition_key"): TEXTS, ("evaluate", "split"): [5, ["a"], "", "  "], ("evaluate", "part"): [5, None, "", "absent"],
     ("evaluate", "metrics"): ["mse", [], ["no"], 5], ("evaluate", "cells"): FLAGS, ("evaluate", "cell_eval"): FLAGS,
     ("evaluate", "distances"): [5, ["no"], "no"], ("evaluate", "n_controls"): COUNTS, ("evaluate", "within"): [5, [5]],
     ("rank", "screened"): [None, "table"], ("rank", "condition_key"): TEXTS, ("rank", "source"): [5, None, "", "absent"],

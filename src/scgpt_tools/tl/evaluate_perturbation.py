@@ -242,8 +242,8 @@ def evaluate_perturbation(
         adata, predictions = reference, prediction
     if adata is None or predictions is None:
         raise TypeError("Expected measured cells and predictions of them, found one of both alone.")
-    split = _split(adata, split, part, pair=reference is not None)
     named, recipes = expanded(_named(predictions))
+    split = _split(adata, split, part, pair=reference is not None)
     averaged = ensembles(named, recipes) if ensemble else {}
     wanted = CellScores(cells, (distances,) if isinstance(distances, str) else tuple(distances or ()), cell_eval)
     names = [name or "" for name in column_names(adata.var, genes)]
