@@ -57,6 +57,7 @@ def test_each_model_is_compared_with_baselines_alone():
     assert "A baseline has a better mean than B: perturbed_mean in mse." in lines
     assert "No baseline has a better mean than B." not in lines
     assert scores.winners().to_dict() == {"mse": "A"}
+    assert "; a baseline has the better mean than that of B in 1 of 1 metrics." in scores.headline()
 
 
 def test_a_metric_that_a_model_has_no_value_of_is_not_lost(scores):
@@ -208,7 +209,7 @@ def test_a_perturbation_counts_once_however_many_contexts_it_has(in_contexts):
     assert summary["mean"].to_dict() == in_contexts.means()["mse"].to_dict()
     assert summary["n"].tolist() == [2, 2, 2, 2]
     assert str(in_contexts).startswith("5 held-out conditions of 3 perturbations (5 seen_single)")
-    assert in_contexts.headline().startswith("Scored 5 held-out conditions of 3 perturbations; a baseline")
+    assert in_contexts.headline().startswith("Scored 5 held-out conditions of 3 perturbations. Print")
 
 
 def test_ranges_are_of_the_conditions_of_the_means(in_contexts):

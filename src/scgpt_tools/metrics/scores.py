@@ -183,7 +183,7 @@ class PerturbationScores:
     def headline(self) -> str:
         """Whether baselines win, in a line."""
         lost = {model: self._winners(model) != model for model in self.models}
-        each = ", ".join(f"of {model} in {own.sum()} of {own.size} metrics" for model, own in lost.items())
+        each = ", ".join(f"of {model} in {own.sum()} of {own.size} metrics" for model, own in lost.items() if own.any())
         better = f"; a baseline has the better mean than that {each}" if each else ""
         return f"Scored {self._counted()}{better}. Print the scores to see which."
 
