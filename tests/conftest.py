@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -10,6 +12,12 @@ import scipy.sparse as sp
 
 N_CELLS, N_GENES = 12, 30
 FORMS = ("dense", "csr", "csc", "float64", "int32", "view", "backed", "zarr", "dask")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compare with what a CPU computes, in commands of their own too; tests for a GPU are asked for by their marker."""
+    if config.getoption("markexpr") == "not gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

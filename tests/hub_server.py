@@ -85,8 +85,9 @@ class HubServer:
         return self.address("hub")
 
     def address(self, role: str) -> str:
-        """Address of the hub or of the server that stores large files."""
-        return "http://{}:{}".format(*self._servers[role].server_address)
+        """Address of the hub or of the server that stores large files, by another name as that of the real hub has."""
+        host = "127.0.0.1" if role == "hub" else "localhost"
+        return f"http://{host}:{self._servers[role].server_address[1]}"
 
     def add(
         self, name: str, files: dict[str, bytes], *, branch: str = "main", large: Collection[str] = (), **access: object

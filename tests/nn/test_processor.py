@@ -16,13 +16,15 @@ INTEL = "processor : 0\nvendor_id : GenuineIntel\n\nprocessor : 1\nvendor_id : G
 @pytest.mark.parametrize(
     "text", [INTEL, INTEL.replace("GenuineIntel", "AuthenticAMD"), ""], ids=["Intel", "AMD", "none"]
 )
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2", "AVX512"])
 @pytest.mark.parametrize("mkl", [True, False])
-def test_vendor(text, mkl, monkeypatch, tmp_path):
+def test_vendor(text, capability, mkl, monkeypatch, tmp_path):
     about = tmp_path / "cpuinfo"
     about.write_text(text)
     monkeypatch.setattr(processor, "_ABOUT", about)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    assert processor.blas_is_at_home.__wrapped__() is (mkl and text == INTEL)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert processor.blas_is_at_home.__wrapped__() is (mkl and (text == INTEL or capability == "AVX2"))
 
 
 def test_systems_without_such_a_file_are_asked_otherwise(monkeypatch, tmp_path):

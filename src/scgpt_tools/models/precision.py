@@ -65,8 +65,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> str:
         raise ValueError("Expected precision 'fp32' or 'bf16' on a CPU, found 'fp16', which needs a GPU.")
     if precision == "bf16" and device.type == "cpu" and lacks_bf16():
         warn_user(
-            "This processor has no instructions for bf16 and computes it in software, which is slower than fp32, ten times where "
-            "AVX-512 is missing too. Pass precision='fp32' or 'auto'.",
+            "This processor has no instructions for bf16 and computes it in software, which is slower than fp32. Pass "
+            "precision='fp32' or 'auto'.",
             once_about=(),
         )
     return precision

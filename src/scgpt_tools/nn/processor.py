@@ -13,12 +13,15 @@ _ABOUT = Path("/proc/cpuinfo")
 
 @cache
 def blas_is_at_home() -> bool:
-    """Whether torch multiplies by MKL on one of Intel's processors, which it is made for.
+    """Whether torch multiplies by MKL on a processor whose widest instructions it uses.
 
-    There its products are as fast as those of oneDNN, and torch's fused attention, which calls them, is faster than
-    ours; on other processors MKL takes two to three times as long (``benchmarks/linear.py``).
+    Those are Intel's, for which it was made, and others without AVX-512.  There its products are as fast as those of oneDNN,
+    and torch's fused attention, which calls them, is faster than ours; on others with AVX-512 MKL takes two to three times as
+    long (``benchmarks/linear.py``).
     """
-    return torch.backends.mkl.is_available() and "GenuineIntel" in _about()
+    if not torch.backends.mkl.is_available():
+        return False
+    return torch.backends.cpu.get_cpu_capability() == "AVX2" or "GenuineIntel" in _about()
 
 
 def _about() -> str:
