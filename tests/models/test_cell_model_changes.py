@@ -194,3 +194,18 @@ def test_an_average_of_models_of_other_parts_is_refused(model):
         moved(model).average_with(model, share=2)
     with pytest.raises(TypeError, match="`start` to be CellModel"):
         moved(model).average_with("scgpt-demo")
+
+
+def test_models_that_were_taken_for_each_other_are_not_averaged(model):
+    heads = SCGPT.heads.replace(cell_type=ClassifierConfig(classes=3, names=("B", "T", "NK")))
+    with pytest.raises(ValueError, match=r"more parts: heads.cell_type \(10 tensors\). Call `average_with`"):
+        model.average_with(moved(model, heads=heads))
+
+
+def test_parts_that_only_the_start_has_are_left_out_and_said(model, caplog):
+    tuned = moved(model, heads=SCGPT.heads.replace(cell_type=ClassifierConfig(classes=3, names=("B", "T", "NK"))))
+    start = model.adapt(heads=SCGPT.heads.replace(other=ClassifierConfig(classes=2, names=("B", "T"))))
+    with caplog.at_level("INFO", logger="scgpt_tools"):
+        mean = tuned.average_with(start)
+    assert mean.config == tuned.config
+    assert "left out of their mean: heads.other (10 tensors)" in caplog.text

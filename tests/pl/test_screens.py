@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +16,13 @@ import scgpt_tools as sct
 from scgpt_tools.metrics import PerturbationScores
 from scgpt_tools.pl._forest import ROLES
 
-METHODS = {"mine": "model", "no_change": "baseline", "additive": "baseline", "ceiling": "ceiling"}
+METHODS = {
+    "mine": "model",
+    "no_change": "baseline",
+    "perturbed_mean": "baseline",
+    "additive": "baseline",
+    "ceiling": "ceiling",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +86,14 @@ def test_groups_and_metrics_are_chosen(scores):
         sct.pl.perturbation_benchmark(scores, metrics=["maee"], show=False)
     with pytest.raises(ValueError, match="combo_seen1"):
         sct.pl.perturbation_benchmark(scores, group="combo_seen2", show=False)
+
+
+def test_conditions_are_called_held_out_where_there_were_others_to_learn_from(scores):
+    untrained = ["perturbed_mean", "additive"]
+    scores = replace(scores, table=scores.table[~scores.table["method"].isin(untrained)])
+    assert sct.pl.perturbation_benchmark(scores, return_fig=True).get_suptitle() == "6 conditions"
+    one = replace(scores, table=scores.table[scores.table["condition"] == "C1"])
+    assert sct.pl.perturbation_benchmark(one, return_fig=True).get_suptitle() == "1 condition"
 
 
 def test_the_heatmap_shows_the_genes_that_vary_most(effects):

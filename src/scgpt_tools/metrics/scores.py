@@ -67,8 +67,8 @@ class PerturbationScores:
         return self._of_role("baseline")
 
     @property
-    def _trained(self) -> bool:
-        """Whether there were conditions that baselines learn from."""
+    def held_out(self) -> bool:
+        """Whether there were other conditions, from which baselines learn."""
         return "perturbed_mean" in self.baselines
 
     def _of_role(self, role: str) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ class PerturbationScores:
         """
         ceiling, table = self._of_role("ceiling")[0], common_conditions(self.table)
         other = dynamic_ranges(table, ceiling=ceiling, baseline="no_change")
-        if not self._trained:
+        if not self.held_out:
             return other
         ranges = dynamic_ranges(table, ceiling=ceiling, baseline="perturbed_mean")
         # The perturbed mean is the reference of some itself, so nothing can be measured from it.
@@ -192,7 +192,7 @@ class PerturbationScores:
         conditions = self.table["condition"].nunique()
         found = self.table["perturbation"].nunique() if "perturbation" in self.table else conditions
         each = "" if found == conditions else f" of {found} perturbation{'' if found == 1 else 's'}"
-        kind = "held-out condition" if self._trained else "condition"
+        kind = "held-out condition" if self.held_out else "condition"
         return f"{conditions} {kind}{'' if conditions == 1 else 's'}{each}"
 
     def _header(self) -> str:
@@ -227,8 +227,8 @@ class PerturbationScores:
         return lines
 
     def _conclusions(self) -> list[str]:
-        lines = [] if self._trained else [_UNTRAINED]
-        if not self._trained and (there := [name for name in _BEYOND_MEAN if name in set(self.table["metric"])]):
+        lines = [] if self.held_out else [_UNTRAINED]
+        if not self.held_out and (there := [name for name in _BEYOND_MEAN if name in set(self.table["metric"])]):
             lines.append(f"{' and '.join(there)} refer to the mean change of the scored conditions.")
         for model in self.models:
             winners = self._winners(model)
@@ -246,7 +246,7 @@ class PerturbationScores:
         narrow = [str(name) for name in ranges.index[ranges < _NARROW]]
         if narrow:
             lines.append(
-                f"On these data even a perfect prediction would hardly beat {'the perturbed mean' if self._trained else 'no change'} "
+                f"On these data even a perfect prediction would hardly beat {'the perturbed mean' if self.held_out else 'no change'} "
                 f"in {', '.join(narrow)}."
             )
         above = self.above_ceiling()

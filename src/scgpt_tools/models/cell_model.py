@@ -26,7 +26,7 @@ from scgpt_tools.models.modes import without_memory
 from scgpt_tools.models.precision import resolve_device
 from scgpt_tools.models.publishing import push_folder
 from scgpt_tools.models.summary import as_html, as_text
-from scgpt_tools.models.transfer import Transfer, copy_weights
+from scgpt_tools.models.transfer import Transfer, by_part, copy_weights
 from scgpt_tools.nn.context import Context
 from scgpt_tools.nn.embedders import Embedder
 from scgpt_tools.nn.output import CellOutput
@@ -329,12 +329,14 @@ class CellModel(nn.Module):
 
         Returns
         -------
-        The new model, on the same device.  Parts that ``start`` lacks, such as a new head, are those of this model.
+        The new model, on the same device.  Parts that ``start`` lacks, such as a new head, are those of this model; parts
+        that ``start`` alone has are left out, and logged.
 
         Raises
         ------
         ValueError
-            If this model's vocabulary does not begin with that of ``start``, or their networks have not the same parts.
+            If this model's vocabulary does not begin with that of ``start``, their networks have not the same parts, or
+            ``start`` is this model with more parts, as where the two are taken for each other.
         """
         check_type("start", start, CellModel)
         check_fraction("share", share)
@@ -353,6 +355,14 @@ class CellModel(nn.Module):
                 f"Expected the model that {self.name!r} was fine-tuned from, found {start.name!r}, in which "
                 f"{shaped[0] if shaped else 'no part of the encoder is the same'}."
             )
+        if found.dropped:
+            parts = by_part(found.dropped)
+            if not found.missing:
+                raise ValueError(
+                    f"Expected the model that {self.name!r} was fine-tuned from, found {start.name!r}, which has more parts: "
+                    f"{parts}. Call `average_with` of the fine-tuned model, with the model before as `start`."
+                )
+            logger.info("Parts of %r that %r lacks are left out of their mean: %s.", start.name, self.name, parts)
         return model
 
     # ------------------------------------------------------------------ files

@@ -34,7 +34,7 @@ class Transfer:
             "starting from scratch": dict.fromkeys(self.missing, ""),
             "left behind": self.dropped,
         }
-        said = (f"{what}: {_by_part(names)}" for what, names in parts.items() if names or what != "taken over in part")
+        said = (f"{what}: {by_part(names)}" for what, names in parts.items() if names or what != "taken over in part")
         return "; ".join(said) + "."
 
     def grown(self, names: Iterable[str]) -> Transfer:
@@ -92,7 +92,7 @@ def left_behind(names: Iterable[str], source: Mapping[str, Tensor], target: Mapp
     }
 
 
-def _by_part(reasons: Mapping[str, str]) -> str:
+def by_part(reasons: Mapping[str, str]) -> str:
     """Names of parts, with how many tensors each has and why they were left behind."""
     parts = Counter(
         (".".join(name.split(".")[: 1 if name.startswith("encoder.") else 2]), reason)

@@ -113,7 +113,8 @@ def perturbation_benchmark(
     figure = panels[0].get_figure(root=True)
     n = table["condition"].nunique()
     if figure is not None and ax is None:
-        figure.suptitle(title or f"{n} held-out conditions{'' if group is None else f' ({group})'}", x=0.02, ha="left")
+        counted = f"{n} {'held-out ' if scores.held_out else ''}condition{'' if n == 1 else 's'}"
+        figure.suptitle(title or f"{counted}{'' if group is None else f' ({group})'}", x=0.02, ha="left")
     elif title:
         panels[0].set_title(title)
     return finish(panels[0], show=show, save=save, return_fig=return_fig)
