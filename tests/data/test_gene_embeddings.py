@@ -9,7 +9,9 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from scgpt_tools.data.gene_embeddings import SOURCES, GeneEmbeddings, file_names, find_gene_embeddings
 from scgpt_tools.data.pickles import read_pickle
@@ -50,6 +52,34 @@ def test_parquet_with_a_row_for_each_gene(tmp_path):
     pd.DataFrame({"gene": GENES, "vector": VECTORS.tolist()}).to_parquet(tmp_path / "b.parquet")
     for name in ("a.parquet", "b.parquet"):
         np.testing.assert_array_equal(GeneEmbeddings.read(tmp_path / name).vectors, VECTORS)
+
+
+def test_parquet_that_is_no_such_table(tmp_path):
+    pytest.importorskip("pyarrow")
+    file = tmp_path / "a.parquet"
+    pd.DataFrame({"gene": ["A", "A", "B"], "vector": VECTORS.tolist()}).to_parquet(file)
+    with pytest.raises(ValueError, match="each gene once, found A"):
+        GeneEmbeddings.read(file)
+    pd.DataFrame({"name": GENES, "x": VECTORS[:, 0]}).to_parquet(file)
+    with pytest.raises(ValueError, match="in a column 'gene' or .*found the columns 'name', 'x'"):
+        GeneEmbeddings.read(file)
+    pd.DataFrame(VECTORS, index=list(GENES), columns=list("wxyz")).convert_dtypes().to_parquet(file)
+    np.testing.assert_array_equal(GeneEmbeddings.read(file).vectors, VECTORS)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"a\.parquet' to be a whole parquet file"):
+        GeneEmbeddings.read(file)
+
+
+def test_bfloat16_is_read(tmp_path):
+    file = tmp_path / "a.safetensors"
+    save_tensors({gene: torch.tensor(row).bfloat16() for gene, row in zip(GENES, VECTORS, strict=True)}, file)
+    np.testing.assert_allclose(GeneEmbeddings.read(file).vectors, VECTORS, rtol=1e-2)
+
+
+def test_the_name_of_a_file_tells_its_source(tmp_path):
+    file = tmp_path / "GO_P_gene_embedding-gpt3.5-ada-avg.pickle"
+    file.write_bytes(pickle.dumps(MAPPING))
+    assert GeneEmbeddings.read(file).provenance["source"] == "go_p_avg"
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -99,7 +129,9 @@ def test_a_function_of_ours_cannot_be_changed(tmp_path):
     [
         ({"A": [1.0], "B": [1.0, 2.0]}, "one width"),
         ({"A": [1.0, np.nan]}, "finite"),
+        ({"A": [1e39]}, "beyond float32"),
         ({"A": [[1.0]]}, "a vector of numbers"),
+        ({"A": [[1.0], [1.0, 2.0]]}, "a vector of numbers for 'A'"),
         ({"A": ["x"]}, "a vector of numbers"),
         ({}, "found none"),
     ],
@@ -173,6 +205,28 @@ def test_no_overlap_is_refused():
 def test_coverage_is_counted():
     report = GeneEmbeddings.from_mapping(MAPPING).report(VOCABULARY, ["A", "X", "Q", "B"])
     assert report == {"embedded": 3, "vocabulary": 3, "vocabulary_embedded": 2, "data": 4, "data_embedded": 2}
+
+
+def test_one_text_is_no_list_of_genes():
+    """Its letters would be counted."""
+    found = GeneEmbeddings.from_mapping(MAPPING)
+    for call in (
+        found.coverage,
+        lambda genes: found.report(VOCABULARY, genes),
+        lambda genes: found.rows(VOCABULARY, genes=genes),
+    ):
+        with pytest.raises(TypeError, match="to be a list of texts, found 'AB'"):
+            call("AB")
+    with pytest.raises(TypeError, match="to be a list of texts"):
+        GeneEmbeddings("ABC", VECTORS)
+
+
+def test_coverage_counts_what_the_table_has():
+    vocabulary = Vocabulary(["B", "A", "X", "<pad>", "<cls>"], aliases={"OLD_A": "A"})
+    found = GeneEmbeddings(("OLD_A", "B", "C"), VECTORS)
+    counts = found.report(vocabulary, ["A", "OLD_A", "X", "C"])
+    assert counts["vocabulary_embedded"] == found.rows(vocabulary).any(axis=1).sum() == 2
+    assert counts["data_embedded"] == 3
 
 
 def test_the_text_of_an_alias_stands_behind_that_of_the_gene():

@@ -56,10 +56,16 @@ class GeneEmbeddings:
             raise ValueError(f"Expected a vector for each of {len(self.genes)} genes, found the shape {vectors.shape}.")
         if vectors.dtype.kind not in "fiu":
             raise ValueError(f"Expected vectors of numbers, found {vectors.dtype}.")
-        if not np.isfinite(vectors).all():
-            bad = [self.genes[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))[:5]]
-            raise ValueError(f"Expected finite vectors, found NaN or infinite numbers for {', '.join(bad)}.")
-        check_texts("genes", list(self.genes))
+        check_texts("genes", self.genes)
+        self.__dict__.update(genes=tuple(self.genes), vectors=vectors)
+        # Models and files keep them in float32.
+        with np.errstate(over="ignore"):
+            usable = np.isfinite(vectors.astype(np.float32, copy=False)).all(axis=1)
+        if not usable.all():
+            bad = [self.genes[row] for row in np.flatnonzero(~usable)[:5]]
+            raise ValueError(
+                f"Expected finite vectors, found NaN, infinite numbers or such beyond float32 for {', '.join(bad)}."
+            )
         if len(set(self.genes)) < len(self.genes):
             twice = pd.Index(self.genes)[pd.Index(self.genes).duplicated()][:5]
             raise ValueError(f"Expected each gene once, found {', '.join(twice)} more than once.")
@@ -90,10 +96,13 @@ class GeneEmbeddings:
         for gene, vector in mapping.items():
             if not isinstance(gene, str):
                 raise TypeError(f"Expected genes to be named by texts, found {type(gene).__name__}.")
-            row = np.asarray(vector)
+            try:
+                row = np.asarray(vector)
+            except ValueError:  # lists of several lengths in a list
+                row = np.empty(0, dtype=object)
             if row.ndim != 1 or row.dtype.kind not in "fiu":
                 raise ValueError(
-                    f"Expected a vector of numbers for {gene!r}, found {type(vector).__name__} of shape {row.shape}."
+                    f"Expected a vector of numbers for {gene!r}, found {type(vector).__name__} of {row.dtype}, shape {row.shape}."
                 )
             widths.setdefault(len(row), gene)
             rows.append(row)
@@ -135,6 +144,7 @@ class GeneEmbeddings:
         if not place.is_file():
             raise FileNotFoundError(f"Expected a file of gene embeddings at {str(place)!r}, found none.")
         found = lookup(_READERS, place.suffix.lower(), "format of gene embeddings")(place)
+        source = source or next((known for known in SOURCES if place.name in file_names(known)), None)
         about = {"file": place.name, **({} if source is None else {"source": source})}
         return replace(found, provenance={**about, **found.provenance})
 
@@ -174,7 +184,7 @@ class GeneEmbeddings:
         -------
         One row per gene, with the column ``embedded``.
         """
-        names = list(genes)
+        names = _listed(genes)
         return pd.DataFrame({"embedded": np.isin(names, self.genes)}, index=pd.Index(names, name="gene"))
 
     def report(self, vocabulary: Vocabulary, genes: Iterable[str] = ()) -> dict[str, int]:
@@ -192,10 +202,12 @@ class GeneEmbeddings:
         ``embedded``, ``vocabulary``, ``vocabulary_embedded`` and, with a table, ``data`` and ``data_embedded``.
         """
         known = [token for token in vocabulary if not vocabulary.is_special(token)]
-        counts = {"embedded": len(self), "vocabulary": len(known)}
-        counts["vocabulary_embedded"] = int(self.coverage(known)["embedded"].sum())
-        if names := list(genes):
-            counts |= {"data": len(names), "data_embedded": int(self.coverage(names)["embedded"].sum())}
+        texts = {token for token, _ in self._places(vocabulary, self.genes)}
+        counts = {"embedded": len(self), "vocabulary": len(known), "vocabulary_embedded": len(texts)}
+        if names := _listed(genes):
+            own = set(self.genes)
+            there = [token in texts or name in own for token, name in zip(vocabulary.ids(names), names, strict=True)]
+            counts |= {"data": len(names), "data_embedded": sum(there)}
         return counts
 
     def rows(
@@ -237,30 +249,34 @@ class GeneEmbeddings:
             check_choice("compat", compat, ("upstream",))
             return self._upstream(vocabulary, rng, genes)
         row = {gene: number for number, gene in enumerate(self.genes)}
-        wanted = list(self.genes if genes is None else (gene for gene in dict.fromkeys(genes) if gene in row))
-        named = set(wanted)
-        ids = vocabulary.ids(wanted)
-        known = [
-            (token, row[gene])
-            for token, gene in zip(ids.tolist(), wanted, strict=True)
-            # A token's own text comes before that of another name for it.
-            if token >= 0
-            and not vocabulary.is_special(gene)
-            and (vocabulary.tokens[token] == gene or vocabulary.tokens[token] not in named)
-        ]
+        wanted = list(self.genes if genes is None else (gene for gene in dict.fromkeys(_listed(genes)) if gene in row))
+        known = self._places(vocabulary, wanted)
         if not known:
+            among = "" if genes is None else f"the {len(wanted)} that `genes` names of "
             raise ValueError(
                 f"Expected embeddings of genes of the vocabulary, such as {_first(vocabulary)}, found none among "
-                f"{len(wanted)}, such as {', '.join(self.genes[:3])}. Name genes as the vocabulary does."
+                f"{among}{len(self)}, such as {', '.join(self.genes[:3])}. Name genes as the vocabulary does."
             )
         table = np.zeros((len(vocabulary), self.width), dtype=np.float32)
         if missing == "draw":
             if not isinstance(rng, np.random.Generator | np.random.RandomState):
                 rng = np.random.default_rng(rng)
             table[:] = rng.uniform(-_BOUND, _BOUND, table.shape)
-        tokens, rows = (list(part) for part in zip(*known, strict=True))
-        table[tokens] = self.vectors[rows]
+        tokens, named = (list(part) for part in zip(*known, strict=True))
+        table[tokens] = self.vectors[[row[gene] for gene in named]]
         return table
+
+    def _places(self, vocabulary: Vocabulary, wanted: Sequence[str]) -> list[tuple[int, str]]:
+        """Tokens that have a text, each with the gene whose text it is."""
+        named = set(wanted)
+        return [
+            (token, gene)
+            for token, gene in zip(vocabulary.ids(wanted).tolist(), wanted, strict=True)
+            # A token's own text comes before that of another name for it.
+            if token >= 0
+            and not vocabulary.is_special(gene)
+            and (vocabulary.tokens[token] == gene or vocabulary.tokens[token] not in named)
+        ]
 
     def _upstream(self, vocabulary: Vocabulary, rng: RowRng, genes: Sequence[str] | None) -> NDArray[np.float64]:
         if genes is None:
@@ -269,7 +285,7 @@ class GeneEmbeddings:
             rng = np.random.RandomState(rng)
         table = rng.uniform(-_BOUND, _BOUND, (len(vocabulary), self.width))
         row = {gene: number for number, gene in enumerate(self.genes)}
-        for gene, token in zip(genes, vocabulary.ids(genes).tolist(), strict=True):
+        for gene, token in zip(_listed(genes), vocabulary.ids(genes).tolist(), strict=True):
             if gene in row:
                 table[token if token >= 0 else vocabulary.pad_id] = self.vectors[row[gene]]
         return table
@@ -338,6 +354,13 @@ SOURCES = (
 """What the files of scGenePT's release hold."""
 
 
+def _listed(genes: Iterable[str]) -> list[str]:
+    """Names of genes, not the letters of one."""
+    if isinstance(genes, str):
+        raise TypeError(f"Expected `genes` to be a list of texts, found {genes!r}.")
+    return list(genes)
+
+
 def _first(vocabulary: Vocabulary) -> str:
     return ", ".join([token for token in vocabulary if not vocabulary.is_special(token)][:3])
 
@@ -368,7 +391,12 @@ def _read_npz(path: Path) -> GeneEmbeddings:
 def _read_safetensors(path: Path) -> GeneEmbeddings:
     try:
         arrays: dict[str, NDArray[Any]] = dict(load_file(path))
-    except (SafetensorError, ValueError, RuntimeError, TypeError):
+    except TypeError:
+        # NumPy has no bfloat16; torch, which takes a moment to import, has.
+        from safetensors.torch import load_file as load_tensors
+
+        arrays = {name: tensor.float().numpy() for name, tensor in load_tensors(path).items()}
+    except (SafetensorError, ValueError, RuntimeError):
         raise ValueError(f"Expected {str(path)!r} to be a whole safetensors file, found a damaged one.") from None
     return _of_arrays(arrays, path)
 
@@ -387,16 +415,28 @@ def _of_arrays(arrays: dict[str, NDArray[Any]], path: Path) -> GeneEmbeddings:
 
 def _read_parquet(path: Path) -> GeneEmbeddings:
     optional("pyarrow", extra="text")
-    frame = pd.read_parquet(path)
-    column = next((name for name in ("gene", "genes", "symbol") if name in frame.columns), None)
+    try:
+        frame = pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"Expected {str(path)!r} to be a whole parquet file, found a damaged one: {error}") from None
+    column = next((name for name in _GENE_COLUMNS if name in frame.columns), None)
     frame = frame if column is None else frame.set_index(column)
     if frame.shape[1] == 1 and frame.dtypes.iloc[0].kind == "O":
+        if frame.index.has_duplicates:
+            twice = frame.index[frame.index.duplicated()][:5]
+            raise ValueError(f"Expected each gene once, found {', '.join(map(str, twice))} more than once.")
         return GeneEmbeddings.from_mapping(dict(zip(frame.index, frame.iloc[:, 0], strict=True)))
     if not all(dtype.kind in "fiu" for dtype in frame.dtypes):
         raise ValueError(
-            f"Expected {str(path)!r} to hold a row of numbers for each gene, found {frame.dtypes.unique()}."
+            f"Expected {str(path)!r} to hold a row of numbers, or one list of them, for each gene, with the genes as index or "
+            f"in a column {' or '.join(map(repr, _GENE_COLUMNS))}, found the columns {', '.join(map(repr, frame.columns[:6]))}."
         )
-    return GeneEmbeddings(tuple(frame.index), frame.to_numpy())
+    # Nullable columns are of types of pandas' own.
+    kind = np.result_type(np.float32, *(getattr(dtype, "numpy_dtype", dtype) for dtype in frame.dtypes))
+    return GeneEmbeddings(tuple(frame.index), frame.to_numpy(dtype=kind, na_value=np.nan))
+
+
+_GENE_COLUMNS = ("gene", "genes", "symbol")
 
 
 _READERS: dict[str, Callable[[Path], GeneEmbeddings]] = {
