@@ -32,7 +32,9 @@ def absent(name: object, choices: Iterable[object], kind: str, *, near: Iterable
     ``near``: names of which the nearest is told, where they are more than those that are listed.
     """
     names = [str(choice) for choice in choices if choice is not None]
-    close = get_close_matches(str(name), names if near is None else near, n=1)
+    pool = names if near is None else list(near)
+    same = [other for other in pool if other.casefold() == str(name).casefold()]
+    close = same or get_close_matches(str(name), pool, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"Found no {kind} {name!r}.{hint} {_listing(names)}"
 

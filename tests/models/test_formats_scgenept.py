@@ -123,6 +123,34 @@ def test_the_folder_tells_functions_from_all_of_go(tmp_path):
         assert load(place).config.embedder.parts["go"].source == source
 
 
+@pytest.mark.parametrize(
+    ("folder", "text", "go"),
+    [
+        ("norman/scgenept_ncbi+uniprot_gpt_go_all_gpt_avg/seed_42/models", "ncbi+uniprot", "go_all_avg"),
+        ("go_all/scgenept_ncbi+uniprot/scgenept_ncbi_gpt_go_f_gpt_concat/norman", "ncbi", "go_f_concat"),
+    ],
+)
+def test_the_folder_that_is_nearest_to_the_file_tells_the_texts(tmp_path, monkeypatch, folder, text, go):
+    """Folders of the original's training among them, and the folder that one is in."""
+    weights = tensors(made("scgenept_ncbi_gpt_go_f"), tmp_path)
+    place = released(tmp_path, weights, folder=folder, name="best_model.pt")
+    monkeypatch.chdir(place)
+    for path in (place, ".", "best_model.pt"):
+        parts = load(path).config.embedder.parts
+        assert (parts["text"].source, parts["go"].source) == (text, go)
+
+
+def test_what_the_files_do_not_tell_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    model = made("scgenept_ncbi_gpt_go_f")
+    load(released(tmp_path, tensors(model, tmp_path), folder="x/y", name="best_model.pt"))
+    assert "NCBI's summaries from those with UniProt's" in caplog.text
+    assert "molecular functions from all axes" in caplog.text
+    caplog.clear()
+    CellModel.from_pretrained(tmp_path / "written", device="cpu")
+    assert "does not tell" not in caplog.text
+
+
 def test_without_settings_the_number_of_heads_is_taken_with_a_warning(tmp_path):
     weights = tensors(made(), tmp_path)
     with pytest.warns(UserWarning, match="nheads = 8"):
@@ -155,6 +183,15 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, change, said):
 def test_another_vocabulary_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not belong to these weights"):
         load(released(tmp_path, tensors(made(), tmp_path), tokens=[*VOCABULARY.tokens, "E"]))
+
+
+def test_a_shorter_vocabulary_is_refused_or_said(tmp_path):
+    """Padding would be looked for in the row of a gene, or genes in those of others."""
+    weights = tensors(made(), tmp_path)
+    with pytest.raises(ValueError, match="does not belong to these weights"):
+        load(released(tmp_path, weights, folder="a", tokens=[*"AB"]))
+    with pytest.warns(UserWarning, match="for each of the 7 rows of the tables, found 5"):
+        load(released(tmp_path, weights, folder="b", tokens=[*"BD", "<pad>", "<cls>", "<eoc>"]))
 
 
 def test_a_model_of_scgpt_is_none_of_scgenept(tmp_path):

@@ -167,6 +167,13 @@ def test_a_vocabulary_longer_than_the_table_is_refused(original, tmp_path):
     refused(original.write(tmp_path), "at most 27 tokens .* found 28: the two files do not belong together")
 
 
+def test_a_vocabulary_of_fewer_genes_without_special_tokens_is_refused(original, tmp_path):
+    """Padding would be looked for in the row of a gene."""
+    genes = [token for token in original.vocabulary if not original.vocabulary.is_special(token)]
+    original.vocabulary = Vocabulary(genes[:-2])
+    refused(original.write(tmp_path), "the special tokens in the vocabulary, .* found 22 tokens")
+
+
 def test_a_missing_vocabulary_is_refused(original, tmp_path):
     folder = original.write(tmp_path, vocabulary=False)
     refused(folder, "vocab.json", FileNotFoundError)

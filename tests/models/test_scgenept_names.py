@@ -65,6 +65,23 @@ def test_the_nearest_name_is_named():
         parse_model_type("scgenept_go_c_gpt_concatt")
 
 
+def test_a_name_in_other_letters_is_named_as_it_is():
+    with pytest.raises(ValueError, match="Did you mean 'scgenept_go_c_gpt'"):
+        parse_model_type("scGenePT_go_C_gpt")
+
+
+@pytest.mark.parametrize("token", [True, False])
+@pytest.mark.parametrize("count", [True, False])
+@pytest.mark.parametrize("text", [None, "ncbi"])
+@pytest.mark.parametrize("go", [None, "c"])
+def test_a_name_never_says_other_streams(token, count, text, go):
+    kind = ModelType(token=token, count=count, text=text, go=go)
+    try:
+        assert parse_model_type(kind.name) == kind
+    except ValueError:
+        assert kind.name == "+".join(kind.streams)
+
+
 @pytest.mark.parametrize("wrong", [{"text": "llama"}, {"go": "x"}, {"go_pooling": "max"}, {"token": 1}])
 def test_options_are_checked(wrong):
     with pytest.raises((ValueError, TypeError), match="Expected"):

@@ -140,6 +140,18 @@ def test_own_texts_keep_their_name(base):
     assert to_scgenept(base, "scgenept_ncbi", texts).config.embedder.parts["text"].source == "my notes"
 
 
+def test_texts_of_another_source_than_the_name_says_are_refused(base, tmp_path):
+    """They were recorded, and written for the original, as those of the name."""
+    file = tmp_path / "GO_F_gene_embeddings-gpt3.5-ada-concat.pickle"
+    file.write_bytes(pickle.dumps(TEXTS))
+    for texts in (file, GeneEmbeddings.read(file), {"go": GeneEmbeddings.read(tmp_path, source="go_f_concat")}):
+        with pytest.raises(ValueError, match=r"of 'go_c_concat' for .*, found those of 'go_f_concat'"):
+            to_scgenept(base, "scgenept_go_c", texts)
+    assert to_scgenept(base, "scgenept_go_f", file).config.embedder.parts["go"].source == "go_f_concat"
+    with pytest.raises(TypeError, match=r"\['text'\] alone for .*, found 'go'"):
+        to_scgenept(base, "scgenept_ncbi", {"text": TEXTS, "go": TEXTS})
+
+
 def test_what_does_not_go_together_is_refused(base):
     with pytest.raises(TypeError, match="for the texts of the model type"):
         to_scgenept(base, "scgenept_ncbi_gpt")

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from scgpt_tools._files import placed, written_together
+from scgpt_tools._warnings import warn_user
 from scgpt_tools.config import from_dict, to_dict
 from scgpt_tools.models.config import (
     ClassifierConfig,
@@ -163,12 +164,15 @@ def read(source: Source) -> Checkpoint:
     check_matrices(weights)
     _silence(weights, Settings(args))
     rows = {key: len(tensor) for key, tensor in weights.items() if key.endswith(_TABLES)}
-    vocabulary = _fit(vocabulary, rows)
-    config = _config(Settings(args), weights, vocabulary, sources=_sources(axes, str(source.weights)), rows=rows)
+    own = OWN in args
+    vocabulary = _fit(vocabulary, rows, own=own)
+    texts = ["text"] if "embedder.text.table.weight" in weights else []
+    sources = _sources(texts, axes, str((source.weights or source.folder).absolute()), own=own)
+    config = _config(Settings(args), weights, vocabulary, sources=sources, rows=rows)
     return Checkpoint(config, vocabulary, weights, transfer, args)
 
 
-def _fit(vocabulary: Vocabulary, rows: Mapping[str, int]) -> Vocabulary:
+def _fit(vocabulary: Vocabulary, rows: Mapping[str, int], *, own: bool) -> Vocabulary:
     """The vocabulary with the special tokens that the original appends where a file lacks them."""
     whole = vocabulary.with_specials()
     if not rows:
@@ -176,10 +180,16 @@ def _fit(vocabulary: Vocabulary, rows: Mapping[str, int]) -> Vocabulary:
     most = max(rows.values())
     if len(whole) > most:
         whole = vocabulary
-    if len(whole) > most or min(rows.values()) < most:
+    # Tokens that are appended are those of the last rows, or nobody knows of which.
+    if len(whole) > most or min(rows.values()) < most or (len(whole) < most and vocabulary.pad not in vocabulary):
         raise ValueError(
-            f"Expected {len(whole)} rows or more, one for each token of {VOCABULARY}, and as many in each table, found "
-            f"{dict(rows)}: the vocabulary does not belong to these weights."
+            f"Expected {len(whole)} rows, one for each token of {VOCABULARY} and each special token, and as many in each "
+            f"table, found {dict(rows)}: the vocabulary does not belong to these weights."
+        )
+    if len(whole) < most and not own:
+        warn_user(
+            f"Expected a token in {VOCABULARY} for each of the {most} rows of the tables, found {len(whole)}. If it is of other "
+            "weights, genes are read from rows of others; get the file that belongs to these."
         )
     return whole
 
@@ -187,15 +197,26 @@ def _fit(vocabulary: Vocabulary, rows: Mapping[str, int]) -> Vocabulary:
 _TABLES = ("genes.table.weight", "text.table.weight", "go.table.weight")
 
 
-def _sources(axes: list[str], path: str) -> dict[str, str]:
-    """What the texts were, as far as the tensors and the names of folders and files tell."""
-    last = "/".join(path.replace("\\", "/").split("/")[-3:]).lower()
-    found = {"text": "ncbi+uniprot" if "ncbi+uniprot" in last else "ncbi"}
+def _sources(texts: list[str], axes: list[str], path: str, *, own: bool) -> dict[str, str]:
+    """What the texts were, as far as the tensors and the names of file and folders tell; the nearest to the file counts.
+
+    The original trains to ``<dataset>/<model_type>/seed_<n>/models/best_model.pt``.
+    """
+    last = path.lower().replace("\\", "/").split("/")[:-6:-1]
+
+    def nearest(pattern: str) -> str:
+        return next((match[0] for name in last if (match := re.search(pattern, name))), "")
+
+    said, axis = nearest(r"ncbi(\+uniprot)?"), nearest(r"go_(f|all)(?![a-z])")
+    found = {"text": said or "ncbi"}
+    if texts and not said and not own:
+        logger.info("The file does not tell NCBI's summaries from those with UniProt's; taken for the first.")
     if axes:
-        axis = "all" if axes == ["f"] and "go_all" in last else axes[0]
-        pooling = next((pooling for pooling in ("concat", "avg") if pooling in last), "")
-        found["go"] = f"go_{axis}" + (f"_{pooling}" if pooling else "")
-        if axes == ["f"] and not re.search(r"go_(f|all)", last):
+        pooling = nearest(r"(?<![a-z])(concat|avg)(?![a-z])")
+        found["go"] = "_".join(
+            filter(None, ("go_all" if axes == ["f"] and axis == "go_all" else f"go_{axes[0]}", pooling))
+        )
+        if axes == ["f"] and not axis and not own:
             logger.info("The file does not tell GO's molecular functions from all axes; taken for the first.")
     return found
 

@@ -238,6 +238,12 @@ def _fit(vocabulary: Vocabulary, weights: dict[str, Tensor], source: str) -> Voc
             f"Expected at most {rows} tokens in the vocabulary, the rows of the gene table in {source}, found "
             f"{len(vocabulary)}: the two files do not belong together."
         )
+    # Tokens that are appended are those of the last rows, or nobody knows of which.
+    if len(whole) < rows and not (vocabulary.pad in vocabulary and vocabulary.cls in vocabulary):
+        raise ValueError(
+            f"Expected the special tokens in the vocabulary, or as many genes as leave the last of the {rows} rows of the gene "
+            f"table in {source} for them, found {len(vocabulary)} tokens: the two files do not belong together."
+        )
     if len(whole) > rows:
         logger.warning("%s has no trained row for %s; it is zero.", source, ", ".join(whole.tokens[rows:]))
         weights[key] = torch.cat((weights[key], torch.zeros(len(whole) - rows, weights[key].shape[1])))

@@ -68,13 +68,15 @@ class ModelType:
 
     @property
     def name(self) -> str:
-        """The original's name, or what it would be."""
+        """The original's name, or what it would be; the streams where its names have none for them."""
         go = f"go_{self.go}_gpt_{self.go_pooling}" if self.go else ""
         text = f"{self.text}_gpt" if self.text else ""
         end = "" if self.pretrained_attention else _NO_ATTENTION
-        if not go and not text:
-            plain = {(True, True): "scgpt", (False, True): "scgpt_counts", (True, False): "scgpt_tokens"}
-            return plain.get((self.token, self.count), "flags") + end
+        for name, on in _PLAIN.items():
+            if not self.sources and (self.token, self.count) == on:
+                return name + end
+        if not self.count and (self.token or not self.sources):
+            return "+".join(self.streams) + end
         if self.count and not self.token:
             return ("scgenept_" if text else "") + "_".join(filter(None, (text, go))) + "_scgpt_counts" + end
         prefix = "scgenept_" if self.token else "genept_" if text else ""

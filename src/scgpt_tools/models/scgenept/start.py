@@ -15,7 +15,7 @@ import torch
 from scgpt_tools._arguments import check_arguments
 from scgpt_tools._validate import as_seed, check_choice, check_type
 from scgpt_tools._warnings import warn_user
-from scgpt_tools.data.gene_embeddings import GeneEmbeddings, Missing, warn_of_coverage
+from scgpt_tools.data.gene_embeddings import SOURCES, GeneEmbeddings, Missing, warn_of_coverage
 from scgpt_tools.models.cell_model import CellModel
 from scgpt_tools.models.config import LanguageConfig, TransformerConfig
 from scgpt_tools.models.families.scgenept import scgenept
@@ -92,8 +92,8 @@ def to_scgenept(
     TypeError
         If a stream of texts has no embeddings.
     ValueError
-        If the model is none of scGPT, there is no such model type, a file holds anything but vectors, or no gene of it is
-        in the vocabulary.
+        If the model is none of scGPT, there is no such model type, a file holds anything but vectors or those of other
+        texts of the release than the model type names, or no gene of it is in the vocabulary.
 
     Warns
     -----
@@ -188,6 +188,11 @@ def _embeddings(kind: ModelType, given: Given | None, called: str) -> dict[str, 
             "with the files of scGenePT's release, or what `sct.pp.embed_gene_texts` returns."
         )
     by_stream = isinstance(given, Mapping) and set(given) <= {"text", "go"}
+    if by_stream and isinstance(given, Mapping) and (unread := [name for name in given if name not in sources]):
+        raise TypeError(
+            f"Expected gene_embeddings of {list(sources)} alone for the model type {called!r}, found {unread[0]!r}, which it "
+            "has no stream for."
+        )
     found = {}
     for name, source in sources.items():
         own = given.get(name) if by_stream and isinstance(given, Mapping) else given
@@ -199,6 +204,12 @@ def _embeddings(kind: ModelType, given: Given | None, called: str) -> dict[str, 
                 f"for the model type {called!r}, found {type(own).__name__}."
             )
         found[name] = _read(own, source)
+        said = found[name].provenance.get("source")
+        if said in SOURCES and said != source:
+            raise ValueError(
+                f"Expected embeddings of {source!r} for the model type {called!r}, found those of {said!r}. Name the model "
+                "type after its texts, or pass those that it names."
+            )
     return found
 
 
