@@ -135,6 +135,14 @@ def test_a_folder_is_searched_by_the_model_type(base, tmp_path):
         to_scgenept(base, "scgenept_go_p", tmp_path)
 
 
+def test_texts_of_genes_that_the_vocabulary_lacks_are_said_to_be_of_no_use(base, caplog):
+    with caplog.at_level("INFO", logger="scgpt_tools"):
+        to_scgenept(base, "scgenept_ncbi_gpt", TEXTS)
+        assert "are not read" not in caplog.text
+        to_scgenept(base, "scgenept_ncbi_gpt", TEXTS | {"NEW": np.ones(6), "OTHER": np.ones(6)})
+    assert "Texts of 2 of 32 genes are not read, for the vocabulary lacks them: NEW, OTHER." in caplog.text
+
+
 def test_own_texts_keep_their_name(base):
     texts = GeneEmbeddings.from_mapping(TEXTS, {"source": "my notes"})
     assert to_scgenept(base, "scgenept_ncbi", texts).config.embedder.parts["text"].source == "my notes"

@@ -68,6 +68,9 @@ def test_several_models_stand_side_by_side(cells):
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == ["control (40 cells)", "observed (20 cells)", "predicted (20 cells)", "other (20 cells)"]
     assert len(ax.patches) == 12
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert len(diamonds) == 6
+    assert len({line.get_markerfacecolor() for line in diamonds}) == 2
     with pytest.raises(KeyError, match="absent"):
         sct.pl.perturbation_de(cells, "G0", predicted=["predicted", "absent"], show=False)
     with pytest.raises(ValueError, match="at most 5"):

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
+import torch
 
 from scgpt_tools.data.gene_embeddings import GeneEmbeddings
 from scgpt_tools.pp import embed_gene_texts
@@ -118,9 +120,42 @@ def test_an_encoder_that_returns_something_else(found):
         embed_gene_texts({"A": "a", "B": "b"}, lambda _: found)
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([[1.0, 2.0], [1.0]], "rows of several lengths"),
+        ([[1.0], [np.nan]], "NaN or infinite numbers for the text 'b'"),
+        (sp.csr_matrix(np.eye(2)), "csr_matrix"),
+    ],
+    ids=["ragged", "nan", "sparse"],
+)
+def test_what_is_wrong_with_the_rows_of_an_encoder_is_said(found, message):
+    with pytest.raises(ValueError, match=f"finite row of numbers for each of 2 texts, found.*{message}"):
+        embed_gene_texts({"A": "a", "B": "b"}, lambda _: found)
+
+
+def test_an_encoder_may_return_half_precision():
+    found = embed_gene_texts({"A": "a", "B": "b"}, lambda texts: torch.ones(len(texts), 3, dtype=torch.bfloat16))
+    np.testing.assert_array_equal(found.vectors, np.ones((2, 3), dtype=np.float32))
+
+
+def test_genes_that_no_row_has_any_more_are_not_asked_for():
+    """A table that was cut keeps the categories of what was cut off."""
+    texts = pd.DataFrame({"gene": pd.Categorical(["A", "B", "C"]), "text": ["a", "b", "c"]}).iloc[:2]
+    assert embed_gene_texts(texts, letters).genes == ("A", "B")
+
+
+def test_embeddings_of_many_genes_are_shown_in_a_line():
+    found = embed_gene_texts({f"G{number}": "a" for number in range(2000)}, letters, source="mine")
+    assert repr(found).startswith("GeneEmbeddings of 2,000 genes, 4 numbers each; source 'mine', encoder 'letters'")
+
+
 def test_absent_files_and_other_formats(tmp_path):
     with pytest.raises(FileNotFoundError, match="found none"):
         embed_gene_texts(tmp_path / "absent.json", letters)
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(ValueError, match="Expected a table of texts in .*empty.csv"):
+        embed_gene_texts(tmp_path / "empty.csv", letters)
     (tmp_path / "texts.txt").touch()
     with pytest.raises(ValueError, match="in a .json or a .csv"):
         embed_gene_texts(tmp_path / "texts.txt", letters)

@@ -131,6 +131,8 @@ def test_genes_that_the_model_cannot_be_told_of_are_named(match, controls):
         match().check(["G0", "ELSEWHERE", "G10", "NOWHERE"])
     with pytest.raises(ValueError, match="no token for NOWHERE"):
         match(unmeasured="token").batch(controls, [("NOWHERE",), (), ()], KEYS, seed=0)
+    with pytest.raises(ValueError, match=r"no token for g1, NOWHERE\. .*Did you mean G1\?"):
+        match().check(["G0", "g1", "NOWHERE"])
     match(unmeasured="token").check(["G0", "ELSEWHERE"])
 
 

@@ -161,7 +161,7 @@ def _without_controls(adata):
 
 
 BAD = {
-    "unknown gene": (lambda adata: adata, {"perts": "GENE0"}, "no token for GENE0"),
+    "unknown gene": (lambda adata: adata, {"perts": "GENE0"}, "no token for GENE0.*before it is fine-tuned"),
     "unknown gene in a combination": (lambda adata: adata, {"perts": ["G1", "G0+NOPE"]}, "no token for NOPE"),
     "no perturbation": (lambda adata: adata, {"perts": []}, "Expected `perts` to name at least 1"),
     "control as perturbation": (lambda adata: adata, {"perts": "ctrl"}, "to name genes"),

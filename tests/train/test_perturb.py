@@ -258,6 +258,13 @@ def test_bad_input_is_refused(cells):
         finetune(cells, base, **QUICK, sampling="one_batch")
 
 
+def test_cells_that_were_not_divided_are_told_how(cells):
+    undivided = cells.copy()
+    del undivided.obs["split"]
+    with pytest.raises(KeyError, match="Run pp.perturbation_split, or pass a share of the conditions"):
+        finetune(undivided, pretrained(cells.var_names), **QUICK)
+
+
 def test_held_out_cells_do_not_reach_the_weights(cells):
     """Whatever the test cells hold, the same model comes out."""
     changed = cells.copy()
@@ -275,6 +282,9 @@ def test_genes_without_a_token_can_be_added(cells):
     base = pretrained([name for name in cells.var_names if name != "G7"])
     with pytest.raises(ValueError, match=r"no token for G7\. .*extend='auto'"):
         finetune(cells, base, **QUICK, validation=0.0, extend="nothing")
+    with pytest.raises(ValueError, match=r"no token for G7\. .*with unmeasured='token' besides"):
+        few = cells[:, [name for name in cells.var_names if name != "G7"]].copy()
+        finetune(few, base, **QUICK, validation=0.0, unmeasured="error")
     larger = base.adapt(vocabulary=base.vocabulary.extended(["G7"]))
     model = finetune(cells, larger, **QUICK, validation=0.0)
     kept = model.state_dict()["embedder.genes.table.weight"]

@@ -40,7 +40,7 @@ _BOUND = 0.1
 _VECTORS, _GENES = "vectors", "genes"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GeneEmbeddings:
     """A vector for each of some genes, and where the vectors come from."""
 
@@ -72,6 +72,10 @@ class GeneEmbeddings:
 
     def __len__(self) -> int:
         return len(self.genes)
+
+    def __repr__(self) -> str:
+        known = ", ".join(f"{name} {value!r}" for name, value in self.provenance.items())
+        return f"GeneEmbeddings of {len(self):,} genes, {self.width:,} numbers each{known and f'; {known}'}"
 
     @property
     def width(self) -> int:

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from scgpt_tools.screens.held_out import HeldOutScreen
     from scgpt_tools.tokens.perturbations import Direction, GeneSet
 
+_TOKENS_BEFORE = (
+    " Leave out genes that the model has no token for, or give them one before it is fine-tuned: "
+    "model.adapt(vocabulary=model.vocabulary.extended(genes))."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
@@ -62,7 +67,8 @@ class Predictor:
 
     def check(self, perturbed: Iterable[GeneSet]) -> None:
         """Refuse perturbations of genes that have no column or no token; all are named."""
-        self.tokens.check(perturbed_genes("+".join(genes) for genes in set(perturbed) if genes))
+        genes = perturbed_genes("+".join(genes) for genes in set(perturbed) if genes)
+        self.tokens.check(genes, hint=_TOKENS_BEFORE if self.tokens.unmapped(genes).without_token else "")
 
     def knows(self, perturbed: Sequence[GeneSet]) -> NDArray[np.bool_]:
         """(n,) which sets of genes the network can be conditioned on.

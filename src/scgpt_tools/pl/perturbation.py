@@ -56,7 +56,7 @@ def perturbation_de(
     """Show the genes that a perturbation changes most: control, observed and predicted cells.
 
     Boxes hold the middle half of the cells, whiskers 5 to 95 %, relative to the mean of the controls.  Predictions vary
-    less than cells, for what a model predicts is a mean.  Perturbed genes bear a star.  A perturbation that no cell has
+    less than cells, for what a model predicts is a mean; a diamond stands at theirs.  Perturbed genes bear a star.  A perturbation that no cell has
     is shown beside the controls only.
 
     Parameters
@@ -127,6 +127,9 @@ def perturbation_de(
             showfliers=False,
             patch_artist=True,
             manage_ticks=False,
+            # The box of predictions that are all alike is a line, whose colour nobody sees.
+            showmeans=kind not in ("control", "observed"),
+            meanprops={"marker": "D", "markersize": 4, "markerfacecolor": colour, "markeredgecolor": ink()},
             medianprops={"color": ink(), "linewidth": 1},
             boxprops={"facecolor": colour, "edgecolor": ink(), "linewidth": 0.5},
             whiskerprops={"linewidth": 0.7, "color": ink()},

@@ -134,7 +134,9 @@ def _texts_by_gene(texts: Any) -> dict[str, list[str]]:
         name = check_text("a gene of texts", gene)
         several = [own] if isinstance(own, str) else own
         if not isinstance(several, list | tuple | pd.Series | np.ndarray):
-            raise TypeError(f"Expected a text or several for {name!r}, found {type(own).__name__}.")
+            raise TypeError(
+                f"Expected a text or several for {name!r}, found {type(own).__name__}. Leave out genes without."
+            )
         if not len(several):
             raise ValueError(f"Expected a text or several for {name!r}, found none. Leave out genes without.")
         found[name] = [check_text(f"the text of {name}", text) for text in several]
@@ -147,8 +149,11 @@ def _read(path: Path) -> Any:
     if path.suffix == ".json":
         return read_json(path, megabytes=512)
     if path.suffix == ".csv":
-        # Otherwise a gene called NA is a missing value.
-        return pd.read_csv(path, dtype=str, na_filter=False)
+        try:
+            # Otherwise a gene called NA is a missing value.
+            return pd.read_csv(path, dtype=str, na_filter=False)
+        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+            raise ValueError(f"Expected a table of texts in {str(path)!r}, found none: {error}.") from error
     raise ValueError(f"Expected texts in a .json or a .csv, found {path.name!r}.")
 
 
@@ -160,7 +165,7 @@ def _of_frame(frame: pd.DataFrame) -> dict[str, list[str]]:
         )
     if frame[[_GENE, column]].isna().any().any():
         raise ValueError("Expected a gene and a text in each row of the table of texts, found missing values.")
-    return {str(gene): own.tolist() for gene, own in frame.groupby(_GENE, sort=False)[column]}
+    return {str(gene): own.tolist() for gene, own in frame.groupby(_GENE, sort=False, observed=True)[column]}
 
 
 def _encoder(encoder: Any) -> tuple[Encode, str]:
@@ -179,10 +184,14 @@ def _encoder(encoder: Any) -> tuple[Encode, str]:
 
 def _encoded(encode: Encode, texts: list[str], name: str) -> NDArray[np.float64]:
     found = encode(texts)
-    rows = np.asarray(found.detach().cpu().numpy() if hasattr(found, "detach") else found)
-    if rows.ndim != 2 or len(rows) != len(texts) or rows.dtype.kind not in "fiu" or not np.isfinite(rows).all():
-        raise ValueError(
-            f"Expected the encoder {name!r} to return a finite row of numbers for each of {len(texts)} texts, found "
-            f"{rows.dtype} of shape {rows.shape}."
-        )
+    expected = f"Expected the encoder {name!r} to return a finite row of numbers for each of {len(texts)} texts, found"
+    try:
+        # NumPy has no bfloat16.
+        rows = np.asarray(found.detach().cpu().float().numpy() if hasattr(found, "detach") else found)
+    except ValueError:
+        raise ValueError(f"{expected} rows of several lengths.") from None
+    if rows.ndim != 2 or len(rows) != len(texts) or rows.dtype.kind not in "fiu":
+        raise ValueError(f"{expected} {rows.dtype} of shape {rows.shape} ({type(found).__name__}).")
+    if not (finite := np.isfinite(rows).all(axis=1)).all():
+        raise ValueError(f"{expected} NaN or infinite numbers for the text {texts[int(finite.argmin())][:60]!r}.")
     return rows.astype(np.float64)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scgpt_tools._keys import PairKeys, SplitKeys
+from scgpt_tools._lookup import absent
 from scgpt_tools._validate import check_fraction
 from scgpt_tools._warnings import warn_user
 from scgpt_tools.data.epochs import in_batches
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ADD_TOKENS = " Pass extend='auto' to add tokens for them, or unmeasured='drop' to leave their cells out."
+_ADD_TOKENS = (
+    " Genes without a token get one with extend='auto', and if they have no column either with unmeasured='token' besides. "
+    "Or leave their cells out with unmeasured='drop'."
+)
 # Sets the draw of a cell's control apart from the draws of its genes.
 _CONTROL = 101
 
@@ -205,6 +209,11 @@ def screen_parts(
     """
     is_control = control_mask(conditions)
     if isinstance(validation, str):
+        if SplitKeys(validation).obs not in adata.obs:
+            raise KeyError(
+                f"{absent(validation, adata.obs.columns, 'key in `obs`:')} Run pp.perturbation_split, or pass a share of the "
+                "conditions as `validation`, 0 for none."
+            )
         part = read_parts(adata.obs, SplitKeys(validation).obs)
     elif check_fraction("validation", validation, one=False) == 0:
         part = np.full(len(conditions), "train", dtype=object)

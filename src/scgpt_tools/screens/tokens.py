@@ -93,6 +93,9 @@ class ScreenTokens:
         advice = (
             " Pass unmeasured='token' to add the tokens of genes without a column." if unmapped.without_column else ""
         )
+        spelt = {token.upper(): token for token in self.tokenizer.vocabulary.tokens}
+        if near := [spelt[gene.upper()] for gene in unmapped.without_token if gene.upper() in spelt]:
+            advice += f" Did you mean {', '.join(near[:_SHOWN])}?"
         raise ValueError(
             f"Expected a column and a token for every perturbed gene, found {unmapped}. The model would not see these "
             f"perturbations.{advice}{hint}"

@@ -248,5 +248,15 @@ def _tables(
     for name, embeddings in found.items():
         rows = embeddings.rows(base.vocabulary, missing=missing, rng=rng, genes=genes, compat=compat)
         warn_of_coverage(embeddings, base.vocabulary, genes or ())
+        lacking = [gene for gene in embeddings.genes if gene not in base.vocabulary]
+        if lacking and compat is None:
+            logger.info(
+                "Texts of %s of %s genes are not read, for the vocabulary lacks them: %s%s. Such genes need tokens before they "
+                "get texts: model.adapt(vocabulary=model.vocabulary.extended(genes)).",
+                f"{len(lacking):,}",
+                f"{len(embeddings):,}",
+                ", ".join(lacking[:5]),
+                ", ..." if len(lacking) > 5 else "",
+            )
         tables[name] = rows.astype(np.float32)
     return tables
