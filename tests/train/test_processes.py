@@ -133,8 +133,8 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 def test_kill_9_and_resume_end_where_an_uninterrupted_run_ends(folder):
     """The process is killed in the middle of an epoch, wherever it happens to be."""
     # Each in a process of its own: libraries that other tests load can change how a process rounds.
-    finish(start("-c", PRETRAIN, str(written(folder, "whole", epochs=60, checkpoint_steps=2)), str(folder)))
-    process = start("-c", PRETRAIN, str(written(folder, "killed", epochs=60, checkpoint_steps=2)), str(folder))
+    finish(start("-c", PRETRAIN, str(written(folder, "whole", epochs=24, checkpoint_steps=2)), str(folder)))
+    process = start("-c", PRETRAIN, str(written(folder, "killed", epochs=24, checkpoint_steps=2)), str(folder))
     history = folder / "killed" / "run" / "history.csv"
     try:
         deadline = time.monotonic() + 120
@@ -147,9 +147,9 @@ def test_kill_9_and_resume_end_where_an_uninterrupted_run_ends(folder):
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "killed" / "model.safetensors").exists()
-    again = written(folder, "killed", epochs=60, checkpoint_steps=2, resume=True)
+    again = written(folder, "killed", epochs=24, checkpoint_steps=2, resume=True)
     finish(start("-c", PRETRAIN, str(again), str(folder)))
-    assert len(pd.read_csv(history)) == 60
+    assert len(pd.read_csv(history)) == 24
     whole, resumed = (load_file(folder / name / "model.safetensors") for name in ("whole", "killed"))
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
@@ -213,8 +213,8 @@ def test_two_processes_pretrain_two_streams_as_one(folder):
 
 @pytest.mark.slow
 def test_pretraining_two_streams_goes_on_where_it_was_killed(folder):
-    finish(start("-c", PRETRAIN, str(written(folder, "whole", DEEPSC, epochs=30, checkpoint_steps=2)), str(folder)))
-    process = start("-c", PRETRAIN, str(written(folder, "killed", DEEPSC, epochs=30, checkpoint_steps=2)), str(folder))
+    finish(start("-c", PRETRAIN, str(written(folder, "whole", DEEPSC, epochs=16, checkpoint_steps=2)), str(folder)))
+    process = start("-c", PRETRAIN, str(written(folder, "killed", DEEPSC, epochs=16, checkpoint_steps=2)), str(folder))
     history = folder / "killed" / "run" / "history.csv"
     try:
         deadline = time.monotonic() + 120
@@ -225,7 +225,7 @@ def test_pretraining_two_streams_goes_on_where_it_was_killed(folder):
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    again = written(folder, "killed", DEEPSC, epochs=30, checkpoint_steps=2, resume=True)
+    again = written(folder, "killed", DEEPSC, epochs=16, checkpoint_steps=2, resume=True)
     finish(start("-c", PRETRAIN, str(again), str(folder)))
     whole, resumed = (load_file(folder / name / "model.safetensors") for name in ("whole", "killed"))
     for name, tensor in whole.items():
