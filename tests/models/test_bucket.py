@@ -105,6 +105,15 @@ def test_a_released_checkpoint_by_name(server, tmp_path):
     assert zoo.vocabulary_of("scgenept_go_all-norman", cache_dir=tmp_path / "other").tokens == model.vocabulary.tokens
 
 
+def test_a_vocabulary_that_was_downloaded_is_found_offline(server, tmp_path):
+    """By itself, or with the weights."""
+    first = zoo.vocabulary_of("scgenept_go_all-norman", cache_dir=tmp_path / "a")
+    CellModel.from_pretrained("scgenept_go_all-norman", cache_dir=tmp_path / "b", device="cpu")
+    for place in ("a", "b"):
+        found = zoo.vocabulary_of("scgenept_go_all-norman", cache_dir=tmp_path / place, local_files_only=True)
+        assert found == first
+
+
 def test_pages_of_a_list_and_odd_keys(server):
     server.files |= {"models/a/../b.pt": b"x", "models/a/c&amp;d.pt": b"y"}
     found = Bucket(server.url).entries("models/a/")
@@ -146,8 +155,13 @@ def test_what_is_missing_is_named(server, tmp_path):
     server.files[f"{FOLDER}/second.pt"] = b"x"
     with pytest.raises(FileNotFoundError, match=r"best_model_anything.pt, .*second.pt"):
         CellModel.from_pretrained("scgenept_go_all-norman", cache_dir=tmp_path / "cache")
-    with sct.settings.override(offline=True), pytest.raises(FileNotFoundError, match="found nothing"):
-        CellModel.from_pretrained("scgenept_go_all-norman", cache_dir=tmp_path / "cache")
+    # Of the cache, not of the bucket.
+    with sct.settings.override(offline=True):
+        for call in (CellModel.from_pretrained, zoo.vocabulary_of):
+            with pytest.raises(FileNotFoundError, match=r"downloaded to .*cache.*`settings.offline` is on; found no"):
+                call("scgenept_go_all-norman", cache_dir=tmp_path / "cache")
+        with pytest.raises(FileNotFoundError, match=r"downloaded to .*cache.*`settings.offline` is on; found nothing"):
+            sct.datasets.gene_embeddings("ncbi", cache_dir=tmp_path / "cache")
     with pytest.raises(ValueError, match="revision"):
         CellModel.from_pretrained("scgenept_go_all-norman", revision="main")
 

@@ -82,6 +82,7 @@ def gene_embeddings(
     found = next((entries[name] for name in names if name in entries), None)
     if found is None:
         raise FileNotFoundError(
-            f"Expected one of {', '.join(names)} in {bucket.url}/{_FOLDER}, found {', '.join(sorted(entries)[:12]) or 'nothing'}."
+            f"Expected one of {', '.join(names)} in {_FOLDER} of {bucket.place}; found "
+            f"{', '.join(sorted(entries)[:12]) or 'nothing'}."
         )
     return GeneEmbeddings.read(bucket.get(found), source=source)

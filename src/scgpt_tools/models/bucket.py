@@ -62,6 +62,13 @@ class Bucket:
         self.folder = as_path("cache_dir", place) / "scgenept"
         self.offline = local_files_only or settings.offline
 
+    @property
+    def place(self) -> str:
+        """Where :meth:`entries` looks, for messages."""
+        if not self.offline:
+            return self.url
+        return f"what was downloaded to {str(self.folder)!r}, since `local_files_only` or `settings.offline` is on"
+
     def entries(self, prefix: str) -> list[Entry]:
         """List the files whose keys begin with something; offline, those that were downloaded.
 
@@ -72,7 +79,7 @@ class Bucket:
         """
         if self.offline:
             place = self.folder / prefix
-            files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else []
+            files = sorted(path for path in (place, *place.rglob("*")) if path.is_file())
             return [Entry(path.relative_to(self.folder).as_posix(), path.stat().st_size) for path in files]
         found: list[Entry] = []
         after: str | None = ""
@@ -208,10 +215,10 @@ def fetch_checkpoint(bucket: Bucket, folder: str, vocabulary: str) -> Path:
     weights = [entry for entry in entries if entry.name.endswith(".pt")]
     if len(weights) != 1:
         there = ", ".join(entry.key for entry in entries[:8]) or "nothing"
-        raise FileNotFoundError(f"Expected one file of weights (.pt) in {bucket.url}/{folder}, found {there}.")
+        raise FileNotFoundError(f"Expected one file of weights (.pt) in {folder} of {bucket.place}; found {there}.")
     name = PurePosixPath(vocabulary).name
     beside = [entry for entry in entries if entry.name == name] if bucket.offline else bucket.entries(vocabulary)
     if not beside:
-        raise FileNotFoundError(f"Expected the vocabulary {vocabulary} in {bucket.url}, found none.")
+        raise FileNotFoundError(f"Expected the vocabulary {vocabulary} of {bucket.place}; found none.")
     bucket.get(beside[0], folder)
     return bucket.get(weights[0])

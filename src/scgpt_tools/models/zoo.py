@@ -298,8 +298,11 @@ def vocabulary_of(
     if (released := RELEASED.get(fspath(source))) is not None and released.bucket is not None:
         bucket = Bucket(endpoint or SCGENEPT_BUCKET, cache_dir=cache_dir, local_files_only=local_files_only)
         found = bucket.entries(_VOCABULARY)
+        if not found and bucket.offline:
+            # Beside weights that were downloaded.
+            found = bucket.entries(f"{released.bucket}/{Path(_VOCABULARY).name}")
         if not found:
-            raise FileNotFoundError(f"Expected {_VOCABULARY} in {bucket.url}, found none.")
+            raise FileNotFoundError(f"Expected {_VOCABULARY} of {bucket.place}; found none.")
         return formats.read_vocabulary(bucket.get(found[0]))
     repository, origin = _repository(fspath(source))
     remote = Repository(
