@@ -94,7 +94,10 @@ def test_training_moves_the_table_as_it_was_told(base, cells, options):
 
 
 def test_a_tuned_model_predicts_and_travels(base, cells, tmp_path):
-    tuned = finetune(cells, to_scgenept(base, "scgenept_go_all", TEXTS, missing="draw"), **QUICK)
+    started = to_scgenept(base, "scgenept_go_all", TEXTS, missing="draw")
+    with pytest.warns(UserWarning, match="whose head 'expression' started from scratch"):
+        tl.predict_perturbation(cells.copy(), "G1", started, show_progress=False)
+    tuned = finetune(cells, started, **QUICK)
     predicted = {}
     for name, place in (("saved", tuned.save(tmp_path / "saved")), ("exported", tuned.export(tmp_path / "exported"))):
         again = CellModel.from_pretrained(place, device="cpu")

@@ -183,6 +183,13 @@ def test_bad_input_leaves_the_table_as_it_was(cells, model, unchanged, case):
     assert unchanged(adata) == before
 
 
+def test_models_by_name_are_no_list(cells, model):
+    with pytest.raises(
+        TypeError, match="Expected `model` to be one or a list of them, whose mean is taken, found dict"
+    ):
+        sct.tl.predict_perturbation(cells, "G1", {"mine": model})
+
+
 def test_models_without_flags_are_refused(cells, make_model):
     with pytest.raises(ValueError, match=r"fine-tuned to predict perturbations, found 'tiny'.*task='perturb'"):
         sct.tl.predict_perturbation(cells, "G0", make_model())

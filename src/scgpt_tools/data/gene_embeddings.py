@@ -107,6 +107,7 @@ class GeneEmbeddings:
             if row.ndim != 1 or row.dtype.kind not in "fiu":
                 raise ValueError(
                     f"Expected a vector of numbers for {gene!r}, found {type(vector).__name__} of {row.dtype}, shape {row.shape}."
+                    + (" Embed texts with sct.pp.embed_gene_texts first." if isinstance(vector, str) else "")
                 )
             widths.setdefault(len(row), gene)
             rows.append(row)

@@ -166,6 +166,13 @@ def open_predictor(
             f"Expected a model that was fine-tuned to predict perturbations, found {loaded.name!r}, which was not. Make "
             "one with `sct.train.finetune(adata, model, task='perturb')`."
         )
+    new = () if loaded.transfer is None else loaded.transfer.missing
+    if loaded.history is None and any(name.startswith("heads.expression.") for name in new):
+        warn_user(
+            f"Expected a model that was fine-tuned to predict perturbations, found {loaded.name!r}, whose head 'expression' "
+            "started from scratch. Unless you trained it yourself, its predictions mean nothing: run "
+            "`sct.train.finetune(adata, model, task='perturb')` first."
+        )
     flag = flag_of(
         read_direction(source.adata, key) if direction is None else direction,
         trained=config.perturbation_flags,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
 from os import PathLike
@@ -320,6 +320,10 @@ def _open(
     adata: AnnData, model: AnyModel | Sequence[AnyModel] | None, request: Request, **options: Any
 ) -> Predictor | Ensemble:
     """A network, or several."""
+    if isinstance(model, Mapping):
+        raise TypeError(
+            f"Expected `model` to be one or a list of them, whose mean is taken, found {type(model).__name__}."
+        )
     if not isinstance(model, Iterable) or isinstance(model, str | PathLike):
         return open_predictor(adata, model, request, **options)
     opened: list[Predictor] = []
