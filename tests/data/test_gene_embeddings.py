@@ -200,6 +200,10 @@ def test_rows_of_a_vocabulary():
 def test_no_overlap_is_refused():
     with pytest.raises(ValueError, match="Expected embeddings of genes of the vocabulary, such as B2"):
         GeneEmbeddings.from_mapping(MAPPING).rows(Vocabulary.from_genes(["B2"]))
+    # With the original's table all texts would go to padding.
+    for compat in (None, "upstream"):
+        with pytest.raises(ValueError, match="found none among the 1 that `genes` names of 3"):
+            GeneEmbeddings.from_mapping(MAPPING).rows(VOCABULARY, genes=["C", "X"], compat=compat)
 
 
 def test_coverage_is_counted():

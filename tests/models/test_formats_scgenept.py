@@ -38,6 +38,7 @@ def masking(model_type: str, *, width: int = 24, shift: float = 0.1) -> CellMode
         with torch.no_grad():
             for name in {"text", "go"} & set(config.embedder.parts):
                 part = model.embedder.part(name)
+                part.table.weight.uniform_(-0.1, 0.1)
                 part.table.weight[[1, 4, 5, 6]] = 0
                 part.norm.weight += shift * torch.randn(8)
                 part.norm.bias += shift * torch.randn(8)
@@ -170,6 +171,7 @@ def test_special_tokens_that_a_vocabulary_lacks_are_appended(tmp_path):
         ({"gopt_encoder_f.fc.weight": torch.zeros(8, 4)}, "do not fit"),
         ({"ln.weight": torch.zeros(8, 1)}, "to be a vector"),
         ({"pert_encoder.weight": torch.zeros(3)}, "to be a matrix"),
+        ({"pert_encoder.weight": torch.zeros(1, 8)}, "for genes that are perturbed and for others"),
         ({"something.else": torch.zeros(3)}, "none of its parts takes"),
         ({"decoder.fc.2.weight": torch.full((8, 8), float("nan"))}, "to be finite"),
     ],
@@ -279,7 +281,7 @@ def test_low_rank_corrections_are_written_beside_rows_without_a_text(tmp_path):
         torch.manual_seed(1)
         model = CellModel(config, VOCABULARY).eval()
         with torch.no_grad():
-            model.embedder.part("text").table.weight[1:] = 0
+            model.embedder.part("text").table.weight[:1].uniform_(-0.1, 0.1)
             model.embedder.part("text").table.change[0] = 1
     ids, values, flags = torch.tensor([[0, 1]]), torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.int64)
     wanted = expression(model, ids, values, flags)

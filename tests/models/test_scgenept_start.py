@@ -77,6 +77,20 @@ def test_a_gene_without_a_text_is_not_touched_by_the_stream(base):
 
 
 @pytest.mark.parametrize("options", [{}, {"frozen": True}, {"frozen": True, "rank": 2}])
+def test_tokens_that_are_added_have_no_text(base, options):
+    """Random ones before, which a frozen table would have kept; rows that the first table has to spare too."""
+    spare = base.adapt(n_tokens=base.config.n_tokens + 2)
+    vocabulary = base.vocabulary.extended(["NEW", "NEWER", "NEWEST"])
+    ids = torch.from_numpy(vocabulary.ids(["NEW", "NEWEST", "G3"]))
+    for start in (base, spare):
+        model = to_scgenept(start, "scgenept_ncbi_gpt", TEXTS, **options).adapt(vocabulary=vocabulary)
+        with torch.no_grad():
+            vectors = model.embedder.part("text")(ids)
+        assert not vectors[:2].any()
+        assert vectors[2].any()
+
+
+@pytest.mark.parametrize("options", [{}, {"frozen": True}, {"frozen": True, "rank": 2}])
 def test_training_moves_the_table_as_it_was_told(base, cells, options):
     model = to_scgenept(base, ModelType(text="ncbi", go="c"), {"text": TEXTS, "go": TEXTS}, **options)
     tuned = finetune(cells, model, **QUICK)

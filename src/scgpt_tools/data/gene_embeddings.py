@@ -252,7 +252,8 @@ class GeneEmbeddings:
         check_choice("missing", missing, ("mask", "draw"))
         if compat is not None:
             check_choice("compat", compat, ("upstream",))
-            return self._upstream(vocabulary, rng, genes)
+            if genes is None:
+                raise ValueError("Expected `genes`, those of the data set, with compat='upstream', found None.")
         row = {gene: number for number, gene in enumerate(self.genes)}
         wanted = list(self.genes if genes is None else (gene for gene in dict.fromkeys(_listed(genes)) if gene in row))
         known = self._places(vocabulary, wanted)
@@ -262,6 +263,8 @@ class GeneEmbeddings:
                 f"Expected embeddings of genes of the vocabulary, such as {_first(vocabulary)}, found none among "
                 f"{among}{len(self)}, such as {', '.join(self.genes[:3])}. Name genes as the vocabulary does."
             )
+        if compat is not None and genes is not None:
+            return self._upstream(vocabulary, rng, _listed(genes))
         table = np.zeros((len(vocabulary), self.width), dtype=np.float32)
         if missing == "draw":
             if not isinstance(rng, np.random.Generator | np.random.RandomState):
@@ -283,14 +286,12 @@ class GeneEmbeddings:
             and (vocabulary.tokens[token] == gene or vocabulary.tokens[token] not in named)
         ]
 
-    def _upstream(self, vocabulary: Vocabulary, rng: RowRng, genes: Sequence[str] | None) -> NDArray[np.float64]:
-        if genes is None:
-            raise ValueError("Expected `genes`, those of the data set, with compat='upstream', found None.")
+    def _upstream(self, vocabulary: Vocabulary, rng: RowRng, genes: list[str]) -> NDArray[np.float64]:
         if not isinstance(rng, np.random.Generator | np.random.RandomState):
             rng = np.random.RandomState(rng)
         table = rng.uniform(-_BOUND, _BOUND, (len(vocabulary), self.width))
         row = {gene: number for number, gene in enumerate(self.genes)}
-        for gene, token in zip(_listed(genes), vocabulary.ids(genes).tolist(), strict=True):
+        for gene, token in zip(genes, vocabulary.ids(genes).tolist(), strict=True):
             if gene in row:
                 table[token if token >= 0 else vocabulary.pad_id] = self.vectors[row[gene]]
         return table

@@ -56,6 +56,9 @@ class Language(nn.Module):
         self.table = TextTable(rows, width, pad, frozen=frozen, rank=rank)
         self.projection, self.norm = Linear(width, dim), nn.LayerNorm(dim)
         self.masked = masked
+        if masked:
+            # No gene has a text before it is given one, nor have tokens that are added.
+            nn.init.zeros_(self.table.weight)
 
     def forward(self, genes: Tensor) -> Tensor:
         """Embed (...) token ids."""

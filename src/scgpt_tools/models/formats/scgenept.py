@@ -76,6 +76,8 @@ HEADS, HEADS_AT_WIDTH = 8, 512
 WITHOUT = "row_without_text"
 """Setting: by stream, one of the rows that are written for genes without a text."""
 
+_LEAST_FLAGS = 2
+
 EPSILON = 1e-5
 """Of the original's norms, and of ours."""
 TOLERANCE = 5e-5
@@ -247,6 +249,10 @@ def _config(
             plain = {"width": table.shape[1], "source": sources[name]}
             parts[name] = from_dict(LanguageConfig, {**plain, **said}, where=f"{ARGS}: {OWN}.languages.{name}")
     flags = weights["embedder.perturbation.weight"]
+    if len(flags) < _LEAST_FLAGS:
+        raise ValueError(
+            f"Expected rows of `pert_encoder.weight` for genes that are perturbed and for others, found {len(flags)}."
+        )
     # The flag of padding starts as zeros and is never trained.
     silent = (~flags.any(dim=1)).nonzero().flatten().tolist()
     parts["perturbation"] = PerturbationConfig(rows=len(flags), pad=silent[-1] if silent else None)
