@@ -156,6 +156,8 @@ def test_without_settings_the_number_of_heads_is_taken_with_a_warning(tmp_path):
     weights = tensors(made(), tmp_path)
     with pytest.warns(UserWarning, match="nheads = 8"):
         assert CellModel.from_pretrained(released(tmp_path, weights), device="cpu").config.encoder.heads == 8
+    with pytest.warns(UserWarning, match="Expected `nheads` in the settings"):
+        assert load(released(tmp_path, weights, folder="b"), dropout=0.1).config.encoder.heads == 8
 
 
 def test_special_tokens_that_a_vocabulary_lacks_are_appended(tmp_path):

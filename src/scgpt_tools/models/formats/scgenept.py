@@ -153,9 +153,14 @@ def read(source: Source) -> Checkpoint:
             f"Expected `ln.weight` of the checkpoint to be a vector, found {tuple(theirs['ln.weight'].shape)}."
         )
     args = source.settings
+    dim = theirs["ln.weight"].shape[0]
     if args is None:
-        dim = theirs["ln.weight"].shape[0]
         args = {"nheads": HEADS} if dim == HEADS_AT_WIDTH else source.settings_or({"nheads": HEADS})
+    elif dim != HEADS_AT_WIDTH and not {"nheads", "nhead"} & set(args):
+        warn_user(
+            f"Expected `nheads` in the settings of {str(source.weights)!r}, found none: {HEADS} is taken, which tensors do not "
+            "tell. If the model was made otherwise its results are wrong; pass settings={'nheads': ...}."
+        )
     source.check_content(checksums_in(args))
     vocabulary = source.vocabulary(Vocabulary.from_file)
     axes = [axis for axis, prefix in _GO.items() if any(name.startswith(prefix) for name in theirs)]
