@@ -298,7 +298,8 @@ def test_the_input_is_overwritten_only_when_allowed(h5ad, model, expected):
     ("words", "message"),
     [
         (("embde",), "Did you mean 'embed'"),
-        (("embed",), "arguments are required"),
+        (("embed",), "Expected input, -o/--output, found none"),
+        (("embed", "{in}"), "Expected -o/--output, found none"),
         (("embed", "absent.h5ad", "-o", "{out}"), "found nothing"),
         (("embed", "{in}", "-o", "out.h5mu"), "format of the input"),
         (("tokenize", "{in}", "-o", "out.zarr"), "format of the input"),

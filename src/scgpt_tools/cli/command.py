@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from argparse import ArgumentError
 from dataclasses import dataclass, field
 from importlib import import_module
 from inspect import Parameter, signature
@@ -56,7 +57,7 @@ class Command:
             if key not in names_of(parser):
                 raise ValueError(absent(key, sorted(names_of(parser)), f"option of `{name}` named"))
         settings = ["--config", json.dumps(given.settings)] if given.settings else []
-        options: dict[str, Any] = parser.parse_args([*settings, *given.words]).as_dict()
+        options = _parsed([*settings, *given.words], parser)
         options.pop("config", None)
         return options
 
@@ -359,6 +360,20 @@ def check_words(command: str, words: Sequence[str], known: Collection[str]) -> N
         if word.startswith("--") and name not in {*known, "help", ""}:
             message = absent(f"--{name}", [f"--{other}" for other in sorted(known)], f"option of `{command}` named")
             raise ValueError(message)
+
+
+def _parsed(words: Sequence[str], parser: ArgumentParser) -> dict[str, Any]:
+    """Options of words; what is missing is named as it is written."""
+    try:
+        options: dict[str, Any] = parser.parse_args(words).as_dict()
+    except ArgumentError as error:
+        missing = str(error).partition("arguments are required: ")[2]
+        if not missing:
+            raise
+        written = {action.dest: "/".join(action.option_strings) or action.dest for action in parser._actions}
+        names = ", ".join(written.get(name, name) for name in missing.split(", "))
+        raise ValueError(f"Expected {names}, found none. `{parser.prog} --help` explains the options.") from None
+    return options
 
 
 def _gathered(words: Sequence[str], parser: ArgumentParser) -> list[str]:
